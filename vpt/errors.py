@@ -1,0 +1,47 @@
+"""The errors this package raises on purpose.
+
+::
+
+    VPTError
+    ├── ImageError              a picture cannot be used
+    ├── RegionError             a region cannot be placed on a grid or an image
+    ├── PromptError             a question, message list or option cannot be turned into a prompt
+    ├── PositionError           token, feature or position counts of one input disagree
+    │   └── FeatureCountError   placeholders and features differ in number
+    ├── CheckpointError         a model folder is missing something, or holds something unknown
+    └── BudgetError             a request needs more room than it was given
+
+Each message says what was expected, what came, and what to do about it.
+"""
+
+
+class VPTError(Exception):
+    """Base class of every error raised on purpose by this package."""
+
+
+class ImageError(VPTError, ValueError):
+    """A picture is missing, unreadable, too large or of an unknown kind."""
+
+
+class RegionError(VPTError, ValueError):
+    """A region or box cannot be placed on its grid or image."""
+
+
+class PromptError(VPTError, ValueError):
+    """A question, a message list or an option cannot be turned into a prompt."""
+
+
+class PositionError(VPTError, ValueError):
+    """Tokens, images and calls of one input do not fit each other."""
+
+
+class FeatureCountError(PositionError):
+    """The number of placeholder tokens differs from the number of features."""
+
+
+class CheckpointError(VPTError):
+    """A model folder lacks a file, a weight or a setting, or holds unknown ones."""
+
+
+class BudgetError(VPTError, ValueError):
+    """A request does not fit the room (tokens, calls, slots) it was given."""

@@ -1,0 +1,393 @@
+"""The perception vocabulary: every token by which a model asks to look again.
+
+One table (:data:`BRANCH_TOKENS`) and one grid describe them all. Region Selection tokens name a
+box of cells on a ``k x k`` grid; Vision Re-Encoding tokens name a vision branch. Token strings
+are those of the released checkpoints (arXiv 2502.17425) and must not change; the code calls each
+branch by what it is, the released name survives in the strings only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vpt.boxes import GridBox
+from vpt.errors import CheckpointError, PromptError, RegionError
+
+RELEASED_GRID_SIZE = 8
+
+IMAGE_PAD = "<|image_pad|>"
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+REGION_START = "<|region_token_start|>"
+REGION_END = "<|region_token_end|>"
+
+
+@dataclass(frozen=True)
+class BranchTokens:
+    """One row of the vocabulary: the tokens that call one vision branch.
+
+    Attributes:
+        branch: what the code calls it, e.g. ``"dino"``.
+        released: the word the released token strings use for it, e.g. ``"detection"``.
+        encoder: its name in ``config.vision_encoder_ls`` and on the command line.
+    """
+
+    branch: str
+    released: str
+    encoder: str
+
+    @property
+    def start(self) -> str:
+        """Token that opens a call; the hidden state it produces is the control state."""
+        return f"<|{self.released}_action_start|>"
+
+    @property
+    def action(self) -> str:
+        """Control token; its embedding is replaced by the control state."""
+        return f"<|{self.released}_action|>"
+
+    @property
+    def end(self) -> str:
+        """Token that closes a call."""
+        return f"<|{self.released}_action_end|>"
+
+    @property
+    def pad(self) -> str:
+        """Placeholder that stands once per re-encoded feature."""
+        return f"<|{self.released}_image_pad|>"
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for one re-encoded image in the text of a dataset."""
+        return f"<{self.released}_image>"
+
+    @property
+    def call(self) -> str:
+        """A whole call, as the model writes it."""
+        return self.start + self.action + self.end
+
+
+BRANCH_TOKENS: dict[str, BranchTokens] = {
+    row.branch: row
+    for row in (
+        BranchTokens(branch="reencode", released="clip", encoder="clip"),
+        BranchTokens(branch="dino", released="detection", encoder="dino"),
+        BranchTokens(branch="sam", released="seg", encoder="sam"),
+    )
+}
+"""The re-encoding branches. A new one is a new row here and a file in ``branches/``."""
+
+ENCODER_TO_BRANCH = {row.encoder: row.branch for row in BRANCH_TOKENS.values()}
+
+INVITE_REGION = (
+    "Identify the region that can help you answer the question, and then answer the question."
+)
+INVITE_REENCODE = "Require additional perception features, and then answer the question."
+
+PERCEPTION_MODES = ("auto", "none", "region", "reencode", *ENCODER_TO_BRANCH)
+"""Ways to ask: free choice, never, a region, any re-encoding, or one named re-encoding."""
+
+
+@dataclass(frozen=True)
+class PerceptionCall:
+    """One request by the model to look again.
+
+    Attributes:
+        branch: ``"crop"`` or a key of :data:`BRANCH_TOKENS`.
+        start: index of the call's first token in the parsed sequence.
+        end: index after its last token.
+        region: for ``"crop"`` the cells it names, else ``None``.
+    """
+
+    branch: str
+    start: int
+    end: int
+    region: GridBox | None = None
+
+
+@dataclass(frozen=True)
+class MalformedCall:
+    """Perception tokens that make no call, and why.
+
+    Attributes:
+        start: index of the first token concerned.
+        end: index after the last one.
+        text: the tokens as written.
+        reason: what is wrong with them.
+    """
+
+    start: int
+    end: int
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ParsedTurn:
+    """The calls of one assistant turn, well-formed and malformed, each in reading order."""
+
+    calls: tuple[PerceptionCall, ...]
+    malformed: tuple[MalformedCall, ...]
+
+
+def coordinate_tokens(axis: str, grid_size: int = RELEASED_GRID_SIZE) -> list[str]:
+    """Tokens of one axis (``"x"`` or ``"y"``), in cell order."""
+    return [f"<|{axis}_{cell}|>" for cell in range(grid_size)]
+
+
+def region_tokens(grid_size: int = RELEASED_GRID_SIZE) -> list[str]:
+    """All Region Selection tokens, in the order the released tokenizers added them."""
+    return [
+        REGION_START,
+        REGION_END,
+        *coordinate_tokens("x", grid_size),
+        *coordinate_tokens("y", grid_size),
+    ]
+
+
+def perception_tokens(
+    branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+) -> tuple[list[str], list[str]]:
+    """Tokens a model with these branches needs.
+
+    Args:
+        branches: keys of :data:`BRANCH_TOKENS`.
+        grid_size: cells per side of the region grid.
+
+    Returns:
+        ``(special, ordinary)``. Pads are special tokens; those the model writes are ordinary
+        added tokens, so that they survive ``skip_special_tokens=True``, as released.
+    """
+    rows = [BRANCH_TOKENS[branch] for branch in branches]
+    special = [row.pad for row in rows]
+    ordinary = region_tokens(grid_size)
+    for row in rows:
+        ordinary += [row.start, row.action, row.end]
+    return special, ordinary
+
+
+def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
+    """Write a region as tokens: ``x_min y_min x_max y_max`` between start and end.
+
+    Raises:
+        RegionError: if the region does not fit the grid.
+    """
+    if max(region.x_max, region.y_max) >= grid_size:
+        raise RegionError(f"{region} does not fit a {grid_size}x{grid_size} grid")
+    corners = f"<|x_{region.x_min}|><|y_{region.y_min}|><|x_{region.x_max}|><|y_{region.y_max}|>"
+    return REGION_START + corners + REGION_END
+
+
+_SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?\d+)?\|>")
+_COORDINATE = re.compile(r"<\|([xy])_(\d+)\|>")
+
+
+def split_symbols(text: str) -> list[str]:
+    """Cut text into control tokens and the runs of plain text between them."""
+    symbols: list[str] = []
+    position = 0
+    for match in _SYMBOL.finditer(text):
+        if match.start() > position:
+            symbols.append(text[position : match.start()])
+        symbols.append(match.group())
+        position = match.end()
+    if position < len(text):
+        symbols.append(text[position:])
+    return symbols
+
+
+def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -> ParsedTurn:
+    """Find the perception calls in what the model wrote. Nothing is guessed.
+
+    A region is one or more coordinate tokens between start and end, at least one per axis; it
+    spans their extremes, in whatever order they come. A re-encoding is called by its start
+    token; the two tokens behind it, if they are there, belong to the call. All else that holds
+    perception tokens is reported as malformed.
+
+    Args:
+        turn: text, or a sequence of symbols (one string per token; plain text may be anything
+            that is not a control token, the empty string included).
+        grid_size: cells per side of the region grid.
+    """
+    symbols = split_symbols(turn) if isinstance(turn, str) else turn
+    branch_of_start = {row.start: row for row in BRANCH_TOKENS.values()}
+    calls: list[PerceptionCall] = []
+    malformed: list[MalformedCall] = []
+
+    def report(start: int, end: int, reason: str) -> None:
+        malformed.append(MalformedCall(start, end, "".join(symbols[start:end]), reason))
+
+    position = 0
+    while position < len(symbols):
+        symbol, start = symbols[position], position
+        if symbol == REGION_START:
+            position = _end_of_coordinates(symbols, position + 1)
+            if position < len(symbols) and symbols[position] == REGION_END:
+                position += 1
+                region, reason = _read_region(symbols[start + 1 : position - 1], grid_size)
+                if region is not None:
+                    calls.append(PerceptionCall("crop", start, position, region))
+                else:
+                    report(start, position, reason)
+            else:
+                report(start, position, "region is not closed")
+        elif symbol in branch_of_start:
+            row = branch_of_start[symbol]
+            position += 1
+            for rest in (row.action, row.end):
+                if position < len(symbols) and symbols[position] == rest:
+                    position += 1
+            calls.append(PerceptionCall(row.branch, start, position))
+        elif _is_stray(symbol):
+            while position < len(symbols) and _is_stray(symbols[position]):
+                position += 1
+            report(start, position, "perception tokens outside a call")
+        else:
+            position += 1
+    return ParsedTurn(tuple(calls), tuple(malformed))
+
+
+def _end_of_coordinates(symbols: Sequence[str], position: int) -> int:
+    while position < len(symbols) and _COORDINATE.fullmatch(symbols[position]):
+        position += 1
+    return position
+
+
+def _read_region(symbols: Sequence[str], grid_size: int) -> tuple[GridBox | None, str]:
+    cells: dict[str, list[int]] = {"x": [], "y": []}
+    for symbol in symbols:
+        match = _COORDINATE.fullmatch(symbol)
+        assert match is not None  # the caller stops at the first other symbol
+        cells[match[1]].append(int(match[2]))
+    if not symbols:
+        return None, "region names no cell"
+    if outside := [s for s in symbols if int(_COORDINATE.fullmatch(s)[2]) >= grid_size]:  # type: ignore[index]
+        return None, f"{outside[0]} lies outside the {grid_size}x{grid_size} grid"
+    for axis in "xy":
+        if not cells[axis]:
+            return None, f"region has no {axis} coordinate"
+    x, y = cells["x"], cells["y"]
+    return GridBox(min(x), min(y), max(x), max(y)), ""
+
+
+_STRAY = {REGION_END} | {token for row in BRANCH_TOKENS.values() for token in (row.action, row.end)}
+
+
+def _is_stray(symbol: str) -> bool:
+    return symbol in _STRAY or _COORDINATE.fullmatch(symbol) is not None
+
+
+def invite(question: str, perception: str) -> str:
+    """Add the words that invite a kind of perception, as in the released training data.
+
+    Args:
+        question: what the person asks.
+        perception: one of :data:`PERCEPTION_MODES`.
+
+    Raises:
+        PromptError: for an empty question or an unknown mode.
+    """
+    if perception not in PERCEPTION_MODES:
+        raise PromptError(
+            f"unknown perception mode {perception!r}; available: {', '.join(PERCEPTION_MODES)}"
+        )
+    if not question.strip():
+        raise PromptError("the question is empty; ask something about the image")
+    if perception in ("auto", "none"):
+        return question
+    words = INVITE_REGION if perception == "region" else INVITE_REENCODE
+    return f"{question.rstrip()} {words}"
+
+
+def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ...]:
+    """Branches a perception mode permits, out of those a model has.
+
+    Args:
+        perception: one of :data:`PERCEPTION_MODES`.
+        available: branches of the model, ``"crop"`` among them if it knows region tokens.
+
+    Raises:
+        PromptError: if the mode needs a branch the model lacks.
+    """
+    available = tuple(available)
+    if perception == "auto":
+        return available
+    if perception == "none":
+        return ()
+    if perception == "region":
+        wanted: tuple[str, ...] = ("crop",)
+    elif perception == "reencode":
+        wanted = tuple(branch for branch in available if branch in BRANCH_TOKENS)
+    else:
+        wanted = (ENCODER_TO_BRANCH[perception],)
+    if not wanted or not set(wanted) <= set(available):
+        names = [BRANCH_TOKENS[b].encoder if b in BRANCH_TOKENS else "region" for b in available]
+        raise PromptError(
+            f"this model cannot do perception={perception!r}; it has: {', '.join(names) or 'none'}"
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of the control tokens of one tokenizer.
+
+    Attributes:
+        ids: token string -> id, for every control token the tokenizer has.
+        branches: what the tokens permit: ``"crop"`` and keys of :data:`BRANCH_TOKENS`.
+        grid_size: cells per side of the region grid.
+        size: number of ids the tokenizer can write; rows of the head beyond are unused.
+    """
+
+    ids: Mapping[str, int]
+    branches: tuple[str, ...]
+    grid_size: int
+    size: int
+    _symbols: Mapping[int, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_symbols", {i: token for token, i in self.ids.items()})
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: object, branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+    ) -> Vocabulary:
+        """Look the control tokens up.
+
+        Args:
+            tokenizer: a transformers tokenizer.
+            branches: re-encoding branches the model has; their tokens must be there.
+            grid_size: cells per side; ``"crop"`` is permitted if the region tokens are there.
+
+        Raises:
+            CheckpointError: if a token that the model needs is missing.
+        """
+        known: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
+        branches = tuple(branches)
+        rows = [BRANCH_TOKENS[branch] for branch in branches]
+        needed = [IMAGE_PAD, VISION_START, VISION_END, TURN_START, TURN_END]
+        needed += [token for row in rows for token in (row.start, row.action, row.end, row.pad)]
+        if missing := [token for token in needed if token not in known]:
+            raise CheckpointError(
+                f"the tokenizer lacks {', '.join(missing)}; add them with `vpt init`, "
+                "or use the tokenizer that was saved with the model"
+            )
+        region = region_tokens(grid_size)
+        has_region = all(token in known for token in region)
+        optional = [token for token in [*region, "<|video_pad|>", "<|endoftext|>"]]
+        ids = {token: known[token] for token in [*needed, *optional] if token in known}
+        permitted = (("crop",) if has_region else ()) + branches
+        return cls(ids, permitted, grid_size, len(tokenizer))  # type: ignore[arg-type]
+
+    def symbols(self, token_ids: Iterable[int]) -> list[str]:
+        """Control-token strings of ``token_ids``; ``""`` for every other token."""
+        return [self._symbols.get(token_id, "") for token_id in token_ids]
+
+    def opener(self, branch: str) -> int:
+        """Id of the token that opens a call of ``branch``."""
+        token = REGION_START if branch == "crop" else BRANCH_TOKENS[branch].start
+        return self.ids[token]

@@ -1,0 +1,109 @@
+"""Configuration of a VPT model: a Qwen2-VL configuration plus its perception tokens and branches.
+
+Field names are those of the released checkpoints, so that their ``config.json`` loads as it is.
+What those do not store, the encoders' own settings, stands in ``branch_configs``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Qwen2VLConfig
+
+from vpt.errors import CheckpointError
+from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE
+
+
+class VPTConfig(Qwen2VLConfig):
+    """Settings of :class:`vpt.modeling.VPTForConditionalGeneration`.
+
+    Attributes:
+        vision_encoder_ls: branches by their released names, out of ``clip``, ``dino``, ``sam``.
+        branch_configs: branch -> ``{"encoder": ..., "preprocess": ...}``; the encoder part is a
+            DINOv2 or SAM vision configuration as a dict. Branches not named here have the
+            released encoders (DINOv2-large, SAM ViT-L).
+        grid_size: cells per side of the region grid.
+        num_inner_forward_run: 2 steers the projectors by control states, 1 does not.
+        alignment: project without condition, whatever ``num_inner_forward_run`` says.
+        para_mask_id: which paragraphs are hidden from the final pass in training: 0 none,
+            1 the question, 2 the question and the re-encoded image, drawn independently.
+        para_mask_ratio: probability of each such draw, per sample.
+        projector_scale: control states per condition.
+        para_start_id, para_end_id: ids of the tokens that open and close a turn.
+    """
+
+    model_type = "qwen2_vl_vpt"
+
+    clip_image_token_id: int | None = None
+    clip_action_id: int | None = None
+    clip_action_start_id: int | None = None
+    detection_image_token_id: int | None = None
+    detection_action_id: int | None = None
+    detection_action_start_id: int | None = None
+    seg_image_token_id: int | None = None
+    seg_action_id: int | None = None
+    seg_action_start_id: int | None = None
+    para_start_id: int | None = None
+    para_end_id: int | None = None
+    para_mask_id: int = 0
+    para_mask_ratio: float = 1.0
+    num_inner_forward_run: int = 2
+    projector_scale: int = 1
+    alignment: bool = False
+    grid_size: int = RELEASED_GRID_SIZE
+    vision_encoder_ls: list[str] | str | None = None
+    branch_configs: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        names = self.vision_encoder_ls or []
+        self.vision_encoder_ls = names.split(",") if isinstance(names, str) else list(names)
+        self.branch_configs = dict(self.branch_configs or {})
+        super().__post_init__(**kwargs)
+        text = self.text_config
+        if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
+            # The class default of a field that small or old configurations leave out.
+            text.bos_token_id, text.eos_token_id = None, self.para_end_id
+        self._check()
+
+    def _check(self) -> None:
+        if unknown := [n for n in self.vision_encoder_ls if n not in ENCODER_TO_BRANCH]:
+            raise CheckpointError(
+                f"unknown branch {unknown[0]!r} in vision_encoder_ls; "
+                f"available: {', '.join(ENCODER_TO_BRANCH)}"
+            )
+        if self.num_inner_forward_run not in (1, 2):
+            raise CheckpointError(
+                f"num_inner_forward_run must be 1 or 2, not {self.num_inner_forward_run!r}"
+            )
+        if self.para_mask_id not in (0, 1, 2):
+            raise CheckpointError(f"para_mask_id must be 0, 1 or 2, not {self.para_mask_id!r}")
+        if not 0 <= self.para_mask_ratio <= 1:
+            raise CheckpointError(f"para_mask_ratio must be in 0..1, not {self.para_mask_ratio!r}")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Re-encoding branches of this model, keys of ``BRANCH_TOKENS``, in table order."""
+        return tuple(b for b, row in BRANCH_TOKENS.items() if row.encoder in self.vision_encoder_ls)
+
+    def pad_id(self, branch: str) -> int:
+        """Id of the placeholder of a branch's features."""
+        return self._token_id(branch, "image_token_id")
+
+    def action_id(self, branch: str) -> int:
+        """Id of a branch's control token."""
+        return self._token_id(branch, "action_id")
+
+    def _token_id(self, branch: str, field: str) -> int:
+        name = f"{BRANCH_TOKENS[branch].released}_{field}"
+        if (token_id := getattr(self, name)) is None:
+            raise CheckpointError(
+                f"config has the branch {BRANCH_TOKENS[branch].encoder!r} but no {name}; "
+                "set it to the id of the token in the tokenizer"
+            )
+        return token_id
+
+
+class VRTConfig(VPTConfig):
+    """The same under the model type of the oldest released checkpoints."""
+
+    model_type = "vrt_qwen2_vl"

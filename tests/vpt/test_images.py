@@ -1,0 +1,466 @@
+"""Image intake: each policy of the door, and each way it says no."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageOps
+
+from vpt.errors import ImageError
+from vpt.images import ImageLimits, fit_for_tower, from_pixels, load_image
+
+ORIENTATION = 0x0112
+WHITE, RED = (255, 255, 255), (255, 0, 0)
+small_rgb = hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 3), st.just(3)))
+
+
+def encode(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def png(size_wh: tuple[int, int], depth: int, color: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A hand-made PNG, for what Pillow does not write."""
+    header = struct.pack(">IIBBBBB", *size_wh, depth, color, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + png_chunk(b"IEND", b"")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def colors(source: Any) -> list[tuple[int, int, int]]:
+    pixels = np.asarray(load_image(source).pixels)
+    return [tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()]
+
+
+def noise(size_wh: tuple[int, int] = (64, 48)) -> Image.Image:
+    shape = (size_wh[1], size_wh[0], 3)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+# Sources
+
+
+def test_every_kind_of_source_gives_the_same_picture(tmp_path: Path) -> None:
+    image = noise()
+    data = encode(image)
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    stream = io.BytesIO(data)
+    sources = [str(path), path, data, stream, image, np.asarray(image)]
+    loaded = [load_image(source) for source in sources]
+    assert {one.digest for one in loaded} == {loaded[0].digest}
+    assert [one.source for one in loaded] == [
+        *([str(path)] * 2),
+        *("<bytes>", "<stream>", "<PIL image>", "<array>"),
+    ]
+    assert not stream.closed
+    for one in loaded:
+        assert (one.pixels.mode, one.size_wh) == ("RGB", (64, 48))
+        assert (one.orientation, one.num_frames) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((2, 1), (7, 7, 7)), ((2, 1, 1), (7, 7, 7)), ((2, 1, 3), (7, 7, 7)), ((2, 1, 4), (248,) * 3)],
+)
+def test_arrays_of_every_shape_are_read(
+    shape: tuple[int, ...], expected: tuple[int, int, int]
+) -> None:
+    array = np.full(shape, 7, dtype=np.uint8)
+    assert colors(array) == [expected] * 2
+    assert colors(np.flip(array, 0)) == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("array", "got"),
+    [
+        (np.zeros((4, 4, 3)), r"float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4), dtype=bool), r"bool \[4, 4\]"),
+        (np.zeros((4, 4), dtype=np.uint16), r"uint16 \[4, 4\]"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), r"uint8 \[3, 4, 5\]"),
+        (np.zeros((1, 4, 4, 3), dtype=np.uint8), r"uint8 \[1, 4, 4, 3\]"),
+        (np.zeros(4, dtype=np.uint8), r"uint8 \[4\]"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"uint8 \[0, 4, 3\]"),
+    ],
+)
+def test_other_arrays_are_refused(array: np.ndarray, got: str) -> None:
+    with pytest.raises(ImageError, match=r"expected a uint8 array of shape \[H, W\].*got " + got):
+        load_image(array)
+
+
+def test_other_kinds_of_source_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"expected a path, bytes.*got builtins\.int"):
+        load_image(3)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="<stream> gave str, not bytes; open it in mode 'rb'"):
+        load_image(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(ImageError, match=r"'no/such\.png' does not exist; check the path"):
+        load_image("no/such.png")
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"^'[^']*' is a folder or device, not a file; pass one"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "x" * 5000])
+def test_impossible_path_cannot_be_read(path: str) -> None:
+    with pytest.raises(ImageError, match=r"cannot be read: .*; pass a file") as caught:
+        load_image(path)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a.b/c.png", "https://a.b/c.png", "file:///c.png", "s3://c"]
+)
+def test_urls_are_not_fetched(url: str) -> None:
+    with pytest.raises(ImageError, match=f"'{url}' is a URL; remote pictures are not fetched"):
+        load_image(url)
+
+
+def test_data_url_does_not_flood_the_message() -> None:
+    with pytest.raises(ImageError, match="is a URL") as caught:
+        load_image("data:image/png;base64," + "A" * 10_000)
+    assert len(str(caught.value)) < 200
+
+
+def test_empty_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.png"
+    path.touch()
+    with pytest.raises(ImageError, match=r"empty\.png' is empty; expected a picture"):
+        load_image(path)
+    with pytest.raises(ImageError, match="'<bytes>' is empty"):
+        load_image(b"")
+
+
+def test_text_is_no_picture() -> None:
+    with pytest.raises(ImageError, match="'<bytes>' is no picture we read; expected BMP, GIF, JPE"):
+        load_image(b"just some words")
+
+
+def test_svg_is_refused_with_advice() -> None:
+    with pytest.raises(ImageError, match="is an SVG drawing; render it to PNG"):
+        load_image(b'<?xml version="1.0"?>\n<SVG xmlns="http://www.w3.org/2000/svg"/>')
+
+
+def test_exotic_formats_do_not_reach_their_decoders() -> None:
+    for file_format in ("ICO", "TGA", "SGI", "PCX"):
+        with pytest.raises(ImageError, match="is no picture we read"):
+            load_image(encode(noise(), file_format))
+
+
+# Limits
+
+
+def test_bomb_fails_before_decoding() -> None:
+    bomb = png((60_000, 60_000), 8, 2, b"")
+    assert len(bomb) < 100
+    with pytest.raises(ImageError, match="'<bytes>' has too many pixels"):
+        load_image(bomb)
+
+
+def test_picture_between_our_limit_and_pillows_is_refused() -> None:
+    header = png((11_000, 11_000), 8, 2, b"")  # more than Pillow's threshold, less than twice it
+    with pytest.raises(ImageError, match="has too many pixels"):
+        load_image(header)
+
+
+@pytest.mark.parametrize("as_source", [encode, np.asarray, lambda image: image])
+def test_pixel_limit_holds_for_every_source(as_source: Any) -> None:
+    source = as_source(noise((11, 10)))
+    assert load_image(source, limits=ImageLimits(max_pixels=110)).size_wh == (11, 10)
+    with pytest.raises(ImageError, match="has too many pixels: 11x10, the limit is 109; make it"):
+        load_image(source, limits=ImageLimits(max_pixels=109))
+
+
+def test_byte_limit_holds_for_every_source(tmp_path: Path) -> None:
+    data = encode(noise())
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    for source in (data, path, io.BytesIO(data)):
+        with pytest.raises(ImageError, match=f"is larger than the limit of {len(data) - 1} bytes"):
+            load_image(source, limits=ImageLimits(max_bytes=len(data) - 1))
+    assert load_image(path, limits=ImageLimits(max_bytes=len(data))).size_wh == (64, 48)
+
+
+def test_limits_must_be_positive() -> None:
+    with pytest.raises(ImageError, match="limits of at least 1, got ImageLimits"):
+        ImageLimits(max_pixels=0)
+    with pytest.raises(ImageError, match="limits of at least 1, got ImageLimits"):
+        ImageLimits(max_bytes=0)
+
+
+def test_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(ImageError, match="'<PIL image>' has no pixels: 0x5"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "PPM", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_file_gives_no_partial_picture(file_format: str, share: float) -> None:
+    data = encode(noise(), file_format)
+    with pytest.raises(ImageError, match=r"cannot be decoded, it may be damaged|is no picture"):
+        load_image(data[: int(len(data) * share)])
+
+
+def test_truncated_pil_image_is_refused() -> None:
+    data = encode(noise(), "JPEG")
+    with pytest.raises(ImageError, match="'<PIL image>' cannot be decoded, it may be damaged"):
+        load_image(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
+@given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"]), st.data())
+def test_damaged_bytes_give_a_picture_or_an_image_error(
+    file_format: str, data: st.DataObject
+) -> None:
+    damaged = bytearray(encode(noise((8, 8)), file_format))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        loaded = load_image(bytes(damaged), limits=ImageLimits(max_pixels=10_000))
+    except ImageError:
+        return
+    assert loaded.pixels.mode == "RGB"
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(orientation: int, file_format: str) -> None:
+    image = Image.new("RGB", (40, 30))
+    image.paste(WHITE, (0, 0, 20, 8))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    loaded = load_image(encode(image, file_format, exif=exif, **options))
+    assert loaded.orientation == orientation
+    image.getexif()[ORIENTATION] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(image), dtype=int)
+    difference = np.abs(np.asarray(loaded.pixels, dtype=int) - expected)
+    assert loaded.pixels.size == (expected.shape[1], expected.shape[0])
+    assert difference.mean() < 5
+    again = load_image(loaded.pixels)
+    assert (again.orientation, again.digest) == (1, loaded.digest)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_invalid_orientation_counts_as_none(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    loaded = load_image(encode(noise(), "JPEG", exif=exif))
+    assert (loaded.orientation, loaded.size_wh) == (1, (64, 48))
+
+
+def test_metadata_does_not_travel_on() -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "camera"
+    loaded = load_image(encode(noise(), "JPEG", exif=exif, comment=b"home", dpi=(72, 72)))
+    assert loaded.pixels.info == {}
+    assert not loaded.pixels.getexif()
+
+
+# Modes
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "RGBa"])
+def test_transparency_is_laid_onto_white(mode: str) -> None:
+    image = Image.new("RGBA", (3, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    image.putpixel((2, 0), (0, 0, 0, 127))
+    assert colors(image.convert(mode)) == [WHITE, (0, 0, 0), (128, 128, 128)]
+
+
+def test_palette_with_alpha_is_laid_onto_white() -> None:
+    image = Image.new("PA", (2, 1))
+    image.putpalette(list(RED) * 256)
+    image.putpixel((1, 0), (0, 255))
+    assert colors(image) == [WHITE, RED]
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG"])
+def test_transparent_palette_is_laid_onto_white(file_format: str) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 255, *RED])
+    image.putpixel((1, 0), 1)
+    assert colors(encode(image, file_format, transparency=0)) == [WHITE, RED]
+    assert colors(encode(image, file_format)) == [(0, 0, 255), RED]
+
+
+def test_transparent_color_key_is_laid_onto_white() -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), RED)
+    assert colors(encode(image, transparency=(1, 2, 3))) == [WHITE, RED]
+    gray = png((2, 1), 8, 0, b"\0\x07\x09", png_chunk(b"tRNS", b"\0\x07"))
+    assert colors(gray) == [WHITE, (9, 9, 9)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
+def test_modes_without_transparency_keep_black_and_white(mode: str) -> None:
+    image = Image.new("RGB", (2, 1))
+    image.putpixel((1, 0), WHITE)
+    if mode == "LAB":
+        image = Image.new("LAB", (2, 1), (0, 128, 128))
+        image.putpixel((1, 0), (255, 128, 128))
+    converted = image if image.mode == mode else image.convert(mode)
+    assert np.allclose(colors(converted), [(0, 0, 0), WHITE], atol=1)
+
+
+def test_16_bit_gray_keeps_its_high_byte() -> None:
+    values = np.array([[0, 0x1234, 65535]], dtype=np.uint16)
+    image = Image.fromarray(values)
+    pgm = b"P5 3 1 65535\n" + values.astype(">u2").tobytes()
+    for source in (image, encode(image, "PNG"), encode(image, "TIFF"), pgm):
+        assert colors(source) == [(0, 0, 0), (0x12, 0x12, 0x12), WHITE]
+
+
+def test_16_bit_gray_with_a_transparent_value_is_laid_onto_white() -> None:
+    rows = b"\0" + struct.pack(">2H", 0x1234, 0x1235)
+    data = png((2, 1), 16, 0, rows, png_chunk(b"tRNS", b"\x12\x34"))
+    assert colors(data) == [WHITE, (0x12, 0x12, 0x12)]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "32-bit integer"), (np.float32, "float")])
+def test_pixels_of_unknown_range_are_refused(dtype: Any, kind: str) -> None:
+    image = Image.fromarray(np.zeros((2, 2), dtype=dtype))
+    expected = f"has {kind} pixels of unknown range; scale them to 0..255 first"
+    with pytest.raises(ImageError, match=f"'<PIL image>' {expected}"):
+        load_image(image)
+    with pytest.raises(ImageError, match=f"'<bytes>' {expected}"):
+        load_image(encode(image, "TIFF"))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_first_frame_is_taken_and_the_others_counted(file_format: str) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    loaded = load_image(data)
+    assert loaded.num_frames == 3
+    assert loaded.digest == load_image(frames[0]).digest
+
+
+def test_phone_picture_with_two_jpegs_is_read() -> None:
+    data = encode(noise(), "MPO", save_all=True, append_images=[noise()])
+    assert load_image(data).num_frames == 2
+
+
+def test_pil_image_is_taken_at_its_frame_and_left_as_it_is() -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    image = Image.open(io.BytesIO(data))
+    image.seek(1)
+    loaded = load_image(image)
+    assert (colors(image)[0], loaded.num_frames, image.tell()) == ((0, 0, 255), 1, 1)
+
+
+def test_source_is_never_changed() -> None:
+    image = noise()
+    image.info["note"] = "mine"
+    image.getexif()[ORIENTATION] = 6
+    before = image.tobytes()
+    loaded = load_image(image)
+    loaded.pixels.paste(RED, (0, 0, 9, 9))
+    assert (image.tobytes(), image.size, image.info["note"]) == (before, (64, 48), "mine")
+    assert image.getexif()[ORIENTATION] == 6
+    array = np.zeros((4, 4), dtype=np.uint8)
+    load_image(array).pixels.paste(RED, (0, 0, 2, 2))
+    assert not array.any()
+
+
+# Content
+
+
+@given(small_rgb, small_rgb)
+def test_digest_is_equal_exactly_if_the_pixels_are(a: np.ndarray, b: np.ndarray) -> None:
+    assert (load_image(a).digest == load_image(b).digest) == np.array_equal(a, b)
+
+
+def test_digest_tells_shapes_with_the_same_bytes_apart() -> None:
+    array = np.zeros((2, 6, 3), dtype=np.uint8)
+    shapes = [array, array.reshape(6, 2, 3), array.reshape(3, 4, 3), array.reshape(1, 12, 3)]
+    assert len({load_image(shape).digest for shape in shapes}) == 4
+
+
+@given(small_rgb)
+def test_digest_is_the_same_through_lossless_formats(array: np.ndarray) -> None:
+    image = Image.fromarray(array)
+    encoded = [encode(image, file_format) for file_format in ("PNG", "BMP", "TIFF", "PPM")]
+    encoded.append(encode(image, "WEBP", lossless=True, exact=True))
+    assert {load_image(data).digest for data in encoded} == {load_image(array).digest}
+
+
+def test_pixels_of_our_own_are_named_by_content() -> None:
+    loaded = load_image(noise())
+    crop = from_pixels(loaded.pixels.crop((0, 0, 64, 48)), "crop")
+    assert (crop.digest, crop.source, crop.orientation) == (loaded.digest, "crop", 1)
+
+
+@pytest.mark.parametrize(("mode", "size_wh"), [("L", (4, 4)), ("RGB", (0, 4))])
+def test_pixels_of_our_own_must_be_rgb(mode: str, size_wh: tuple[int, int]) -> None:
+    with pytest.raises(
+        ImageError, match=rf"expected RGB pixels.*mode {mode} and size .*load_image"
+    ):
+        from_pixels(Image.new(mode, size_wh), "crop")
+
+
+# The tower
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "max_side", "expected"),
+    [
+        ((1, 1), None, (28, 28)),
+        ((27, 100), None, (28, 100)),
+        ((10_000, 1), None, (5040, 28)),
+        ((1, 10_000), None, (28, 5040)),
+        ((10_000, 1), 448, (448, 28)),
+        ((5601, 28), None, (5040, 28)),
+        ((1000, 333), 448, (448, 149)),
+        ((333, 1000), 448, (149, 448)),
+        ((100, 100), 20, (28, 28)),
+        ((10_000, 40), 8000, (5760, 32)),
+    ],
+)
+def test_odd_shapes_are_fitted_for_the_tower(
+    size_wh: tuple[int, int], max_side: int | None, expected: tuple[int, int]
+) -> None:
+    assert fit_for_tower(Image.new("RGB", size_wh), max_side=max_side).size == expected
+
+
+@pytest.mark.parametrize("size_wh", [(28, 28), (5600, 28), (448, 300)])
+def test_picture_that_fits_the_tower_is_the_same_object(size_wh: tuple[int, int]) -> None:
+    image = Image.new("RGB", size_wh)
+    assert fit_for_tower(image) is image
+    assert fit_for_tower(image, max_side=max(size_wh)) is image
+
+
+def test_fitting_uses_nearest_pixels() -> None:
+    image = Image.new("RGB", (2, 28))
+    image.paste(WHITE, (1, 0, 2, 28))
+    fitted = np.asarray(fit_for_tower(image))
+    assert set(np.unique(fitted).tolist()) == {0, 255}
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.none() | st.integers(1, 3000))
+def test_every_size_is_accepted_by_the_tower(w: int, h: int, max_side: int | None) -> None:
+    width, height = fit_for_tower(Image.new("1", (w, h)), max_side=max_side).size
+    assert min(width, height) >= 28
+    assert max(width, height) / min(width, height) <= 200

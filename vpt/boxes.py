@@ -1,0 +1,287 @@
+"""Every coordinate frame a box can be in, and the ways between them.
+
+========  =========================================================================
+frame     meaning
+========  =========================================================================
+grid      cells of a square grid over the image, both ends included (`GridBox`)
+original  pixels of the image as seen, that is after EXIF orientation
+stored    pixels of the image as it lies in the file, before EXIF orientation
+crop      pixels of a piece cut out of another image
+resized   pixels of the same image at another size
+unit      0 to 1 along each side
+========  =========================================================================
+
+Boxes are XYXY: left, top, right, bottom, the last two exclusive. Sizes are ``(W, H)``, PIL's
+order. Every function here is pure and raises `RegionError` for what has no place in its frame.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from math import isfinite
+
+from vpt.errors import RegionError
+
+Box = tuple[float, float, float, float]
+PixelBox = tuple[int, int, int, int]
+
+# EXIF orientation -> (mirror x, mirror y, then swap x with y), from the stored frame to the seen.
+# Exif 2.32, tag 0x0112.
+_ORIENTATIONS = {
+    1: (False, False, False),
+    2: (True, False, False),
+    3: (True, True, False),
+    4: (False, True, False),
+    5: (False, False, True),
+    6: (False, True, True),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+@dataclass(frozen=True)
+class GridBox:
+    """A rectangle of grid cells, both ends included: one cell has ``x_min == x_max``.
+
+    Raises:
+        RegionError: if an index is negative or a minimum lies beyond its maximum.
+    """
+
+    x_min: int
+    y_min: int
+    x_max: int
+    y_max: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.x_min <= self.x_max and 0 <= self.y_min <= self.y_max):
+            raise RegionError(f"expected 0 <= min <= max on both axes, got {self}; order the cells")
+
+
+def crop_box_px(
+    region: GridBox, size_wh: tuple[int, int], *, grid_size: int = 8, margin: int = 1
+) -> PixelBox:
+    """Say which pixels a region stands for: widened by a margin, clamped, cut at whole pixels.
+
+    Cell edges are rounded down as in the released implementation. Where an image has fewer pixels
+    than the grid has cells, and the box would be empty there, it is one pixel wide or high instead.
+
+    Args:
+        region: cells of a ``grid_size`` x ``grid_size`` grid.
+        size_wh: ``(W, H)`` of the original image.
+        grid_size: cells along each side.
+        margin: cells to add on each side, as far as the grid goes.
+
+    Returns:
+        XYXY in original pixels, inside the image and never empty.
+
+    Raises:
+        RegionError: if the region reaches beyond the grid, or a size or the margin is impossible.
+    """
+    width, height = _checked_size(size_wh)
+    if margin < 0:
+        raise RegionError(f"expected a margin of at least 0 cells, got {margin}")
+    if max(region.x_max, region.y_max) >= grid_size:
+        raise RegionError(f"{region} does not fit a grid of {grid_size}x{grid_size} cells")
+
+    def edges(low: int, high: int, length: int) -> tuple[int, int]:
+        start = _cell_edge(max(low - margin, 0), length, grid_size)
+        end = _cell_edge(min(high + 1 + margin, grid_size), length, grid_size)
+        return start, max(end, start + 1)
+
+    x0, x1 = edges(region.x_min, region.x_max, width)
+    y0, y1 = edges(region.y_min, region.y_max, height)
+    return x0, y0, x1, y1
+
+
+def grid_box_covering(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int = 8) -> GridBox:
+    """Find the smallest region whose pixels, taken without margin, cover a box.
+
+    Args:
+        box_xyxy_px: XYXY in original pixels; what lies outside the image is ignored.
+        size_wh: ``(W, H)`` of the original image.
+        grid_size: cells along each side.
+
+    Returns:
+        The region; ``crop_box_px(region, size_wh, margin=0)`` contains the box.
+
+    Raises:
+        RegionError: if the box is empty, reversed, not finite or wholly outside the image.
+    """
+    width, height = _checked_size(size_wh)
+    if grid_size < 1:
+        raise RegionError(f"expected a grid of at least one cell, got grid_size={grid_size}")
+    x0, y0, x1, y1 = clamp(box_xyxy_px, size_wh)
+    if x0 >= x1 or y0 >= y1:
+        raise RegionError(f"box {box_xyxy_px} covers nothing of an image of {width}x{height} px")
+
+    def cells(low: float, high: float, length: int) -> tuple[int, int]:
+        edges = [_cell_edge(index, length, grid_size) for index in range(grid_size + 1)]
+        return bisect_right(edges, low) - 1, bisect_left(edges, high) - 1
+
+    x_min, x_max = cells(x0, x1, width)
+    y_min, y_max = cells(y0, y1, height)
+    return GridBox(x_min, y_min, x_max, y_max)
+
+
+def to_unit(box_px: Box, size_wh: tuple[int, int]) -> Box:
+    """Turn pixels of an image of ``size_wh`` into unit coordinates."""
+    width, height = _checked_size(size_wh)
+    x0, y0, x1, y1 = box_px
+    return x0 / width, y0 / height, x1 / width, y1 / height
+
+
+def from_unit(box_unit: Box, size_wh: tuple[int, int]) -> Box:
+    """Turn unit coordinates into pixels, not rounded, of an image of ``size_wh``."""
+    width, height = _checked_size(size_wh)
+    x0, y0, x1, y1 = box_unit
+    return x0 * width, y0 * height, x1 * width, y1 * height
+
+
+def rescale(box_px: Box, from_size_wh: tuple[int, int], to_size_wh: tuple[int, int]) -> Box:
+    """Turn pixels of an image into pixels, not rounded, of the same image at another size."""
+    return from_unit(to_unit(box_px, from_size_wh), to_size_wh)
+
+
+def cxcywh_to_xyxy(box_cxcywh: Box) -> Box:
+    """Turn centre and size into corners, in any frame."""
+    cx, cy, width, height = box_cxcywh
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+
+
+def xyxy_to_cxcywh(box: Box) -> Box:
+    """Turn corners into centre and size, in any frame."""
+    x0, y0, x1, y1 = box
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def clamp(box_px: Box, size_wh: tuple[int, int]) -> Box:
+    """Move each corner into an image of ``size_wh``; a box wholly outside becomes empty.
+
+    Raises:
+        RegionError: if a coordinate is not finite or the size is impossible.
+    """
+    width, height = _checked_size(size_wh)
+    if not all(map(isfinite, box_px)):
+        raise RegionError(f"expected four finite numbers, got {box_px}")
+    x0, y0, x1, y1 = box_px
+    return (
+        min(max(x0, 0), width),
+        min(max(y0, 0), height),
+        min(max(x1, 0), width),
+        min(max(y1, 0), height),
+    )
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes of one frame, in [0, 1]; 0 if both are empty."""
+    shared = _area(_intersection(a, b))
+    union = _area(a) + _area(b) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def contains(outer: Box, inner: Box) -> bool:
+    """Whether ``inner`` lies in ``outer``, touching edges allowed; both in one frame."""
+    return (
+        outer[0] <= inner[0] <= inner[2] <= outer[2]
+        and outer[1] <= inner[1] <= inner[3] <= outer[3]
+    )
+
+
+def coverage(outer: Box, inner: Box) -> float:
+    """Share of ``inner``'s area that lies in ``outer``, in [0, 1]; both in one frame.
+
+    Raises:
+        RegionError: if ``inner`` has no area, so that there is nothing to share.
+    """
+    if (area := _area(inner)) <= 0:
+        raise RegionError(f"expected an inner box with an area, got {inner}")
+    return _area(_intersection(outer, inner)) / area
+
+
+def compose(outer: PixelBox, inner: PixelBox) -> PixelBox:
+    """Find where a crop of a crop lies in the image of the first one.
+
+    Args:
+        outer: the first crop, in pixels of the image.
+        inner: the second crop, in pixels of the first.
+
+    Returns:
+        The second crop, in pixels of the image.
+
+    Raises:
+        RegionError: if ``inner`` is reversed or reaches beyond the crop it was cut from.
+    """
+    left, top, right, bottom = outer
+    if not contains((0, 0, right - left, bottom - top), inner):
+        raise RegionError(f"box {inner} does not lie in a crop of {right - left}x{bottom - top} px")
+    x0, y0, x1, y1 = inner
+    return left + x0, top + y0, left + x1, top + y1
+
+
+def oriented_size(size_wh_stored: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Turn the ``(W, H)`` of the stored image into that of the image as seen."""
+    _, _, swap = _orientation(orientation)
+    width, height = _checked_size(size_wh_stored)
+    return (height, width) if swap else (width, height)
+
+
+def orient(box_stored: Box, size_wh_stored: tuple[int, int], orientation: int) -> Box:
+    """Turn pixels of the image as stored into pixels of the image as seen.
+
+    Args:
+        box_stored: XYXY in the stored frame.
+        size_wh_stored: ``(W, H)`` of the image as stored.
+        orientation: EXIF orientation, 1 to 8.
+
+    Raises:
+        RegionError: for another orientation.
+    """
+    mirror_x, mirror_y, swap = _orientation(orientation)
+    mirrored = _mirror(box_stored, size_wh_stored, mirror_x, mirror_y)
+    return _swap(mirrored) if swap else mirrored
+
+
+def unorient(box_seen: Box, size_wh_stored: tuple[int, int], orientation: int) -> Box:
+    """Turn pixels of the image as seen into pixels of the image as stored: undo `orient`."""
+    mirror_x, mirror_y, swap = _orientation(orientation)
+    swapped = _swap(box_seen) if swap else box_seen
+    return _mirror(swapped, size_wh_stored, mirror_x, mirror_y)
+
+
+def _cell_edge(index: int, length_px: int, grid_size: int) -> int:
+    # The released code takes int(index * (length / grid_size)). For its grid of 8 that division is
+    # exact and so equals this; for other grids this keeps the last edge at the image's.
+    return index * length_px // grid_size
+
+
+def _checked_size(size_wh: tuple[int, int]) -> tuple[int, int]:
+    if min(size_wh) < 1:
+        raise RegionError(f"expected a size (W, H) of at least 1x1 px, got {size_wh}")
+    return size_wh
+
+
+def _orientation(orientation: int) -> tuple[bool, bool, bool]:
+    if orientation not in _ORIENTATIONS:
+        raise RegionError(f"expected an EXIF orientation of 1 to 8, got {orientation!r}")
+    return _ORIENTATIONS[orientation]
+
+
+def _mirror(box: Box, size_wh: tuple[int, int], mirror_x: bool, mirror_y: bool) -> Box:
+    width, height = _checked_size(size_wh)
+    x0, y0, x1, y1 = box
+    x0, x1 = (width - x1, width - x0) if mirror_x else (x0, x1)
+    y0, y1 = (height - y1, height - y0) if mirror_y else (y0, y1)
+    return x0, y0, x1, y1
+
+
+def _swap(box: Box) -> Box:
+    x0, y0, x1, y1 = box
+    return y0, x0, y1, x1
+
+
+def _intersection(a: Box, b: Box) -> Box:
+    return max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+
+
+def _area(box: Box) -> float:
+    x0, y0, x1, y1 = box
+    return max(x1 - x0, 0) * max(y1 - y0, 0)

@@ -34,6 +34,7 @@ def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
         CheckpointError: if there is no such model, or it is of another type.
     """
     file = _find_file(path_or_id, "config.json", required=True, **hub_kwargs)
+    assert file is not None
     raw = json.loads(file.read_text(encoding="utf-8"))
     classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig)}
     if (model_type := raw.get("model_type")) not in classes:

@@ -51,8 +51,8 @@ class VPTConfig(Qwen2VLConfig):
     projector_scale: int = 1
     alignment: bool = False
     grid_size: int = RELEASED_GRID_SIZE
-    vision_encoder_ls: list[str] | str | None = None
-    branch_configs: dict[str, Any] | None = None
+    vision_encoder_ls: Any = None  # list of names; a comma-separated string is read too
+    branch_configs: Any = None  # dict
 
     def __post_init__(self, **kwargs: Any) -> None:
         names = self.vision_encoder_ls or []
@@ -77,6 +77,11 @@ class VPTConfig(Qwen2VLConfig):
             )
         if self.para_mask_id not in (0, 1, 2):
             raise CheckpointError(f"para_mask_id must be 0, 1 or 2, not {self.para_mask_id!r}")
+        if self.para_mask_id and None in (self.para_start_id, self.para_end_id):
+            raise CheckpointError(
+                "para_mask_id needs para_start_id and para_end_id: the ids of <|im_start|> and "
+                "<|im_end|>"
+            )
         if not 0 <= self.para_mask_ratio <= 1:
             raise CheckpointError(f"para_mask_ratio must be in 0..1, not {self.para_mask_ratio!r}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from branches import Features
+from branches import Branch, Features
 from branches.reencode import split_tower_tokens
 from vpt.config import VPTConfig
 from vpt.errors import FeatureCountError, PositionError
@@ -174,6 +174,8 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
             )
         embeds = self.get_input_embeddings()(input_ids)  # [B, S, D]
         if pixel_values is not None:
+            if image_grid_thw is None:
+                raise PositionError("pixel_values came without image_grid_thw")
             image_embeds = self.tower(pixel_values, image_grid_thw)
             embeds = scatter_features(embeds, input_ids == self.config.image_token_id, image_embeds)
         features = self._encode_branches(
@@ -203,14 +205,14 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def project(self, branch: str, features: Features, condition: Tensor | None) -> Any:
-        """Project one image's features; see :class:`vpt.projectors.Projector`."""
-        return self.projectors[branch](features, condition)
+    def projector(self, branch: str) -> Projector:
+        """The projector of a branch."""
+        return cast(Projector, self.projectors[branch])
 
     def encode(self, branch: str, *pixels: Tensor) -> list[Features]:
         """Features of images under one branch; ``pixels`` as its ``preprocess`` returns them."""
         if branch != "reencode":
-            return self.branches[branch].encode(*pixels)
+            return cast(Branch, self.branches[branch]).encode(*pixels)
         pixel_values, grid_thw = pixels
         merge_size = self.config.vision_config.spatial_merge_size
         return split_tower_tokens(self.tower(pixel_values, grid_thw), grid_thw, merge_size)
@@ -224,7 +226,10 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                     f"pixels came for the branch {BRANCH_TOKENS[name].encoder!r}, "
                     f"which this model does not have; it has: {have}"
                 )
-        return {name: self.encode(name, *values) for name, values in given.items()}
+        for name, values in given.items():
+            if any(value is None for value in values):
+                raise PositionError(f"pixels of {name!r} came without their grid")
+        return {name: self.encode(name, *cast(Any, values)) for name, values in given.items()}
 
     def _find_calls(
         self, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
@@ -251,7 +256,7 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
     ) -> list[list[tuple[Features, Tensor]]]:
         """Images of one branch, per row, each with the positions of its placeholders."""
         places = input_ids == self.config.pad_id(name)
-        grids = [self.projectors[name].output_grid(f.grid_hw) for f in features]
+        grids = [self.projector(name).output_grid(f.grid_hw) for f in features]
         num_features = sum(h * w for h, w in grids)
         if (num_places := int(places.sum())) != num_features and (features or num_places):
             raise FeatureCountError(
@@ -302,7 +307,7 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
 
     def _write_looks(self, embeds: Tensor, call: _Call, condition: Tensor | None) -> Tensor:
         for features, pads in call.looks:
-            projected = self.projectors[call.branch](features, condition).values.to(embeds)
+            projected = self.projector(call.branch)(features, condition).values.to(embeds)
             rows = torch.full_like(pads, call.row)
             embeds = embeds.index_put((rows, pads), projected)
         return embeds
@@ -333,7 +338,7 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         if not calls:
             return self._run(embeds, attention_mask, position_ids)
         hidden_paragraphs = self._draw_paragraph_mask(input_ids, calls)
-        segments = _Segments(calls, *input_ids.shape, input_ids.device)
+        segments = _Segments(calls, input_ids)
         attend = _SegmentRunner(self, attention_mask, position_ids)
         conditions: list[tuple[_Call, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
@@ -366,8 +371,8 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         paragraphs = (1,) if self.config.para_mask_id == 1 else (1, 3)
         mask = torch.zeros_like(input_ids, dtype=torch.bool)
         for row in sorted({call.row for call in calls if call.looks}):
-            starts = (input_ids[row] == self.config.para_start_id).nonzero().flatten()
-            ends = (input_ids[row] == self.config.para_end_id).nonzero().flatten()
+            starts = input_ids[row].eq(cast(int, self.config.para_start_id)).nonzero().flatten()
+            ends = input_ids[row].eq(cast(int, self.config.para_end_id)).nonzero().flatten()
             for paragraph in paragraphs:
                 if float(torch.rand(())) < self.config.para_mask_ratio and len(ends) > paragraph:
                     mask[row, int(starts[paragraph]) + 1 : int(ends[paragraph])] = True
@@ -408,10 +413,9 @@ class _Segments:
     segments stay equally long and little is padded.
     """
 
-    def __init__(
-        self, calls: list[_Call], num_rows: int, length: int, device: torch.device
-    ) -> None:
-        self.device = device
+    def __init__(self, calls: list[_Call], input_ids: Tensor) -> None:
+        num_rows, length = input_ids.shape
+        self.device = input_ids.device
         by_row = [
             sorted((c for c in calls if c.row == row), key=lambda c: c.position)
             for row in range(num_rows)

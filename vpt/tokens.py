@@ -378,7 +378,7 @@ class Vocabulary:
             )
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
-        optional = [token for token in [*region, "<|video_pad|>", "<|endoftext|>"]]
+        optional = [*region, "<|video_pad|>", "<|endoftext|>"]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
         permitted = (("crop",) if has_region else ()) + branches
         return cls(ids, permitted, grid_size, len(tokenizer))  # type: ignore[arg-type]

@@ -1,0 +1,310 @@
+"""Build a fresh VPT model: from a base Qwen2-VL and encoders, or a tiny random one."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+
+from vpt.config import VPTConfig
+from vpt.errors import CheckpointError
+from vpt.modeling import VPTForConditionalGeneration
+from vpt.processing import VPTProcessor, build_image_processor
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    ENCODER_TO_BRANCH,
+    IMAGE_PAD,
+    RELEASED_GRID_SIZE,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+    perception_tokens,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ENCODERS = {"dino": "facebook/dinov2-large", "sam": "facebook/sam-vit-large"}
+"""The encoders of the released models."""
+
+_BASE_TOKENS = ["<|endoftext|>", TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD]
+_BASE_TOKENS += ["<|video_pad|>"]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def branches_named(names: Iterable[str]) -> tuple[str, ...]:
+    """Branches by their command-line names (``clip``, ``dino``, ``sam``), in table order.
+
+    Raises:
+        CheckpointError: for an unknown name.
+    """
+    names = list(names)
+    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
+        raise CheckpointError(
+            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
+        )
+    return tuple(branch for name, branch in ENCODER_TO_BRANCH.items() if name in names)
+
+
+def build_from_base(
+    base: str,
+    branches: Iterable[str],
+    *,
+    encoders: Mapping[str, str] | None = None,
+    grid_size: int = RELEASED_GRID_SIZE,
+    dtype: str | torch.dtype = "auto",
+    seed: int = 0,
+) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
+    """Make a VPT model of a Qwen2-VL one.
+
+    Perception tokens are added to the tokenizer; new embedding rows are drawn around the mean
+    of the old ones; projectors start from their released initialisation.
+
+    Args:
+        base: folder or hub id of a Qwen2-VL model, e.g. ``Qwen/Qwen2-VL-2B-Instruct``.
+        branches: command-line names: ``clip``, ``dino``, ``sam``.
+        encoders: name -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
+            by default the released choice.
+        grid_size: cells per side of the region grid.
+        dtype: of the weights; ``"auto"`` for the base model's.
+        seed: of everything drawn.
+
+    Raises:
+        CheckpointError: if a branch is unknown, or a part cannot be loaded.
+    """
+    wanted = branches_named(branches)
+    sources = {**DEFAULT_ENCODERS, **(encoders or {})}
+    if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
+        raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
+    torch.manual_seed(seed)
+    try:
+        llm = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=dtype)
+        processor = VPTProcessor.from_pretrained(base)
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
+    encoder_branches = {
+        name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
+    }
+    add_perception_tokens(processor.tokenizer, wanted, grid_size)
+    # Qwen2-VL has more rows than tokens; shrink never, grow only if the new ones do not fit.
+    if len(processor.tokenizer) > llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
+    config = vpt_config(llm.config, processor.tokenizer, wanted, grid_size)
+    for name, branch in encoder_branches.items():
+        config.branch_configs[name] = {
+            "encoder": branch.encoder.config.to_dict(),
+            "preprocess": branch.preprocess_config,
+        }
+    model = VPTForConditionalGeneration(config).to(llm.dtype)
+    missing, unexpected = model.load_state_dict(llm.state_dict(), strict=False)
+    new = ("branches.", "projectors.")
+    if unexpected or [key for key in missing if not key.startswith(new)]:
+        raise CheckpointError(f"the base model {base} does not have the weights of a Qwen2-VL")
+    for name, branch in encoder_branches.items():
+        model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
+    _draw_new_embeddings(model, processor.tokenizer, wanted, grid_size)
+    return model.eval(), processor
+
+
+def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
+    from branches import BranchError, DinoBranch, SamBranch
+
+    try:
+        if name == "dino":
+            return DinoBranch.from_pretrained(source, dtype=dtype)
+        if Path(source).suffix == ".pth":
+            return SamBranch.from_segment_anything(source)
+        return SamBranch.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, BranchError) as exc:
+        raise CheckpointError(f"cannot load the {name} encoder {source}: {exc}") from exc
+
+
+def add_perception_tokens(tokenizer: Any, branches: Iterable[str], grid_size: int) -> int:
+    """Add the tokens that are not there yet; returns how many that were."""
+    special, ordinary = perception_tokens(branches, grid_size)
+    known = tokenizer.get_vocab()
+    added = tokenizer.add_tokens([t for t in special if t not in known], special_tokens=True)
+    return added + tokenizer.add_tokens([t for t in ordinary if t not in known])
+
+
+def vpt_config(
+    base: Any, tokenizer: Any, branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+) -> VPTConfig:
+    """Configuration of a VPT model on a base Qwen2-VL configuration.
+
+    Args:
+        base: a ``Qwen2VLConfig``.
+        tokenizer: with the perception tokens in it.
+        branches: keys of ``BRANCH_TOKENS``.
+        grid_size: cells per side of the region grid.
+    """
+    ids = tokenizer.get_vocab()
+    rows = [BRANCH_TOKENS[branch] for branch in branches]
+    settings: dict[str, Any] = {}
+    for row in rows:
+        settings[f"{row.released}_image_token_id"] = ids[row.pad]
+        settings[f"{row.released}_action_id"] = ids[row.action]
+        settings[f"{row.released}_action_start_id"] = ids[row.start]
+    skipped = ("model_type", "architectures", "transformers_version", "auto_map", "dtype")
+    inherited = {k: v for k, v in base.to_dict().items() if k not in skipped}
+    return VPTConfig(
+        **inherited,
+        **settings,
+        para_start_id=ids[TURN_START],
+        para_end_id=ids[TURN_END],
+        vision_encoder_ls=[row.encoder for row in rows],
+        grid_size=grid_size,
+    )
+
+
+def _draw_new_embeddings(
+    model: VPTForConditionalGeneration, tokenizer: Any, branches: Iterable[str], grid_size: int
+) -> None:
+    special, ordinary = perception_tokens(branches, grid_size)
+    rows = tokenizer.convert_tokens_to_ids([*special, *ordinary])
+    old = min(rows)
+    tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.lm_head)}
+    for weight in tables.values():
+        values = weight.data[:old].float()
+        drawn = torch.randn(len(rows), weight.shape[1]) * values.std() + values.mean(0)
+        weight.data[rows] = drawn.to(weight)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that writes bytes: Qwen2's rules with no merges, and its control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=TURN_END, pad_token="<|endoftext|>"
+    )
+    tokenizer.add_tokens(_BASE_TOKENS, special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+TINY_DINO = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "image_size": 112,
+    "patch_size": 14,
+}
+TINY_SAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_dim": 64,
+    "image_size": 256,
+    "patch_size": 16,
+    "window_size": 7,
+    "global_attn_indexes": [1],
+    "output_channels": 64,
+    "num_pos_feats": 32,
+}
+TINY_PREPROCESS = {
+    "dino": {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
+    "sam": {"size": {"longest_edge": 256}, "pad_size": {"height": 256, "width": 256}},
+}
+
+
+def tiny_model(
+    branches: Iterable[str] = ("clip", "dino", "sam"),
+    *,
+    seed: int = 0,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    max_pixels: int = 28 * 28 * 256,
+    **text_settings: Any,
+) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
+    """A small model with random weights, the same for the same arguments.
+
+    Args:
+        branches: command-line names: ``clip``, ``dino``, ``sam``.
+        seed: of the weights.
+        hidden_size: LLM width, a multiple of 32.
+        num_layers: of the LLM.
+        max_pixels: of an image before the tower.
+        **text_settings: other fields of ``Qwen2VLTextConfig``.
+    """
+    from transformers import Qwen2VLConfig
+
+    wanted = branches_named(branches)
+    tokenizer = byte_tokenizer()
+    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE)
+    ids = tokenizer.get_vocab()
+    head_dim = hidden_size // 4
+    text = {
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 3 // 2,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16],
+        },
+        "bos_token_id": None,
+        "eos_token_id": ids[TURN_END],
+        **text_settings,
+    }
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2}
+    base = Qwen2VLConfig(
+        text_config=text,
+        vision_config={**vision, "hidden_size": hidden_size},
+        image_token_id=ids[IMAGE_PAD],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+        tie_word_embeddings=True,
+    )
+    config = vpt_config(base, tokenizer, wanted)
+    for name, encoder in (("dino", TINY_DINO), ("sam", TINY_SAM)):
+        config.branch_configs[name] = {"encoder": encoder, "preprocess": TINY_PREPROCESS[name]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VPTForConditionalGeneration(config).eval()
+    _spread_weights(model, seed)
+    image_processor = build_image_processor(
+        {"size": {"shortest_edge": 56 * 56, "longest_edge": max_pixels}}
+    )
+    processor = VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+    return model, processor
+
+
+def _spread_weights(model: VPTForConditionalGeneration, seed: int) -> None:
+    """Draw matrices anew, so large that answers depend on what is asked and seen.
+
+    Each has a generator of its own, so that the order of parameters does not matter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        scale = parameter[0].numel() ** -0.5
+        parameter.data.normal_(0, 0.5 if "embed_tokens" in name else scale, generator=generator)

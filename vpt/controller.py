@@ -1,0 +1,427 @@
+"""The loop: answer, or call for perception, dispatch, append, go on, answer.
+
+:func:`converse` knows no model. It yields :class:`Append` to have pieces put behind the stream
+and one more token chosen, is sent a :class:`Step` back, and yields events on the way. So a test
+can drive it with a plain list of tokens, and one stream or many are driven the same way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from branches import crop
+from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
+from vpt.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
+from vpt.engine import LookResult
+from vpt.errors import PromptError
+from vpt.images import LoadedImage, from_pixels
+from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    TURN_END,
+    PerceptionCall,
+    Vocabulary,
+    branches_of_mode,
+    invite,
+    parse_turn,
+)
+from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
+
+LOOK_AT = ("first", "latest")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about some images.
+
+    Attributes:
+        images: in the order they are shown.
+        question: plain text.
+        perception: one of ``vpt.tokens.PERCEPTION_MODES``.
+        max_calls: perception calls at most; a turn with several regions is one call.
+        max_new_tokens: tokens the model may choose in all.
+        constrain: let the grammar permit only well-formed calls within the budget. Without it
+            malformed calls are recorded and read as text; a call beyond the budget ends the run.
+        look_at: which image a call concerns: the ``"first"`` one given, as released, or the
+            ``"latest"`` in the stream, which makes a crop of a crop possible.
+        sampling: greedy by default.
+        system: the system turn; ``None`` for the released one.
+    """
+
+    images: Sequence[LoadedImage]
+    question: str
+    perception: str = "auto"
+    max_calls: int = 4
+    max_new_tokens: int = 256
+    constrain: bool = True
+    look_at: str = "first"
+    sampling: Sampling = field(default_factory=Sampling)
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.look_at not in LOOK_AT:
+            raise PromptError(f"look_at must be one of {LOOK_AT}, not {self.look_at!r}")
+        for name, least in (("max_calls", 0), ("max_new_tokens", 1)):
+            if (value := getattr(self, name)) < least:
+                raise PromptError(f"{name} must be at least {least}, not {value}")
+        if not self.images and self.perception not in ("auto", "none"):
+            raise PromptError(f"perception={self.perception!r} needs an image to look at")
+
+
+@dataclass(frozen=True)
+class Append:
+    """Ask the driver: put these pieces behind the stream, then choose a token by this rule.
+
+    Attributes:
+        pieces: what to append.
+        rule: what may be chosen; ``None`` for anything.
+        reserve: further tokens the stream may take, for the cache.
+    """
+
+    pieces: Sequence[Piece]
+    rule: TokenRule | None
+    reserve: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The driver's answer to :class:`Append`.
+
+    Attributes:
+        token_id: chosen.
+        num_tokens: appended, placeholders included.
+        looks: one result per image or re-encoded image appended.
+        encode_ms: wall time of encoders.
+        run_ms: wall time of the LLM.
+    """
+
+    token_id: int
+    num_tokens: int = 1
+    looks: Sequence[LookResult] = ()
+    encode_ms: float = 0.0
+    run_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A token was chosen; ``text`` is what it adds to the turn's readable text."""
+
+    token: TokenRecord
+    text: str
+
+
+@dataclass(frozen=True)
+class CallEvent:
+    """The model calls for perception; nothing has been appended yet."""
+
+    call: CallRecord
+
+
+@dataclass(frozen=True)
+class ResultEvent:
+    """What the call asked for has been appended."""
+
+    call: CallRecord
+
+
+@dataclass(frozen=True)
+class StopEvent:
+    """The run has ended; ``trace`` is its whole record."""
+
+    trace: Trace
+
+
+Event = TokenEvent | CallEvent | ResultEvent | StopEvent
+Conversation = Generator[Append | Event, Step | None, None]
+
+
+def converse(request: Request, processor: VPTProcessor, vocabulary: Vocabulary) -> Conversation:
+    """Drive one question from prompt to answer.
+
+    Args:
+        request: what is asked and within which bounds.
+        processor: makes pieces of words and images.
+        vocabulary: ids of the model's control tokens.
+
+    Yields:
+        :class:`Append`, to which a :class:`Step` must be sent, and events, to which nothing is.
+
+    Raises:
+        PromptError: if the question or the perception mode cannot be used with this model.
+    """
+    return _Loop(request, processor, vocabulary).run()
+
+
+class _Loop:
+    """State of one conversation."""
+
+    def __init__(self, request: Request, processor: VPTProcessor, vocabulary: Vocabulary) -> None:
+        self.request = request
+        self.processor = processor
+        self.vocabulary = vocabulary
+        self.grammar = PerceptionGrammar(vocabulary)
+        available = vocabulary.branches if request.images else ()
+        self.permitted = branches_of_mode(request.perception, available)
+        self.forced = request.perception not in ("auto", "none") and request.max_calls > 0
+        self.images = list(request.images)
+        self.turn_end = vocabulary.ids[TURN_END]
+        self.started = self.last_token_at = time.perf_counter()
+        self.num_rounds = 0
+        self.last_call: tuple[object, ...] | None = None
+        self.no_more_calls = False
+        self.trace = Trace(
+            question=request.question,
+            perception=request.perception,
+            settings={
+                "max_calls": request.max_calls,
+                "max_new_tokens": request.max_new_tokens,
+                "constrain": request.constrain,
+                "look_at": request.look_at,
+                "temperature": request.sampling.temperature,
+                "top_k": request.sampling.top_k,
+                "top_p": request.sampling.top_p,
+                "seed": request.sampling.seed,
+                "system": request.system,
+            },
+        )
+        for image in self.images:
+            self.trace.add_image(image)
+
+    def run(self) -> Conversation:
+        """See :func:`converse`."""
+        question = invite(self.request.question, self.request.perception)
+        system = {} if self.request.system is None else {"system": self.request.system}
+        pieces = self.processor.prompt(question, self.images, **system)
+        calls: list[CallRecord] = []
+        while True:
+            turn_ids, ended = yield from self._write_turn(pieces, calls)
+            parsed = parse_turn(self.vocabulary.symbols(turn_ids), self.vocabulary.grid_size)
+            self._close_turn(turn_ids, parsed.malformed)
+            reason = self._reason_to_stop(parsed.calls, ended)
+            calls = [self._record(call, turn_ids, reason) for call in parsed.calls]
+            for call in calls:
+                yield CallEvent(call)
+            if reason:
+                break
+            pieces = [self._closing(turn_ids[-1]), *self._look(calls)]
+            self.num_rounds += 1
+        self.trace.stop_reason = reason
+        self.trace.timings.total = (time.perf_counter() - self.started) * 1e3
+        yield StopEvent(self.trace)
+
+    def _write_turn(
+        self, pieces: Sequence[Piece], calls: Sequence[CallRecord]
+    ) -> Generator[Append | Event, Step | None, tuple[list[int], bool]]:
+        """Append pieces and let the model write until its turn ends.
+
+        Returns:
+            The turn's ids, and whether it ended by itself (else: out of tokens).
+        """
+        ids: list[int] = []
+        state = TurnState()
+        text = _TextStream(self._readable)
+        reserve = self._reserve()
+        while True:
+            rule = self._rule(state, at_start=not ids)
+            step = yield Append(pieces, rule, reserve)
+            assert step is not None, "the driver must answer Append with a Step"
+            self._count(step, calls, is_continuation=bool(ids))
+            if not ids:
+                for call in calls:
+                    yield ResultEvent(call)
+            ids.append(step.token_id)
+            state = self.grammar.advance(state, step.token_id)
+            yield TokenEvent(self._record_token(step.token_id), text.add(step.token_id))
+            if step.token_id == self.turn_end or self._opens_branch(step.token_id):
+                return ids, True
+            if self.trace.counts.generated_tokens >= self.request.max_new_tokens:
+                return ids, False
+            pieces = [TokenPiece((step.token_id,))]
+            calls, reserve = (), 0
+
+    def _opens_branch(self, token_id: int) -> bool:
+        """A re-encoding call is complete with its start token: the rest of it is forced."""
+        return any(
+            token_id == self.vocabulary.opener(branch)
+            for branch in self.vocabulary.branches
+            if branch in BRANCH_TOKENS
+        )
+
+    def _rule(self, state: TurnState, at_start: bool) -> TokenRule | None:
+        if not self.request.constrain:
+            return None
+        if self.no_more_calls or self.num_rounds >= self.request.max_calls:
+            return self.grammar.rule(state, ())
+        must_call = self.forced and at_start and self.num_rounds == 0
+        return self.grammar.rule(state, self.permitted, must_call)
+
+    def _reason_to_stop(self, calls: Sequence[PerceptionCall], ended: bool) -> str:
+        """Why the run ends with this turn; empty if it goes on."""
+        if not calls:
+            if self.no_more_calls:
+                return "repeated_call"
+            return "stop" if ended else "length"
+        if self.request.perception == "none" or not self.images:
+            return "stop" if ended else "length"
+        if self.num_rounds >= self.request.max_calls:
+            return "max_calls"
+        source = self._image_looked_at()
+        key = (source, *((call.branch, call.region) for call in calls))
+        if key == self.last_call:
+            if not self.request.constrain:
+                return "repeated_call"
+            self.no_more_calls = True  # dispatch it once more, then the model must answer
+        self.last_call = key
+        if self.trace.counts.generated_tokens >= self.request.max_new_tokens:
+            return "length"
+        return ""
+
+    def _image_looked_at(self) -> int:
+        return 0 if self.request.look_at == "first" else len(self.images) - 1
+
+    def _record(self, call: PerceptionCall, turn_ids: Sequence[int], reason: str) -> CallRecord:
+        outcome = {"": "executed", "repeated_call": "repeated"}.get(reason, "not_executed")
+        record = CallRecord(
+            branch=call.branch,
+            text=self._raw(turn_ids[call.start : call.end]),
+            turn=len(self.trace.turns) - 1,
+            image=self._image_looked_at(),
+            outcome=outcome,
+        )
+        if call.branch in BRANCH_TOKENS:
+            record.text = BRANCH_TOKENS[call.branch].call
+        if call.region is not None:
+            box = call.region
+            record.region = (box.x_min, box.y_min, box.x_max, box.y_max)
+        self.trace.calls.append(record)
+        return record
+
+    def _closing(self, last: int) -> TokenPiece:
+        """The last chosen token, which the stream has not read yet, and what must follow it.
+
+        A turn ends with its end token, or is cut at a branch's start token: then the rest of
+        the call is not the model's choice.
+        """
+        ids = self.vocabulary.ids
+        for branch in self.vocabulary.branches:
+            if branch in BRANCH_TOKENS and last == self.vocabulary.opener(branch):
+                row = BRANCH_TOKENS[branch]
+                return TokenPiece((last, ids[row.action], ids[row.end], self.turn_end))
+        return TokenPiece((last,))
+
+    def _look(self, calls: Sequence[CallRecord]) -> list[Piece]:
+        """Cut or name what is to be looked at, and make the reply of it."""
+        source = self._image_looked_at()
+        looks: list[ImagePiece | FeaturePiece] = []
+        for call in calls:
+            if call.region is None:
+                looks.append(FeaturePiece(call.branch, self.images[source]))
+            else:
+                looks.append(ImagePiece(self._cut(call, source)))
+        return self.processor.reply(looks)
+
+    def _cut(self, call: CallRecord, source: int) -> LoadedImage:
+        assert call.region is not None
+        parent, record = self.images[source], self.trace.images[source]
+        box: PixelBox = crop_box_px(
+            GridBox(*call.region), parent.size_wh, grid_size=self.vocabulary.grid_size
+        )
+        cut = from_pixels(crop(parent.pixels, box), parent.source)
+        call.box_xyxy_px = box if record.box_xyxy_px is None else compose(record.box_xyxy_px, box)
+        call.result_image = self.trace.add_image(cut, parent=source, box_xyxy_px=call.box_xyxy_px)
+        self.images.append(cut)
+        return cut
+
+    def _reserve(self) -> int:
+        """Tokens the stream may yet take: those to be written, and what calls may bring."""
+        if not self.images:
+            return self.request.max_new_tokens
+        factor = (
+            self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        )
+        width, height = self.images[0].size_wh
+        limit = self.processor.image_processor.size["longest_edge"]
+        per_call = max(min(width * height, limit) // factor**2, 256) + 64
+        left = self.request.max_calls - self.num_rounds if self.permitted else 0
+        return self.request.max_new_tokens + left * per_call
+
+    def _count(self, step: Step, calls: Sequence[CallRecord], is_continuation: bool) -> None:
+        """Book what an Append brought: sizes, times and results of calls."""
+        counts, timings = self.trace.counts, self.trace.timings
+        counts.llm_tokens += step.num_tokens
+        counts.images_encoded += sum(not look.reused for look in step.looks)
+        counts.images_reused += sum(look.reused for look in step.looks)
+        if is_continuation:
+            return
+        if self.num_rounds == 0:
+            counts.prompt_tokens = step.num_tokens
+            timings.prefill = step.encode_ms + step.run_ms
+            for record, look in zip(self.trace.images, step.looks, strict=True):
+                record.num_tokens = look.num_tokens
+            return
+        counts.appended_tokens += step.num_tokens
+        for call, look in zip(calls, step.looks, strict=True):
+            call.grid_hw, call.num_tokens, call.reused = look.grid_hw, look.num_tokens, look.reused
+            call.encode_ms, call.run_ms = step.encode_ms, step.run_ms
+            if look.scores is not None:
+                call.scores = look.scores.float().cpu().tolist()
+            if call.result_image is not None:
+                self.trace.images[call.result_image].num_tokens = look.num_tokens
+
+    def _record_token(self, token_id: int) -> TokenRecord:
+        now = time.perf_counter()
+        if not self.trace.tokens:
+            self.trace.timings.first_token = (now - self.started) * 1e3
+        record = TokenRecord(
+            id=token_id,
+            text=self._raw([token_id]),
+            turn=len(self.trace.turns),
+            ms=(now - self.last_token_at) * 1e3,
+        )
+        self.last_token_at = now
+        self.trace.tokens.append(record)
+        self.trace.counts.generated_tokens += 1
+        return record
+
+    def _close_turn(self, turn_ids: Sequence[int], malformed: Sequence[object]) -> None:
+        self.trace.turns.append(self._raw(turn_ids))
+        self.trace.answer = self._readable(turn_ids).strip()
+        for entry in malformed:
+            text = self._raw(turn_ids[entry.start : entry.end])  # type: ignore[attr-defined]
+            self.trace.malformed.append(
+                MalformedRecord(text, len(self.trace.turns) - 1, entry.reason)  # type: ignore[attr-defined]
+            )
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return self.processor.decode(ids, skip_special_tokens=False)
+
+    def _readable(self, ids: Sequence[int]) -> str:
+        """Text without control tokens."""
+        symbols = self.vocabulary.symbols(ids)
+        plain = [i for i, symbol in zip(ids, symbols, strict=True) if not symbol]
+        return self.processor.decode(plain)
+
+
+class _TextStream:
+    """Readable text of a growing turn, a few tokens at a time.
+
+    Text is held back while it ends in the middle of a character.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._start = 0  # of the tokens that the next ones may still change
+        self._shown = 0  # tokens whose text has been given out
+
+    def add(self, token_id: int) -> str:
+        """Take a token in; returns the text that is new."""
+        self._ids.append(token_id)
+        before = self._decode(self._ids[self._start : self._shown])
+        now = self._decode(self._ids[self._start :])
+        if now.endswith("\ufffd"):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return now[len(before) :]

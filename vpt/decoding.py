@@ -1,0 +1,229 @@
+"""The grammar of perception tokens, and how it steers decoding.
+
+A grammar is a small automaton over the tokens of one assistant turn. It says which tokens may
+come next, so that every call the model makes is well formed, and no perception token stands
+outside of one. The same automaton serves the runtime and, as a logits processor, transformers'
+own ``generate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    IMAGE_PAD,
+    REGION_END,
+    REGION_START,
+    TURN_END,
+    VISION_END,
+    VISION_START,
+    Vocabulary,
+    coordinate_tokens,
+)
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """What may come next: ``only`` these ids, or all but the ``banned`` ones.
+
+    Attributes:
+        only: ids, or ``None`` for no such limit.
+        banned: ids that may not come; of no meaning beside ``only``.
+        vocabulary_end: ids from here on are banned too; ``None`` for no such limit.
+    """
+
+    only: tuple[int, ...] | None = None
+    banned: tuple[int, ...] = ()
+    vocabulary_end: int | None = None
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """Set the logits ``[V]`` of what may not come to -inf, in place; returns them."""
+        if self.only is not None:
+            kept = logits[list(self.only)].clone()
+            logits.fill_(-torch.inf)
+            logits[list(self.only)] = kept
+            return logits
+        if self.banned:
+            logits[list(self.banned)] = -torch.inf
+        if self.vocabulary_end is not None:
+            logits[self.vocabulary_end :] = -torch.inf
+        return logits
+
+
+@dataclass(frozen=True)
+class TurnState:
+    """Where in the grammar a turn stands.
+
+    Attributes:
+        name: a state of :class:`PerceptionGrammar`.
+        num_regions: regions written in this turn.
+    """
+
+    name: str = "free"
+    num_regions: int = 0
+
+
+class PerceptionGrammar:
+    """Which tokens may follow which, within one assistant turn.
+
+    A region is start, ``x y``, optionally a second ``x y``, end; behind it only a further region
+    or the end of the turn may come. Behind a branch's start token come its action and end tokens
+    and the end of the turn, and nothing else. Elsewhere text is free.
+
+    Args:
+        vocabulary: ids of the control tokens.
+        max_regions: regions in one turn.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
+        self.vocabulary = vocabulary
+        self.max_regions = max_regions
+        ids = vocabulary.ids
+        self._turn_end = ids[TURN_END]
+        self._region_start = ids.get(REGION_START, -1)
+        self._region_end = ids.get(REGION_END, -1)
+        k = vocabulary.grid_size
+        has_region = "crop" in vocabulary.branches
+        self._x = tuple(ids[t] for t in coordinate_tokens("x", k)) if has_region else ()
+        self._y = tuple(ids[t] for t in coordinate_tokens("y", k)) if has_region else ()
+        self._forced: dict[int, int] = {}  # token -> the only one that may follow it
+        for row in BRANCH_TOKENS.values():
+            if row.branch in vocabulary.branches:
+                self._forced[ids[row.start]] = ids[row.action]
+                self._forced[ids[row.action]] = ids[row.end]
+                self._forced[ids[row.end]] = self._turn_end
+
+    @cached_property
+    def _controls(self) -> tuple[int, ...]:
+        """Every id that may not come in free text, openers included."""
+        ids = self.vocabulary.ids
+        names = [IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, REGION_START, REGION_END]
+        controls = {ids[name] for name in names if name in ids} | set(self._x) | set(self._y)
+        for row in BRANCH_TOKENS.values():
+            controls |= {ids[t] for t in (row.start, row.action, row.end, row.pad) if t in ids}
+        return tuple(sorted(controls))
+
+    def rule(
+        self, state: TurnState, permitted: Sequence[str], must_call: bool = False
+    ) -> TokenRule:
+        """What may come next.
+
+        Args:
+            state: where the turn stands.
+            permitted: branches that may be called now (``"crop"`` for regions).
+            must_call: in free text, permit nothing but a call.
+        """
+        if state.name == "free":
+            openers = tuple(self.vocabulary.opener(branch) for branch in permitted)
+            if must_call and openers:
+                return TokenRule(only=openers)
+            banned = tuple(i for i in self._controls if i not in openers)
+            return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
+        if state.name == "after_region":
+            more = state.num_regions < self.max_regions and "crop" in permitted
+            return TokenRule(only=(self._region_start, self._turn_end)[0 if more else 1 :])
+        only = {
+            "x1": self._x,
+            "y1": self._y,
+            "x2_or_end": (*self._x, self._region_end),
+            "y2": self._y,
+            "end": (self._region_end,),
+        }
+        if state.name in only:
+            return TokenRule(only=only[state.name])
+        return TokenRule(only=(int(state.name.removeprefix("forced:")),))
+
+    def advance(self, state: TurnState, token_id: int) -> TurnState:
+        """State behind ``token_id``. Tokens that break the grammar lead back to free text."""
+        if token_id == self._region_start:
+            return TurnState("x1", state.num_regions)
+        if token_id in self._forced:
+            return TurnState(f"forced:{self._forced[token_id]}", state.num_regions)
+        follows = {
+            "x1": (self._x, "y1"),
+            "y1": (self._y, "x2_or_end"),
+            "x2_or_end": (self._x, "y2"),
+            "y2": (self._y, "end"),
+        }
+        if token_id == self._region_end and state.name in ("x2_or_end", "end"):
+            return TurnState("after_region", state.num_regions + 1)
+        expected, following = follows.get(state.name, ((), "free"))
+        return TurnState(following if token_id in expected else "free", state.num_regions)
+
+
+class PerceptionLogitsProcessor(LogitsProcessor):
+    """The grammar for transformers' ``generate``.
+
+    Args:
+        grammar: the automaton.
+        prompt_length: tokens in front of the generated ones; the turn begins behind them.
+        permitted: branches that may be called; all of the vocabulary by default.
+    """
+
+    def __init__(
+        self,
+        grammar: PerceptionGrammar,
+        prompt_length: int,
+        permitted: Sequence[str] | None = None,
+    ) -> None:
+        self.grammar = grammar
+        self.prompt_length = prompt_length
+        self.permitted = grammar.vocabulary.branches if permitted is None else tuple(permitted)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Ban what the grammar does not permit; ``scores`` is ``[B, V]``."""
+        scores = scores.clone()
+        for row, generated in enumerate(input_ids[:, self.prompt_length :].tolist()):
+            state = TurnState()
+            for token_id in generated:
+                state = self.grammar.advance(state, token_id)
+            self.grammar.rule(state, self.permitted).apply_(scores[row])
+        return scores
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from its logits.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; else logits are divided by it.
+        top_k: keep so many of the likeliest; 0 for all.
+        top_p: keep the likeliest that hold this much probability together; 1 for all.
+        seed: of the random generator; the same seed gives the same tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                "expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got "
+                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}"
+            )
+
+    def generator(self) -> torch.Generator | None:
+        """A fresh random generator, or ``None`` if none is needed."""
+        return None if self.temperature == 0 else torch.Generator().manual_seed(self.seed)
+
+    def choose(self, logits: Tensor, generator: torch.Generator | None) -> int:
+        """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree."""
+        if generator is None:
+            return int(logits.argmax())
+        scaled = logits.float().cpu() / self.temperature
+        order = scaled.argsort(descending=True, stable=True)
+        probabilities = scaled[order].softmax(-1)
+        keep = probabilities.cumsum(-1) - probabilities < self.top_p
+        if self.top_k:
+            keep[self.top_k :] = False
+        drawn = torch.multinomial(probabilities * keep, 1, generator=generator)
+        return int(order[drawn])

@@ -1,0 +1,230 @@
+"""The front door: load a model, ask it about images, one question or many."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vpt.checkpoint import load_model
+from vpt.controller import Event, Request, StopEvent, converse
+from vpt.decoding import Sampling
+from vpt.engine import Engine
+from vpt.errors import PromptError
+from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
+from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
+from vpt.modeling import VPTForConditionalGeneration
+from vpt.processing import VPTProcessor
+from vpt.scheduler import drive
+from vpt.tokens import Vocabulary
+from vpt.trace import Trace
+
+_SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
+_REQUEST_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Request) if field.name not in ("images", "sampling")
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question.
+
+    Attributes:
+        text: the answer, without control tokens.
+        stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
+        trace: the whole record.
+        images: given ones first, then crops, as in ``trace.images``.
+    """
+
+    text: str
+    stop_reason: str
+    trace: Trace
+
+    @property
+    def num_calls(self) -> int:
+        """Perception calls that were executed."""
+        return sum(call.outcome == "executed" for call in self.trace.calls)
+
+
+class Runtime:
+    """A loaded model, ready to be asked.
+
+    Not safe for use from several threads at once: give each its own, or queue.
+
+    Args:
+        model: in evaluation mode.
+        processor: of the model.
+        name: where it came from; goes into traces.
+        trained: whether its weights mean anything; goes into traces.
+        feature_cache_bytes: memory for features of images seen before.
+        limits: of images taken in.
+    """
+
+    def __init__(
+        self,
+        model: VPTForConditionalGeneration,
+        processor: VPTProcessor,
+        *,
+        name: str = "",
+        trained: bool = True,
+        feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.trained = trained
+        self.limits = limits
+        self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
+        self.vocabulary = Vocabulary.from_tokenizer(
+            processor.tokenizer, model.config.branches, model.config.grid_size
+        )
+        self._engine: Engine | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.get_input_embeddings().weight.device
+
+    def engine(self, num_slots: int = 1) -> Engine:
+        """An engine with at least so many slots; the last one is kept."""
+        if self._engine is None or len(self._engine.cache.lengths) < num_slots:
+            self._engine = None  # free the old buffers first
+            self._engine = Engine(self.model, self.encoders, num_slots)
+        return self._engine
+
+    def request(self, images: Any, question: str, **options: Any) -> Request:
+        """Check and complete a request.
+
+        Args:
+            images: one image or a list: paths, bytes, PIL images, arrays, or images loaded by
+                :func:`vpt.images.load_image`. Empty for a question about nothing.
+            question: plain text.
+            **options: fields of :class:`vpt.controller.Request` and
+                :class:`vpt.decoding.Sampling`.
+
+        Raises:
+            ImageError: if an image cannot be used.
+            PromptError: if an option is unknown or out of bounds.
+        """
+        unknown = set(options) - set(_REQUEST_FIELDS) - set(_SAMPLING_FIELDS)
+        if unknown:
+            known = ", ".join(sorted({*_REQUEST_FIELDS[1:], *_SAMPLING_FIELDS}))
+            raise PromptError(f"unknown option {sorted(unknown)[0]!r}; available: {known}")
+        given = list(images) if isinstance(images, list | tuple) else [images]
+        loaded = [
+            image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
+            for image in given
+        ]
+        try:
+            sampling = Sampling(**{k: v for k, v in options.items() if k in _SAMPLING_FIELDS})
+        except ValueError as exc:
+            raise PromptError(str(exc)) from exc
+        rest = {k: v for k, v in options.items() if k not in _SAMPLING_FIELDS}
+        return Request(images=loaded, question=question, sampling=sampling, **rest)
+
+    def ask(self, images: Any, question: str, **options: Any) -> Answer:
+        """Ask one question; arguments as for :meth:`request`."""
+        return self.ask_many([self.request(images, question, **options)], batch_size=1)[0]
+
+    def stream(self, images: Any, question: str, **options: Any) -> Iterator[Event]:
+        """Ask one question and get events as they happen; the last is a ``StopEvent``.
+
+        Closing the iterator ends the computation. Arguments as for :meth:`request`, which is
+        checked at once, before the first event is asked for.
+        """
+        request = self.request(images, question, **options)
+        return self._stream_many([request], 1, with_index=False)
+
+    def ask_many(
+        self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
+    ) -> list[Answer]:
+        """Ask many questions; streams are decoded together, answers come back in order.
+
+        Args:
+            requests: made by :meth:`request`, or dicts of its arguments.
+            batch_size: streams at once.
+
+        Raises:
+            PromptError: if ``batch_size`` is less than 1.
+        """
+        answers: dict[int, Answer] = {}
+        for index, event in self.stream_many(requests, batch_size):
+            if isinstance(event, StopEvent):
+                trace = event.trace
+                answers[index] = Answer(trace.answer, trace.stop_reason, trace)
+        return [answers[index] for index in sorted(answers)]
+
+    def stream_many(
+        self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
+    ) -> Iterator[tuple[int, Event]]:
+        """Like :meth:`ask_many`, giving ``(index, event)`` as things happen."""
+        if batch_size < 1:
+            raise PromptError(f"batch_size must be at least 1, not {batch_size}")
+        made = (r if isinstance(r, Request) else self.request(**r) for r in requests)
+        return self._stream_many(made, batch_size)
+
+    def _stream_many(
+        self, requests: Iterable[Request], batch_size: int, with_index: bool = True
+    ) -> Iterator[Any]:
+        if batch_size > 1 and isinstance(requests, Sequence):
+            batch_size = min(batch_size, max(len(requests), 1))
+        conversations = (
+            (converse(request, self.processor, self.vocabulary), request.sampling)
+            for request in requests
+        )
+        for index, event in drive(self.engine(batch_size), conversations, batch_size):
+            if isinstance(event, StopEvent):
+                event.trace.model = {"name": self.name, "trained": self.trained}
+            yield (index, event) if with_index else event
+
+
+def load(
+    path_or_id: str | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    **hub_kwargs: Any,
+) -> Runtime:
+    """Load a model and make a runtime of it.
+
+    Args:
+        path_or_id: a model folder or hub id, in the released format or our own; ``None`` for
+            the small built-in model, which is untrained as yet.
+        device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
+        feature_cache_bytes: memory for features of images seen before.
+        limits: of images taken in.
+        **hub_kwargs: ``revision``, ``cache_dir``, ``token``.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded.
+    """
+    if path_or_id is None:
+        from vpt.building import tiny_model
+
+        model, processor = tiny_model()
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(target, None if dtype == "auto" else _as_dtype(dtype))
+        name, trained = "built-in (random weights)", False
+    else:
+        model = load_model(path_or_id, device=device, dtype=dtype, **hub_kwargs)
+        processor = VPTProcessor.from_pretrained(path_or_id, **hub_kwargs)
+        name, trained = path_or_id, True
+    return Runtime(
+        model,
+        processor,
+        name=name,
+        trained=trained,
+        feature_cache_bytes=feature_cache_bytes,
+        limits=limits,
+    )
+
+
+def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

@@ -1,0 +1,276 @@
+"""The record of a run: everything the model saw, said and called for, as plain JSON.
+
+Server, demo, evaluation and pictures all read this one record.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.errors import PromptError
+from vpt.images import LoadedImage
+
+TRACE_VERSION = 1
+THUMBNAIL_SIDE = 768
+
+
+@dataclass
+class ImageRecord:
+    """An image in the stream, given or cut out.
+
+    Attributes:
+        source: where it came from.
+        size_wh: in pixels, oriented.
+        digest: of its content.
+        parent: for a crop, index of the image it was cut from.
+        box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
+        num_tokens: it takes in the stream.
+        thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
+    """
+
+    source: str
+    size_wh: tuple[int, int]
+    digest: str
+    parent: int | None = None
+    box_xyxy_px: tuple[int, int, int, int] | None = None
+    num_tokens: int = 0
+    thumbnail: str | None = None
+
+
+@dataclass
+class CallRecord:
+    """One perception call and what came of it.
+
+    Attributes:
+        branch: ``"crop"`` or a re-encoding branch.
+        text: the tokens as written.
+        turn: index of the assistant turn that made it.
+        image: index of the image it looks at.
+        outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
+            ``"not_executed"`` (the run had to end); only the first brings something back.
+        region: cells ``[x_min, y_min, x_max, y_max]``, ends included, for ``"crop"``.
+        box_xyxy_px: the cut box in pixels of the given image, for ``"crop"``.
+        result_image: index of the image cut out, for ``"crop"``.
+        grid_hw: of the appended tokens.
+        scores: ``[h * w]``, row-major: answer of each place to the control state.
+        num_tokens: that brought features take in the stream.
+        reused: whether the features were at hand.
+        encode_ms: wall time of the encoder.
+        run_ms: wall time of the LLM over what was appended.
+    """
+
+    branch: str
+    text: str
+    turn: int
+    image: int
+    outcome: str
+    region: tuple[int, int, int, int] | None = None
+    box_xyxy_px: tuple[int, int, int, int] | None = None
+    result_image: int | None = None
+    grid_hw: tuple[int, int] | None = None
+    scores: list[float] | None = None
+    num_tokens: int = 0
+    reused: bool = False
+    encode_ms: float = 0.0
+    run_ms: float = 0.0
+
+
+@dataclass
+class MalformedRecord:
+    """Perception tokens that made no call.
+
+    Attributes:
+        text: the tokens as written.
+        turn: index of the assistant turn.
+        reason: what was wrong.
+    """
+
+    text: str
+    turn: int
+    reason: str
+
+
+@dataclass
+class TokenRecord:
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary.
+        text: of it alone.
+        turn: index of the assistant turn.
+        ms: since the token before, or since the start of the run for the first.
+    """
+
+    id: int
+    text: str
+    turn: int
+    ms: float
+
+
+@dataclass
+class Counts:
+    """Sizes of a run, in tokens and images.
+
+    Attributes:
+        prompt_tokens: before the first answer token, images included.
+        appended_tokens: brought by calls, template included.
+        generated_tokens: chosen by the model.
+        llm_tokens: read by the LLM in all.
+        images_encoded: images that cost encoder work.
+        images_reused: images whose features were at hand.
+    """
+
+    prompt_tokens: int = 0
+    appended_tokens: int = 0
+    generated_tokens: int = 0
+    llm_tokens: int = 0
+    images_encoded: int = 0
+    images_reused: int = 0
+
+
+@dataclass
+class Timings:
+    """Wall times of a run in milliseconds.
+
+    Attributes:
+        first_token: from the start to the first token.
+        prefill: of the prompt, encoders included.
+        total: from start to stop.
+    """
+
+    first_token: float = 0.0
+    prefill: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class Trace:
+    """A whole run.
+
+    Attributes:
+        question: as asked.
+        perception: mode.
+        settings: budgets, decoding and seed.
+        model: name of the model, and whether it is trained.
+        images: given ones first, then crops in the order they were made.
+        calls: in order.
+        malformed: in order.
+        tokens: every generated token.
+        answer: text of the last turn, without control tokens.
+        turns: text of each assistant turn, control tokens included.
+        stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
+        counts: sizes.
+        timings: wall times.
+        version: of this layout.
+    """
+
+    question: str
+    perception: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    images: list[ImageRecord] = field(default_factory=list)
+    calls: list[CallRecord] = field(default_factory=list)
+    malformed: list[MalformedRecord] = field(default_factory=list)
+    tokens: list[TokenRecord] = field(default_factory=list)
+    answer: str = ""
+    turns: list[str] = field(default_factory=list)
+    stop_reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+    timings: Timings = field(default_factory=Timings)
+    version: int = TRACE_VERSION
+
+    def add_image(
+        self,
+        image: LoadedImage,
+        parent: int | None = None,
+        box_xyxy_px: tuple[int, int, int, int] | None = None,
+    ) -> int:
+        """Record an image; returns its index."""
+        self.images.append(
+            ImageRecord(image.source, image.size_wh, image.digest, parent, box_xyxy_px)
+        )
+        return len(self.images) - 1
+
+    def keep_thumbnails(self, images: list[LoadedImage]) -> None:
+        """Store small copies of the given images, so that the trace can be drawn alone."""
+        for record, image in zip(self.images, images, strict=False):
+            record.thumbnail = _thumbnail(image.pixels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable content."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Trace:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            PromptError: if it is no trace, or one of another version.
+        """
+        if content.get("version") != TRACE_VERSION:
+            raise PromptError(
+                f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
+                "make it again with this release"
+            )
+        content = dict(content)
+        try:
+            for name, record in _RECORD_LISTS.items():
+                content[name] = [record(**_tuples(entry)) for entry in content[name]]
+            content["counts"] = Counts(**content["counts"])
+            content["timings"] = Timings(**content["timings"])
+            return cls(**content)
+        except (KeyError, TypeError) as exc:
+            raise PromptError(f"not a trace: {exc}") from exc
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace file.
+
+        Raises:
+            PromptError: if it is no trace.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise PromptError(f"cannot read the trace {path}: {exc}") from exc
+        if not isinstance(content, dict):
+            raise PromptError(f"{path} is not a trace: expected a JSON object")
+        return cls.from_dict(content)
+
+
+_RECORD_LISTS: dict[str, type[Any]] = {
+    "images": ImageRecord,
+    "calls": CallRecord,
+    "malformed": MalformedRecord,
+    "tokens": TokenRecord,
+}
+_TUPLE_FIELDS = {"size_wh", "box_xyxy_px", "region", "grid_hw"}
+
+
+def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only; give the fixed-length fields their type back."""
+    return {
+        key: tuple(value) if key in _TUPLE_FIELDS and value is not None else value
+        for key, value in entry.items()
+    }
+
+
+def _thumbnail(pixels: Image.Image) -> str:
+    small = pixels.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,200 @@
+"""The released protocol, written plainly: rebuild everything, run the LLM twice, copy the cache.
+
+It has the interface of :class:`vpt.engine.Engine` and serves as test oracle and as baseline of
+``benchmarks/``. Each extension rebuilds the prompt from its beginning, encodes every image again
+and runs the LLM once to find the control state and once to use it; each further token, too, is
+run twice, each time over a deep copy of the cache. For several calls in one stream, which the
+released code cannot do, each call has a finding pass of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from branches import Features
+from vpt.engine import Extension, LookResult, Stream
+from vpt.features import Encoders, FeatureCache
+from vpt.modeling import VPTForConditionalGeneration
+from vpt.positions import mrope_positions
+from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
+
+
+@dataclass
+class _History(Stream):
+    pieces: list[Piece] = field(default_factory=list)
+    past: DynamicCache | None = None
+
+
+class TwoPassEngine:
+    """Drop-in engine that keeps to the released protocol.
+
+    Args:
+        model: in evaluation mode.
+        processor: of the model.
+
+    Attributes:
+        num_tokens_run: tokens the LLM has read, all passes together.
+        num_forwards: LLM passes made.
+    """
+
+    def __init__(self, model: VPTForConditionalGeneration, processor: VPTProcessor) -> None:
+        self.model = model
+        self.encoders = Encoders(model, processor, FeatureCache(max_bytes=0))
+        self._language_model = model.model.language_model
+        self._branch_of_action = {model.config.action_id(b): b for b in model.config.branches}
+        self.num_tokens_run = 0
+        self.num_forwards = 0
+
+    def open(self) -> Stream:
+        """Begin a stream."""
+        return _History(slot=0)
+
+    def close(self, stream: Stream) -> None:
+        """End a stream."""
+
+    def is_action(self, token_id: int) -> bool:
+        """Whether a token is a control token."""
+        return token_id in self._branch_of_action
+
+    def encode(self, pieces: Iterable[Sequence[Piece]]) -> None:
+        """Nothing: the released protocol encodes within each round."""
+
+    @torch.inference_mode()
+    def extend(self, stream: Stream, pieces: Sequence[Piece], reserve: int = 0) -> Extension:
+        """Rebuild the stream with these pieces behind it; as ``Engine.extend``."""
+        assert isinstance(stream, _History)
+        num_before = stream.length
+        num_looks_before = sum(not isinstance(p, TokenPiece) for p in stream.pieces)
+        stream.pieces += pieces
+        started = time.perf_counter()
+        features = self._encode_all(stream.pieces)
+        encode_ms = (time.perf_counter() - started) * 1e3
+        started = time.perf_counter()
+        ids, spans = self._lay_out(stream.pieces, features)
+        results = self._run_rounds(stream, ids, features, spans)
+        assert stream.hidden is not None
+        logits = self.model.lm_head(stream.hidden)
+        run_ms = (time.perf_counter() - started) * 1e3
+        looks = results[num_looks_before:]
+        return Extension(ids[num_before:], logits, looks, encode_ms, run_ms)
+
+    @torch.inference_mode()
+    def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:
+        """Append one token to each stream, one stream after the other."""
+        rows = [self._step(s, t) for s, t in zip(streams, token_ids, strict=True)]
+        return torch.stack(rows)
+
+    def _step(self, stream: Stream, token_id: int) -> Tensor:
+        assert isinstance(stream, _History)
+        stream.pieces.append(TokenPiece((token_id,)))
+        embeds = self.model.get_input_embeddings()(torch.tensor([[token_id]], device=self._device))
+        positions = torch.full((3, 1, 1), stream.position, device=self._device)
+        self._run(embeds, positions, copy.deepcopy(stream.past))
+        stream.past = copy.deepcopy(stream.past)
+        stream.hidden = self._run(embeds, positions, stream.past)[0, -1]
+        stream.length += 1
+        stream.position += 1
+        return self.model.lm_head(stream.hidden)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def _encode_all(self, pieces: Sequence[Piece]) -> list[Features]:
+        looks = [p for p in pieces if not isinstance(p, TokenPiece)]
+        branches = ["reencode" if isinstance(p, ImagePiece) else p.branch for p in looks]
+        images = [p.image for p in looks]
+        return [f for f, _ in self.encoders.encode(list(zip(branches, images, strict=True)))]
+
+    def _lay_out(
+        self, pieces: Sequence[Piece], features: Sequence[Features]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of the whole stream, and where in them each look stands."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        waiting = iter(features)
+        for piece in pieces:
+            if isinstance(piece, TokenPiece):
+                ids += piece.ids
+                continue
+            grid_hw, pad_id = next(waiting).grid_hw, self.model.config.image_token_id
+            if isinstance(piece, FeaturePiece):
+                grid_hw = self.model.projector(piece.branch).output_grid(grid_hw)
+                pad_id = self.model.config.pad_id(piece.branch)
+            spans.append((len(ids), len(ids) + grid_hw[0] * grid_hw[1]))
+            ids += [pad_id] * (grid_hw[0] * grid_hw[1])
+        return ids, spans
+
+    def _run_rounds(
+        self,
+        stream: _History,
+        ids: list[int],
+        features: Sequence[Features],
+        spans: Sequence[tuple[int, int]],
+    ) -> list[LookResult]:
+        looks = [p for p in stream.pieces if not isinstance(p, TokenPiece)]
+        embeds = self.model.get_input_embeddings()(torch.tensor([ids], device=self._device))
+        grids = []
+        for look, seen, (start, end) in zip(looks, features, spans, strict=True):
+            if isinstance(look, ImagePiece):
+                embeds[0, start:end] = seen.values.to(embeds)
+                grids.append(seen.grid_hw)
+        image_token_id = self.model.config.image_token_id
+        positions, following = mrope_positions(ids, grids, image_token_id)
+        positions = positions[:, None].to(self._device)
+        conditions: dict[int, Tensor] = {}  # position of a control token -> its state
+        for place, token_id in enumerate(ids):
+            if token_id not in self._branch_of_action:
+                continue
+            conditions[place] = self._run(embeds, positions, None)[0, place - 1]
+            embeds[0, place] = conditions[place]
+            self._write_features(embeds, ids, looks, features, spans, conditions)
+        if not conditions:
+            self._run(embeds, positions, None)  # the released forward runs twice all the same
+        results = self._write_features(embeds, ids, looks, features, spans, conditions)
+        stream.past = DynamicCache(config=self._language_model.config)
+        stream.hidden = self._run(embeds, positions, stream.past)[0, -1]
+        stream.length, stream.position = len(ids), following
+        return results
+
+    def _write_features(
+        self,
+        embeds: Tensor,
+        ids: list[int],
+        looks: Sequence[ImagePiece | FeaturePiece],
+        features: Sequence[Features],
+        spans: Sequence[tuple[int, int]],
+        conditions: dict[int, Tensor],
+    ) -> list[LookResult]:
+        results = []
+        for look, seen, (start, end) in zip(looks, features, spans, strict=True):
+            if isinstance(look, ImagePiece):
+                results.append(LookResult("reencode", seen.grid_hw, end - start, False, None))
+                continue
+            own = [
+                p for p in conditions if p < start and self._branch_of_action[ids[p]] == look.branch
+            ]
+            condition = conditions[max(own)] if own else None
+            projected = self.model.projector(look.branch)(seen, condition)
+            embeds[0, start:end] = projected.values.to(embeds)
+            results.append(
+                LookResult(look.branch, projected.grid_hw, end - start, False, projected.scores)
+            )
+        return results
+
+    def _run(self, embeds: Tensor, position_ids: Tensor, past: DynamicCache | None) -> Tensor:
+        self.num_tokens_run += embeds.shape[1]
+        self.num_forwards += 1
+        return self._language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state

@@ -1,0 +1,158 @@
+"""The DINOv2 branch: patch features of a self-supervised image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
+
+from branches.base import BranchError, Features
+from branches.pixel_settings import check_images, complete_settings, read_settings
+
+# DINOv2-large, the encoder inside released checkpoints, which do not store its config.
+# https://huggingface.co/facebook/dinov2-large/blob/main/config.json
+RELEASED_CONFIG: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "mlp_ratio": 4,
+    "image_size": 518,
+    "patch_size": 14,
+    "layerscale_value": 1.0,
+    "qkv_bias": True,
+}
+
+# https://huggingface.co/facebook/dinov2-large/blob/main/preprocessor_config.json
+RELEASED_PREPROCESS: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": 256},
+    "resample": 3,  # PIL: bicubic
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+# transformers renamed these parameters between 5.6 and 5.23; released files have the old names.
+# transformers/conversion_mapping.py, "Dinov2Model".
+_RENAMED = {
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+}
+
+
+class DinoBranch(nn.Module):
+    """DINOv2 (arXiv 2304.07193): one feature per patch, without the CLS token.
+
+    `load_state_dict` takes the parameter names of older and newer transformers.
+
+    Args:
+        config: of the encoder; any input size is interpolated from ``config.image_size``.
+        preprocess: settings that differ from `RELEASED_PREPROCESS`.
+
+    Raises:
+        BranchError: if ``preprocess`` has an unknown key.
+    """
+
+    name = "dino"
+
+    def __init__(self, config: Dinov2Config, preprocess: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.preprocess_config = complete_settings(preprocess, RELEASED_PREPROCESS)
+        self.feature_dim: int = config.hidden_size
+        self.encoder = Dinov2Model(config)
+        self._image_processor = BitImageProcessorPil(**self.preprocess_config)
+        self.register_load_state_dict_pre_hook(_rename_keys)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        preprocess: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> DinoBranch:
+        """Load a plain DINOv2 checkpoint.
+
+        Args:
+            path_or_id: folder or hub id, e.g. ``facebook/dinov2-large``.
+            preprocess: settings; by default those of the checkpoint's
+                ``preprocessor_config.json``, or `RELEASED_PREPROCESS` if it has none.
+            **kwargs: for ``Dinov2Model.from_pretrained`` (``revision``, ``dtype``, ...).
+
+        Returns:
+            The branch in evaluation mode.
+
+        Raises:
+            BranchError: if the settings in the file are not supported.
+        """
+        if preprocess is None:
+            preprocess = read_settings(path_or_id, RELEASED_PREPROCESS, kwargs)
+        encoder = Dinov2Model.from_pretrained(path_or_id, **kwargs)
+        with torch.device("meta"):  # no second set of weights beside the loaded one
+            branch = cls(encoder.config, preprocess)
+        branch.encoder = encoder
+        return branch.eval()
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Resize, crop the centre and normalise.
+
+        Args:
+            images: one or more RGB images.
+
+        Returns:
+            ``pixel_values``: ``[B, 3, H, W]`` float32, (224, 224) by default.
+
+        Raises:
+            BranchError: if there is no image or one is not RGB.
+        """
+        pixels = self._image_processor(check_images(images), return_tensors="pt")
+        return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
+
+    def encode(self, pixel_values: Tensor) -> list[Features]:
+        """Encode images of one size.
+
+        Args:
+            pixel_values: ``[B, 3, H, W]`` normalised; H and W need not be multiples of the patch
+                size, a rest at the right and bottom is not seen.
+
+        Returns:
+            B features of ``[H // patch * W // patch, hidden_size]``.
+
+        Raises:
+            BranchError: if ``pixel_values`` is not such a batch, or smaller than one patch.
+        """
+        patch_size = self.encoder.config.patch_size
+        if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < patch_size:
+            raise BranchError(
+                f"expected pixel_values [B, 3, H, W] with H and W >= {patch_size}; "
+                f"got {list(pixel_values.shape)}"
+            )
+        height, width = pixel_values.shape[-2:]
+        pixel_values = pixel_values.to(self.encoder.device, self.encoder.dtype)
+        hidden_states = self.encoder(pixel_values).last_hidden_state  # [B, 1 + h * w, C]
+        grid_hw = (height // patch_size, width // patch_size)
+        return [Features(values, grid_hw) for values in hidden_states[:, 1:]]
+
+
+def _rename_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give the entries under ``prefix`` the names of the installed transformers, in place."""
+    expected = {prefix + key for key in module.state_dict()}
+    for key in [key for key in state_dict if key.startswith(prefix) and key not in expected]:
+        for old, new in _RENAMED.items():
+            for renamed in (key.replace(old, new), key.replace(new, old)):
+                if renamed != key and renamed in expected:
+                    state_dict[renamed] = state_dict.pop(key)

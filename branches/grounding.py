@@ -1,0 +1,288 @@
+"""The grounding branch: open-vocabulary boxes for a phrase, and the features behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from branches.base import BranchError, Features
+from branches.grounding_detector import (
+    Caption,
+    Detect,
+    Detections,
+    check_tokenizer,
+    decode_phrase,
+    make_caption,
+)
+from branches.grounding_pixels import normalise, pad, resize, to_pixels
+from branches.pixel_settings import check_images
+
+if TYPE_CHECKING:
+    from transformers import BertConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One box that a phrase may mean."""
+
+    box_xyxy_px: tuple[int, int, int, int]  # whole pixels of the original image, never empty
+    score: float  # 0 to 1
+    phrase: str  # the words of the caption that this box answers to; may be ""
+
+
+@dataclass(frozen=True)
+class GroundedFeatures(Features):
+    """The best decoder queries for a phrase, best first; ``grid_hw`` is ``(1, k)``."""
+
+    boxes_cxcywh: Tensor  # [k, 4] centre and size, 0 to 1 of the image
+    scores: Tensor  # [k]
+
+
+class GroundingBranch(nn.Module):
+    """GroundingDINO (arXiv 2303.05499). Use a classmethod to build one.
+
+    Args:
+        encoder: a GroundingDINO of either implementation.
+        detect: how to call it.
+        tokenizer: of its text encoder (BERT).
+        feature_dim: width of the decoder.
+        max_text_len: tokens a caption may have.
+
+    Raises:
+        BranchError: if the tokenizer lacks a token that GroundingDINO splits captions by.
+    """
+
+    name = "grounding"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        detect: Detect,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        feature_dim: int,
+        max_text_len: int,
+    ) -> None:
+        super().__init__()
+        check_tokenizer(tokenizer)
+        self.encoder = encoder
+        self.feature_dim = feature_dim
+        self.tokenizer = tokenizer
+        self._detect = detect
+        self._max_text_len = max_text_len
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        text_config: BertConfig | None = None,
+    ) -> GroundingBranch:
+        """Build groundingdino-py's model with random weights.
+
+        Args:
+            config: a config file of the package (``groundingdino/config/*.py``; it is Python and
+                is run) or its entries.
+            tokenizer: of the text encoder, e.g. that of ``bert-base-uncased``.
+            text_config: of the text encoder; by default BERT base.
+
+        Returns:
+            The branch in evaluation mode.
+
+        Raises:
+            BranchError: if the package is missing or of an unknown version, or the config one that
+                the adapter does not cover.
+        """
+        from branches import groundingdino_package as package
+
+        check_tokenizer(tokenizer)
+        encoder = package.build_encoder(config, tokenizer, text_config)
+        return cls(
+            encoder,
+            package.detect,
+            tokenizer,
+            feature_dim=encoder.hidden_dim,
+            max_text_len=encoder.max_text_len,
+        ).eval()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        weights_path: str | Path,
+        config_path: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        text_config: BertConfig | None = None,
+    ) -> GroundingBranch:
+        """Build groundingdino-py's model and load its released weights.
+
+        Args:
+            weights_path: e.g. ``groundingdino_swint_ogc.pth``; read as tensors only, no code.
+            config_path: the config file of these weights, as for `from_config`.
+            tokenizer: as for `from_config`.
+            text_config: as for `from_config`.
+
+        Returns:
+            The branch in evaluation mode.
+
+        Raises:
+            BranchError: as `from_config`, or if the weights do not fit.
+        """
+        from branches import groundingdino_package as package
+
+        branch = cls.from_config(config_path, tokenizer, text_config=text_config)
+        package.load_weights(branch.encoder, weights_path)
+        return branch
+
+    @classmethod
+    def from_transformers(
+        cls,
+        path_or_id: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> GroundingBranch:
+        """Load transformers' own port, which needs no other package, where it is right.
+
+        Args:
+            path_or_id: folder or hub id, e.g. ``IDEA-Research/grounding-dino-tiny``.
+            tokenizer: by default the one in that folder.
+            **kwargs: for ``GroundingDinoForObjectDetection.from_pretrained``.
+
+        Returns:
+            The branch in evaluation mode.
+
+        Raises:
+            BranchError: if the installed transformers gives the words of a phrase wrong positions
+                (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
+        """
+        from branches import groundingdino_transformers as port
+
+        encoder = port.load_encoder(path_or_id, **kwargs)
+        return cls(
+            encoder,
+            port.detect,
+            tokenizer or port.load_tokenizer(path_or_id, **kwargs),
+            feature_dim=encoder.config.d_model,
+            max_text_len=encoder.config.max_text_len,
+        ).eval()
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Resize (shortest edge 800, longest at most 1333), normalise, pad to the largest.
+
+        Args:
+            images: one or more RGB images.
+
+        Returns:
+            ``pixel_values`` ``[B, 3, H, W]`` float32 and ``pixel_mask`` ``[B, H, W]`` bool, False
+            where the batch is padded.
+
+        Raises:
+            BranchError: if there is no image or one is not RGB.
+        """
+        pixel_values, pixel_mask = pad([normalise(resize(image)) for image in check_images(images)])
+        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+    def encode(
+        self,
+        pixel_values: Tensor,
+        phrase: str,
+        *,
+        pixel_mask: Tensor | None = None,
+        num_queries: int = 16,
+    ) -> list[GroundedFeatures]:
+        """Encode images in the light of one phrase.
+
+        The encoder sees one image after the other, each without its padding, which would change
+        the result: it reaches image features through Swin's windows and later convolutions.
+
+        Args:
+            pixel_values: ``[B, 3, H, W]`` normalised.
+            phrase: what to look for, in all images.
+            pixel_mask: ``[B, H, W]`` bool, True at pixels of the image; by default everywhere.
+            num_queries: k, the best scored decoder queries to keep.
+
+        Returns:
+            B features of ``[k, feature_dim]``, each with its boxes and scores.
+
+        Raises:
+            BranchError: if the phrase is empty or too long, or k larger than the decoder has.
+        """
+        if pixel_mask is None:
+            pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
+        caption = make_caption(self.tokenizer, phrase, self._max_text_len)
+        features = []
+        for pixels, mask in zip(pixel_values, pixel_mask, strict=True):
+            height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+            found = self._look(pixels[None, :, :height, :width], caption)
+            features.append(_best(found, num_queries))
+        return features
+
+    @torch.no_grad()
+    def propose(
+        self,
+        image: Image.Image,
+        phrase: str,
+        *,
+        box_threshold: float = 0.35,
+        text_threshold: float = 0.25,
+        max_proposals: int = 16,
+    ) -> list[Proposal]:
+        """Find boxes for a phrase, as ``groundingdino.util.inference.predict`` does.
+
+        Args:
+            image: RGB.
+            phrase: what to look for; several, parted by ``" . "``, share one pass.
+            box_threshold: a box is kept if the score of its best token is above.
+            text_threshold: a token belongs to a box's phrase if its score is above.
+            max_proposals: at most so many boxes.
+
+        Returns:
+            Best first; boxes are rounded outwards to whole pixels and lie inside the image.
+
+        Raises:
+            BranchError: if the image is not RGB, or the phrase empty or too long.
+        """
+        pixels = self.preprocess([image])
+        caption = make_caption(self.tokenizer, phrase, self._max_text_len)
+        found = self._look(pixels["pixel_values"], caption)
+        scores, order = found.token_scores.amax(dim=-1).sort(descending=True, stable=True)
+        proposals = []
+        for score, row in zip(scores.tolist()[:max_proposals], order.tolist(), strict=False):
+            if score > box_threshold:
+                words = found.token_scores[row] > text_threshold
+                proposals.append(
+                    Proposal(
+                        box_xyxy_px=to_pixels(found.boxes_cxcywh[row].tolist(), image.size),
+                        score=score,
+                        phrase=decode_phrase(self.tokenizer, caption, words),
+                    )
+                )
+        return proposals
+
+    def _look(self, pixel_values: Tensor, caption: Caption) -> Detections:
+        weight = next(self.encoder.parameters())
+        tokens = {name: ids.to(weight.device) for name, ids in caption.tokens.items()}
+        return self._detect(self.encoder, pixel_values.to(weight), Caption(caption.text, tokens))
+
+
+def _best(found: Detections, num_queries: int) -> GroundedFeatures:
+    scores = found.token_scores.amax(dim=-1)  # [Q]
+    if not 1 <= num_queries <= len(scores):
+        raise BranchError(
+            f"num_queries must be 1 to {len(scores)}, the decoder's; got {num_queries}"
+        )
+    scores, rows = scores.topk(num_queries)
+    return GroundedFeatures(
+        values=found.hidden_states[rows],
+        grid_hw=(1, num_queries),
+        boxes_cxcywh=found.boxes_cxcywh[rows],
+        scores=scores,
+    )

@@ -1,0 +1,105 @@
+"""The settings of an image processor: checked against a full set, or read from a model folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from branches.base import BranchError
+
+# Entries of a preprocessor_config.json that do not change the pixels of an image.
+_WITHOUT_EFFECT = {
+    "feature_extractor_type",
+    "image_processor_type",
+    "processor_class",
+    "mask_pad_size",  # SAM: sizes of segmentation maps, which we never pass
+    "mask_size",
+}
+_HUB_ARGUMENTS = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+}
+
+
+def complete_settings(
+    given: Mapping[str, Any] | None, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fill up image processor settings.
+
+    Args:
+        given: settings that differ from the defaults; a whole ``preprocessor_config.json`` will do.
+        defaults: every setting there is.
+
+    Returns:
+        A JSON-able dict with exactly the keys of ``defaults``, sharing nothing with the arguments.
+
+    Raises:
+        BranchError: if ``given`` has a key that is not in ``defaults``.
+    """
+    chosen = {key: value for key, value in (given or {}).items() if key not in _WITHOUT_EFFECT}
+    if unknown := sorted(set(chosen) - set(defaults)):
+        raise BranchError(
+            f"unknown preprocess settings {', '.join(unknown)}; available: "
+            f"{', '.join(sorted(defaults))}"
+        )
+    return copy.deepcopy({**defaults, **chosen})
+
+
+def read_settings(
+    path_or_id: str | Path, known: Mapping[str, Any], hub_kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Read ``preprocessor_config.json`` of a model folder or hub id.
+
+    Args:
+        path_or_id: folder, or id of a repository.
+        known: the settings we honour, as for `complete_settings`.
+        hub_kwargs: arguments of ``from_pretrained``; those that say which file are used.
+
+    Returns:
+        The settings in the file, or None if the folder has no such file. transformers 5 writes
+        entries that are empty (null); these, too, are left out.
+
+    Raises:
+        BranchError: if the file has a filled entry that is neither known nor without effect.
+        OSError: if the hub cannot be reached, as ``from_pretrained`` of transformers.
+    """
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        str(path_or_id),
+        "preprocessor_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        **{key: value for key, value in hub_kwargs.items() if key in _HUB_ARGUMENTS},
+    )
+    if file is None:
+        return None
+    entries = json.loads(Path(file).read_text(encoding="utf-8"))
+    filled = {key: value for key, value in entries.items() if value is not None}
+    filled = {key: value for key, value in filled.items() if key not in _WITHOUT_EFFECT}
+    if unknown := sorted(set(filled) - set(known)):
+        raise BranchError(f"{file} has settings that are not supported: {', '.join(unknown)}")
+    return filled
+
+
+def check_images(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Check what a branch is asked to preprocess.
+
+    Raises:
+        BranchError: if there is no image, or one that is not an RGB `PIL.Image.Image`.
+    """
+    if not images:
+        raise BranchError("a branch needs at least one image; got none")
+    for image in images:
+        if not isinstance(image, Image.Image) or image.mode != "RGB":
+            came = getattr(image, "mode", type(image).__name__)
+            raise BranchError(f"expected RGB PIL images; got {came}; use image.convert('RGB')")
+    return list(images)

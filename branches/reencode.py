@@ -1,0 +1,115 @@
+"""The re-encode branch: the backbone's own vision tower looks once more (released name "clip")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from branches.base import BranchError, Features
+from branches.pixel_settings import check_images
+
+Tower = Callable[[Tensor, Tensor], Tensor]
+
+
+class ReencodeBranch:
+    """Qwen2-VL's tower as a branch. It holds no weights, so it adds none to a checkpoint.
+
+    Args:
+        tower: ``(pixel_values, image_grid_thw) -> [sum(t*h*w) / merge_size**2, D]``, the merged
+            tokens of all images end to end; it moves its arguments to its device and dtype.
+        image_processor: a ``Qwen2VLImageProcessorPil``; its settings are the caller's.
+        merge_size: patches per side that the tower merges into one token.
+        feature_dim: ``D``.
+
+    Raises:
+        BranchError: if the image processor merges other than the tower.
+    """
+
+    name = "reencode"
+
+    def __init__(
+        self, tower: Tower, image_processor: Any, *, merge_size: int, feature_dim: int
+    ) -> None:
+        if image_processor.merge_size != merge_size:
+            raise BranchError(
+                f"the tower merges {merge_size}x{merge_size} patches but the image processor is "
+                f"set to merge_size={image_processor.merge_size}; give both the same"
+            )
+        self._tower = tower
+        self._image_processor = image_processor
+        self.merge_size = merge_size
+        self.feature_dim = feature_dim
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Resize, normalise and cut into patches, as for a first look.
+
+        Args:
+            images: one or more RGB images.
+
+        Returns:
+            ``pixel_values`` ``[sum(t*h*w), 1176]`` float32 and ``image_grid_thw`` ``[B, 3]`` int64,
+            in patches.
+
+        Raises:
+            BranchError: if there is no image or one is not RGB.
+        """
+        pixels = self._image_processor(images=check_images(images), return_tensors="pt")
+        return {
+            "pixel_values": pixels["pixel_values"].to(torch.float32),
+            "image_grid_thw": pixels["image_grid_thw"].to(torch.int64),
+        }
+
+    def encode(self, pixel_values: Tensor, image_grid_thw: Tensor) -> list[Features]:
+        """Run the tower and split its tokens by image.
+
+        Args:
+            pixel_values: ``[sum(t*h*w), 1176]``.
+            image_grid_thw: ``[B, 3]``, patches; ``t`` is 1 for images.
+
+        Returns:
+            B features of ``[(h // merge_size) * (w // merge_size), D]``.
+
+        Raises:
+            BranchError: if a grid is a video's or cannot be merged, or if the tower returns a
+                number of tokens other than the grids say.
+        """
+        tokens = self._tower(pixel_values, image_grid_thw)  # [sum(h * w), D]
+        return split_tower_tokens(tokens, image_grid_thw, self.merge_size)
+
+
+def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) -> list[Features]:
+    """Give each image its share of a tower's tokens.
+
+    Args:
+        tokens: ``[sum(t*h*w) / merge_size**2, D]``, all images end to end.
+        image_grid_thw: ``[B, 3]``, patches; ``t`` is 1 for images.
+        merge_size: patches per side that the tower merges into one token.
+
+    Returns:
+        B features of ``[(h // merge_size) * (w // merge_size), D]``.
+
+    Raises:
+        BranchError: if a grid is a video's or cannot be merged, or if the number of tokens is
+            other than the grids say.
+    """
+    grids = []
+    for frames, height, width in image_grid_thw.tolist():
+        if frames != 1 or height % merge_size or width % merge_size:
+            raise BranchError(
+                f"expected image grids (1, h, w) with h and w multiples of {merge_size}; "
+                f"got {(frames, height, width)}"
+            )
+        grids.append((height // merge_size, width // merge_size))
+    counts = [height * width for height, width in grids]
+    if len(tokens) != sum(counts):
+        raise BranchError(
+            f"the grids {grids} need {sum(counts)} tokens but the tower returned {len(tokens)}"
+        )
+    return [
+        Features(values, grid_hw)
+        for values, grid_hw in zip(tokens.split(counts), grids, strict=True)
+    ]

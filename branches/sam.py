@@ -1,0 +1,207 @@
+"""The SAM branch: the feature map of Segment Anything's image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.sam.configuration_sam import SamVisionConfig
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+from transformers.models.sam.modeling_sam import SamModel, SamVisionEncoder
+
+from branches.base import BranchError, Features
+from branches.pixel_settings import check_images, complete_settings, read_settings
+from branches.sam_weights import config_from_shapes, rename_segment_anything, resize_sam_state_dict
+
+# SAM ViT-L, the encoder inside released checkpoints, which do not store its config.
+# https://huggingface.co/facebook/sam-vit-large/blob/main/config.json ("vision_config")
+RELEASED_CONFIG: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "mlp_dim": 4096,
+    "global_attn_indexes": [5, 11, 17, 23],
+    "window_size": 14,
+    "output_channels": 256,
+    "image_size": 1024,
+    "patch_size": 16,
+}
+
+# https://huggingface.co/facebook/sam-vit-large/blob/main/preprocessor_config.json
+RELEASED_PREPROCESS: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"longest_edge": 1024},
+    "resample": 2,  # PIL: bilinear
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "do_pad": True,  # right and bottom, with zeros, after normalisation
+    "pad_size": {"height": 1024, "width": 1024},
+}
+
+
+class SamBranch(nn.Module):
+    """The image encoder of SAM (arXiv 2304.02643), without prompts and masks.
+
+    Args:
+        config: of the encoder. It takes images of ``config.image_size`` only.
+        preprocess: settings that differ from `RELEASED_PREPROCESS`, whose sizes follow
+            ``config.image_size``.
+
+    Raises:
+        BranchError: if ``preprocess`` has an unknown key, or sizes other than the encoder's.
+    """
+
+    name = "sam"
+
+    def __init__(
+        self, config: SamVisionConfig, preprocess: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.preprocess_config = complete_settings(preprocess, _settings_for(config.image_size))
+        _check_sizes(self.preprocess_config, config.image_size)
+        self.feature_dim: int = config.output_channels
+        self.encoder = SamVisionEncoder(config)
+        self._image_processor = SamImageProcessorPil(**self.preprocess_config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        image_size: int | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SamBranch:
+        """Load the image encoder of a transformers SAM checkpoint.
+
+        Args:
+            path_or_id: folder or hub id of a ``SamModel``, e.g. ``facebook/sam-vit-large``.
+            image_size: pixels per side; other than the checkpoint's, positions are resized.
+            preprocess: settings; by default those of the checkpoint's
+                ``preprocessor_config.json`` (sizes: of the encoder), or `RELEASED_PREPROCESS`.
+            **kwargs: for ``SamModel.from_pretrained`` (``revision``, ``dtype``, ...).
+
+        Returns:
+            The branch in evaluation mode.
+
+        Raises:
+            BranchError: if the settings in the file are not supported.
+        """
+        encoder = SamModel.from_pretrained(path_or_id, **kwargs).vision_encoder
+        config = encoder.config
+        if preprocess is None:
+            found = read_settings(path_or_id, RELEASED_PREPROCESS, kwargs) or {}
+            preprocess = {**found, **_sizes(image_size or config.image_size)}
+        return cls._from_state_dict(encoder.state_dict(), config, image_size, preprocess)
+
+    @classmethod
+    def from_segment_anything(
+        cls, weights: str | Path | Mapping[str, Tensor], image_size: int = 1024
+    ) -> SamBranch:
+        """Build from weights of the segment-anything package, which need not be installed.
+
+        Args:
+            weights: a ``.pth`` file (read as tensors only, no code) or its state dict, of a whole
+                model (``image_encoder.*``) or of its ``ImageEncoderViT``. Any size; all numbers
+                are read off the shapes.
+            image_size: pixels per side; other than that of the weights, positions are resized.
+
+        Returns:
+            The branch in evaluation mode. It takes the tensors over, it does not copy them.
+
+        Raises:
+            BranchError: if the weights are not those of such an encoder.
+        """
+        loaded: Mapping[str, Tensor] = (
+            torch.load(weights, map_location="cpu", weights_only=True)
+            if isinstance(weights, (str, Path))
+            else weights
+        )
+        state_dict = rename_segment_anything(loaded)
+        config = SamVisionConfig(**config_from_shapes(state_dict))
+        return cls._from_state_dict(state_dict, config, image_size, None)
+
+    @classmethod
+    def _from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        config: SamVisionConfig,
+        image_size: int | None,
+        preprocess: Mapping[str, Any] | None,
+    ) -> SamBranch:
+        if image_size is not None and image_size != config.image_size:
+            state_dict = resize_sam_state_dict(state_dict, image_size=image_size, config=config)
+            config.image_size = image_size
+        with torch.device("meta"):  # no second set of weights beside the given one
+            branch = cls(config, preprocess)
+        branch.encoder.load_state_dict(state_dict, assign=True)
+        return branch.eval()
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Resize the longest edge, normalise, then pad right and bottom with zeros.
+
+        Args:
+            images: one or more RGB images.
+
+        Returns:
+            ``pixel_values``: ``[B, 3, image_size, image_size]`` float32.
+
+        Raises:
+            BranchError: if there is no image or one is not RGB.
+        """
+        pixels = self._image_processor(check_images(images), return_tensors="pt")
+        return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
+
+    def encode(self, pixel_values: Tensor) -> list[Features]:
+        """Encode images of the encoder's own size.
+
+        Args:
+            pixel_values: ``[B, 3, image_size, image_size]`` normalised.
+
+        Returns:
+            B features of ``[h * w, output_channels]``, h = w = image_size // patch_size. Cells
+            that see padding only are among them, as in the released checkpoints.
+
+        Raises:
+            BranchError: if the pixels are of another size.
+        """
+        size = self.encoder.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != (size, size):
+            raise BranchError(
+                f"expected pixel_values [B, 3, {size}, {size}]; got {list(pixel_values.shape)}; "
+                "use preprocess(), or build the encoder at that image_size"
+            )
+        pixel_values = pixel_values.to(self.encoder.device, self.encoder.dtype)
+        feature_maps = self.encoder(pixel_values).last_hidden_state  # [B, C, h, w]
+        height, width = feature_maps.shape[-2:]
+        values = feature_maps.flatten(2).transpose(1, 2)  # [B, h * w, C]
+        return [Features(one, (height, width)) for one in values]
+
+
+def _sizes(image_size: int) -> dict[str, Any]:
+    return {
+        "size": {"longest_edge": image_size},
+        "pad_size": {"height": image_size, "width": image_size},
+    }
+
+
+def _settings_for(image_size: int) -> dict[str, Any]:
+    return {**RELEASED_PREPROCESS, **_sizes(image_size)}
+
+
+def _check_sizes(settings: Mapping[str, Any], image_size: int) -> None:
+    expected = _sizes(image_size)
+    came = {key: settings[key] for key in expected}
+    if came != expected:
+        raise BranchError(
+            f"an encoder of image_size {image_size} needs {expected}; got {came}; leave these "
+            "settings out, or build the encoder at that image_size"
+        )

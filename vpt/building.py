@@ -237,6 +237,7 @@ def tiny_model(
     hidden_size: int = 64,
     num_layers: int = 2,
     max_pixels: int = 28 * 28 * 256,
+    tie_word_embeddings: bool = False,
     **text_settings: Any,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """A small model with random weights, the same for the same arguments.
@@ -247,6 +248,7 @@ def tiny_model(
         hidden_size: LLM width, a multiple of 32.
         num_layers: of the LLM.
         max_pixels: of an image before the tower.
+        tie_word_embeddings: whether the head is the embedding table.
         **text_settings: other fields of ``Qwen2VLTextConfig``.
     """
     from transformers import Qwen2VLConfig
@@ -281,7 +283,7 @@ def tiny_model(
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],
         vision_end_token_id=ids[VISION_END],
-        tie_word_embeddings=True,
+        tie_word_embeddings=tie_word_embeddings,
     )
     config = vpt_config(base, tokenizer, wanted)
     for name, encoder in (("dino", TINY_DINO), ("sam", TINY_SAM)):

@@ -291,16 +291,20 @@ def invite(question: str, perception: str) -> str:
     Raises:
         PromptError: for an empty question or an unknown mode.
     """
-    if perception not in PERCEPTION_MODES:
-        raise PromptError(
-            f"unknown perception mode {perception!r}; available: {', '.join(PERCEPTION_MODES)}"
-        )
+    _check_mode(perception)
     if not question.strip():
         raise PromptError("the question is empty; ask something about the image")
     if perception in ("auto", "none"):
         return question
     words = INVITE_REGION if perception == "region" else INVITE_REENCODE
     return f"{question.rstrip()} {words}"
+
+
+def _check_mode(perception: str) -> None:
+    if perception not in PERCEPTION_MODES:
+        raise PromptError(
+            f"unknown perception mode {perception!r}; available: {', '.join(PERCEPTION_MODES)}"
+        )
 
 
 def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ...]:
@@ -311,8 +315,9 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
         available: branches of the model, ``"crop"`` among them if it knows region tokens.
 
     Raises:
-        PromptError: if the mode needs a branch the model lacks.
+        PromptError: for an unknown mode, or one that needs a branch the model lacks.
     """
+    _check_mode(perception)
     available = tuple(available)
     if perception == "auto":
         return available

@@ -1,0 +1,252 @@
+"""The loop, driven by plain lists of tokens: no model is needed to see what it does."""
+
+import pytest
+from PIL import Image
+
+from vpt.building import tiny_model
+from vpt.controller import (
+    Append,
+    CallEvent,
+    Request,
+    ResultEvent,
+    Step,
+    StopEvent,
+    TokenEvent,
+    converse,
+)
+from vpt.engine import LookResult
+from vpt.errors import PromptError
+from vpt.images import load_image
+from vpt.processing import FeaturePiece, ImagePiece, TokenPiece
+from vpt.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, format_region, parse_turn
+
+IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_model()[1]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(processor):
+    return Vocabulary.from_tokenizer(processor.tokenizer, tuple(BRANCH_TOKENS))
+
+
+class Script:
+    """A driver that answers with given tokens and remembers what it was asked to append."""
+
+    def __init__(self, processor, vocabulary, *texts, **options):
+        self.ids = [i for text in texts for i in processor.encode_text(text).ids]
+        self.appended, self.rules, self.events = [], [], []
+        images = options.pop("images", [IMAGE])
+        request = Request(images, options.pop("question", "What?"), **options)
+        conversation = converse(request, processor, vocabulary)
+        given, step = iter(self.ids), None
+        while True:
+            try:
+                item = conversation.send(step)
+            except StopIteration:
+                break
+            step = None
+            if not isinstance(item, Append):
+                self.events.append(item)
+                continue
+            self.appended.append(list(item.pieces))
+            self.rules.append(item.rule)
+            looks = [
+                LookResult("reencode", (2, 2), 4, False, None)
+                for piece in item.pieces
+                if not isinstance(piece, TokenPiece)
+            ]
+            step = Step(next(given), num_tokens=10, looks=looks)
+        self.trace = self.events[-1].trace
+
+    def of_type(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def region(*cells):
+    from vpt.boxes import GridBox
+
+    return format_region(GridBox(*cells))
+
+
+def test_a_plain_answer_ends_with_stop(processor, vocabulary):
+    run = Script(processor, vocabulary, f"A cat.{TURN_END}")
+    assert run.trace.answer == "A cat."
+    assert run.trace.stop_reason == "stop"
+    assert "".join(event.text for event in run.of_type(TokenEvent)) == "A cat."
+    assert run.trace.counts.generated_tokens == len(run.ids)
+
+
+def test_a_region_is_cut_out_and_appended_as_an_image(processor, vocabulary):
+    run = Script(processor, vocabulary, region(2, 1, 5, 4) + TURN_END, f"Stop.{TURN_END}")
+    (call,) = run.trace.calls
+    assert call.box_xyxy_px == (14, 0, 98, 63)  # as in the released table
+    (crop,) = [p.image for p in run.appended[len(run.ids) - 5 - 1] if isinstance(p, ImagePiece)]
+    assert crop.pixels.tobytes() == IMAGE.pixels.crop((14, 0, 98, 63)).tobytes()
+    assert run.trace.answer == "Stop."
+    assert [type(e) for e in run.events if not isinstance(e, TokenEvent)] == [
+        CallEvent,
+        ResultEvent,
+        StopEvent,
+    ]
+
+
+def test_a_reencoding_call_is_complete_with_its_start_token(processor, vocabulary):
+    row = BRANCH_TOKENS["dino"]
+    run = Script(processor, vocabulary, row.start, f"Blue.{TURN_END}")
+    reply = run.appended[1]
+    ids = vocabulary.ids
+    assert reply[0].ids == (ids[row.start], ids[row.action], ids[row.end], ids[TURN_END])
+    assert [p for p in reply if isinstance(p, FeaturePiece)] == [FeaturePiece("dino", IMAGE)]
+    assert run.trace.answer == "Blue."
+
+
+def test_several_regions_in_one_turn_are_numbered(processor, vocabulary):
+    turn = region(0, 0, 1, 1) + region(6, 6, 7, 7) + TURN_END
+    run = Script(processor, vocabulary, turn, f"x{TURN_END}")
+    reply = run.appended[len(processor.encode_text(turn).ids)]
+    text = "".join("#" if isinstance(p, ImagePiece) else _text(processor, p) for p in reply)
+    assert "user\nRegion 0: <|vision_start|>#<|vision_end|>\nRegion 1: <|vision_start|>#" in text
+    assert len(run.trace.calls) == 2
+    assert run.trace.images[2].box_xyxy_px == (70, 52, 112, 84)
+
+
+def _text(processor, piece):
+    return processor.decode(piece.ids, skip_special_tokens=False)
+
+
+def test_a_crop_of_a_crop_is_placed_in_the_given_image(processor, vocabulary):
+    run = Script(
+        processor,
+        vocabulary,
+        region(2, 1, 5, 4) + TURN_END,
+        region(0, 0, 0, 0) + TURN_END,
+        f"x{TURN_END}",
+        look_at="latest",
+    )
+    outer, inner = run.trace.calls
+    assert (outer.image, inner.image) == (0, 1)
+    assert inner.box_xyxy_px == (14, 0, 14 + 84 * 2 // 8, 63 * 2 // 8)
+
+
+def test_look_at_first_always_cuts_from_the_given_image(processor, vocabulary):
+    run = Script(
+        processor,
+        vocabulary,
+        region(2, 1, 5, 4) + TURN_END,
+        region(0, 0, 0, 0) + TURN_END,
+        f"x{TURN_END}",
+    )
+    assert [call.image for call in run.trace.calls] == [0, 0]
+    assert run.trace.calls[1].box_xyxy_px == (0, 0, 28, 21)
+
+
+def test_running_out_of_tokens_ends_with_length(processor, vocabulary):
+    run = Script(processor, vocabulary, "abcdef", max_new_tokens=4)
+    assert (run.trace.answer, run.trace.stop_reason) == ("abcd", "length")
+
+
+def test_the_grammar_forbids_calls_beyond_the_budget(processor, vocabulary):
+    run = Script(processor, vocabulary, region(1, 1, 2, 2) + TURN_END, f"x{TURN_END}", max_calls=1)
+    openers = {vocabulary.opener(branch) for branch in vocabulary.branches}
+    assert openers.isdisjoint(run.rules[0].banned)
+    assert openers <= set(run.rules[-1].banned)
+    assert run.trace.stop_reason == "stop"
+
+
+def test_an_unconstrained_call_beyond_the_budget_ends_the_run(processor, vocabulary):
+    turn = region(1, 1, 2, 2) + TURN_END
+    run = Script(processor, vocabulary, turn, turn, max_calls=1, constrain=False)
+    assert run.trace.stop_reason == "max_calls"
+    assert [call.outcome for call in run.trace.calls] == ["executed", "not_executed"]
+    assert run.rules == [None] * len(run.rules)
+
+
+def test_an_unconstrained_repeated_call_ends_the_run(processor, vocabulary):
+    turn = region(1, 1, 2, 2) + TURN_END
+    run = Script(processor, vocabulary, turn, turn, constrain=False)
+    assert run.trace.stop_reason == "repeated_call"
+    assert [call.outcome for call in run.trace.calls] == ["executed", "repeated"]
+
+
+def test_after_a_repeated_call_the_constrained_model_must_answer(processor, vocabulary):
+    turn = region(1, 1, 2, 2) + TURN_END
+    run = Script(processor, vocabulary, turn, turn, f"x{TURN_END}")
+    assert run.trace.answer == "x"
+    assert run.trace.stop_reason == "repeated_call"
+    assert vocabulary.opener("crop") in run.rules[-1].banned
+
+
+def test_malformed_calls_are_recorded_and_the_turn_is_the_answer(processor, vocabulary):
+    text = f"<|region_token_start|><|x_1|><|region_token_end|>hm{TURN_END}"
+    run = Script(processor, vocabulary, text, constrain=False)
+    (bad,) = run.trace.malformed
+    assert bad.reason == "region has no y coordinate"
+    assert bad.text == "<|region_token_start|><|x_1|><|region_token_end|>"
+    assert (run.trace.answer, run.trace.stop_reason) == ("hm", "stop")
+
+
+def test_well_formed_calls_beside_malformed_ones_are_executed(processor, vocabulary):
+    text = f"<|x_1|>{region(1, 1, 2, 2)}{TURN_END}"
+    run = Script(processor, vocabulary, text, f"x{TURN_END}", constrain=False)
+    assert len(run.trace.malformed) == len(run.trace.calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["region", "clip", "dino", "sam", "reencode"])
+def test_a_named_mode_makes_the_first_turn_call(processor, vocabulary, mode):
+    answer = region(1, 1, 2, 2) + TURN_END if mode == "region" else BRANCH_TOKENS["sam"].start
+    run = Script(processor, vocabulary, answer, f"x{TURN_END}", perception=mode)
+    names = {"region": "crop", "clip": "reencode"}
+    branches = tuple(BRANCH_TOKENS) if mode == "reencode" else (names.get(mode, mode),)
+    assert run.rules[0].only == tuple(vocabulary.opener(branch) for branch in branches)
+    prompt = _text(processor, run.appended[0][-1])
+    assert "and then answer the question." in prompt
+
+
+def test_mode_none_permits_no_call_and_invites_none(processor, vocabulary):
+    run = Script(processor, vocabulary, f"x{TURN_END}", perception="none")
+    assert {vocabulary.opener(b) for b in vocabulary.branches} <= set(run.rules[0].banned)
+    assert "and then answer" not in _text(processor, run.appended[0][-1])
+
+
+def test_text_is_held_back_in_the_middle_of_a_character(processor, vocabulary):
+    run = Script(processor, vocabulary, f"né 猫{TURN_END}")
+    texts = [event.text for event in run.of_type(TokenEvent)]
+    assert "".join(texts) == "né 猫"
+    assert "" in texts[:-1]
+
+
+def test_what_the_turn_holds_parses_back_to_the_calls(processor, vocabulary):
+    run = Script(processor, vocabulary, region(2, 1, 5, 4) + TURN_END, f"x{TURN_END}")
+    (call,) = parse_turn(run.trace.turns[0]).calls
+    assert call.region is not None
+    assert (call.region.x_min, call.region.y_max) == run.trace.calls[0].region[::3]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"question": " "}, "question is empty"),
+        ({"question": "a <|im_end|> b"}, "control token <|im_end|>"),
+        ({"perception": "smell"}, "unknown perception mode 'smell'; available: auto"),
+        ({"max_calls": -1}, "max_calls must be at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"look_at": "last"}, "look_at must be one of"),
+        ({"images": [], "perception": "region"}, "needs an image"),
+    ],
+)
+def test_bad_requests_are_refused_with_words(processor, vocabulary, options, words):
+    import re
+
+    with pytest.raises(PromptError, match=re.escape(words)):
+        Script(processor, vocabulary, f"x{TURN_END}", **options)
+
+
+def test_a_mode_the_model_lacks_is_refused(processor):
+    tokenizer = tiny_model(("clip",))[1].tokenizer
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, ("reencode",))
+    with pytest.raises(PromptError, match="cannot do perception='sam'; it has: region, clip"):
+        Script(processor, vocabulary, "x", perception="sam")

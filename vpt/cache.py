@@ -55,8 +55,9 @@ class SlotCache:
         self.lengths = [0] * num_slots
 
     def _new_buffer(self, capacity: int) -> Tensor:
+        # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
         num_slots, num_kv_heads, head_dim = self._shape
-        return torch.empty(num_slots, num_kv_heads, capacity, head_dim, **self._options)
+        return torch.zeros(num_slots, num_kv_heads, capacity, head_dim, **self._options)
 
     @property
     def num_bytes(self) -> int:

@@ -197,10 +197,9 @@ class _Loop:
         calls: list[CallRecord] = []
         while True:
             turn_ids, ended = yield from self._write_turn(pieces, calls)
-            parsed = parse_turn(self.vocabulary.symbols(turn_ids), self.vocabulary.grid_size)
-            self._close_turn(turn_ids, parsed.malformed)
-            reason = self._reason_to_stop(parsed.calls, ended)
-            calls = [self._record(call, turn_ids, reason) for call in parsed.calls]
+            wanted = self._close_turn(turn_ids)
+            reason = self._reason_to_stop(wanted, ended)
+            calls = [self._record(call, turn_ids, reason) for call in wanted]
             for call in calls:
                 yield CallEvent(call)
             if reason:
@@ -385,14 +384,24 @@ class _Loop:
         self.trace.counts.generated_tokens += 1
         return record
 
-    def _close_turn(self, turn_ids: Sequence[int], malformed: Sequence[object]) -> None:
+    def _close_turn(self, turn_ids: Sequence[int]) -> list[PerceptionCall]:
+        """Record a finished turn; returns the calls in it that this model can make."""
+        turn = len(self.trace.turns)
         self.trace.turns.append(self._raw(turn_ids))
         self.trace.answer = self._readable(turn_ids).strip()
-        for entry in malformed:
-            text = self._raw(turn_ids[entry.start : entry.end])  # type: ignore[attr-defined]
-            self.trace.malformed.append(
-                MalformedRecord(text, len(self.trace.turns) - 1, entry.reason)  # type: ignore[attr-defined]
-            )
+        parsed = parse_turn(self.vocabulary.symbols(turn_ids), self.vocabulary.grid_size)
+        for bad in parsed.malformed:
+            text = self._raw(turn_ids[bad.start : bad.end])
+            self.trace.malformed.append(MalformedRecord(text, turn, bad.reason))
+        calls = []
+        for call in parsed.calls:
+            if call.branch in self.vocabulary.branches:
+                calls.append(call)
+                continue
+            text = self._raw(turn_ids[call.start : call.end])
+            reason = f"this model has no branch {call.branch!r}"
+            self.trace.malformed.append(MalformedRecord(text, turn, reason))
+        return calls
 
     def _raw(self, ids: Sequence[int]) -> str:
         return self.processor.decode(ids, skip_special_tokens=False)

@@ -107,7 +107,7 @@ class PerceptionGrammar:
         names = [IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, REGION_START, REGION_END]
         controls = {ids[name] for name in names if name in ids} | set(self._x) | set(self._y)
         for row in BRANCH_TOKENS.values():
-            controls |= {ids[t] for t in (row.start, row.action, row.end, row.pad) if t in ids}
+            controls |= {ids[token] for token in row.tokens if token in ids}
         return tuple(sorted(controls))
 
     def rule(

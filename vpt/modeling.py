@@ -20,10 +20,8 @@ from branches.reencode import split_tower_tokens
 from vpt.config import VPTConfig
 from vpt.errors import FeatureCountError, PositionError
 from vpt.positions import batch_mrope_positions
-from vpt.projectors import Projector
+from vpt.projectors import PROJECTOR_STEMS, Projector
 from vpt.tokens import BRANCH_TOKENS
-
-PROJECTOR_STEMS = {"reencode": "identity", "dino": "linear", "sam": "conv"}
 
 KEY_MAPPING = {
     r"^model\.(layers|embed_tokens|norm)\b": r"model.language_model.\1",
@@ -71,9 +69,9 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         hidden_size = config.text_config.hidden_size
         for name in config.branches:
             feature_dim = hidden_size
-            if name in _ENCODER_BUILDERS:
-                self.branches[name] = _ENCODER_BUILDERS[name](config.branch_configs.get(name, {}))
-                feature_dim = self.branches[name].feature_dim
+            if (branch := build_branch(name, config)) is not None:
+                self.branches[name] = branch
+                feature_dim = branch.feature_dim
             self.projectors[name] = Projector(
                 PROJECTOR_STEMS[name], feature_dim, hidden_size, config.projector_scale
             )
@@ -507,6 +505,13 @@ class _SegmentRunner:
         hidden = self.model._run(embeds[:, :length], mask, self.position_ids[:, :, :length])
         rows = torch.arange(len(index), device=index.device)[:, None]
         return hidden[rows, index]
+
+
+def build_branch(name: str, config: VPTConfig) -> Any:
+    """The branch ``name`` with fresh weights; ``None`` for one without weights of its own."""
+    if name not in _ENCODER_BUILDERS:
+        return None
+    return _ENCODER_BUILDERS[name](config.branch_configs.get(name, {}))
 
 
 def _build_dino(settings: Mapping[str, Any]) -> nn.Module:

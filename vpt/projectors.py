@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from branches import Features
 
 CONV_STRIDE = 4  # 64x64 SAM features -> 16x16 tokens, as released
+PROJECTOR_STEMS = {"reencode": "identity", "dino": "linear", "sam": "conv"}
+
+
+def token_grid(stem: str, grid_hw: tuple[int, int]) -> tuple[int, int]:
+    """Grid of the tokens a stem makes from features on ``grid_hw``."""
+    if stem != "conv":
+        return grid_hw
+    return grid_hw[0] // CONV_STRIDE, grid_hw[1] // CONV_STRIDE
 
 
 @dataclass(frozen=True)
@@ -70,9 +78,7 @@ class Projector(nn.Module):
 
     def output_grid(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         """Grid of the tokens made from features on ``grid_hw``."""
-        if self.stem != "conv":
-            return grid_hw
-        return grid_hw[0] // CONV_STRIDE, grid_hw[1] // CONV_STRIDE
+        return token_grid(self.stem, grid_hw)
 
     def forward(self, features: Features, condition: Tensor | None = None) -> Projected:
         """Project the features of one image.

@@ -70,6 +70,11 @@ class BranchTokens:
         """A whole call, as the model writes it."""
         return self.start + self.action + self.end
 
+    @property
+    def tokens(self) -> tuple[str, str, str, str]:
+        """All four tokens of the branch."""
+        return self.start, self.action, self.end, self.pad
+
 
 BRANCH_TOKENS: dict[str, BranchTokens] = {
     row.branch: row
@@ -182,8 +187,8 @@ def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
     return REGION_START + corners + REGION_END
 
 
-_SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?\d+)?\|>")
-_COORDINATE = re.compile(r"<\|([xy])_(\d+)\|>")
+_SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
+_COORDINATE = re.compile(r"<\|([xy])_(0|[1-9][0-9]*)\|>")
 
 
 def split_symbols(text: str) -> list[str]:
@@ -373,9 +378,8 @@ class Vocabulary:
         """
         known: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
         branches = tuple(branches)
-        rows = [BRANCH_TOKENS[branch] for branch in branches]
         needed = [IMAGE_PAD, VISION_START, VISION_END, TURN_START, TURN_END]
-        needed += [token for row in rows for token in (row.start, row.action, row.end, row.pad)]
+        needed += [token for branch in branches for token in BRANCH_TOKENS[branch].tokens]
         if missing := [token for token in needed if token not in known]:
             raise CheckpointError(
                 f"the tokenizer lacks {', '.join(missing)}; add them with `vpt init`, "
@@ -384,6 +388,7 @@ class Vocabulary:
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
         optional = [*region, "<|video_pad|>", "<|endoftext|>"]
+        optional += [token for row in BRANCH_TOKENS.values() for token in row.tokens]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
         permitted = (("crop",) if has_region else ()) + branches
         return cls(ids, permitted, grid_size, len(tokenizer))  # type: ignore[arg-type]

@@ -250,3 +250,11 @@ def test_a_mode_the_model_lacks_is_refused(processor):
     vocabulary = Vocabulary.from_tokenizer(tokenizer, ("reencode",))
     with pytest.raises(PromptError, match="cannot do perception='sam'; it has: region, clip"):
         Script(processor, vocabulary, "x", perception="sam")
+
+
+def test_a_call_for_a_branch_the_model_lacks_is_malformed(processor):
+    vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, ("reencode",))
+    text = f"{BRANCH_TOKENS['sam'].start}hm{TURN_END}"
+    run = Script(processor, vocabulary, text, constrain=False)
+    assert [bad.reason for bad in run.trace.malformed] == ["this model has no branch 'sam'"]
+    assert (run.trace.calls, run.trace.answer) == ([], "hm")

@@ -102,8 +102,18 @@ def mixed_rows(made):
     return [
         Row(made, "just text"),
         Row(made, "see ", a, " what? ", *call("dino", a), " blue"),
-        Row(made, b, "q", *call("sam", b), "x", *call("reencode", b), *call("sam", a), "y",
-            *call("dino", b), "done"),
+        Row(
+            made,
+            b,
+            "q",
+            *call("sam", b),
+            "x",
+            *call("reencode", b),
+            *call("sam", a),
+            "y",
+            *call("dino", b),
+            "done",
+        ),
         Row(made, "crop ", a, " of ", b, " end"),
         Row(made, a, "only the action ", BRANCH_TOKENS["dino"].call, " nothing came back"),
     ]
@@ -204,8 +214,10 @@ def test_one_condition_may_steer_several_images(made):
     a, b = picture(0), picture(1)
     row = Row(made, "x", BRANCH_TOKENS["dino"].call, ("dino", a), ("dino", b), "end")
     conditions = []
-    handle = made[0].projectors["dino"].register_forward_hook(
-        lambda module, args, output: conditions.append(args[1])
+    handle = (
+        made[0]
+        .projectors["dino"]
+        .register_forward_hook(lambda module, args, output: conditions.append(args[1]))
     )
     made[0](**batch(row))
     handle.remove()
@@ -249,7 +261,9 @@ def masked_model(made, para_mask_id, ratio):
 def chat_rows(made):
     image = picture(0)
     turns = "<|im_start|>system\nhi<|im_end|>\n<|im_start|>user\n", image, " the question<|im_end|>"
-    asked = "\n<|im_start|>assistant\n" + BRANCH_TOKENS["dino"].call + "<|im_end|>\n<|im_start|>user"
+    asked = (
+        "\n<|im_start|>assistant\n" + BRANCH_TOKENS["dino"].call + "<|im_end|>\n<|im_start|>user"
+    )
     with_call = Row(made, *turns, asked, ("dino", image), "<|im_end|>\n<|im_start|>assistant\nyes")
     return with_call, Row(made, *turns, "\n<|im_start|>assistant\nno<|im_end|>")
 
@@ -336,12 +350,14 @@ def test_placeholders_and_features_are_counted(made):
     kwargs = batch(mixed_rows(made)[1])
     more = kwargs["input_ids"].clone()
     more[0, 0] = made[0].config.pad_id("dino")
-    with pytest.raises(FeatureCountError, match="65 <.detection_image_pad.> tokens but 64"):
+    with pytest.raises(FeatureCountError, match=r"65 <.detection_image_pad.> tokens but 64"):
         made[0](**{**kwargs, "input_ids": more})
     more[0, 0] = made[1].tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     with pytest.raises(PositionError, match="placeholder"):
         made[0](**{**kwargs, "input_ids": more})
-    with pytest.raises(FeatureCountError, match="64 <.detection_image_pad.> tokens but 0 features"):
+    with pytest.raises(
+        FeatureCountError, match=r"64 <.detection_image_pad.> tokens but 0 features"
+    ):
         made[0](**{**kwargs, "detection_images": None})
     embeds = torch.zeros(1, 3, 4)
     with pytest.raises(FeatureCountError, match="2 placeholder tokens but 1 features"):

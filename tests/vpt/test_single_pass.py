@@ -222,8 +222,9 @@ def test_a_prompt_reserves_room_for_the_whole_answer(runtime):
 def test_streams_are_closed_when_the_iterator_is(runtime):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=1)
     request = runtime.request([noise(8, 8, 0)], "What?")
-    events = drive(engine, [(converse(request, runtime.processor, runtime.vocabulary),
-                             request.sampling)], 1)
+    events = drive(
+        engine, [(converse(request, runtime.processor, runtime.vocabulary), request.sampling)], 1
+    )
     next(events)
     with pytest.raises(BudgetError, match="all slots are taken"):
         engine.open()
@@ -354,3 +355,9 @@ def action_id(runtime):
 def test_the_turn_end_of_the_released_tokenizers_is_known(released):
     for runtime in released.values():
         assert runtime.vocabulary.ids[TURN_END] == 472
+
+
+def test_room_that_was_never_written_is_finite(runtime):
+    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=3)
+    engine.cache.reserve(5000)
+    assert all((buffer == 0).all() for buffer in engine.cache.keys + engine.cache.values)

@@ -137,6 +137,11 @@ class Engine:
         self.num_tokens_run = 0
         self.num_forwards = 0
 
+    @property
+    def num_free_slots(self) -> int:
+        """Streams that can be opened now."""
+        return len(self._free_slots)
+
     def open(self) -> Stream:
         """Begin a stream in a free slot.
 

@@ -90,9 +90,13 @@ class Runtime:
         return self.model.get_input_embeddings().weight.device
 
     def engine(self, num_slots: int = 1) -> Engine:
-        """An engine with at least so many slots; the last one is kept."""
-        if self._engine is None or len(self._engine.cache.lengths) < num_slots:
-            self._engine = None  # free the old buffers first
+        """An engine with at least so many free slots.
+
+        The last one made is kept. While another stream still holds it, a new one takes its
+        place, so that questions may be asked in the middle of others.
+        """
+        if self._engine is None or self._engine.num_free_slots < num_slots:
+            self._engine = None  # free the old buffers first, if nobody holds them
             self._engine = Engine(self.model, self.encoders, num_slots)
         return self._engine
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
+from vpt.checkpoint import UNREADABLE
 from vpt.config import VPTConfig
 from vpt.errors import CheckpointError
 from vpt.modeling import VPTForConditionalGeneration
@@ -95,10 +96,11 @@ def build_from_base(
     if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
     torch.manual_seed(seed)
+    _check_base(base)
     try:
         llm = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=dtype)
         processor = VPTProcessor.from_pretrained(base)
-    except (OSError, ValueError) as exc:
+    except UNREADABLE as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
     encoder_branches = {
         name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
@@ -124,8 +126,18 @@ def build_from_base(
     return model.eval(), processor
 
 
+def _check_base(base: str) -> None:
+    """A VPT model, say, would load with most of its weights drawn anew: refuse it."""
+    try:
+        model_type = AutoConfig.from_pretrained(base).model_type
+    except UNREADABLE as exc:
+        raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
+    if model_type != "qwen2_vl":
+        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
+
+
 def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
-    from branches import BranchError, DinoBranch, SamBranch
+    from branches import DinoBranch, SamBranch
 
     try:
         if name == "dino":
@@ -133,7 +145,7 @@ def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
         if Path(source).suffix == ".pth":
             return SamBranch.from_segment_anything(source)
         return SamBranch.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, BranchError) as exc:
+    except UNREADABLE as exc:
         raise CheckpointError(f"cannot load the {name} encoder {source}: {exc}") from exc
 
 

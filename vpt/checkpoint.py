@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
+from branches import BranchError
 from vpt.config import VPTConfig, VRTConfig
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.modeling import VPTForConditionalGeneration
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,19 @@ SIDE_FILES = {
     "sam": ("sam_vision_config.json", "sam_preprocessor_config.json"),
 }
 """Files that may lie beside a released checkpoint and describe its encoders."""
+
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+    UnpicklingError,
+    BranchError,
+)
+"""What transformers, torch and safetensors raise for broken files and settings that do not fit."""
 
 
 def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
@@ -33,9 +49,10 @@ def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
     Raises:
         CheckpointError: if there is no such model, or it is of another type.
     """
-    file = _find_file(path_or_id, "config.json", required=True, **hub_kwargs)
-    assert file is not None
-    raw = json.loads(file.read_text(encoding="utf-8"))
+    file = _find_file(path_or_id, "config.json", **hub_kwargs)
+    if file is None:
+        raise CheckpointError(f"{path_or_id} holds no config.json, so it is no model folder")
+    raw = _read_json(file)
     classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig)}
     if (model_type := raw.get("model_type")) not in classes:
         raise CheckpointError(
@@ -50,7 +67,7 @@ def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
         settings = config.branch_configs.setdefault(branch, {})
         for part, name in zip(("encoder", "preprocess"), names, strict=True):
             if part not in settings and (found := _find_file(path_or_id, name, **hub_kwargs)):
-                settings[part] = json.loads(found.read_text(encoding="utf-8"))
+                settings[part] = _read_json(found)
     return config
 
 
@@ -80,8 +97,10 @@ def load_model(
         model, account = VPTForConditionalGeneration.from_pretrained(
             path_or_id, config=config, dtype=dtype, output_loading_info=True, **hub_kwargs
         )
-    except OSError as exc:
-        raise CheckpointError(f"cannot read the weights of {path_or_id}: {exc}") from exc
+    except UNREADABLE as exc:
+        if is_out_of_memory(exc):
+            raise
+        raise CheckpointError(f"cannot make a model of {path_or_id}: {exc}") from exc
     check_account(path_or_id, account)
     return model.to(device).eval()
 
@@ -108,9 +127,7 @@ def check_account(path_or_id: str, account: dict[str, Any]) -> None:
         )
 
 
-def _find_file(
-    path_or_id: str, name: str, *, required: bool = False, **hub_kwargs: Any
-) -> Path | None:
+def _find_file(path_or_id: str, name: str, **hub_kwargs: Any) -> Path | None:
     folder = Path(path_or_id)
     if not folder.is_dir() and (folder.is_absolute() or path_or_id.startswith((".", "~"))):
         raise CheckpointError(
@@ -119,7 +136,7 @@ def _find_file(
         )
     try:
         file = cached_file(
-            path_or_id, name, _raise_exceptions_for_missing_entries=required, **hub_kwargs
+            path_or_id, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs
         )
     except OSError as exc:
         raise CheckpointError(
@@ -127,3 +144,13 @@ def _find_file(
             f"did not give it ({str(exc).splitlines()[0]})"
         ) from exc
     return None if file is None else Path(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"cannot read {file}: {exc}") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(f"expected a JSON object in {file}, found {type(content).__name__}")
+    return content

@@ -184,6 +184,7 @@ class _Loop:
                 "top_p": request.sampling.top_p,
                 "seed": request.sampling.seed,
                 "system": request.system,
+                "grid_size": vocabulary.grid_size,
             },
         )
         for image in self.images:
@@ -232,11 +233,12 @@ class _Loop:
                     yield ResultEvent(call)
             ids.append(step.token_id)
             state = self.grammar.advance(state, step.token_id)
-            yield TokenEvent(self._record_token(step.token_id), text.add(step.token_id))
-            if step.token_id == self.turn_end or self._opens_branch(step.token_id):
-                return ids, True
-            if self.trace.counts.generated_tokens >= self.request.max_new_tokens:
-                return ids, False
+            token = self._record_token(step.token_id)
+            ended = step.token_id == self.turn_end or self._opens_branch(step.token_id)
+            is_last = ended or len(self.trace.tokens) >= self.request.max_new_tokens
+            yield TokenEvent(token, text.add(step.token_id, is_last))
+            if is_last:
+                return ids, ended
             pieces = [TokenPiece((step.token_id,))]
             calls, reserve = (), 0
 
@@ -425,12 +427,12 @@ class _TextStream:
         self._start = 0  # of the tokens that the next ones may still change
         self._shown = 0  # tokens whose text has been given out
 
-    def add(self, token_id: int) -> str:
-        """Take a token in; returns the text that is new."""
+    def add(self, token_id: int, is_last: bool) -> str:
+        """Take a token in; returns the text that is new, after the last one all that is left."""
         self._ids.append(token_id)
         before = self._decode(self._ids[self._start : self._shown])
         now = self._decode(self._ids[self._start :])
-        if now.endswith("\ufffd"):
+        if now.endswith("\ufffd") and not is_last:
             return ""
         self._start, self._shown = self._shown, len(self._ids)
         return now[len(before) :]

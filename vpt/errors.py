@@ -45,3 +45,10 @@ class CheckpointError(VPTError):
 
 class BudgetError(VPTError, ValueError):
     """A request does not fit the room (tokens, calls, slots) it was given."""
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in the machine."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    named = type(exc).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or (isinstance(exc, RuntimeError) and any(w in str(exc).lower() for w in words))

@@ -181,6 +181,8 @@ class VPTProcessor(ProcessorMixin):
         Raises:
             PromptError: naming the token.
         """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError(f"the {name} is not valid text: it holds half of a surrogate pair")
         known = self.tokenizer.get_added_vocab()
         if found := [symbol for symbol in split_symbols(text) if symbol in known]:
             raise PromptError(
@@ -223,6 +225,8 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
         given = settings.pop(old, None)
         limits[edge] = given if given is not None else limits[edge]
     if None not in limits.values():
+        if not all(isinstance(value, int) and value > 0 for value in limits.values()):
+            raise CheckpointError(f"the pixel limits of an image must be whole numbers: {limits}")
         settings["size"] = limits
     return Qwen2VLImageProcessorPil(**settings)
 

@@ -82,6 +82,7 @@ class Runtime:
         self.vocabulary = Vocabulary.from_tokenizer(
             processor.tokenizer, model.config.branches, model.config.grid_size
         )
+        self._preprocess = {n: b.preprocess_config for n, b in model.branches.items()}
         self._engine: Engine | None = None
 
     @property
@@ -182,7 +183,11 @@ class Runtime:
         )
         for index, event in drive(self.engine(batch_size), conversations, batch_size):
             if isinstance(event, StopEvent):
-                event.trace.model = {"name": self.name, "trained": self.trained}
+                event.trace.model = {
+                    "name": self.name,
+                    "trained": self.trained,
+                    "preprocess": self._preprocess,
+                }
             yield (index, event) if with_index else event
 
 

@@ -63,8 +63,8 @@ class CallRecord:
         scores: ``[h * w]``, row-major: answer of each place to the control state.
         num_tokens: that brought features take in the stream.
         reused: whether the features were at hand.
-        encode_ms: wall time of the encoder.
-        run_ms: wall time of the LLM over what was appended.
+        encode_ms: wall time of the encoders, for all calls of the turn together.
+        run_ms: wall time of the LLM over what was appended, likewise.
     """
 
     branch: str
@@ -158,8 +158,8 @@ class Trace:
     Attributes:
         question: as asked.
         perception: mode.
-        settings: budgets, decoding and seed.
-        model: name of the model, and whether it is trained.
+        settings: budgets, decoding and seed, size of the region grid.
+        model: its name, whether it is trained, and the preprocessing of its branches.
         images: given ones first, then crops in the order they were made.
         calls: in order.
         malformed: in order.
@@ -211,7 +211,8 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        # A file name may hold bytes that are no text; JSON has an escape for them.
+        Path(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Trace:

@@ -1,0 +1,441 @@
+"""The command line, through main() and once through a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import vpt.runtime
+from branches import BranchError
+from vpt import cli
+from vpt.building import TINY_DINO, byte_tokenizer
+from vpt.controller import LOOK_AT
+from vpt.errors import BudgetError, PositionError
+from vpt.picture import printable
+from vpt.trace import Trace
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def scene(goldens):
+    return str(goldens / "images" / "a_scene.png")
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run ``vpt ask``; gives code, stdout and stderr."""
+
+    def run(*words, command="ask"):
+        code = cli.main([command, *map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# Help and usage
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, vpt.cli; vpt.cli.build_parser().format_help();"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
+    )
+    done = run_python("-c", code)
+    assert done.stdout == b"[]\n", done.stderr
+
+
+def test_help_documents_every_exit_code(ask):
+    for command in ("ask", "init"):
+        code, out, _ = ask("--help", command=command)
+        assert code == 0
+        for exit_code in (0, 1, 2, 3, 4, 5, 130, 141):
+            assert f"\n  {exit_code} " in out
+
+
+def test_version_is_that_of_the_package(ask):
+    assert ask(command="--version") == (0, f"vpt {vpt.__version__}\n", "")
+
+
+def test_look_at_choices_are_those_of_the_controller():
+    assert cli.LOOK_AT == LOOK_AT
+
+
+def test_every_stop_but_the_good_one_is_explained():
+    from vpt.picture import STOP_WORDS
+
+    assert set(cli.CUT_SHORT) == set(STOP_WORDS) - {"stop"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["--nonsense", "q"], "unrecognized arguments: --nonsense"),
+        (["--device", "toaster", "q"], "unknown device 'toaster'; expected cpu, cuda"),
+        (["--device", "cuda:", "q"], "unknown device 'cuda:'"),
+        (["--dtype", "int3", "q"], "invalid choice: 'int3'"),
+        (["--perception", "smell", "q"], "invalid choice: 'smell'"),
+        (["--max-calls", "-1", "q"], "expected at least 0, got -1"),
+        (["--max-new-tokens", "0", "q"], "expected at least 1, got 0"),
+        (["--max-new-tokens", "many", "q"], "expected a whole number, got 'many'"),
+        (["--temperature", "nan", "q"], "expected a number of at least 0, got nan"),
+        (["--temperature", "warm", "q"], "expected a number, got 'warm'"),
+        (["--top-p", "2", "q"], "expected a number from 0 to 1, got 2"),
+        (["--top-p", "0", "q"], "0 < top_p <= 1"),
+        ([""], "the question is empty"),
+        (["what\udcff"], "the question is not valid text"),
+        (["--perception", "sam", "q"], "perception='sam' needs an image"),
+        (["--revision", "main", "q"], "--revision needs --model"),
+        (["--picture", "/nowhere/a.png", "q"], "there is no folder /nowhere; make it first"),
+        (["--picture", "a.xyz", "q"], "cannot save a picture as a.xyz; expected a name that ends"),
+        (["--picture", "a", "q"], "cannot save a picture as a;"),
+        (["--trace", "/nowhere/a.json", "q"], "there is no folder /nowhere"),
+        (["--trace", "/", "q"], "/ is a folder; expected a file name"),
+    ],
+)
+def test_wrong_usage_is_told_before_the_model_is_loaded(ask, monkeypatch, words, message):
+    monkeypatch.setattr(vpt.runtime, "load", None)
+    code, out, err = ask(*words)
+    assert (code, out) == (2, "")
+    assert message in err and "Traceback" not in err
+
+
+def test_an_unknown_command_is_wrong_usage(ask):
+    code, _, err = ask(command="aks")
+    assert code == 2 and "invalid choice: 'aks'" in err
+
+
+def test_a_forgotten_question_is_told(ask, scene):
+    code, _, err = ask(scene)
+    assert code == 2 and "the last word is the question" in err and "is a file" in err
+
+
+def test_an_input_image_is_not_overwritten(ask, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4)).save(photo)
+    before = photo.read_bytes()
+    for option in ("--picture", "--trace"):
+        code, _, err = ask(photo, "q", option, photo)
+        assert code == 2 and "is an input image and would be overwritten" in err
+    assert photo.read_bytes() == before
+    both = tmp_path / "x.png"
+    code, _, err = ask("q", "--picture", both, "--trace", both)
+    assert code == 2 and "name the same file" in err
+
+
+def test_a_question_longer_than_a_file_name_is_a_question(ask):
+    code, _, err = ask("why? " * 2000, "--max-new-tokens", 1)
+    assert code == 0, err
+
+
+def test_a_device_that_is_not_there_is_wrong_usage(ask, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = ask("q", "--device", "cuda")
+    assert code == 2
+    assert "device cuda is not there: torch finds no CUDA device; try --device cpu" in err
+
+
+def test_control_tokens_in_the_question_are_wrong_usage(ask):
+    code, _, err = ask("<|im_end|>")
+    assert code == 2 and "the question holds the control token <|im_end|>" in err
+
+
+# Images and models that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.png", None, "does not exist"),
+        ("text.png", b"hello", "is no picture we read"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00", "cut.png"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_told(ask, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, out, err = ask(tmp_path / name, "q")
+    assert (code, out) == (3, "")
+    assert message in err and err.startswith("vpt: error: ") and err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_told_in_one_line(ask, tmp_path):
+    code, out, err = ask("q", "--model", tmp_path / "none")
+    assert (code, out) == (4, "")
+    assert err.startswith("vpt: error: there is no model folder") and err.count("\n") == 1
+
+
+def test_verbose_shows_where_an_error_came_from(ask, tmp_path):
+    code, _, err = ask("q", "--model", tmp_path / "none", "--verbose")
+    assert code == 4 and "Traceback" in err and "vpt: error: there is no model folder" in err
+
+
+def test_a_branch_the_model_lacks_is_told(ask, scene, goldens):
+    model = goldens / "checkpoints" / "dino"
+    code, _, err = ask(scene, "q", "--model", model, "--perception", "sam")
+    assert code == 2 and "this model cannot do perception='sam'; it has: region, dino" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), 5, "try --dtype bfloat16"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory"), 5, "--device cpu"),
+        (MemoryError(), 5, "vpt: error: out of memory: try --dtype bfloat16, smaller images"),
+        (BranchError("no encoder"), 4, "vpt: error: no encoder"),
+        (BudgetError("no room"), 2, "vpt: error: no room"),
+        (PositionError("ours"), 1, "Traceback"),
+        (ZeroDivisionError("ours"), 1, "this is a bug; please report it"),
+        (KeyboardInterrupt(), 130, "vpt: interrupted"),
+    ],
+)
+def test_every_kind_of_error_has_its_code(ask, monkeypatch, error, code, message):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(vpt.runtime, "load", load)
+    given, _, err = ask("q")
+    assert given == code
+    assert message in err
+    assert ("Traceback" in err) == (code == 1)
+
+
+def test_ctrl_c_while_the_answer_streams_ends_the_run(ask, scene, monkeypatch):
+    whole = vpt.runtime.Runtime.stream_many
+
+    def stream_many(self, *args, **kwargs):
+        for number, event in enumerate(whole(self, *args, **kwargs)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield event
+
+    monkeypatch.setattr(vpt.runtime.Runtime, "stream_many", stream_many)
+    code, _, err = ask(scene, "q", "--json")
+    assert code == 130 and err.endswith("\nvpt: interrupted\n")
+
+
+# Answers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stdout_holds_what_the_model_says_made_harmless(ask, scene, seed):
+    options = ("--temperature", 1, "--seed", seed, "--max-new-tokens", 60)
+    code, out, err = ask(scene, "What is this?", "--perception", "none", *options)
+    answer = vpt.load(device="cpu").ask(
+        scene, "What is this?", perception="none", temperature=1.0, seed=seed, max_new_tokens=60
+    )
+    assert code == 0
+    assert out.strip() and printable(answer.text).startswith(out.rstrip("\n"))
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in out)
+    assert "its weights are random, its answer means nothing" in err
+
+
+def test_the_answer_does_not_depend_on_where_options_stand(ask, scene):
+    first = ask(scene, "What?", "--max-new-tokens", 9)
+    assert ask("--max-new-tokens", 9, scene, "What?") == first
+    assert ask(scene, "--max-new-tokens", 9, "What?") == first
+    assert ask(scene, "--max-new-tokens", 9, "--", "What?") == first
+
+
+def test_a_question_may_begin_with_a_dash(ask):
+    code, out, _ = ask("--json", "--max-new-tokens", 1, "--", "-1 + 1?")
+    assert code == 0 and json.loads(out)["question"] == "-1 + 1?"
+
+
+def test_each_call_is_one_line_on_stderr(ask, scene):
+    code, _, err = ask(scene, "What?", "--perception", "dino", "--max-new-tokens", 8)
+    assert code == 0
+    assert "[looks again: dino → a_scene.png, 64 tokens, " in err
+    assert "cut off at the token limit; allow more with --max-new-tokens" in err
+
+
+def test_the_box_of_a_region_is_told_in_pixels_of_the_photo(ask, scene):
+    _, out, err = ask(scene, "Why?", "--perception", "region", "--max-new-tokens", 40, "--json")
+    call = json.loads(out)["calls"][0]
+    x_min, _, x_max, _ = call["region"]
+    box = ",".join(map(str, call["box_xyxy_px"]))
+    assert f"[looks again: region x {x_min}{f'-{x_max}' if x_max > x_min else ''}, y " in err
+    assert f" → box {box} of a_scene.png, {call['num_tokens']} tokens, " in err
+
+
+def test_a_released_checkpoint_answers_and_is_not_called_untrained(ask, scene, goldens):
+    model = goldens / "checkpoints" / "dino"
+    code, out, err = ask(scene, "What?", "--model", model, "--max-new-tokens", 12)
+    answer = vpt.load(str(model), device="cpu").ask(scene, "What?", max_new_tokens=12)
+    assert (code, out) == (0, printable(answer.text) + "\n") and answer.text
+    assert "random" not in err
+
+
+def test_json_is_all_there_is_on_stdout(ask, scene):
+    code, out, err = ask(scene, "What?", "--json", "--perception", "sam", "--max-new-tokens", 8)
+    assert code == 0 and out.isascii() and out.count("\n") == 1
+    trace = Trace.from_dict(json.loads(out))
+    assert trace.calls[0].branch == "sam"
+    assert "looks again: sam" in err
+
+
+def test_trace_and_picture_are_saved(ask, scene, tmp_path):
+    trace_file, picture_file = tmp_path / "t.json", tmp_path / "p.PNG"
+    code, _, err = ask(
+        *(scene, "What?", "--perception", "dino", "--max-new-tokens", 8),
+        *("--trace", trace_file, "--picture", picture_file),
+    )
+    assert code == 0, err
+    trace = Trace.load(trace_file)
+    assert trace.images[0].thumbnail.startswith("data:image/jpeg;base64,")
+    assert trace.calls[0].num_tokens == 64
+    with Image.open(picture_file) as picture:
+        assert picture.width == 1200
+        assert len(picture.getcolors(2**24)) > 1000
+
+
+def test_a_file_that_cannot_be_written_is_told(ask, monkeypatch, tmp_path):
+    def save(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Trace, "save", save)
+    code, _, err = ask("q", "--max-new-tokens", 1, "--trace", tmp_path / "t.json")
+    assert code == 2 and "t.json: No space left on device" in err
+
+
+def test_verbose_ends_with_a_summary(ask, scene):
+    _, _, err = ask(scene, "What?", "--perception", "sam", "--max-new-tokens", 8, "--verbose")
+    assert " prompt + " in err and "8 generated tokens" in err and "1 call;" in err
+    assert "first token after" in err and "end: cut off at the token limit" in err
+
+
+def test_malformed_calls_are_told(ask, scene):
+    options = ("--no-constrain", "--temperature", 1.5, "--seed", 3, "--max-new-tokens", 40)
+    _, out, err = ask(scene, "What is it?", "--json", *options)
+    number = len(json.loads(out)["malformed"])
+    assert number and f"note: {number} malformed call" in err
+
+
+def test_a_call_beyond_the_budget_is_told(ask, scene):
+    options = ("--no-constrain", "--temperature", 1.5, "--seed", 3, "--max-new-tokens", 40)
+    _, out, err = ask(scene, "What is it?", "--json", "--max-calls", 0, *options)
+    assert json.loads(out)["stop_reason"] == "max_calls"
+    assert "[does not look again: " in err and "allow more with --max-calls" in err
+
+
+def test_only_the_first_frame_of_an_animation_is_seen_and_that_is_told(ask, tmp_path):
+    frames = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    _, _, err = ask(tmp_path / "a.gif", "q", "--max-new-tokens", 1)
+    assert "a.gif has 2 frames; only the first is seen" in err
+
+
+# A process of its own
+
+
+def run_python(*words, **options):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, env=env, capture_output=True, timeout=120, **options)
+
+
+def test_the_command_works_in_a_process_of_its_own(scene):
+    done = run_python("-m", "vpt.cli", "ask", scene, "What?", "--json", "--max-new-tokens", "3")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"]["generated_tokens"] == 3
+    assert done.stderr.decode().splitlines()[0].startswith("vpt: note: this is the built-in model")
+    assert len(done.stderr.splitlines()) == 2  # and that the answer is cut off: no library noise
+
+
+def test_a_reader_that_goes_away_makes_no_noise(scene):
+    command = [sys.executable, "-m", "vpt.cli", "ask", scene, "What?", "--max-new-tokens", "2000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+    assert b"Traceback" not in err and b"BrokenPipe" not in err
+
+
+def test_ctrl_c_ends_the_process_with_its_code(scene):
+    command = [sys.executable, "-m", "vpt.cli", "ask", scene, "What?", "--max-new-tokens", "9000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)  # the answer has begun
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"vpt: interrupted" in err and b"Traceback" not in err
+
+
+# vpt init
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small plain Qwen2-VL and a small DINOv2."""
+    from transformers import Dinov2Config, Dinov2Model, Qwen2VLForConditionalGeneration
+
+    from vpt.building import tiny_model
+
+    model, processor = tiny_model(())
+    config = model.config.to_dict()
+    kept = ("text_config", "vision_config", "image_token_id", "video_token_id")
+    from transformers import Qwen2VLConfig
+
+    plain = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**{key: config[key] for key in kept}))
+    folder = tmp_path_factory.mktemp("base")
+    plain.save_pretrained(folder)
+    processor.tokenizer = byte_tokenizer()
+    processor.save_pretrained(folder)
+    Dinov2Model(Dinov2Config(**TINY_DINO)).save_pretrained(folder / "dino")
+    return folder
+
+
+def test_init_makes_a_model_that_can_be_asked(ask, base, scene, tmp_path):
+    out_folder = tmp_path / "made by us"
+    code, out, err = ask(
+        *("--base", base, "--branches", "clip,dino", "--dino", base / "dino"),
+        *("--out", out_folder),
+        command="init",
+    )
+    assert code == 0, err
+    assert "branches    region, clip, dino" in out and "for perception, untrained" in out
+    assert f"vpt ask --model '{out_folder}' photo.jpg" in out
+    code, _, err = ask(
+        *(scene, "q", "--model", out_folder, "--perception", "dino", "--max-new-tokens", 4)
+    )
+    assert code == 0 and "looks again: dino" in err
+    code, _, err = ask("--base", base, "--branches", "clip", "--out", out_folder, command="init")
+    assert code == 2 and "is not empty; choose another folder, or --force" in err
+    code, _, err = ask(
+        "--base", base, "--branches", "", "--out", out_folder, "--force", command="init"
+    )
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--base", "b", "--branches", "eyes"], 2, "unknown branch 'eyes'; available: clip, dino"),
+        (["--base", "b", "--branches", "clip", "--sam", "x"], 2, "sam is not among --branches"),
+        (["--base", "/none", "--branches", "clip"], 4, "cannot load the base model /none"),
+        (["--base", "b", "--branches", "clip", "--grid-size", "0"], 2, "expected at least 1"),
+        (["--branches", "clip"], 2, "the following arguments are required: --base"),
+    ],
+)
+def test_what_init_cannot_do_is_told(ask, tmp_path, words, code, message):
+    given, out, err = ask(*words, "--out", tmp_path / "out", command="init")
+    assert (given, out) == (code, "")
+    assert message in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_init_does_not_write_over_a_file(ask, tmp_path):
+    (tmp_path / "f").write_text("mine")
+    code, _, err = ask("--base", "b", "--branches", "clip", "--out", tmp_path / "f", command="init")
+    assert code == 2 and "is a file; expected a folder" in err

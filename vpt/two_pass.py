@@ -1,10 +1,12 @@
 """The released protocol, written plainly: rebuild everything, run the LLM twice, copy the cache.
 
 It has the interface of :class:`vpt.engine.Engine` and serves as test oracle and as baseline of
-``benchmarks/``. Each extension rebuilds the prompt from its beginning, encodes every image again
-and runs the LLM once to find the control state and once to use it; each further token, too, is
-run twice, each time over a deep copy of the cache. For several calls in one stream, which the
-released code cannot do, each call has a finding pass of its own.
+``benchmarks/``. A turn is decoded to its end, forced tokens included. Each extension rebuilds the
+prompt from its beginning, encodes every image again (the same one once per use) and runs the LLM
+once to find the control state and once to use it, with logits at every position; each further
+token, too, is run twice, each time over a deep copy of the cache. For several calls in one stream,
+which the released code cannot do, each call has a finding pass of its own. What the released
+driver does besides, starting a new process and loading the model again for each round, is left out.
 """
 
 from __future__ import annotations
@@ -72,16 +74,19 @@ class TwoPassEngine:
         assert isinstance(stream, _History)
         num_before = stream.length
         num_looks_before = sum(not isinstance(p, TokenPiece) for p in stream.pieces)
+        started = time.perf_counter()
+        if stream.length and isinstance(pieces[0], TokenPiece):
+            for token_id in pieces[0].ids[:-1]:
+                self._decode(stream, token_id)  # thrown away: the next round begins anew
+        decode_ms = (time.perf_counter() - started) * 1e3
         stream.pieces += pieces
         started = time.perf_counter()
         features = self._encode_all(stream.pieces)
         encode_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
         ids, spans = self._lay_out(stream.pieces, features)
-        results = self._run_rounds(stream, ids, features, spans)
-        assert stream.hidden is not None
-        logits = self.model.lm_head(stream.hidden)
-        run_ms = (time.perf_counter() - started) * 1e3
+        logits, results = self._run_rounds(stream, ids, features, spans)
+        run_ms = decode_ms + (time.perf_counter() - started) * 1e3
         looks = results[num_looks_before:]
         return Extension(ids[num_before:], logits, looks, encode_ms, run_ms)
 
@@ -94,6 +99,9 @@ class TwoPassEngine:
     def _step(self, stream: Stream, token_id: int) -> Tensor:
         assert isinstance(stream, _History)
         stream.pieces.append(TokenPiece((token_id,)))
+        return self._decode(stream, token_id)
+
+    def _decode(self, stream: _History, token_id: int) -> Tensor:
         embeds = self.model.get_input_embeddings()(torch.tensor([[token_id]], device=self._device))
         positions = torch.full((3, 1, 1), stream.position, device=self._device)
         self._run(embeds, positions, copy.deepcopy(stream.past))
@@ -108,10 +116,11 @@ class TwoPassEngine:
         return self.model.get_input_embeddings().weight.device
 
     def _encode_all(self, pieces: Sequence[Piece]) -> list[Features]:
-        looks = [p for p in pieces if not isinstance(p, TokenPiece)]
-        branches = ["reencode" if isinstance(p, ImagePiece) else p.branch for p in looks]
-        images = [p.image for p in looks]
-        return [f for f, _ in self.encoders.encode(list(zip(branches, images, strict=True)))]
+        seen = [p for p in pieces if not isinstance(p, TokenPiece)]
+        branches = ["reencode" if isinstance(p, ImagePiece) else p.branch for p in seen]
+        images = [p.image for p in seen]
+        looks = zip(branches, images, strict=True)
+        return [self.encoders.encode([look])[0][0] for look in looks]
 
     def _lay_out(
         self, pieces: Sequence[Piece], features: Sequence[Features]
@@ -138,7 +147,7 @@ class TwoPassEngine:
         ids: list[int],
         features: Sequence[Features],
         spans: Sequence[tuple[int, int]],
-    ) -> list[LookResult]:
+    ) -> tuple[Tensor, list[LookResult]]:
         looks = [p for p in stream.pieces if not isinstance(p, TokenPiece)]
         embeds = self.model.get_input_embeddings()(torch.tensor([ids], device=self._device))
         grids = []
@@ -160,9 +169,9 @@ class TwoPassEngine:
             self._run(embeds, positions, None)  # the released forward runs twice all the same
         results = self._write_features(embeds, ids, looks, features, spans, conditions)
         stream.past = DynamicCache(config=self._language_model.config)
-        stream.hidden = self._run(embeds, positions, stream.past)[0, -1]
-        stream.length, stream.position = len(ids), following
-        return results
+        hidden = self._run(embeds, positions, stream.past)
+        stream.hidden, stream.length, stream.position = hidden[0, -1], len(ids), following
+        return self.model.lm_head(hidden).float()[0, -1], results
 
     def _write_features(
         self,

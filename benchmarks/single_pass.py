@@ -1,0 +1,560 @@
+"""What one pass over one stream saves, measured: random weights, no downloads.
+
+    python benchmarks/single_pass.py --size tiny small --json out.json
+
+Contestants have the same weights and inputs, take turns (A B A B ...) after one warm-up each, and
+must write the same tokens. Tables give medians and, in brackets, the least and the greatest.
+Ratios are taken within a turn. Goals are judged by CPU time of the process on a CPU, where other
+jobs disturb wall time, and by wall time on a GPU.
+
+Random weights never stop by themselves here: control tokens are made faint, so that free text has
+none, and the end of a turn is forbidden. A region call is held to one box of two corners.
+
+Sizes ``tiny`` and ``small`` are for a CPU: about 20 s and 3.5 minutes on one thread. ``2b`` and
+``7b`` have the shapes of Qwen2-VL with DINOv2-large and SAM ViT-L, built on the device; they are
+for a GPU, and the authors, who had none, have not run them. How much the vision tower costs beside
+the LLM bounds what a whole answer can gain, because both protocols pay for the first look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import transformers
+from random_models import SIZES, Size, build, picture
+from single_pass_tables import (
+    KINDS,
+    print_batching,
+    print_extension,
+    print_plain_answer,
+    print_single_pass,
+    print_table,
+)
+from torch import Tensor
+from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.cache_utils import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+import vpt
+from vpt.cache import ATTENTION_NAME
+from vpt.controller import (
+    Append,
+    CallEvent,
+    Conversation,
+    Request,
+    ResultEvent,
+    StopEvent,
+    TokenEvent,
+    converse,
+)
+from vpt.engine import Engine
+from vpt.features import Encoders, FeatureCache
+from vpt.images import LoadedImage
+from vpt.modeling import VPTForConditionalGeneration
+from vpt.processing import ImagePiece, TokenPiece, VPTProcessor
+from vpt.runtime import Runtime
+from vpt.scheduler import drive
+from vpt.tokens import (
+    IMAGE_PAD,
+    REGION_END,
+    REGION_START,
+    TURN_END,
+    Vocabulary,
+)
+from vpt.two_pass import TwoPassEngine
+
+QUESTION = "What stands on the hill behind the second house?"
+CALL_LENGTHS = {"region": 7, "clip": 1, "dino": 1}  # tokens the model chooses to make a call
+MIXED_MODES = ("none", "region", "clip", "dino")
+NUM_REQUESTS = 8
+EXTENSION_SIZES = (32, 64, 128, 256, 512)
+GOAL_WHOLE_ANSWER = 3.0  # two passes / one pass, at least
+GOAL_DECODING = 1.05  # ours / transformers' generate per token, at most
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements of one size share."""
+
+    model: VPTForConditionalGeneration
+    processor: VPTProcessor
+    vocabulary: Vocabulary
+    size: Size
+    device: torch.device
+    new_tokens: int
+    repeats: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether different ways to compute must write the same tokens."""
+        return self.model.dtype == torch.float32
+
+    def now(self) -> tuple[float, float]:
+        """Wall and CPU time in milliseconds, once the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() * 1e3, time.process_time() * 1e3
+
+    def check_equal(self, what: str, one: Sequence[Any], other: Sequence[Any]) -> bool:
+        """Compare tokens; a difference in float32 ends the benchmark."""
+        if (equal := list(one) == list(other)) or not self.is_exact:
+            return equal
+        differ = [(a, b) for a, b in zip(one, other, strict=False) if a != b]
+        raise SystemExit(f"{what}: the contestants wrote different tokens, first {differ[:1]}")
+
+
+def hold_to_length(conversation: Conversation, vocabulary: Vocabulary) -> Conversation:
+    """Narrow a conversation's rules: one region of two corners, and no end of the answer."""
+    turn_end = vocabulary.ids[TURN_END]
+    region = {vocabulary.ids[REGION_START], vocabulary.ids[REGION_END]}
+    step = None
+    while True:
+        try:
+            item = conversation.send(step)
+        except StopIteration:
+            return
+        if isinstance(item, Append) and (rule := item.rule) is not None:
+            if rule.only is None:
+                rule = dataclasses.replace(rule, banned=(*rule.banned, turn_end))
+            elif len(rule.only) > 1:
+                rule = dataclasses.replace(rule, only=tuple(set(rule.only) - region))
+            item = dataclasses.replace(item, rule=rule)
+        step = yield item
+
+
+@dataclass
+class Run:
+    """One answer by one contestant; times are ``(wall, cpu)`` in milliseconds."""
+
+    token_ids: list[int]
+    first_token: tuple[float, float]
+    after_call: tuple[float, float] | None
+    per_token: tuple[float, float]
+    total: tuple[float, float]
+
+
+def _since(start: tuple[float, float], end: tuple[float, float], parts: int = 1) -> Any:
+    return tuple((e - s) / parts for s, e in zip(start, end, strict=True))
+
+
+def run_answer(bench: Bench, engine: Any, request: Request) -> Run:
+    """Let the controller answer one request; every token is timed as its event comes out."""
+    start = bench.now()
+    conversation = converse(request, bench.processor, bench.vocabulary)
+    conversation = hold_to_length(conversation, bench.vocabulary)
+    marks: list[tuple[float, float]] = []
+    ids: list[int] = []
+    called, first = None, 0  # when the call stood complete; index of the first token after it
+    for _, event in drive(engine, [(conversation, request.sampling)], 1):
+        if isinstance(event, TokenEvent):
+            marks.append(bench.now())
+            ids.append(event.token.id)
+        elif isinstance(event, CallEvent):
+            called = bench.now()
+        elif isinstance(event, ResultEvent):
+            first = len(marks)
+        elif isinstance(event, StopEvent):
+            end, reason = bench.now(), event.trace.stop_reason
+    if reason != "length" or len(ids) != request.max_new_tokens:
+        raise SystemExit(f"a run ended by {reason!r} after {len(ids)} tokens; expected a full one")
+    return Run(
+        ids,
+        _since(start, marks[0]),
+        None if called is None else _since(called, marks[first]),
+        _since(marks[first], marks[-1], len(marks) - 1 - first),
+        _since(start, end),
+    )
+
+
+def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """Run all contestants in turn, so that a busy machine disturbs them alike."""
+    results: dict[str, list[Any]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, contestant in contestants.items():
+            results[name].append(contestant())
+    return results
+
+
+@dataclass
+class KVCopies:
+    """Counts the bytes of keys and values that are copied from one place to another.
+
+    Deep copies of a cache, and what a slot cache moves when it grows, by the shapes of the
+    tensors. Not counted: ``torch.cat`` inside ``DynamicCache``, by which each of its updates
+    makes new tensors (two passes and ``generate`` pay for it, ours does not use it).
+    """
+
+    num_bytes: int = 0
+
+    def watch(self, engine: Any) -> Any:
+        """Count during a ``with`` block."""
+        original = copy.deepcopy
+
+        def deepcopy(value: Any, memo: Any = None) -> Any:
+            if isinstance(value, DynamicCache):
+                self.num_bytes += sum(la.keys.nbytes + la.values.nbytes for la in value.layers)
+            return original(value, memo)
+
+        if not isinstance(engine, Engine):
+            return mock.patch.object(copy, "deepcopy", deepcopy)
+        cache = engine.cache
+        reserve = cache.reserve
+
+        def counted_reserve(capacity: int) -> None:
+            filled, before, held = max(cache.lengths), cache.capacity, cache.num_bytes
+            reserve(capacity)
+            if cache.capacity != before:
+                self.num_bytes += held * filled // before
+
+        return mock.patch.multiple(cache, reserve=counted_reserve)
+
+
+def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
+    """A whole answer with one perception call, by one pass and by the released protocol."""
+    image = picture(bench.size.image_wh)
+    request = Request(
+        images=[image],
+        question=QUESTION,
+        perception=mode,
+        max_calls=1,
+        max_new_tokens=bench.new_tokens + CALL_LENGTHS[mode],
+    )
+    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    facts: dict[str, dict[str, Any]] = {"single_pass": {}, "two_pass": {}}
+
+    def run(name: str, watch: bool = False) -> Run:
+        one = engine if name == "single_pass" else TwoPassEngine(bench.model, bench.processor)
+        implementation = ATTENTION_NAME if name == "single_pass" else "sdpa"
+        bench.model.model.language_model.config._attn_implementation = implementation
+        engine.encoders.cache = FeatureCache()  # the first look costs what it costs
+        before = (one.num_tokens_run, one.num_forwards, one.encoders.num_encoded)
+        copies = KVCopies()
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+            held = torch.cuda.memory_allocated(bench.device)
+        if watch:
+            with copies.watch(one):
+                result = run_answer(bench, one, request)
+            facts[name]["kv_bytes_copied"] = copies.num_bytes
+        else:
+            result = run_answer(bench, one, request)
+        after = (one.num_tokens_run, one.num_forwards, one.encoders.num_encoded)
+        counts = [a - b for a, b in zip(after, before, strict=True)]
+        names = ("llm_tokens", "llm_forwards", "encoder_runs")
+        facts[name].update(zip(names, counts, strict=True))
+        facts[name]["peak_memory_bytes"] = None  # not to be had on a CPU within one process
+        if bench.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(bench.device) - held
+            own = engine.cache.num_bytes if one is engine else 0  # is there before the run
+            facts[name]["peak_memory_bytes"] = peak + own
+        return result
+
+    names = tuple(facts)
+    warm = {name: run(name, watch=True) for name in names}
+    runs = take_turns({name: lambda n=name: run(n) for name in names}, bench.repeats)
+    all_ids = [r.token_ids for name in names for r in [warm[name], *runs[name]]]
+    equal = all(bench.check_equal(mode, all_ids[0], ids) for ids in all_ids)
+    measures = ("first_token", "after_call", "per_token", "total")
+    return {
+        "tokens_equal": equal,
+        "num_tokens": len(all_ids[0]),
+        "contestants": {
+            name: {**facts[name], "ms": _times(runs[name], measures)} for name in names
+        },
+        "ratios": {m: _ratios(runs["two_pass"], runs["single_pass"], m) for m in measures},
+        "llm_tokens_ratio": facts["two_pass"]["llm_tokens"] / facts["single_pass"]["llm_tokens"],
+    }
+
+
+class _Marks(BaseStreamer):
+    """Times and keeps the tokens that ``generate`` hands out; the first is the prompt."""
+
+    def __init__(self, now: Callable[[], tuple[float, float]]) -> None:
+        self.now = now
+        self.marks: list[tuple[float, float]] = []
+        self.ids: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.marks.append(self.now())
+        self.ids.append(int(value.flatten()[-1]))
+
+    def end(self) -> None:
+        """Nothing is left to hand out."""
+
+
+def plain_model(model: VPTForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
+    """A stock Qwen2-VL that shares the weights of a VPT model."""
+    settings = model.config.to_dict()
+    skipped = ("model_type", "architectures", "transformers_version", "dtype")
+    known = Qwen2VLConfig().to_dict()
+    config = Qwen2VLConfig(**{k: v for k, v in settings.items() if k in known and k not in skipped})
+    with torch.device(model.device):
+        plain = Qwen2VLForConditionalGeneration._from_config(
+            config, dtype=model.dtype, attn_implementation="sdpa"
+        )
+    weights = model.state_dict()
+    wanted = plain.state_dict().keys()
+    plain.load_state_dict({key: weights[key] for key in wanted}, assign=True)
+    plain.tie_weights()
+    return plain.eval()
+
+
+def measure_plain_answer(bench: Bench) -> dict[str, Any]:
+    """An answer without perception, by the controller and by ``generate``.
+
+    Both start from picture and question. A token is timed when it is known on the CPU: ours as
+    its event comes out, that of ``generate`` as its streamer gets it. Time per token is between
+    the first and the last one.
+    """
+    image = picture(bench.size.image_wh)
+    request = Request(
+        images=[image],
+        question=QUESTION,
+        perception="none",
+        max_new_tokens=bench.new_tokens,
+        constrain=False,
+    )
+    plain = plain_model(bench.model)
+    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    contestants = {
+        "ours": lambda: run_answer(bench, _fresh(engine), request),
+        "generate": lambda: _run_generate(bench, plain, image),
+    }
+    warm = take_turns(contestants, 1)
+    runs = take_turns(contestants, bench.repeats)
+    all_ids = [r.token_ids for group in (warm, runs) for name in group for r in group[name]]
+    equal = all(bench.check_equal("plain answer", all_ids[0], ids) for ids in all_ids)
+    measures = ("first_token", "per_token", "total")
+    return {
+        "tokens_equal": equal,
+        "num_tokens": len(all_ids[0]),
+        "contestants": {name: {"ms": _times(runs[name], measures)} for name in contestants},
+        "ratios": {m: _ratios(runs["ours"], runs["generate"], m) for m in measures},
+    }
+
+
+def _fresh(engine: Engine) -> Engine:
+    engine.encoders.cache = FeatureCache()
+    return engine
+
+
+def _run_generate(bench: Bench, plain: Any, image: LoadedImage) -> Run:
+    start = bench.now()
+    pixel_values, grid_thw = bench.processor.preprocess_images([image])
+    num_places = int(grid_thw[0].prod()) // bench.processor.image_processor.merge_size**2
+    image_id = bench.vocabulary.ids[IMAGE_PAD]
+    ids: list[int] = []
+    for piece in bench.processor.prompt(QUESTION, [image]):
+        ids += [image_id] * num_places if isinstance(piece, ImagePiece) else piece.ids
+    input_ids = torch.tensor([ids], device=bench.device)
+    streamer = _Marks(bench.now)
+    plain.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        pixel_values=pixel_values.to(bench.device, bench.model.dtype),
+        image_grid_thw=grid_thw.to(bench.device),
+        mm_token_type_ids=(input_ids == image_id).int(),
+        generation_config=GenerationConfig(
+            max_new_tokens=bench.new_tokens, do_sample=False, use_cache=True, pad_token_id=0
+        ),
+        streamer=streamer,
+    )
+    end = bench.now()
+    marks, written = streamer.marks[1:], streamer.ids[1:]
+    if len(written) != bench.new_tokens:
+        raise SystemExit(f"generate wrote {len(written)} tokens instead of {bench.new_tokens}")
+    per_token = _since(marks[0], marks[-1], len(marks) - 1)
+    return Run(written, _since(start, marks[0]), None, per_token, _since(start, end))
+
+
+def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
+    """Requests of mixed modes on different pictures, many streams at once and one by one."""
+    runtime = Runtime(bench.model, bench.processor)
+    requests = [
+        runtime.request(
+            picture(bench.size.image_wh, seed=number),
+            QUESTION,
+            perception=MIXED_MODES[number % len(MIXED_MODES)],
+            max_calls=1,
+            max_new_tokens=bench.new_tokens + max(CALL_LENGTHS.values()),
+        )
+        for number in range(NUM_REQUESTS)
+    ]
+    runtime.engine(batch_size)
+
+    def run(size: int) -> Run:
+        runtime.encoders.cache = FeatureCache()
+        start = bench.now()
+        answers = runtime.ask_many(requests, batch_size=size)
+        total = _since(start, bench.now())
+        ids = [[token.id for token in answer.trace.tokens] for answer in answers]
+        num_tokens = sum(len(one) for one in ids)
+        return Run(ids, total, None, tuple(t / num_tokens for t in total), total)  # type: ignore[arg-type]
+
+    contestants = {"one by one": lambda: run(1), f"batch of {batch_size}": lambda: run(batch_size)}
+    warm = take_turns(contestants, 1)
+    runs = take_turns(contestants, bench.repeats)
+    all_ids = [r.token_ids for group in (warm, runs) for name in group for r in group[name]]
+    equal = all(bench.check_equal("batching", all_ids[0], ids) for ids in all_ids)
+    single, batched = runs.values()
+    return {
+        "tokens_equal": equal,
+        "num_requests": NUM_REQUESTS,
+        "num_tokens": sum(len(one) for one in all_ids[0]),
+        "contestants": {name: {"ms": _times(runs[name], ("total",))} for name in contestants},
+        "ratios": {"total": _ratios(single, batched, "total")},
+    }
+
+
+@torch.inference_mode()
+def measure_extension(bench: Bench) -> dict[str, Any]:
+    """Appending tokens behind a prompt, against running prompt and tokens anew."""
+    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    prompt = bench.processor.prompt(QUESTION, [picture(bench.size.image_wh)])
+    room = max(EXTENSION_SIZES)
+    base = engine.open()
+    engine.extend(base, prompt, reserve=room)  # the picture's features are kept from now on
+    engine.close(base)
+    generator = torch.Generator().manual_seed(0)
+    rows: dict[int, dict[str, Any]] = {}
+    for size in EXTENSION_SIZES:
+        ids = tuple(torch.randint(0, 200, (size,), generator=generator).tolist())
+
+        def append(ids: tuple[int, ...] = ids) -> Any:
+            stream = engine.open()
+            engine.extend(stream, prompt, reserve=room)
+            start = bench.now()
+            engine.extend(stream, [TokenPiece(ids)])
+            took = _since(start, bench.now())
+            engine.close(stream)
+            return took
+
+        def rerun(ids: tuple[int, ...] = ids) -> Any:
+            stream = engine.open()
+            start = bench.now()
+            engine.extend(stream, [*prompt, TokenPiece(ids)])
+            took = _since(start, bench.now())
+            engine.close(stream)
+            return took
+
+        contestants = {"append": append, "rerun": rerun}
+        take_turns(contestants, 1)
+        rows[size] = {
+            name: {kind: [took[i] for took in times] for i, kind in enumerate(KINDS)}
+            for name, times in take_turns(contestants, bench.repeats).items()
+        }
+    fits = {}
+    for kind in KINDS:
+        medians = [statistics.median(rows[size]["append"][kind]) for size in EXTENSION_SIZES]
+        slope, intercept = np.polyfit(EXTENSION_SIZES, medians, 1)
+        fits[kind] = {"ms_per_token": float(slope), "ms_at_zero": float(intercept)}
+    return {"prompt_tokens": base.length, "ms": rows, "fit": fits}
+
+
+def _times(runs: Sequence[Run], measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Raw repeats: measure -> ``wall`` and ``cpu`` -> milliseconds."""
+    return {
+        measure: {kind: [getattr(run, measure)[i] for run in runs] for i, kind in enumerate(KINDS)}
+        for measure in measures
+    }
+
+
+def _ratios(above: Sequence[Run], below: Sequence[Run], measure: str) -> dict[str, list[float]]:
+    """Ratios within each turn, by wall and by CPU time."""
+    pairs = [(getattr(a, measure), getattr(b, measure)) for a, b in zip(above, below, strict=True)]
+    return {kind: [a[i] / b[i] for a, b in pairs] for i, kind in enumerate(KINDS)}
+
+
+def judge(result: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Compare what was measured with the goals, by wall or CPU time."""
+    goals = []
+    for mode, section in result["single_pass"].items():
+        ratio = statistics.median(section["ratios"]["total"][kind])
+        name = f"whole answer, {mode} call: two passes / one pass >= {GOAL_WHOLE_ANSWER}"
+        goals.append({"goal": name, "ratio": ratio, "met": ratio >= GOAL_WHOLE_ANSWER})
+    ratio = statistics.median(result["plain_answer"]["ratios"]["per_token"][kind])
+    name = f"decoding: ours / transformers' generate <= {GOAL_DECODING}"
+    goals.append({"goal": name, "ratio": ratio, "met": ratio <= GOAL_DECODING})
+    return goals
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements of one size, printed as they come."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    size = SIZES[name]
+    model, processor = build(size, device, dtype)
+    config = model.config
+    vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, config.branches, config.grid_size)
+    bench = Bench(model, processor, vocabulary, size, device, args.new_tokens, args.repeats)
+    parts = {"llm": model.model.language_model, "tower": model.model.visual, **model.branches}
+    parameters = {k: sum(p.numel() for p in part.parameters()) for k, part in parts.items()}
+    counts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in parameters.items())
+    print(f"== {name}: million parameters: {counts}; picture {size.image_wh} px ==\n")
+    kind = "cpu" if device.type == "cpu" else "wall"
+    result: dict[str, Any] = {"parameters": parameters, "judged_by": kind}
+    result["single_pass"] = {mode: measure_single_pass(bench, mode) for mode in CALL_LENGTHS}
+    print_single_pass(result["single_pass"])
+    result["plain_answer"] = measure_plain_answer(bench)
+    print_plain_answer(result["plain_answer"])
+    result["batching"] = measure_batching(bench, args.batch_size)
+    print_batching(result["batching"])
+    result["extension"] = measure_extension(bench)
+    print_extension(result["extension"], kind)
+    result["goals"] = judge(result, kind)
+    rows = [
+        [g["goal"], f"{g['ratio']:.2f}", "met" if g["met"] else "not met"] for g in result["goals"]
+    ]
+    print_table([f"Goals, by {kind} time", "measured", ""], rows)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the benchmark; returns what ``--json`` writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--new-tokens", type=int, default=16, help="of an answer, after the call")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write everything here, raw repeats included")
+    args = parser.parse_args(argv)
+    if min(args.new_tokens - 1, args.repeats, args.batch_size, args.threads) < 1:
+        parser.error("--new-tokens must be at least 2, the other numbers at least 1")
+    torch.set_num_threads(args.threads)
+    versions = {
+        "vpt": vpt.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    settings = {k: v for k, v in vars(args).items() if k != "json"}
+    if args.device != "cpu":
+        settings["device_name"] = torch.cuda.get_device_name(args.device)
+    print(", ".join(f"{k} {v}" for k, v in versions.items()))
+    print(", ".join(f"{k} {v}" for k, v in settings.items()), end="\n\n")
+    sizes = {name: measure(name, args) for name in args.size}
+    report = {"versions": versions, "settings": settings, "sizes": sizes}
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+if __name__ == "__main__":
+    main()

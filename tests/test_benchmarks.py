@@ -1,0 +1,56 @@
+"""The benchmark runs, compares equal tokens and reports every section; its times are not tested."""
+
+import json
+
+import pytest
+import single_pass
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "out.json"
+    options = ["--size", "tiny", "--repeats", "1", "--new-tokens", "4", "--batch-size", "2"]
+    single_pass.main([*options, "--json", str(file)])
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def tiny(report):
+    return report["sizes"]["tiny"]
+
+
+def test_report_names_versions_settings_and_all_sections(report, tiny):
+    assert report["versions"].keys() == {"vpt", "torch", "transformers", "python"}
+    assert report["settings"]["new_tokens"] == 4
+    assert tiny.keys() == {
+        "parameters",
+        "judged_by",
+        "single_pass",
+        "plain_answer",
+        "batching",
+        "extension",
+        "goals",
+    }
+    assert tiny["single_pass"].keys() == {"region", "clip", "dino"}
+    assert len(tiny["goals"]) == 4
+
+
+def test_all_contestants_write_the_same_tokens(tiny):
+    sections = [*tiny["single_pass"].values(), tiny["plain_answer"], tiny["batching"]]
+    assert all(section["tokens_equal"] is True for section in sections)
+
+
+@pytest.mark.parametrize("mode", ["region", "clip", "dino"])
+def test_one_pass_reads_fewer_tokens_and_copies_no_cache(tiny, mode):
+    section = tiny["single_pass"][mode]
+    assert section["llm_tokens_ratio"] > 1
+    assert section["contestants"]["single_pass"]["kv_bytes_copied"] == 0
+    assert section["contestants"]["two_pass"]["kv_bytes_copied"] > 0
+
+
+def test_every_repeat_is_kept_and_peak_memory_is_not_guessed_on_a_cpu(tiny):
+    for contestant in tiny["single_pass"]["region"]["contestants"].values():
+        assert contestant["peak_memory_bytes"] is None
+        for times in contestant["ms"].values():
+            assert len(times["wall"]) == len(times["cpu"]) == 1
+    assert len(tiny["extension"]["ms"]) == 5

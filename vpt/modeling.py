@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from branches import Branch, Features
 from branches.reencode import split_tower_tokens
+from vpt.cache import ATTENTION_NAME
 from vpt.config import VPTConfig
 from vpt.errors import FeatureCountError, PositionError
 from vpt.positions import batch_mrope_positions
@@ -466,8 +467,8 @@ class _SegmentRunner:
 
     def _can_cache(self) -> bool:
         checkpointed = self.language_model.gradient_checkpointing and self.model.training
-        masks = self.language_model.config._attn_implementation in ("sdpa", "eager")
-        return masks and not checkpointed
+        attention = self.language_model.config._attn_implementation
+        return attention in ("eager", "sdpa", ATTENTION_NAME) and not checkpointed
 
     def __call__(self, embeds: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         if not self.can_cache:
@@ -492,7 +493,7 @@ class _SegmentRunner:
         ).last_hidden_state
 
     def _as_bias(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.language_model.config._attn_implementation == "sdpa":
+        if self.language_model.config._attn_implementation != "eager":
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(dtype).min

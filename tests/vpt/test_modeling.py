@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from vpt.building import tiny_model
+from vpt.cache import ATTENTION_NAME
 from vpt.errors import CheckpointError, FeatureCountError, PositionError
 from vpt.modeling import scatter_features
 from vpt.positions import batch_mrope_positions
@@ -197,6 +198,10 @@ def test_other_ways_to_attend_give_the_same(made):
     expected = made[0](**batch(*rows))
     seen = batch(*rows)["attention_mask"].bool()
     model, _ = tiny_model()
+    model.model.language_model.config._attn_implementation = ATTENTION_NAME
+    torch.testing.assert_close(
+        model(**batch(*rows)).logits[seen], expected.logits[seen], atol=1e-4, rtol=0
+    )
     model.set_attn_implementation("eager")
     torch.testing.assert_close(
         model(**batch(*rows)).logits[seen], expected.logits[seen], atol=1e-4, rtol=0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -67,3 +68,20 @@ class Branch(Protocol):
             One `Features` per image, in order, on the encoder's device.
         """
         ...
+
+
+def check_complete(path_or_id: str | Path, missing: Iterable[str]) -> None:
+    """Refuse an encoder that would run on weights drawn at random.
+
+    Args:
+        path_or_id: for the message.
+        missing: names of weights the checkpoint does not have.
+
+    Raises:
+        BranchError: if there are any.
+    """
+    if names := sorted(missing):
+        raise BranchError(
+            f"{path_or_id} lacks {len(names)} weights of the encoder, {names[0]} among them; "
+            "expected a whole checkpoint of its kind"
+        )

@@ -13,7 +13,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from branches.base import BranchError, Features
+from branches.base import BranchError, Features, check_complete
 from branches.pixel_settings import check_images, complete_settings, read_settings
 
 # DINOv2-large, the encoder inside released checkpoints, which do not store its config.
@@ -97,11 +97,14 @@ class DinoBranch(nn.Module):
             The branch in evaluation mode.
 
         Raises:
-            BranchError: if the settings in the file are not supported.
+            BranchError: if weights are missing, or settings in the file are not supported.
         """
         if preprocess is None:
             preprocess = read_settings(path_or_id, RELEASED_PREPROCESS, kwargs)
-        encoder = Dinov2Model.from_pretrained(path_or_id, **kwargs)
+        encoder, account = Dinov2Model.from_pretrained(
+            path_or_id, output_loading_info=True, **kwargs
+        )
+        check_complete(path_or_id, account["missing_keys"])
         with torch.device("meta"):  # no second set of weights beside the loaded one
             branch = cls(encoder.config, preprocess)
         branch.encoder = encoder

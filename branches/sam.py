@@ -13,7 +13,7 @@ from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.modeling_sam import SamModel, SamVisionEncoder
 
-from branches.base import BranchError, Features
+from branches.base import BranchError, Features, check_complete
 from branches.pixel_settings import check_images, complete_settings, read_settings
 from branches.sam_weights import config_from_shapes, rename_segment_anything, resize_sam_state_dict
 
@@ -95,7 +95,10 @@ class SamBranch(nn.Module):
         Raises:
             BranchError: if the settings in the file are not supported.
         """
-        encoder = SamModel.from_pretrained(path_or_id, **kwargs).vision_encoder
+        model, account = SamModel.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
+        own = [key for key in account["missing_keys"] if key.startswith("vision_encoder.")]
+        check_complete(path_or_id, own)
+        encoder = model.vision_encoder
         config = encoder.config
         if preprocess is None:
             found = read_settings(path_or_id, RELEASED_PREPROCESS, kwargs) or {}

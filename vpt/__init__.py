@@ -73,10 +73,11 @@ def register() -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from vpt.config import VPTConfig, VRTConfig
-    from vpt.modeling import VPTForConditionalGeneration
+    from vpt.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
     from vpt.processing import VPTProcessor
 
-    for config in (VPTConfig, VRTConfig):
+    models = {VPTConfig: VPTForConditionalGeneration, VRTConfig: VRTForConditionalGeneration}
+    for config, model in models.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForImageTextToText.register(config, VPTForConditionalGeneration, exist_ok=True)
+        AutoModelForImageTextToText.register(config, model, exist_ok=True)
         AutoProcessor.register(config, VPTProcessor, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from vpt.checkpoint import UNREADABLE
+from vpt.checkpoint import UNREADABLE, check_account
 from vpt.config import VPTConfig
 from vpt.errors import CheckpointError
 from vpt.modeling import VPTForConditionalGeneration
@@ -95,13 +95,15 @@ def build_from_base(
     sources = {**DEFAULT_ENCODERS, **(encoders or {})}
     if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
-    torch.manual_seed(seed)
     _check_base(base)
     try:
-        llm = Qwen2VLForConditionalGeneration.from_pretrained(base, dtype=dtype)
+        llm, account = Qwen2VLForConditionalGeneration.from_pretrained(
+            base, dtype=dtype, output_loading_info=True
+        )
         processor = VPTProcessor.from_pretrained(base)
     except UNREADABLE as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
+    check_account(base, account)
     encoder_branches = {
         name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
     }
@@ -115,14 +117,16 @@ def build_from_base(
             "encoder": branch.encoder.config.to_dict(),
             "preprocess": branch.preprocess_config,
         }
-    model = VPTForConditionalGeneration(config).to(llm.dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VPTForConditionalGeneration(config).to(llm.dtype)
     missing, unexpected = model.load_state_dict(llm.state_dict(), strict=False)
     new = ("branches.", "projectors.")
     if unexpected or [key for key in missing if not key.startswith(new)]:
         raise CheckpointError(f"the base model {base} does not have the weights of a Qwen2-VL")
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
-    _draw_new_embeddings(model, processor.tokenizer, wanted, grid_size)
+    _draw_new_embeddings(model, processor.tokenizer, wanted, grid_size, seed)
     return model.eval(), processor
 
 
@@ -188,15 +192,22 @@ def vpt_config(
 
 
 def _draw_new_embeddings(
-    model: VPTForConditionalGeneration, tokenizer: Any, branches: Iterable[str], grid_size: int
+    model: VPTForConditionalGeneration,
+    tokenizer: Any,
+    branches: Iterable[str],
+    grid_size: int,
+    seed: int,
 ) -> None:
+    generator = torch.Generator().manual_seed(seed)
     special, ordinary = perception_tokens(branches, grid_size)
     rows = tokenizer.convert_tokens_to_ids([*special, *ordinary])
     old = min(rows)
     tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.lm_head)}
     for weight in tables.values():
         values = weight.data[:old].float()
-        drawn = torch.randn(len(rows), weight.shape[1]) * values.std() + values.mean(0)
+        drawn = torch.randn(
+            len(rows), weight.shape[1], generator=generator
+        ) * values.std() + values.mean(0)
         weight.data[rows] = drawn.to(weight)
 
 

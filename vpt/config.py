@@ -6,12 +6,20 @@ What those do not store, the encoders' own settings, stands in ``branch_configs`
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import Qwen2VLConfig
 
 from vpt.errors import CheckpointError
+from vpt.model_files import find_file, read_json
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE
+
+SIDE_FILES = {
+    "dino": ("dinov2_config.json", "dinov2_preprocessor_config.json"),
+    "sam": ("sam_vision_config.json", "sam_preprocessor_config.json"),
+}
+"""Files that may lie beside a released checkpoint and describe its encoders."""
 
 
 class VPTConfig(Qwen2VLConfig):
@@ -112,3 +120,45 @@ class VRTConfig(VPTConfig):
     """The same under the model type of the oldest released checkpoints."""
 
     model_type = "vrt_qwen2_vl"
+
+
+def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
+    """Read the configuration of a model folder or hub id, side files included.
+
+    Args:
+        path_or_id: folder, or id of a repository.
+        **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ... as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if there is no such model, or it is of another type.
+    """
+    file = find_file(path_or_id, "config.json", **hub_kwargs)
+    if file is None and Path(path_or_id).is_dir():
+        raise CheckpointError(f"{path_or_id} holds no config.json, so it is no model folder")
+    if file is None:
+        raise CheckpointError(
+            f"there is no model {path_or_id!r}: it is not a folder here, and the hub did not give "
+            "its config.json; check the spelling, or the network"
+        )
+    raw = read_json(file)
+    classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig)}
+    if (model_type := raw.get("model_type")) not in classes:
+        raise CheckpointError(
+            f"{path_or_id} holds a model of type {model_type!r}; expected "
+            f"{' or '.join(classes)}. `vpt init --base {path_or_id}` makes a VPT model of a "
+            "Qwen2-VL one"
+        )
+    config = classes[model_type].from_dict(raw)
+    add_side_files(config, path_or_id, **hub_kwargs)
+    return config
+
+
+def add_side_files(config: VPTConfig, path_or_id: str, **hub_kwargs: Any) -> None:
+    """Complete ``branch_configs`` by what the files beside a released checkpoint say."""
+    for branch, names in SIDE_FILES.items():
+        if branch not in config.branches:
+            continue
+        settings = config.branch_configs.setdefault(branch, {})
+        for part, name in zip(("encoder", "preprocess"), names, strict=True):
+            if part not in settings and (found := find_file(path_or_id, name, **hub_kwargs)):
+                settings[part] = read_json(found)

@@ -26,6 +26,7 @@ from vpt.tokens import (
     VISION_START,
     Vocabulary,
     coordinate_tokens,
+    is_coordinate,
 )
 
 
@@ -83,6 +84,8 @@ class PerceptionGrammar:
     """
 
     def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
+        if max_regions < 1:
+            raise ValueError(f"max_regions must be at least 1, not {max_regions}")
         self.vocabulary = vocabulary
         self.max_regions = max_regions
         ids = vocabulary.ids
@@ -105,7 +108,8 @@ class PerceptionGrammar:
         """Every id that may not come in free text, openers included."""
         ids = self.vocabulary.ids
         names = [IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, REGION_START, REGION_END]
-        controls = {ids[name] for name in names if name in ids} | set(self._x) | set(self._y)
+        controls = {ids[name] for name in names if name in ids}
+        controls |= {i for token, i in ids.items() if is_coordinate(token)}
         for row in BRANCH_TOKENS.values():
             controls |= {ids[token] for token in row.tokens if token in ids}
         return tuple(sorted(controls))
@@ -205,7 +209,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < torch.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 "expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got "
                 f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}"

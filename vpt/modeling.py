@@ -5,6 +5,7 @@ Inference over a cache is in :mod:`vpt.engine`; this file is what a trainer call
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from branches import Branch, Features
 from branches.reencode import split_tower_tokens
 from vpt.cache import ATTENTION_NAME
-from vpt.config import VPTConfig
+from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
 from vpt.errors import FeatureCountError, PositionError
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
@@ -77,23 +78,24 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 PROJECTOR_STEMS[name], feature_dim, hidden_size, config.projector_scale
             )
         self.post_init()
+        for name in self.projectors:
+            self.projector(name).reset_parameters()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> VPTForConditionalGeneration:
-        """Load as transformers does, with the released parameter names understood."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> VPTForConditionalGeneration:
+        """Load as transformers does; released parameter names and side files are understood."""
+        path_or_id = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
+        add_side_files(config, path_or_id, **kwargs)
         kwargs.setdefault("key_mapping", KEY_MAPPING)
-        return super().from_pretrained(*args, **kwargs)
+        return super().from_pretrained(path_or_id, *args, config=config, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, under this class's own parameter names."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Projector):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
 
     def tower(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Run the backbone's vision tower.
@@ -376,6 +378,12 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 if float(torch.rand(())) < self.config.para_mask_ratio and len(ends) > paragraph:
                     mask[row, int(starts[paragraph]) + 1 : int(ends[paragraph])] = True
         return mask if mask.any() else None
+
+
+class VRTForConditionalGeneration(VPTForConditionalGeneration):
+    """The same under the model type of the oldest released checkpoints."""
+
+    config_class = VRTConfig
 
 
 def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:

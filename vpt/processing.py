@@ -8,7 +8,6 @@ placeholder tokens a piece takes is known only when its pixels are (see :mod:`vp
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import cached_file
 
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
+from vpt.model_files import find_file, read_json
 from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, split_symbols
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -86,15 +85,15 @@ class VPTProcessor(ProcessorMixin):
             tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub)
         except (OSError, ValueError) as exc:
             raise CheckpointError(f"cannot load the tokenizer of {path_or_id}: {exc}") from exc
-        settings = _read_json(path_or_id, "preprocessor_config.json", hub)
-        if settings is None:
-            whole = _read_json(path_or_id, "processor_config.json", hub) or {}
-            settings = whole.get("image_processor")
-        if settings is None:
+        settings = _settings(path_or_id, "preprocessor_config.json", hub)
+        if not settings:
+            whole = _settings(path_or_id, "processor_config.json", hub)
+            settings = whole.get("image_processor", {})
+        if not settings:
             raise CheckpointError(
                 f"{path_or_id} has no preprocessor_config.json; copy it from the base model"
             )
-        template = _read_json(path_or_id, "chat_template.json", hub) or {}
+        template = _settings(path_or_id, "chat_template.json", hub)
         return cls(
             build_image_processor(settings),
             tokenizer,
@@ -231,6 +230,6 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(**settings)
 
 
-def _read_json(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any] | None:
-    file = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **hub)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+def _settings(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    file = find_file(path_or_id, name, **hub)
+    return {} if file is None else read_json(file)

@@ -191,6 +191,11 @@ _SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
 _COORDINATE = re.compile(r"<\|([xy])_(0|[1-9][0-9]*)\|>")
 
 
+def is_coordinate(token: str) -> bool:
+    """Whether a token names a column or row of some grid, of whatever size."""
+    return _COORDINATE.fullmatch(token) is not None
+
+
 def split_symbols(text: str) -> list[str]:
     """Cut text into control tokens and the runs of plain text between them."""
     symbols: list[str] = []
@@ -257,7 +262,7 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
 
 
 def _end_of_coordinates(symbols: Sequence[str], position: int) -> int:
-    while position < len(symbols) and _COORDINATE.fullmatch(symbols[position]):
+    while position < len(symbols) and is_coordinate(symbols[position]):
         position += 1
     return position
 
@@ -283,7 +288,7 @@ _STRAY = {REGION_END} | {token for row in BRANCH_TOKENS.values() for token in (r
 
 
 def _is_stray(symbol: str) -> bool:
-    return symbol in _STRAY or _COORDINATE.fullmatch(symbol) is not None
+    return symbol in _STRAY or is_coordinate(symbol)
 
 
 def invite(question: str, perception: str) -> str:
@@ -388,6 +393,7 @@ class Vocabulary:
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
         optional = [*region, "<|video_pad|>", "<|endoftext|>"]
+        optional += [token for token in known if is_coordinate(token)]
         optional += [token for row in BRANCH_TOKENS.values() for token in row.tokens]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
         permitted = (("crop",) if has_region else ()) + branches

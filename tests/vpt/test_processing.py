@@ -6,7 +6,7 @@ from golden_data import GOLDENS, VARIANTS
 from PIL import Image
 
 from vpt.building import tiny_model
-from vpt.checkpoint import load_config
+from vpt.config import load_config
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor, build_image_processor
@@ -42,9 +42,7 @@ def test_a_prompt_equals_the_chat_template(num_images):
     parts = [{"type": "image"}] * num_images
     text = "\n" * num_images + question
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-    expected = processor.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
+    expected = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert written_out(processor, pieces, [1] * 2) == processor.tokenizer(expected)["input_ids"]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 
-from vpt.checkpoint import load_config
+from vpt.config import load_config
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.processing import VPTProcessor
 from vpt.rows import RowEncoder, collate, open_image, split_crop_suffix

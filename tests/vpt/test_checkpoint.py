@@ -1,0 +1,459 @@
+"""Released checkpoints and our own load whole; anything less is refused with words."""
+
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from golden_data import GOLDENS, VARIANTS
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+import vpt
+from branches.dino import _RENAMED as RENAMED_DINO
+from branches.dino import RELEASED_CONFIG as RELEASED_DINO
+from branches.sam import RELEASED_CONFIG as RELEASED_SAM
+from vpt.building import tiny_model
+from vpt.checkpoint import check_account, load_model
+from vpt.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
+from vpt.errors import CheckpointError
+from vpt.images import load_image
+from vpt.modeling import KEY_MAPPING, UNUSED_RELEASED_KEYS, VPTForConditionalGeneration
+from vpt.processing import VPTProcessor
+
+CHECKPOINTS = GOLDENS / "checkpoints"
+BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
+IMAGE = GOLDENS / "images" / "a_scene.png"
+SUBSETS = [s for n in range(4) for s in itertools.combinations(VARIANTS, n)]
+
+
+def load(folder):
+    return load_model(str(folder), device="cpu")
+
+
+def copy_of(variant, tmp_path):
+    return Path(shutil.copytree(CHECKPOINTS / variant, tmp_path / variant))
+
+
+def edit_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def stored_weights(folder):
+    if (file := folder / "model.safetensors").exists():
+        return load_file(file)
+    return torch.load(folder / "pytorch_model.bin", weights_only=True)
+
+
+def edit_weights(folder, edit):
+    """Rewrite the weights of a safetensors checkpoint."""
+    weights = stored_weights(folder)
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def our_name(released_name, known):
+    name = released_name
+    for pattern, replacement in KEY_MAPPING.items():
+        name = re.sub(pattern, replacement, name)
+    if name not in known:  # newer versions of transformers renamed DINOv2's attention
+        for old, new in RENAMED_DINO.items():
+            name = name.replace(old, new)
+    return name
+
+
+def assert_same_weights(model, other):
+    mine, theirs = model.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+# --- released checkpoints -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_released_weight_arrives_under_our_name(variant):
+    model = load(CHECKPOINTS / variant)
+    ours = model.state_dict()
+    arrived = set()
+    for name, value in stored_weights(CHECKPOINTS / variant).items():
+        our = our_name(name, ours)
+        if not any(re.search(pattern, our) for pattern in UNUSED_RELEASED_KEYS):
+            arrived.add(our)
+            assert torch.equal(ours[our], value.float()), name
+    assert ours.keys() - arrived <= {"lm_head.weight"}
+    assert model.config.branches == (BRANCH[variant],)
+    assert not model.training
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_head_is_the_embedding_exactly_where_the_config_says_so(variant):
+    model = load(CHECKPOINTS / variant)
+    tied = json.loads((CHECKPOINTS / variant / "config.json").read_text())["tie_word_embeddings"]
+    assert tied == (variant != "sam")
+    same = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert same == tied
+
+
+def test_weights_are_float32_on_a_cpu_unless_asked_otherwise():
+    assert stored_weights(CHECKPOINTS / "sam")["lm_head.weight"].dtype == torch.bfloat16
+    assert {p.dtype for p in load(CHECKPOINTS / "sam").parameters()} == {torch.float32}
+    model = load_model(str(CHECKPOINTS / "sam"), device="cpu", dtype="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_sharded_pickles_load_like_one(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    weights = stored_weights(folder)
+    (folder / "pytorch_model.bin").unlink()
+    names = sorted(weights)
+    shards = {f"pytorch_model-0000{n + 1}-of-00003.bin": names[n::3] for n in range(3)}
+    for file, keys in shards.items():
+        torch.save({key: weights[key] for key in keys}, folder / file)
+    index = {
+        "metadata": {"total_size": sum(w.nbytes for w in weights.values())},
+        "weight_map": {key: file for file, keys in shards.items() for key in keys},
+    }
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_same_weights(load(folder), load(CHECKPOINTS / "clip"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_oldest_model_type_loads_alike(tmp_path, variant):
+    folder = copy_of(variant, tmp_path)
+    edit_config(folder, model_type="vrt_qwen2_vl")
+    model = load(folder)
+    assert type(model.config) is VRTConfig
+    assert_same_weights(model, load(CHECKPOINTS / variant))
+
+
+def test_branches_may_stand_in_one_string(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, vision_encoder_ls="clip")
+    assert load_config(str(folder)).branches == ("reencode",)
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    touched = tmp_path / "touched"
+    weights = {**stored_weights(folder), "harm": Harm(touched)}
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"cannot make a model of .*[Ww]eights.only"):
+        load(folder)
+    assert not touched.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert touched.exists()  # so it was the refusal that kept it away
+
+
+@pytest.mark.parametrize("variant", ["dino", "sam"])
+def test_side_files_describe_the_encoder(variant):
+    settings = load_config(str(CHECKPOINTS / variant)).branch_configs[variant]
+    names = SIDE_FILES[variant]
+    assert settings["encoder"] == json.loads((CHECKPOINTS / variant / names[0]).read_text())
+    assert settings["preprocess"] == json.loads((CHECKPOINTS / variant / names[1]).read_text())
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("dino", RELEASED_DINO), ("sam", RELEASED_SAM)])
+def test_without_side_files_the_released_encoder_is_meant(tmp_path, variant, expected):
+    folder = copy_of(variant, tmp_path)
+    for name in SIDE_FILES[variant]:
+        (folder / name).unlink()
+    config = load_config(str(folder))
+    assert "encoder" not in config.branch_configs.get(variant, {})
+    with torch.device("meta"):  # ViT-L takes a gigabyte
+        model = VPTForConditionalGeneration(config)
+    encoder = model.branches[variant].encoder
+    assert {k: getattr(encoder.config, k) for k in expected} == expected
+    assert len(encoder.layers if variant == "sam" else encoder.encoder.layer) == 24
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    edit_weights(folder, lambda w: w.pop("detection_projector.linear_condition.weight"))
+    words = r"1 missing \(projectors\.dino\.linear_condition\.weight, \.\.\.\)"
+    with pytest.raises(CheckpointError, match=f"do not fit its config.json: {words}"):
+        load(folder)
+
+
+def test_an_unknown_weight_is_named(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    edit_weights(folder, lambda w: w.update({"seg_projector.odd": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"1 unknown \(projectors\.sam\.odd, \.\.\.\)"):
+        load(folder)
+
+
+def test_a_branch_that_the_config_leaves_out_is_not_dropped_in_silence(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    edit_config(folder, vision_encoder_ls=[])
+    with pytest.raises(CheckpointError, match=r"[0-9]+ unknown \(branches\.dino\."):
+        load(folder)
+
+
+def test_a_branch_without_weights_is_not_made_up(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    settings = tiny_model(("dino",))[0].config.branch_configs["dino"]
+    edit_config(
+        folder,
+        vision_encoder_ls=["clip", "dino"],
+        detection_image_token_id=1,
+        detection_action_id=2,
+        detection_action_start_id=3,
+        branch_configs={"dino": settings},
+    )
+    with pytest.raises(CheckpointError, match=r"[0-9]+ missing \(branches\.dino\.encoder"):
+        load(folder)
+
+
+def test_a_weight_of_another_shape_is_named(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    name = "detection_projector.linear_condition.bias"
+    edit_weights(folder, lambda w: w.update({name: torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match=r"projectors\.dino\.linear_condition\.bias"):
+        load(folder)
+
+
+def test_an_account_names_three_of_many():
+    account = {
+        "missing_keys": {"d", "b", "c", "a"},
+        "unexpected_keys": [],
+        "mismatched_keys": [("e", (1,), (2,))],
+    }
+    words = re.escape("4 missing (a, b, c, ...); 1 of another shape (('e', (1,), (2,)), ...)")
+    with pytest.raises(CheckpointError, match=words):
+        check_account("folder", account)
+
+
+def test_a_full_account_is_accepted():
+    check_account("folder", {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []})
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "~/nowhere"])
+def test_a_missing_folder_is_an_error(path):
+    with pytest.raises(CheckpointError, match=f"there is no model folder {re.escape(path)}"):
+        load(path)
+
+
+def test_a_missing_absolute_folder_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no model folder .*nowhere; pass"):
+        load(tmp_path / "nowhere")
+
+
+def test_an_id_the_hub_does_not_give_is_an_error_that_says_so():
+    with pytest.raises(CheckpointError, match=r"nobody/nothing.* hub "):
+        load("nobody/nothing")
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "llama", None])
+def test_a_model_of_another_type_is_an_error(tmp_path, model_type):
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, model_type=model_type)
+    with pytest.raises(CheckpointError, match=f"type {model_type!r}; expected qwen2_vl_vpt or vrt"):
+        load(folder)
+
+
+def test_a_folder_without_config_is_an_error(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json, so it is no model folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "dinov2_config.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('{"model_type": ', r"cannot read .*\.json: "), ("[1]", "expected a JSON object in")],
+)
+def test_a_broken_json_file_is_an_error(tmp_path, name, content, words):
+    folder = copy_of("dino", tmp_path)
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot make a model of .*no file named"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"), [("dino", "model.safetensors"), ("clip", "pytorch_model.bin")]
+)
+def test_a_cut_off_weights_file_is_an_error(tmp_path, variant, name):
+    folder = copy_of(variant, tmp_path)
+    (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot make a model of"):
+        load(folder)
+
+
+def test_a_folder_without_image_processor_settings_is_an_error(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json; copy it from"):
+        VPTProcessor.from_pretrained(folder)
+
+
+def test_a_folder_without_tokenizer_is_an_error(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer of"):
+        VPTProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vision_encoder_ls": ["clip", "dnio"]}, "unknown branch 'dnio' in vision_encoder_ls; av"),
+        ({"num_inner_forward_run": 3}, "num_inner_forward_run must be 1 or 2, not 3"),
+        ({"para_mask_id": 5}, "para_mask_id must be 0, 1 or 2, not 5"),
+        ({"para_mask_id": 1, "para_end_id": None}, "para_mask_id needs para_start_id and para_end"),
+        ({"para_mask_ratio": 1.5}, r"para_mask_ratio must be in 0\.\.1, not 1\.5"),
+    ],
+)
+def test_an_impossible_setting_is_an_error(tmp_path, changes, words):
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=words):
+        load_config(str(folder))
+
+
+def test_a_branch_without_token_ids_is_an_error_when_asked_for():
+    config = VPTConfig(vision_encoder_ls=["dino"])
+    with pytest.raises(CheckpointError, match="the branch 'dino' but no detection_image_token_id"):
+        config.pad_id("dino")
+    with pytest.raises(CheckpointError, match="the branch 'dino' but no detection_action_id"):
+        config.action_id("dino")
+
+
+# --- our own checkpoints --------------------------------------------------------------------
+
+
+def test_the_chat_template_of_the_processor_is_saved(tmp_path):
+    _, processor = tiny_model(())
+    processor.chat_template = "{% for m in messages %}{{ m.content }}!{% endfor %}"
+    processor.save_pretrained(tmp_path)
+    assert VPTProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with all branches, its processor, and the folder both were saved to."""
+    model, processor = tiny_model(seed=3)
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor, folder
+
+
+def same_settings(config):
+    volatile = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+    settings = config if isinstance(config, dict) else config.to_dict()
+    return {
+        key: same_settings(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in volatile
+    }
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_saved_is_loaded_again(tmp_path, names, tied):
+    model, _ = tiny_model(names, seed=1, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert_same_weights(again, model)
+    assert same_settings(again.config) == same_settings(model.config)
+    assert type(again.config) is VPTConfig
+    files = {file.suffix for file in tmp_path.iterdir()}
+    assert files == {".json", ".safetensors"}
+
+
+def test_weights_are_saved_under_our_names(saved):
+    model, _, folder = saved
+    assert load_file(folder / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_a_released_checkpoint_saved_anew_is_the_same_model(tmp_path):
+    model = load(CHECKPOINTS / "dino")
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)  # the encoder's settings are in config.json now
+    assert_same_weights(again, model)
+    assert again.branches["dino"].preprocess_config == model.branches["dino"].preprocess_config
+
+
+def test_the_processor_survives_saving(saved):
+    _, processor, folder = saved
+    again = VPTProcessor.from_pretrained(folder)
+    assert type(again.image_processor) is type(processor.image_processor)
+    image = load_image(IMAGE)
+    pixels, grid = processor.preprocess_images([image])
+    pixels_again, grid_again = again.preprocess_images([image])
+    assert torch.equal(pixels, pixels_again)
+    assert torch.equal(grid, grid_again)
+    question = "Où est-ce?  <x_1> 漢字"
+    assert again.prompt(question, [image]) == processor.prompt(question, [image])
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert again.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == text
+    ids = again.encode_text("<|seg_action|><|seg_image_pad|><|x_1|>").ids
+    assert len(ids) == 3
+    assert again.decode(ids) == "<|seg_action|><|x_1|>"
+
+
+def test_the_released_processor_saved_anew_is_the_same(tmp_path):
+    processor = VPTProcessor.from_pretrained(CHECKPOINTS / "clip")
+    processor.save_pretrained(tmp_path)
+    again = VPTProcessor.from_pretrained(tmp_path)
+    image = load_image(IMAGE)
+    assert torch.equal(*(p.preprocess_images([image])[0] for p in (processor, again)))
+    assert again.prompt("Where?", [image]) == processor.prompt("Where?", [image])
+    assert again.chat_template == processor.chat_template is not None
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_auto_classes_of_transformers_load_a_released_folder(times):
+    for _ in range(times):
+        vpt.register()
+    folder = CHECKPOINTS / "clip"
+    assert type(AutoConfig.from_pretrained(folder)) is VPTConfig
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert isinstance(model, VPTForConditionalGeneration)
+    assert_same_weights(model, load(folder))
+    assert type(AutoProcessor.from_pretrained(folder)) is VPTProcessor
+
+
+def test_the_auto_classes_of_transformers_load_what_we_saved(saved):
+    vpt.register()
+    model, processor, folder = saved
+    assert same_settings(AutoConfig.from_pretrained(folder)) == same_settings(model.config)
+    assert_same_weights(AutoModelForImageTextToText.from_pretrained(folder), model)
+    again = AutoProcessor.from_pretrained(folder)
+    assert type(again) is VPTProcessor
+    assert again.prompt("Where?", []) == processor.prompt("Where?", [])
+
+
+def test_the_auto_classes_know_the_oldest_model_type(tmp_path):
+    vpt.register()
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, model_type="vrt_qwen2_vl")
+    assert type(AutoConfig.from_pretrained(folder)) is VRTConfig
+    assert_same_weights(AutoModelForImageTextToText.from_pretrained(folder), load(folder))

@@ -1,0 +1,402 @@
+"""The grammar makes malformed calls impossible, and sampling is what its settings say."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LogitsProcessor, LogitsProcessorList, set_seed
+
+from vpt.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.decoding import (
+    PerceptionGrammar,
+    PerceptionLogitsProcessor,
+    Sampling,
+    TokenRule,
+    TurnState,
+)
+from vpt.tokens import BRANCH_TOKENS, Vocabulary, parse_turn
+
+ALL_BRANCHES = tuple(BRANCH_TOKENS)
+OPENERS = ("crop", *ALL_BRANCHES)
+
+
+def vocabulary_of(branches=ALL_BRANCHES, grid_size=8):
+    tokenizer = byte_tokenizer()
+    add_perception_tokens(tokenizer, branches, grid_size)
+    return Vocabulary.from_tokenizer(tokenizer, branches, grid_size)
+
+
+VOCABULARY = vocabulary_of()
+IDS = VOCABULARY.ids
+TURN_END = IDS["<|im_end|>"]
+START = IDS["<|region_token_start|>"]
+END = IDS["<|region_token_end|>"]
+X = {IDS[f"<|x_{cell}|>"] for cell in range(8)}
+Y = {IDS[f"<|y_{cell}|>"] for cell in range(8)}
+NUM_ROWS = 320  # of the head; ids from VOCABULARY.size on have no token
+
+
+def permitted_ids(rule, num_rows=NUM_ROWS):
+    """Ids that survive a rule; that it works on logits is what is tested."""
+    logits = rule.apply_(torch.zeros(num_rows))
+    return set(logits.isfinite().nonzero().flatten().tolist())
+
+
+def advance(grammar, tokens, state=None):
+    state = state or TurnState()
+    for token in tokens:
+        state = grammar.advance(state, token if isinstance(token, int) else IDS[token])
+    return state
+
+
+# --- the grammar ----------------------------------------------------------------------------
+
+
+@given(
+    random=st.randoms(use_true_random=False),
+    permitted=st.sets(st.sampled_from(OPENERS)).map(lambda s: tuple(sorted(s))),
+    max_regions=st.integers(1, 4),
+)
+def test_whatever_is_permitted_parses_without_malformed_calls(random, permitted, max_regions):
+    grammar = PerceptionGrammar(VOCABULARY, max_regions)
+    state, ids = TurnState(), []
+    openers = {VOCABULARY.opener(branch) for branch in permitted}
+    while not ids or ids[-1] != TURN_END:
+        choices = permitted_ids(grammar.rule(state, permitted))
+        assert choices, f"nothing may follow in {state}"
+        likely = sorted(choices & (openers | {END} if len(ids) < 12 else {TURN_END, END}))
+        token = random.choice(likely if likely and random.random() < 0.6 else sorted(choices))
+        ids.append(token)
+        state = grammar.advance(state, token)
+    parsed = parse_turn(VOCABULARY.symbols(ids))
+    assert parsed.malformed == ()
+    assert sum(call.branch == "crop" for call in parsed.calls) <= max_regions
+    assert {call.branch for call in parsed.calls} <= set(permitted)
+    if parsed.calls:  # a turn that calls ends with its call
+        assert parsed.calls[-1].end == len(ids) - 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["<|region_token_start|>"], X),
+        (["<|region_token_start|>", "<|x_2|>"], Y),
+        (["<|region_token_start|>", "<|x_2|>", "<|y_1|>"], X | {END}),
+        (["<|region_token_start|>", "<|x_2|>", "<|y_1|>", "<|x_5|>"], Y),
+        (["<|region_token_start|>", "<|x_2|>", "<|y_1|>", "<|x_5|>", "<|y_4|>"], {END}),
+    ],
+)
+def test_a_region_is_one_or_two_corners(tokens, expected):
+    grammar = PerceptionGrammar(VOCABULARY)
+    for opened_in in (TurnState(), TurnState("after_region", 1)):
+        rule = grammar.rule(advance(grammar, tokens, opened_in), OPENERS)
+        assert permitted_ids(rule) == expected
+
+
+@pytest.mark.parametrize("corners", [1, 2])
+def test_behind_a_region_comes_a_further_one_or_the_end_of_the_turn(corners):
+    grammar = PerceptionGrammar(VOCABULARY, max_regions=2)
+    region = ["<|region_token_start|>", *["<|x_2|>", "<|y_1|>"] * corners, "<|region_token_end|>"]
+    once = advance(grammar, region)
+    assert permitted_ids(grammar.rule(once, OPENERS)) == {START, TURN_END}
+    assert permitted_ids(grammar.rule(once, ALL_BRANCHES)) == {TURN_END}
+    assert permitted_ids(grammar.rule(once, ())) == {TURN_END}
+    twice = advance(grammar, region, once)
+    assert permitted_ids(grammar.rule(twice, OPENERS)) == {TURN_END}
+
+
+@pytest.mark.parametrize("branch", ALL_BRANCHES)
+def test_a_branch_call_is_forced_to_its_end(branch):
+    row, grammar, state = BRANCH_TOKENS[branch], PerceptionGrammar(VOCABULARY), TurnState()
+    forced = [row.start, row.action, row.end, "<|im_end|>"]
+    for token, following in pairwise(forced):
+        state = grammar.advance(state, IDS[token])
+        for permitted in (OPENERS, ()):  # even if the budget was spent meanwhile
+            for must_call in (True, False):
+                rule = grammar.rule(state, permitted, must_call)
+                assert permitted_ids(rule) == {IDS[following]}
+
+
+@given(st.sets(st.sampled_from(OPENERS)))
+def test_free_text_holds_no_perception_token_but_permitted_openers(permitted):
+    rule = PerceptionGrammar(VOCABULARY).rule(TurnState(), sorted(permitted))
+    allowed = permitted_ids(rule)
+    openers = {VOCABULARY.opener(branch) for branch in permitted}
+    controls = set(IDS.values()) - {TURN_END, IDS["<|im_start|>"], IDS["<|endoftext|>"]}
+    assert allowed & controls == openers
+    assert allowed >= set(range(256)) | {TURN_END}
+
+
+def test_ids_the_tokenizer_does_not_have_are_never_written():
+    allowed = permitted_ids(PerceptionGrammar(VOCABULARY).rule(TurnState(), OPENERS))
+    assert max(allowed) < VOCABULARY.size
+    assert allowed & {VOCABULARY.size, NUM_ROWS - 1} == set()
+
+
+def test_a_turn_that_must_call_begins_with_a_call():
+    grammar = PerceptionGrammar(VOCABULARY)
+    for permitted in (("crop",), ("dino", "sam"), OPENERS):
+        rule = grammar.rule(TurnState(), permitted, must_call=True)
+        assert permitted_ids(rule) == {VOCABULARY.opener(branch) for branch in permitted}
+
+
+def test_a_turn_that_must_call_but_may_not_is_free():
+    grammar = PerceptionGrammar(VOCABULARY)
+    assert grammar.rule(TurnState(), (), must_call=True) == grammar.rule(TurnState(), ())
+
+
+def test_text_before_a_call_keeps_the_turn_free():
+    grammar = PerceptionGrammar(VOCABULARY)
+    assert advance(grammar, [72, 105]) == TurnState()
+    assert advance(grammar, [72, "<|region_token_start|>"]) == TurnState("x1")
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["<|x_1|>"],
+        ["<|region_token_end|>"],
+        ["<|region_token_start|>", "<|y_1|>"],
+        ["<|region_token_start|>", "<|region_token_end|>"],
+        ["<|region_token_start|>", "<|x_1|>", "<|x_2|>"],
+        ["<|region_token_start|>", "<|x_1|>", 72],
+        ["<|region_token_start|>", *["<|x_1|>", "<|y_1|>"] * 3],
+    ],
+)
+def test_what_breaks_the_grammar_leads_back_to_free_text(tokens):
+    grammar = PerceptionGrammar(VOCABULARY)
+    assert advance(grammar, tokens) == TurnState()
+
+
+def test_a_model_without_region_tokens_has_a_grammar_too():
+    tokenizer = byte_tokenizer()
+    row = BRANCH_TOKENS["dino"]
+    tokenizer.add_tokens([row.pad, row.start, row.action, row.end])
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, ["dino"])
+    grammar = PerceptionGrammar(vocabulary)
+    allowed = permitted_ids(grammar.rule(TurnState(), ("dino",)))
+    assert vocabulary.ids[row.start] in allowed
+    assert vocabulary.ids[row.action] not in allowed
+
+
+@pytest.mark.parametrize("grid_size", [1, 3, 12])
+def test_coordinates_are_those_of_the_grid(grid_size):
+    vocabulary = vocabulary_of(("reencode",), grid_size)
+    grammar = PerceptionGrammar(vocabulary)
+    state = grammar.advance(TurnState(), vocabulary.opener("crop"))
+    allowed = vocabulary.symbols(sorted(permitted_ids(grammar.rule(state, ("crop",)))))
+    assert allowed == [f"<|x_{cell}|>" for cell in range(grid_size)]
+
+
+@pytest.mark.parametrize(("branches", "grid_size"), [(("reencode",), 8), (ALL_BRANCHES, 4)])
+def test_perception_tokens_of_the_tokenizer_that_the_model_does_not_use_are_banned(
+    branches, grid_size
+):
+    tokenizer = byte_tokenizer()
+    add_perception_tokens(tokenizer, ALL_BRANCHES, 8)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, branches, grid_size)
+    rule = PerceptionGrammar(vocabulary).rule(TurnState(), vocabulary.branches)
+    allowed = set(tokenizer.convert_ids_to_tokens(sorted(permitted_ids(rule, len(tokenizer)))))
+    assert "<|seg_action|>" not in allowed
+    assert "<|x_7|>" not in allowed
+    assert branches == ALL_BRANCHES or BRANCH_TOKENS["sam"].start not in allowed
+
+
+def test_coordinates_are_banned_if_the_region_tokens_are_incomplete():
+    tokenizer = byte_tokenizer()
+    add_perception_tokens(tokenizer, (), 8)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, (), grid_size=9)
+    assert vocabulary.branches == ()
+    allowed = permitted_ids(PerceptionGrammar(vocabulary).rule(TurnState(), ()))
+    assert tokenizer.convert_tokens_to_ids("<|x_0|>") not in allowed
+
+
+# --- rules on logits ------------------------------------------------------------------------
+
+
+def test_a_rule_works_in_place_and_returns_its_logits():
+    logits = torch.arange(6.0)
+    assert TokenRule(banned=(1, 3)).apply_(logits) is logits
+    assert logits.isinf().tolist() == [False, True, False, True, False, False]
+    assert TokenRule(only=(2, 4)).apply_(logits) is logits
+    assert logits.tolist() == [-torch.inf, -torch.inf, 2, -torch.inf, 4, -torch.inf]
+
+
+def test_only_beats_banned():
+    logits = TokenRule(only=(1,), banned=(1,), vocabulary_end=0).apply_(torch.zeros(3))
+    assert logits.isfinite().tolist() == [False, True, False]
+
+
+def test_a_rule_without_limits_changes_nothing():
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(TokenRule().apply_(logits.clone()), logits)
+
+
+def test_the_end_of_the_vocabulary_is_banned():
+    logits = TokenRule(banned=(0,), vocabulary_end=3).apply_(torch.ones(5))
+    assert logits.tolist() == [-torch.inf, 1, 1, -torch.inf, -torch.inf]
+
+
+# --- transformers' own generate -------------------------------------------------------------
+
+
+class Eager(LogitsProcessor):
+    """Makes a model call often: raises the logits of openers, here and now."""
+
+    def __init__(self, ids, amount):
+        self.ids, self.amount = ids, amount
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        scores[:, self.ids] += self.amount
+        return scores
+
+
+@pytest.mark.parametrize("permitted", [None, ("crop",), ("reencode", "sam"), ()])
+def test_generate_of_transformers_writes_only_well_formed_turns(permitted):
+    model, processor = tiny_model()
+    vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, model.config.branches)
+    everything = [i for t, i in vocabulary.ids.items() if "region" in t or "action" in t]
+    everything += [i for t, i in vocabulary.ids.items() if t.startswith(("<|x_", "<|y_"))]
+    prompt = torch.tensor([processor.encode_text("Is it?<|im_end|>").ids]).repeat(12, 1)
+    grammar = PerceptionGrammar(vocabulary, max_regions=2)
+    steered = PerceptionLogitsProcessor(grammar, prompt.shape[1], permitted)
+    set_seed(0)
+    with torch.no_grad():
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            logits_processor=LogitsProcessorList([Eager(everything, 4.0), steered]),
+            do_sample=True,
+            max_new_tokens=24,
+            eos_token_id=TURN_END,
+            pad_token_id=vocabulary.ids["<|endoftext|>"],
+        )
+    branches = []
+    for generated in out[:, prompt.shape[1] :].tolist():
+        parsed = parse_turn(vocabulary.symbols(generated))
+        # A call that the length limit cut off is the last thing in its row.
+        assert all(m.end == len(generated) for m in parsed.malformed)
+        assert all(m.reason == "region is not closed" for m in parsed.malformed)
+        assert sum(call.branch == "crop" for call in parsed.calls) <= 2
+        branches += [call.branch for call in parsed.calls]
+    assert set(branches) == set(vocabulary.branches if permitted is None else permitted)
+
+
+def test_the_logits_processor_begins_behind_the_prompt_and_minds_each_row():
+    grammar = PerceptionGrammar(VOCABULARY)
+    opener = IDS[BRANCH_TOKENS["sam"].start]
+    ids = torch.tensor([[opener, 72, START], [START, 72, opener], [START, START, 72]])
+    scores = torch.zeros(3, NUM_ROWS)
+    out = PerceptionLogitsProcessor(grammar, prompt_length=2)(ids, scores)
+    allowed = [set(row.isfinite().nonzero().flatten().tolist()) for row in out]
+    assert allowed[0] == X
+    assert allowed[1] == {IDS[BRANCH_TOKENS["sam"].action]}
+    assert allowed[2] == permitted_ids(grammar.rule(TurnState(), OPENERS))
+    assert not scores.any()  # those of the caller
+
+
+# --- sampling -------------------------------------------------------------------------------
+
+
+def logits_of(seed, size=50):
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def draw(sampling, logits, num):
+    generator = sampling.generator()
+    return [sampling.choose(logits, generator) for _ in range(num)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": float("nan")},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+    ],
+)
+def test_impossible_settings_are_an_error(wrong):
+    with pytest.raises(ValueError, match="expected temperature >= 0, top_k >= 0 and 0 < top_p"):
+        Sampling(**wrong)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=30)
+def test_temperature_zero_takes_the_likeliest(seed):
+    logits = logits_of(seed)
+    assert Sampling().generator() is None
+    assert draw(Sampling(), logits, 2) == [int(logits.argmax())] * 2
+
+
+@given(seed=st.integers(0, 2**32), temperature=st.floats(0.05, 5))
+@settings(max_examples=30)
+def test_one_candidate_is_the_likeliest(seed, temperature):
+    logits = logits_of(seed)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-9}):
+        sampling = Sampling(temperature=temperature, seed=seed, **narrow)
+        assert set(draw(sampling, logits, 5)) == {int(logits.argmax())}
+
+
+def test_the_same_seed_draws_the_same_tokens():
+    logits = logits_of(0)
+    first, again, other = (draw(Sampling(1.0, seed=seed), logits, 20) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draw(Sampling(1.0, seed=1), logits_of(0), 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_tokens_are_drawn_by_their_probability(temperature):
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    drawn = draw(Sampling(temperature), logits, 3000)
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / 3000
+    torch.testing.assert_close(shares, (logits / temperature).softmax(-1), atol=0.04, rtol=0)
+
+
+def test_top_k_keeps_so_many_of_the_likeliest():
+    logits = torch.tensor([0.0, 3.0, 1.0, 2.0])
+    assert set(draw(Sampling(5.0, top_k=2), logits, 200)) == {1, 3}
+    assert set(draw(Sampling(5.0, top_k=99), logits, 400)) == {0, 1, 2, 3}
+
+
+def test_top_p_keeps_the_likeliest_that_hold_the_mass():
+    logits = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()
+    assert set(draw(Sampling(1.0, top_p=0.45), logits, 200)) == {1}
+    assert set(draw(Sampling(1.0, top_p=0.7), logits, 200)) == {1, 2}
+    assert set(draw(Sampling(1.0, top_p=1.0), logits, 400)) == {0, 1, 2, 3}
+
+
+def test_top_k_and_top_p_hold_together():
+    logits = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()
+    assert set(draw(Sampling(1.0, top_k=3, top_p=0.7), logits, 200)) == {1, 2}
+    assert set(draw(Sampling(1.0, top_k=1, top_p=0.99), logits, 200)) == {1}
+
+
+def test_kept_tokens_keep_their_proportions():
+    logits = torch.tensor([0.1, 0.5, 0.25, 0.15]).log()
+    drawn = draw(Sampling(1.0, top_k=2), logits, 3000)
+    assert drawn.count(1) / 3000 == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_what_a_rule_bans_is_never_drawn():
+    logits = TokenRule(banned=(0, 1, 2)).apply_(torch.tensor([9.0, 9.0, 9.0, -9.0, -9.5]))
+    assert set(draw(Sampling(2.0), logits, 200)) == {3, 4}
+    logits = TokenRule(only=(4,)).apply_(logits)
+    assert set(draw(Sampling(2.0, top_p=0.5), logits, 20)) == {4}
+
+
+def test_low_precision_logits_are_drawn_like_float32_ones():
+    logits = logits_of(5).bfloat16()
+    assert draw(Sampling(1.0), logits, 20) == draw(Sampling(1.0), logits.float(), 20)

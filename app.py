@@ -10,8 +10,9 @@ import gradio as gr
 from PIL import Image
 
 import vpt
-from vpt.picture import draw, printable, settings_of
+from vpt.picture import draw
 from vpt.tokens import PERCEPTION_MODES
+from vpt.wording import printable
 
 
 def build_app(runtime: vpt.Runtime) -> gr.Blocks:
@@ -31,8 +32,7 @@ def build_app(runtime: vpt.Runtime) -> gr.Blocks:
                     text += printable(event.text)
                     yield text, None
                 elif isinstance(event, vpt.StopEvent):
-                    pixels = [image.pixels for image in images]
-                    drawn = draw(event.trace, pixels, **settings_of(runtime))
+                    drawn = draw(event.trace, [image.pixels for image in images])
                     yield printable(event.trace.answer), drawn
         except vpt.VPTError as exc:
             raise gr.Error(str(exc)) from exc

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vpt
-from vpt.picture import printable
+from vpt.wording import printable
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gradio's dependencies warn about each other

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from vpt.checkpoint import UNREADABLE, check_account
 from vpt.config import VPTConfig
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, is_out_of_memory
+from vpt.model_files import find_file, read_json
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor, build_image_processor
 from vpt.tokens import (
@@ -102,6 +103,8 @@ def build_from_base(
         )
         processor = VPTProcessor.from_pretrained(base)
     except UNREADABLE as exc:
+        if is_out_of_memory(exc):
+            raise
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
     check_account(base, account)
     encoder_branches = {
@@ -133,8 +136,11 @@ def build_from_base(
 def _check_base(base: str) -> None:
     """A VPT model, say, would load with most of its weights drawn anew: refuse it."""
     try:
-        model_type = AutoConfig.from_pretrained(base).model_type
-    except UNREADABLE as exc:
+        file = find_file(base, "config.json")
+        if file is None:
+            raise CheckpointError("it has no config.json, or the hub did not give it")
+        model_type = read_json(file).get("model_type")
+    except CheckpointError as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
     if model_type != "qwen2_vl":
         raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
@@ -150,6 +156,8 @@ def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
             return SamBranch.from_segment_anything(source)
         return SamBranch.from_pretrained(source, dtype=dtype)
     except UNREADABLE as exc:
+        if is_out_of_memory(exc):
+            raise
         raise CheckpointError(f"cannot load the {name} encoder {source}: {exc}") from exc
 
 

@@ -13,18 +13,12 @@ from branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.boxes import GridBox, crop_box_px
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
-from vpt.picture import (
-    CALL_COLOURS,
-    STOP_WORDS,
-    VIRIDIS,
-    call_words,
-    draw,
-    heat_over,
-    printable,
-    seen_box_px,
-    settings_of,
-)
+from vpt.picture import draw
+from vpt.picture.album import Album
+from vpt.picture.heat import VIRIDIS, heat_over, seen_box_px
+from vpt.picture.marks import CALL_COLOURS, marks_on
 from vpt.trace import CallRecord, ImageRecord, MalformedRecord, Trace
+from vpt.wording import STOP_WORDS, call_words, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}
 
@@ -196,7 +190,7 @@ def test_any_number_of_images_and_calls_can_be_drawn(num_images, num_calls):
     trace = make_trace(*photos)
     for number in range(num_calls if photos else 0):
         region_call(trace, (number % 8, 0, number % 8, 3))
-    assert draw(trace, photos, width=800).width == 800
+    assert draw(trace, photos).width == 1200
 
 
 def test_calls_that_brought_nothing_are_drawn():
@@ -216,6 +210,8 @@ def test_a_crop_of_a_crop_is_placed_in_the_given_image():
     trace.calls.append(CallRecord("crop", "", 1, 1, "executed", (0, 0, 0, 0), (300, 300, 400, 400)))
     map_call(trace, "dino", (4, 4))
     trace.calls[-1].image = 1
+    marks = marks_on(Album(trace, [photo]), 0)
+    assert [mark.cells for mark in marks] == [(400, 400, 600, 600), (300, 300, 350, 350)]
     draw(trace, [photo])
 
 
@@ -283,17 +279,50 @@ def test_scores_must_fit_their_grid():
         draw(trace, [photo])
 
 
-def test_a_picture_too_narrow_to_read_is_refused():
-    with pytest.raises(PromptError, match="width must be at least 800 pixels, not 100"):
-        draw(make_trace(), width=100)
-
-
 @pytest.mark.parametrize("perception", ["region", "clip", "dino", "sam"])
 def test_a_real_run_can_be_drawn(runtime, goldens, perception):
     image = vpt.load_image(goldens / "images" / "a_scene.png")
     answer = runtime.ask(image, "What is this?", perception=perception, max_new_tokens=20)
-    picture = draw(answer.trace, [image.pixels], **settings_of(runtime))
+    picture = draw(answer.trace, [image.pixels])
     assert has_colour(picture, CALL_COLOURS[0])
+
+
+def test_a_saved_run_is_drawn_as_the_run_itself(runtime, goldens, tmp_path):
+    image = vpt.load_image(goldens / "images" / "a_scene.png")
+    trace = runtime.ask(image, "What is this?", perception="dino", max_new_tokens=4).trace
+    trace.save(tmp_path / "trace.json")
+    saved = draw(Trace.load(tmp_path / "trace.json"), [image.pixels])
+    assert saved.tobytes() == draw(trace, [image.pixels]).tobytes()
+
+
+def test_what_a_trace_tells_of_preprocessing_is_used_or_else_the_released():
+    photo = noise(400, 300)
+    trace = make_trace(photo)
+    map_call(trace, "dino", (4, 4))
+    silent = draw(trace, [photo]).tobytes()
+    trace.model["preprocess"] = {"dino": DINO_SETTINGS}
+    assert draw(trace, [photo]).tobytes() == silent
+    trace.model["preprocess"] = {"dino": {**DINO_SETTINGS, **TINY_DINO}}
+    assert draw(trace, [photo]).tobytes() != silent
+
+
+def test_what_a_trace_tells_of_the_grid_is_used_or_else_the_released():
+    photo = noise(400, 400)
+    trace = make_trace(photo)
+    region_call(trace, (3, 3, 3, 3))
+    (mark,) = marks_on(Album(trace, [photo]), 0)
+    assert mark.cells == (150, 150, 200, 200)
+    trace.settings["grid_size"] = 4
+    (mark,) = marks_on(Album(trace, [photo]), 0)
+    assert mark.cells == (300, 300, 400, 400)
+
+
+def test_equal_regions_share_a_mark_with_the_numbers_of_their_calls():
+    photo = noise(80, 80)
+    trace = make_trace(photo)
+    for region in ((0, 0, 1, 1), (2, 2, 3, 3), (0, 0, 1, 1)):
+        region_call(trace, region)
+    assert [mark.numbers for mark in marks_on(Album(trace, [photo]), 0)] == [[1, 3], [2]]
 
 
 # Words
@@ -301,7 +330,7 @@ def test_a_real_run_can_be_drawn(runtime, goldens, perception):
 
 def test_control_characters_become_visible_and_text_stays():
     assert printable("a\x1b[1m\x00\x7f\x9b\u202e\ud800\r") == (
-        "a\\x1b[1m\\x00\\x7f\\x9b\\u202e\\ud800\\x0d"
+        "a\\x1b[1m\\x00\\x7f\\x9b\\u202e\\ud800\\r"
     )
     plain = "line\n\ttab ünï 你好 👩‍👩‍👧 عربى"
     assert printable(plain) == plain

@@ -1,0 +1,235 @@
+"""``vpt ask``: one question about images, answered while it is watched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vpt.cli.files import check_targets, write_file
+from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.parser import Command, number, whole_number
+from vpt.cli.terminal import put, say
+from vpt.errors import PromptError
+from vpt.tokens import PERCEPTION_MODES, invite
+from vpt.wording import STOP_WORDS, count_words
+
+if TYPE_CHECKING:
+    from vpt.controller import Request
+    from vpt.images import LoadedImage
+    from vpt.runtime import Runtime
+    from vpt.trace import Trace
+
+LOOK_AT = ("first", "latest")  # vpt.controller.LOOK_AT, whose import is heavy
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+CUT_SHORT = {
+    "length": "the answer is cut off at the token limit; allow more with --max-new-tokens",
+    "max_calls": "the run ended because the model wanted more calls; allow more with --max-calls",
+    "repeated_call": "the model repeated one call, so looking again was ended",
+}
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
+    )
+    add_model_arguments(parser)
+    _add_looking(parser.add_argument_group("looking again"))
+    _add_writing(parser.add_argument_group("writing"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the trace as JSON, nothing else")
+    output.add_argument("--trace", type=Path, metavar="FILE", help="save the trace as JSON")
+    suffixes = ", ".join(PICTURE_SUFFIXES)
+    output.add_argument(
+        "--picture", type=Path, metavar="FILE", help=f"save a drawing of the trace ({suffixes})"
+    )
+    output.add_argument(
+        "--verbose", action="store_true", help="show a summary, library messages and tracebacks"
+    )
+
+
+def _add_looking(looking: argparse._ArgumentGroup) -> None:
+    looking.add_argument(
+        "--perception",
+        choices=PERCEPTION_MODES,
+        default="auto",
+        help="auto: as the model likes; none: never; region: at a region; reencode: with any "
+        "branch; or with the one named (default: auto)",
+    )
+    looking.add_argument(
+        "--max-calls", type=whole_number(0), default=4, metavar="N", help="at most (default: 4)"
+    )
+    looking.add_argument(
+        "--look-at",
+        choices=LOOK_AT,
+        default="first",
+        help="the first image, or the latest, which may be a crop (default: first)",
+    )
+    looking.add_argument(
+        "--no-constrain",
+        dest="constrain",
+        action="store_false",
+        help="let the model write malformed calls; they are recorded and read as text",
+    )
+
+
+def _add_writing(writing: argparse._ArgumentGroup) -> None:
+    writing.add_argument(
+        "--max-new-tokens", type=whole_number(1), default=256, metavar="N", help="(default: 256)"
+    )
+    writing.add_argument(
+        "--temperature",
+        type=number(0),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default: 0)",
+    )
+    writing.add_argument(
+        "--top-p",
+        type=number(0, 1),
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens that hold this probability (default: 1)",
+    )
+    writing.add_argument(
+        "--top-k",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="sample from so many of the likeliest tokens; 0 for all (default: 0)",
+    )
+    writing.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)"
+    )
+
+
+def _ask(args: argparse.Namespace) -> None:
+    """Check all there is to check, load the model, ask it, write what is wanted."""
+    *paths, question = args.words
+    _check_words(question, args.perception)
+    check_model_arguments(args)
+    _check_picture(args.picture)
+    check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
+    from vpt.images import load_image
+
+    images = [load_image(path) for path in paths]
+    for image in images:
+        if image.num_frames > 1:
+            say(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
+    request = _request(images, question, args)
+    runtime = load_runtime(args)
+    if not runtime.trained:
+        say("note: this is the built-in model; its weights are random, its answer means nothing")
+    trace = _show(runtime, request, show_text=not args.json)
+    if args.json:
+        put(json.dumps(trace.to_dict()))
+    _write_outputs(trace, images, args)
+    if trace.malformed:
+        say(f"note: {count_words(len(trace.malformed), 'malformed call')} read as text")
+    if trace.stop_reason in CUT_SHORT:
+        say(f"note: {CUT_SHORT[trace.stop_reason]}")
+    if args.verbose:
+        _summarise(trace)
+
+
+def _check_words(question: str, perception: str) -> None:
+    invite(question, perception)  # refuses an empty question
+    if any("\ud800" <= char <= "\udfff" for char in question):  # bytes that Python could not read
+        raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
+    if _is_file(question):
+        raise PromptError(
+            f"the last word is the question, but {question!r} is a file; put a question behind it"
+        )
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False
+
+
+def _check_picture(target: Path | None) -> None:
+    if target and target.suffix.lower() not in PICTURE_SUFFIXES:
+        raise PromptError(
+            f"cannot save a picture as {target.name}; expected a name that ends in "
+            f"{', '.join(PICTURE_SUFFIXES)}"
+        )
+
+
+def _request(images: list[LoadedImage], question: str, args: argparse.Namespace) -> Request:
+    from vpt.controller import Request
+    from vpt.decoding import Sampling
+
+    try:
+        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    except ValueError as exc:
+        raise PromptError(str(exc)) from exc
+    return Request(
+        images,
+        question,
+        perception=args.perception,
+        max_calls=args.max_calls,
+        max_new_tokens=args.max_new_tokens,
+        constrain=args.constrain,
+        look_at=args.look_at,
+        sampling=sampling,
+    )
+
+
+def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
+    """Ask, and show what happens as it happens."""
+    from vpt.cli.screen import Screen
+    from vpt.controller import StopEvent
+
+    screen = Screen([image.source for image in request.images], show_text)
+    for _, event in runtime.stream_many([request], batch_size=1):
+        screen.show(event)
+        if isinstance(event, StopEvent):
+            return event.trace
+    raise AssertionError("a stream ends with a StopEvent")
+
+
+def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
+    if args.picture:
+        from vpt.picture import draw
+
+        picture = draw(trace, [image.pixels for image in images])
+        write_file(picture.save, args.picture)
+    if args.trace:
+        trace.keep_thumbnails(images)
+        write_file(trace.save, args.trace)
+
+
+def _summarise(trace: Trace) -> None:
+    counts, timings = trace.counts, trace.timings
+    say(
+        f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
+        f"{counts.generated_tokens} generated tokens, {counts.llm_tokens} read by the LLM; "
+        f"{count_words(len(trace.calls), 'call')}; "
+        f"{count_words(counts.images_encoded, 'image')} encoded, {counts.images_reused} reused"
+    )
+    say(
+        f"prefill {timings.prefill:.0f} ms, first token after {timings.first_token:.0f} ms, "
+        f"{timings.total:.0f} ms in all"
+    )
+    say(f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason)}")
+
+
+COMMAND = Command(
+    help="ask a question about images",
+    usage="vpt ask [options] [IMAGE ...] QUESTION",
+    description=(
+        "Ask a question about images. What the model says is written to stdout as it comes;\n"
+        "when it looks again, a line on stderr says where."
+    ),
+    examples=(
+        "examples:\n"
+        '  vpt ask photo.jpg "What does the sign say?" --picture seen.png\n'
+        '  vpt ask --model ./my-model --perception region a.png b.png "Which is older?"'
+    ),
+    add_arguments=_add_arguments,
+    run=_ask,
+)

@@ -1,0 +1,110 @@
+"""``vpt init``: a VPT model made of a Qwen2-VL one, in a folder of its own."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from vpt.cli.files import write_file
+from vpt.cli.model import DTYPES, quieten
+from vpt.cli.parser import Command, whole_number
+from vpt.cli.terminal import put
+from vpt.errors import PromptError
+from vpt.tokens import ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, perception_tokens
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", required=True, metavar="ID_OR_FOLDER", help="a Qwen2-VL model to start from"
+    )
+    parser.add_argument(
+        "--branches",
+        required=True,
+        type=_branches,
+        metavar="LIST",
+        help=f"out of {','.join(ENCODER_TO_BRANCH)}; regions can always be asked for, so an "
+        "empty list is possible",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--dino", metavar="ID", help="DINOv2 encoder, if not the released one")
+    parser.add_argument("--sam", metavar="ID_OR_PTH", help="SAM encoder, if not the released one")
+    parser.add_argument(
+        "--grid-size",
+        type=whole_number(1),
+        default=RELEASED_GRID_SIZE,
+        metavar="K",
+        help=f"cells per side of the region grid (default: {RELEASED_GRID_SIZE})",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="of what is drawn (default: 0)"
+    )
+    parser.add_argument("--force", action="store_true", help="write into a folder that has files")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show library messages and tracebacks"
+    )
+
+
+def _branches(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
+        raise argparse.ArgumentTypeError(
+            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
+        )
+    return names
+
+
+def _init(args: argparse.Namespace) -> None:
+    """Check the arguments, build, save, and say what was made."""
+    encoders = _checked_encoders(args)
+    quieten(args)
+    from vpt.building import branches_named, build_from_base
+
+    model, processor = build_from_base(
+        args.base,
+        args.branches,
+        encoders=encoders,
+        grid_size=args.grid_size,
+        dtype=args.dtype,
+        seed=args.seed,
+    )
+    write_file(model.save_pretrained, args.out)
+    write_file(processor.save_pretrained, args.out)
+    special, ordinary = perception_tokens(branches_named(args.branches), args.grid_size)
+    num_all = sum(parameter.numel() for parameter in model.parameters())
+    num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
+    put(f"made {args.out} of {args.base}")
+    put(f"  branches    {', '.join(['region', *args.branches])}")
+    put(f"  parameters  {num_all:,}, of which {num_new:,} in untrained projectors")
+    put(f"  tokens      {len(special) + len(ordinary)} for perception, untrained")
+    put(f'ask it:  vpt ask --model {shlex.quote(str(args.out))} photo.jpg "What is this?"')
+
+
+def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
+    """Encoders that are not the released ones, once folder and branches are found to be fine."""
+    if args.out.exists() and not args.out.is_dir():
+        raise PromptError(f"--out: {args.out} is a file; expected a folder")
+    if args.out.is_dir() and any(args.out.iterdir()) and not args.force:
+        raise PromptError(
+            f"--out: {args.out} is not empty; choose another folder, or --force to write into it"
+        )
+    encoders = {name: source for name in ("dino", "sam") if (source := getattr(args, name))}
+    if stray := [name for name in encoders if name not in args.branches]:
+        raise PromptError(f"--{stray[0]} is given, but {stray[0]} is not among --branches")
+    return encoders
+
+
+COMMAND = Command(
+    help="make a VPT model of a Qwen2-VL one",
+    description=(
+        "Make a VPT model of a Qwen2-VL one: add perception tokens, vision branches and\n"
+        "projectors. What is added is untrained."
+    ),
+    examples=(
+        "example:\n"
+        "  vpt init --base Qwen/Qwen2-VL-2B-Instruct --branches clip,dino --out ./my-model"
+    ),
+    add_arguments=_add_arguments,
+    run=_init,
+)

@@ -1,0 +1,90 @@
+"""The model a command works with: which one, on what device, in which precision."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vpt.errors import PromptError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from vpt.runtime import Runtime
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`load_runtime` reads, but for ``--verbose``."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        metavar="M",
+        help="folder or hub id; by default a tiny built-in model with random weights, "
+        "whose answers mean nothing",
+    )
+    model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
+    model.add_argument(
+        "--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, ...; a GPU if there is one"
+    )
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
+
+
+def check_model_arguments(args: argparse.Namespace) -> None:
+    """Find out, without loading anything, whether they fit each other.
+
+    Raises:
+        PromptError: if they do not.
+    """
+    if args.revision and not args.model:
+        raise PromptError("--revision needs --model; the built-in model has no revisions")
+
+
+def load_runtime(args: argparse.Namespace) -> Runtime:
+    """Load what the arguments name.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded.
+        PromptError: if the device is not there.
+    """
+    import vpt
+
+    quieten(args)
+    if args.device:
+        _check_device(args.device)
+    hub = {"revision": args.revision} if args.revision else {}
+    return vpt.load(args.model, device=args.device, dtype=args.dtype, **hub)
+
+
+def quieten(args: argparse.Namespace) -> None:
+    """Keep transformers' bars and messages out of the way, unless ``--verbose`` asks for them."""
+    from transformers.utils import logging
+
+    if not args.verbose:
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def _device(text: str) -> str:
+    kind, _, index = text.partition(":")
+    if kind not in DEVICES or not (index.isdigit() if ":" in text else not index):
+        raise argparse.ArgumentTypeError(
+            f"unknown device {text!r}; expected {', '.join(DEVICES)}, or one with an index "
+            "as in cuda:1"
+        )
+    return text
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    kind = name.partition(":")[0]
+    try:
+        if kind == "cuda" and not torch.cuda.is_available():  # asking is quieter than trying
+            raise RuntimeError("torch finds no CUDA device")
+        torch.empty(1, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as exc:
+        if is_out_of_memory(exc):
+            raise
+        reason = str(exc).strip().splitlines()[0]
+        raise PromptError(f"device {name} is not there: {reason}; try --device cpu") from exc

@@ -1,0 +1,110 @@
+"""The command line as argparse sees it: commands and the kinds of values they take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vpt import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``vpt``.
+
+    Attributes:
+        help: one line in the list of commands.
+        description: what it does, in lines as they shall be shown.
+        examples: to be shown below the options.
+        add_arguments: adds its own to a parser; among them ``--verbose``, which shows tracebacks.
+        run: does it; errors it raises become messages and exit codes.
+        usage: where argparse's own would be hard to read.
+    """
+
+    help: str
+    description: str
+    examples: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    usage: str | None = None
+
+
+def build_parser(
+    commands: Mapping[str, Command], example: str, exit_codes: str
+) -> argparse.ArgumentParser:
+    """Make the parser of the whole command line; it sets ``run`` to that of the command.
+
+    Args:
+        commands: by name, in the order of the help.
+        example: of the whole.
+        exit_codes: shown at the end of every help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vpt",
+        description="Run multimodal LLMs that decide by themselves to look again.",
+        epilog=f"{example}\n\n{exit_codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vpt {__version__}")
+    rows = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    for name, command in commands.items():
+        one = rows.add_parser(
+            name,
+            help=command.help,
+            usage=command.usage,
+            description=command.description,
+            epilog=f"{command.examples}\n\n{exit_codes}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.set_defaults(run=command.run)
+        command.add_arguments(one)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Lets options stand between the images and the question, as argparse by itself does not."""
+
+    _is_inner = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._is_inner:
+            return super().parse_known_args(args, namespace)
+        self._is_inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inner = False
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of argument: a whole number of at least ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.strip().lstrip("-").isdigit():
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+        if not least <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return int(text)
+
+    return parse
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """A type of argument: a finite number within bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not (math.isfinite(value) and least <= value <= most):
+            bounds = f"from {least} to {most}" if math.isfinite(most) else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"expected a number {bounds}, got {text}")
+        return value
+
+    return parse

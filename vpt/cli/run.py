@@ -1,0 +1,101 @@
+"""The ``vpt`` command: what a person typed goes in, an exit code comes out.
+
+What the model says goes to stdout, all else to stderr. Heavy imports wait until the arguments are
+known to be good, so that ``vpt --help`` and wrong usage answer at once.
+
+A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from vpt.cli import ask, init
+from vpt.cli.parser import build_parser
+from vpt.cli.terminal import say
+from vpt.errors import BudgetError, CheckpointError, ImageError, PromptError, is_out_of_memory
+
+COMMANDS = {
+    "ask": ask.COMMAND,
+    "init": init.COMMAND,
+}
+
+EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY = range(6)
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+EXIT_CODES = """\
+exit codes:
+  0    fine
+  1    something unexpected: a bug, shown with a traceback
+  2    wrong usage
+  3    an input image cannot be used
+  4    the model cannot be loaded or built
+  5    out of memory
+  130  interrupted with Ctrl-C
+  141  the reader of stdout went away
+"""
+EXAMPLE = 'example:\n  vpt ask photo.jpg "What does the sign say?"'
+MEMORY_ADVICE = (
+    "out of memory: try --dtype bfloat16, smaller images, fewer --max-new-tokens or --device cpu"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+    """
+    try:
+        args = build_parser(COMMANDS, EXAMPLE, EXIT_CODES).parse_args(argv)
+    except SystemExit as exc:  # argparse has said what there is to say
+        return exc.code if isinstance(exc.code, int) else EXIT_USAGE
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # characters the terminal lacks must not end the run
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("interrupted", before="\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except Exception as exc:
+        return _tell(exc, args.verbose)
+    return EXIT_FINE
+
+
+def _tell(exc: Exception, verbose: bool) -> int:
+    """Say what went wrong; returns the exit code that stands for it."""
+    code = _exit_code(exc)
+    if code == EXIT_BUG or verbose:
+        say(traceback.format_exc().rstrip(), name="")
+    if code == EXIT_BUG:
+        say("this is a bug; please report it with the lines above")
+        return code
+    message = " ".join(str(exc).split())
+    if code == EXIT_MEMORY:
+        message = f"{message} ({MEMORY_ADVICE})" if message else MEMORY_ADVICE
+    say(f"error: {message}")
+    return code
+
+
+def _exit_code(exc: Exception) -> int:
+    from branches import BranchError
+
+    if is_out_of_memory(exc):
+        return EXIT_MEMORY
+    if isinstance(exc, ImageError):
+        return EXIT_IMAGE
+    if isinstance(exc, (PromptError, BudgetError)):
+        return EXIT_USAGE
+    if isinstance(exc, (CheckpointError, BranchError)):
+        return EXIT_MODEL
+    return EXIT_BUG

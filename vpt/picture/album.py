@@ -1,0 +1,98 @@
+"""The images of a trace: the given ones, with the place of each crop in them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from pathlib import PureWindowsPath
+
+from PIL import Image
+
+from vpt.boxes import PixelBox, rescale
+from vpt.errors import ImageError
+from vpt.images import load_image
+from vpt.trace import ImageRecord, Trace
+
+
+class Album:
+    """The images of a trace, by their index in it.
+
+    Attributes:
+        trace: that it belongs to.
+        given: index in the trace -> RGB, of the given images only.
+
+    Args:
+        trace: of one run.
+        images: the given ones, in order, at any size; by default the trace's thumbnails.
+
+    Raises:
+        ImageError: if an image is missing, damaged or not the one of the trace.
+    """
+
+    def __init__(self, trace: Trace, images: Sequence[Image.Image] | None) -> None:
+        self.trace = trace
+        given = [i for i, record in enumerate(trace.images) if record.parent is None]
+        if images is None:
+            images = [_thumbnail(trace.images[i]) for i in given]
+        if len(images) < len(given):
+            raise ImageError(f"the trace has {len(given)} given images, but {len(images)} came")
+        self.given = dict(zip(given, images, strict=False))
+        for index, image in self.given.items():
+            _check_shape(trace.images[index], image)
+            self.given[index] = image.convert("RGB")
+
+    def root(self, index: int) -> int:
+        """The given image that an image stems from."""
+        while (parent := self.trace.images[index].parent) is not None:
+            index = parent
+        return index
+
+    def number(self, index: int) -> int:
+        """How a person counts the given image that an image stems from."""
+        return list(self.given).index(self.root(index)) + 1
+
+    def frame(self, index: int) -> PixelBox:
+        """Where an image lies in the given one it stems from, in pixels."""
+        record = self.trace.images[index]
+        return record.box_xyxy_px or (0, 0, *record.size_wh)
+
+    def cut(self, index: int, box_xyxy_px: PixelBox) -> Image.Image:
+        """Cut a box out of the given image that an image stems from; never empty."""
+        root = self.root(index)
+        image = self.given[root]
+        x0, y0, x1, y1 = rescale(box_xyxy_px, self.trace.images[root].size_wh, image.size)
+        left, top = min(math.floor(x0), image.width - 1), min(math.floor(y0), image.height - 1)
+        return image.crop((left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)))
+
+
+def base_name(source: str) -> str:
+    """Last part of a path of any system."""
+    return PureWindowsPath(source).name or source
+
+
+def _check_shape(record: ImageRecord, image: Image.Image) -> None:
+    width, height = record.size_wh
+    # Half a pixel of rounding on either side, in a picture of any size.
+    if abs(image.width * height - image.height * width) > 1.5 * max(width, height):
+        raise ImageError(
+            f"expected {base_name(record.source)} of {width}x{height}, at any scale; got an "
+            f"image of {image.width}x{image.height}; pass the given images in order"
+        )
+
+
+def _thumbnail(record: ImageRecord) -> Image.Image:
+    name = base_name(record.source)
+    if record.thumbnail is None:
+        raise ImageError(
+            f"the trace holds no picture of {name}; pass images=, or save traces "
+            "after keep_thumbnails()"
+        )
+    head, _, body = record.thumbnail.partition(";base64,")
+    try:
+        if not head.startswith("data:image/"):
+            raise ValueError("expected a data URI")
+        return load_image(base64.b64decode(body, validate=True)).pixels
+    except (binascii.Error, ValueError) as exc:
+        raise ImageError(f"the thumbnail of {name} is damaged: {exc}") from exc

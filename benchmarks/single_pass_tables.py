@@ -53,7 +53,7 @@ def print_single_pass(sections: dict[str, dict[str, Any]]) -> None:
         for name, c in section["contestants"].items():
             peak = c["peak_memory_bytes"]
             counts = (c["llm_tokens"], c["llm_forwards"], c["encoder_runs"])
-            memory = "n/a on CPU" if peak is None else f"{peak / 1e6:.1f} MB over weights"
+            memory = "n/a" if peak is None else f"{peak / 1e6:.1f} MB over weights"
             rows.append([name, *map(str, counts), f"{c['kv_bytes_copied'] / 1e6:.1f}", memory])
         rows.append(["two_pass / single_pass", f"{section['llm_tokens_ratio']:.2f}", *[""] * 4])
         print_table(header, rows)

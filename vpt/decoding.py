@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -47,15 +47,22 @@ class TokenRule:
     def apply_(self, logits: Tensor) -> Tensor:
         """Set the logits ``[V]`` of what may not come to -inf, in place; returns them."""
         if self.only is not None:
-            kept = logits[list(self.only)].clone()
+            only = _index(self.only, logits.device)
+            kept = logits[only]
             logits.fill_(-torch.inf)
-            logits[list(self.only)] = kept
+            logits[only] = kept
             return logits
         if self.banned:
-            logits[list(self.banned)] = -torch.inf
+            logits[_index(self.banned, logits.device)] = -torch.inf
         if self.vocabulary_end is not None:
             logits[self.vocabulary_end :] = -torch.inf
         return logits
+
+
+@lru_cache(maxsize=256)
+def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Ids as a tensor, made once: rules are few and come again with every token."""
+    return torch.tensor(ids, device=device)
 
 
 @dataclass(frozen=True)

@@ -361,3 +361,20 @@ def test_room_that_was_never_written_is_finite(runtime):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=3)
     engine.cache.reserve(5000)
     assert all((buffer == 0).all() for buffer in engine.cache.keys + engine.cache.values)
+
+
+def test_encodes_that_wait_together_run_in_one_batch(runtime):
+    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=3)
+    encoder, sizes = runtime.model.branches["dino"].encoder, []
+    handle = encoder.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(len(args[0] if args else given["pixel_values"])),
+        with_kwargs=True,
+    )
+    asked = [
+        runtime.request([noise(12, 12, i)], "What?", perception="dino", max_new_tokens=4)
+        for i in range(3)
+    ]
+    traces = run(runtime, engine, asked, batch_size=3)
+    handle.remove()
+    assert [len(trace.calls) for trace in traces] == [1, 1, 1]
+    assert sizes == [3]

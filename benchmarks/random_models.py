@@ -116,6 +116,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VP
     )
     config = vpt_config(base, tokenizer, BRANCHES)
     config.branch_configs.update(copy.deepcopy(size.encoders))
+    config.image_resolution = None
     torch.manual_seed(0)
     with torch.device(device):
         model = VPTForConditionalGeneration._from_config(config, dtype=dtype).eval()

@@ -31,6 +31,10 @@ class VPTConfig(Qwen2VLConfig):
             DINOv2 or SAM vision configuration as a dict. Branches not named here have the
             released encoders (DINOv2-large, SAM ViT-L).
         grid_size: cells per side of the region grid.
+        image_resolution: longer side, in pixels, to which images are shrunk before the tower and
+            DINOv2, as LLaMA-Factory did for the released models; ``None`` for no such limit.
+            Crops are cut from the image as given, and shrunk after.
+        seg_image_resolution: the same for SAM.
         num_inner_forward_run: 2 steers the projectors by control states, 1 does not.
         alignment: project without condition, whatever ``num_inner_forward_run`` says.
         para_mask_id: which paragraphs are hidden from the final pass in training: 0 none,
@@ -59,6 +63,8 @@ class VPTConfig(Qwen2VLConfig):
     projector_scale: int = 1
     alignment: bool = False
     grid_size: int = RELEASED_GRID_SIZE
+    image_resolution: int | None = 512
+    seg_image_resolution: int | None = 1024
     vision_encoder_ls: Any = None  # list of names; a comma-separated string is read too
     branch_configs: Any = None  # dict
 
@@ -90,6 +96,9 @@ class VPTConfig(Qwen2VLConfig):
                 "para_mask_id needs para_start_id and para_end_id: the ids of <|im_start|> and "
                 "<|im_end|>"
             )
+        for name in ("image_resolution", "seg_image_resolution"):
+            if (side := getattr(self, name)) is not None and side < 1:
+                raise CheckpointError(f"{name} must be at least 1, or null, not {side!r}")
         if not 0 <= self.para_mask_ratio <= 1:
             raise CheckpointError(f"para_mask_ratio must be in 0..1, not {self.para_mask_ratio!r}")
 
@@ -97,6 +106,10 @@ class VPTConfig(Qwen2VLConfig):
     def branches(self) -> tuple[str, ...]:
         """Re-encoding branches of this model, keys of ``BRANCH_TOKENS``, in table order."""
         return tuple(b for b, row in BRANCH_TOKENS.items() if row.encoder in self.vision_encoder_ls)
+
+    def max_side(self, branch: str) -> int | None:
+        """Longer side to which images are shrunk before a branch."""
+        return self.seg_image_resolution if branch == "sam" else self.image_resolution
 
     def pad_id(self, branch: str) -> int:
         """Id of the placeholder of a branch's features."""

@@ -20,6 +20,7 @@ from vpt.images import LoadedImage, from_pixels
 from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.tokens import (
     BRANCH_TOKENS,
+    LOOK_AT,
     TURN_END,
     PerceptionCall,
     Vocabulary,
@@ -28,8 +29,6 @@ from vpt.tokens import (
     parse_turn,
 )
 from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
-
-LOOK_AT = ("first", "latest")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from branches import Branch, Features
-from vpt.images import LoadedImage
+from vpt.images import LoadedImage, fit_for_tower
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
 
@@ -95,9 +95,11 @@ class Encoders:
         self.cache = FeatureCache() if cache is None else cache
         self.num_encoded = 0
         self.num_reused = 0
-        self._settings = {"reencode": _digest(processor.image_processor.to_dict())}
-        for name, branch in model.branches.items():
-            self._settings[name] = _digest(branch.preprocess_config)
+        settings = {"reencode": processor.image_processor.to_dict()}
+        settings |= {name: branch.preprocess_config for name, branch in model.branches.items()}
+        self._settings = {
+            name: _digest([model.config.max_side(name), entry]) for name, entry in settings.items()
+        }
 
     def key(self, branch: str, image: LoadedImage) -> FeatureKey:
         """Under what the features of an image are kept."""
@@ -128,12 +130,14 @@ class Encoders:
 
     def _encode_batch(self, branch: str, images: list[LoadedImage]) -> list[Features]:
         with torch.inference_mode():
+            max_side = self._model.config.max_side(branch)
             if branch == "reencode":
-                features = self._model.encode(branch, *self._processor.preprocess_images(images))
+                pixels = self._processor.preprocess_images(images, max_side)
+                features = self._model.encode(branch, *pixels)
             else:
                 encoder = cast(Branch, self._model.branches[branch])
-                pixels = encoder.preprocess([image.pixels for image in images])
-                features = self._model.encode(branch, *pixels.values())
+                fitted = [fit_for_tower(image.pixels, max_side=max_side) for image in images]
+                features = self._model.encode(branch, *encoder.preprocess(fitted).values())
             # Each entry owns its memory: a view would keep the whole batch alive.
             return [Features(f.values.clone(), f.grid_hw) for f in features]
 

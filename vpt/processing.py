@@ -188,14 +188,22 @@ class VPTProcessor(ProcessorMixin):
                 f"the {name} holds the control token {found[0]}; remove it, or write it otherwise"
             )
 
-    def preprocess_images(self, images: Sequence[LoadedImage]) -> tuple[Tensor, Tensor]:
+    def preprocess_images(
+        self, images: Sequence[LoadedImage], max_side: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Pixels of images for the backbone's tower.
+
+        Args:
+            images: of any size and shape.
+            max_side: longer side to which they are shrunk first.
 
         Returns:
             ``pixel_values`` ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
         """
         factor = self.image_processor.patch_size * self.image_processor.merge_size
-        fitted = [fit_for_tower(image.pixels, min_side=factor) for image in images]
+        fitted = [
+            fit_for_tower(image.pixels, min_side=factor, max_side=max_side) for image in images
+        ]
         out = self.image_processor(images=fitted, return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
 

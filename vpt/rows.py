@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vpt.config import VPTConfig
 from vpt.errors import FeatureCountError, PromptError, RegionError
-from vpt.images import LoadedImage, from_pixels, load_image
+from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image
 from vpt.modeling import build_branch
 from vpt.processing import DEFAULT_SYSTEM, VPTProcessor
 from vpt.projectors import PROJECTOR_STEMS, token_grid
@@ -116,6 +116,7 @@ class RowEncoder:
         processor: VPTProcessor,
         open_image: Callable[[str], LoadedImage] = open_image,
     ) -> None:
+        self.config = config
         self.processor = processor
         self.open_image = open_image
         with torch.device("meta"):  # only their preprocessing is used here
@@ -188,11 +189,13 @@ class RowEncoder:
     ) -> tuple[tuple[Tensor, ...], list[int]]:
         """Pixels of images under a branch, and how many tokens each will take."""
         encoder = self.branches.get(branch)
+        max_side = self.config.max_side(branch)
         if encoder is None:
-            pixel_values, grid_thw = self.processor.preprocess_images(images)
+            pixel_values, grid_thw = self.processor.preprocess_images(images, max_side)
             merge = self.processor.image_processor.merge_size
             return (pixel_values, grid_thw), (grid_thw.prod(-1) // merge**2).tolist()
-        pixel_values = encoder.preprocess([image.pixels for image in images])["pixel_values"]
+        fitted = [fit_for_tower(image.pixels, max_side=max_side) for image in images]
+        pixel_values = encoder.preprocess(fitted)["pixel_values"]
         patch = encoder.encoder.config.patch_size
         height, width = pixel_values.shape[-2:]
         h, w = token_grid(PROJECTOR_STEMS[branch], (height // patch, width // patch))

@@ -198,6 +198,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
     limits: ImageLimits = DEFAULT_LIMITS,
+    image_resolution: int | None = None,
     **hub_kwargs: Any,
 ) -> Runtime:
     """Load a model and make a runtime of it.
@@ -209,6 +210,8 @@ def load(
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
+        image_resolution: longer side to which images are shrunk before the model sees them, 0 for
+            no limit; by default what the model's configuration says (released models: 512).
         **hub_kwargs: ``revision``, ``cache_dir``, ``token``.
 
     Raises:
@@ -225,6 +228,8 @@ def load(
         model = load_model(path_or_id, device=device, dtype=dtype, **hub_kwargs)
         processor = VPTProcessor.from_pretrained(path_or_id, **hub_kwargs)
         name, trained = path_or_id, True
+    if image_resolution is not None:
+        model.config.image_resolution = image_resolution or None
     return Runtime(
         model,
         processor,

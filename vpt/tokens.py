@@ -96,6 +96,9 @@ INVITE_REENCODE = "Require additional perception features, and then answer the q
 PERCEPTION_MODES = ("auto", "none", "region", "reencode", *ENCODER_TO_BRANCH)
 """Ways to ask: free choice, never, a region, any re-encoding, or one named re-encoding."""
 
+LOOK_AT = ("first", "latest")
+"""Which image a call concerns: the first one given, or the latest in the stream."""
+
 
 @dataclass(frozen=True)
 class PerceptionCall:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from branches import Features
 from vpt.building import tiny_model
@@ -281,3 +282,19 @@ def test_features_carry_no_gradient(encoders):
     for branch in BRANCHES:
         ((one, _),) = encoders.encode([(branch, picture(1))])
         assert not one.values.requires_grad
+
+
+def test_images_are_shrunk_as_the_configuration_says():
+    model, processor = tiny_model()
+    wide = load_image(Image.effect_noise((900, 600), 60).convert("RGB"))
+    grids = {}
+    for limit in (512, 256, None):
+        model.config.image_resolution = limit
+        encoders = Encoders(model, processor)
+        (features, _), (dino, _) = encoders.encode([("reencode", wide), ("dino", wide)])
+        grids[limit] = (features.grid_hw, encoders.key("dino", wide), dino.values)
+    (at_512, key_512, dino_512), (at_256, key_256, dino_256), (free, _, _) = grids.values()
+    assert [at_256, at_512] == [(6, 9), (12, 18)]  # 256x170 and 512x341 px, 28 px a token
+    assert free[0] * free[1] <= 256 < free[0] * 28
+    assert key_512 != key_256
+    assert not torch.equal(dino_512, dino_256)

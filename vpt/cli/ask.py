@@ -12,7 +12,7 @@ from vpt.cli.model import add_model_arguments, check_model_arguments, load_runti
 from vpt.cli.parser import Command, number, whole_number
 from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
-from vpt.tokens import PERCEPTION_MODES, invite
+from vpt.tokens import LOOK_AT, PERCEPTION_MODES, invite
 from vpt.wording import STOP_WORDS, count_words
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vpt.runtime import Runtime
     from vpt.trace import Trace
 
-LOOK_AT = ("first", "latest")  # vpt.controller.LOOK_AT, whose import is heavy
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 CUT_SHORT = {

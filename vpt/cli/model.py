@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vpt.cli.parser import whole_number
 from vpt.errors import PromptError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
     model.add_argument(
         "--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, ...; a GPU if there is one"
+    )
+    model.add_argument(
+        "--image-resolution",
+        type=whole_number(0),
+        metavar="N",
+        help="longer side to which images are shrunk before the model sees them, 0 for no limit "
+        "(default: as the model says; released models: 512)",
     )
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
 
@@ -53,7 +61,13 @@ def load_runtime(args: argparse.Namespace) -> Runtime:
     if args.device:
         _check_device(args.device)
     hub = {"revision": args.revision} if args.revision else {}
-    return vpt.load(args.model, device=args.device, dtype=args.dtype, **hub)
+    return vpt.load(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        image_resolution=args.image_resolution,
+        **hub,
+    )
 
 
 def quieten(args: argparse.Namespace) -> None:

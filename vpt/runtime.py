@@ -13,7 +13,7 @@ from vpt.checkpoint import load_model
 from vpt.controller import Event, Request, StopEvent, converse
 from vpt.decoding import Sampling
 from vpt.engine import Engine
-from vpt.errors import PromptError
+from vpt.errors import PromptError, VPTError
 from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
 from vpt.modeling import VPTForConditionalGeneration
@@ -155,6 +155,8 @@ class Runtime:
 
         Raises:
             PromptError: if ``batch_size`` is less than 1.
+            VPTError: if a request cannot be used, naming its index. They are made as room for
+                them comes; whoever wants the answers before it uses :meth:`stream_many`.
         """
         answers: dict[int, Answer] = {}
         for index, event in self.stream_many(requests, batch_size):
@@ -169,14 +171,20 @@ class Runtime:
         """Like :meth:`ask_many`, giving ``(index, event)`` as things happen."""
         if batch_size < 1:
             raise PromptError(f"batch_size must be at least 1, not {batch_size}")
-        made = (r if isinstance(r, Request) else self.request(**r) for r in requests)
-        return self._stream_many(made, batch_size)
+        if isinstance(requests, Sequence):
+            batch_size = min(batch_size, max(len(requests), 1))
+        return self._stream_many(self._make_requests(requests), batch_size)
+
+    def _make_requests(self, requests: Iterable[Request | dict[str, Any]]) -> Iterator[Request]:
+        for index, given in enumerate(requests):
+            try:
+                yield given if isinstance(given, Request) else self.request(**given)
+            except VPTError as exc:
+                raise type(exc)(f"request {index}: {exc}") from exc
 
     def _stream_many(
         self, requests: Iterable[Request], batch_size: int, with_index: bool = True
     ) -> Iterator[Any]:
-        if batch_size > 1 and isinstance(requests, Sequence):
-            batch_size = min(batch_size, max(len(requests), 1))
         conversations = (
             (converse(request, self.processor, self.vocabulary), request.sampling)
             for request in requests

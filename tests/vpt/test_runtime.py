@@ -115,6 +115,9 @@ def test_bad_images_and_batches_are_refused(runtime, tmp_path):
         runtime.ask_many([], batch_size=0)
     with pytest.raises(CheckpointError, match="there is no model folder"):
         vpt.load("./nowhere")
+    good = {"images": PHOTO, "question": "What?", "max_new_tokens": 2}
+    with pytest.raises(ImageError, match=r"request 1: .*none\.png"):
+        runtime.ask_many([good, {**good, "images": tmp_path / "none.png"}], batch_size=2)
 
 
 def test_a_trace_survives_saving(runtime, tmp_path):

@@ -36,7 +36,6 @@ class Answer:
         text: the answer, without control tokens.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         trace: the whole record.
-        images: given ones first, then crops, as in ``trace.images``.
     """
 
     text: str

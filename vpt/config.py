@@ -119,6 +119,10 @@ class VPTConfig(Qwen2VLConfig):
         """Id of a branch's control token."""
         return self._token_id(branch, "action_id")
 
+    def start_id(self, branch: str) -> int:
+        """Id of the token that opens a call of a branch."""
+        return self._token_id(branch, "action_start_id")
+
     def _token_id(self, branch: str, field: str) -> int:
         name = f"{BRANCH_TOKENS[branch].released}_{field}"
         if (token_id := getattr(self, name)) is None:

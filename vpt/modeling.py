@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from branches import Branch, Features
 from branches.reencode import split_tower_tokens
-from vpt.cache import ATTENTION_NAME
 from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
 from vpt.errors import FeatureCountError, PositionError
+from vpt.generation import CallingGenerationMixin
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
+from vpt.segments import Call, SegmentRunner, Segments
 from vpt.tokens import BRANCH_TOKENS
 
 KEY_MAPPING = {
@@ -43,17 +43,7 @@ UNUSED_RELEASED_KEYS = [
 """Weights the released projectors carry but never use."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A control token in a batch, and the images that are re-encoded for it."""
-
-    branch: str
-    row: int
-    position: int
-    looks: list[tuple[Features, Tensor]]  # features of an image, [N] positions of its pads
-
-
-class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
+class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalGeneration):
     """Qwen2-VL that can call for perception.
 
     Args:
@@ -124,6 +114,8 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         detection_images: Tensor | None = None,
         seg_images: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -144,27 +136,20 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
             detection_images: ``[num, 3, H, W]`` for DINOv2.
             seg_images: ``[num, 3, H, W]`` for SAM.
             mm_token_type_ids: accepted and not needed: types follow from ``input_ids``.
+            past_key_values: filled with the stream, or, if it holds one already, continued by
+                ``input_ids`` ``[B, 1]``.
+            inputs_embeds: refused: calls and placeholders are found by their ids.
             logits_to_keep: compute only the last so many logits; 0 for all.
-            **kwargs: with ``past_key_values`` or ``inputs_embeds`` all goes to Qwen2-VL as is.
+            **kwargs: ``num_items_in_batch`` for the loss; others are not needed.
 
         Raises:
             FeatureCountError: if placeholders and features differ in number.
             PositionError: if calls and re-encoded images do not fit each other.
         """
-        if kwargs.get("past_key_values") is not None or kwargs.get("inputs_embeds") is not None:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                labels=labels,
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                mm_token_type_ids=mm_token_type_ids,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
-        if input_ids is None:
-            raise PositionError("input_ids are missing; pass the token ids of the batch")
+        if input_ids is None or inputs_embeds is not None:
+            raise PositionError("input_ids are missing; pass the token ids, not inputs_embeds")
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return self._continue(input_ids, attention_mask, position_ids, past_key_values)
         if position_ids is None:
             position_ids = batch_mrope_positions(
                 input_ids,
@@ -188,10 +173,11 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         if self.config.alignment or self.config.num_inner_forward_run == 1:
             for call in calls:
                 embeds = self._write_looks(embeds, call, condition=None)
-            hidden = self._run(embeds, attention_mask, position_ids)
+            hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
         else:
-            calls = [call for call in calls if call.position >= 0]
-            hidden = self._run_conditioned(input_ids, embeds, attention_mask, position_ids, calls)
+            hidden = self._run_conditioned(
+                input_ids, embeds, attention_mask, position_ids, calls, past_key_values
+            )
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
@@ -204,7 +190,28 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 vocab_size=self.config.text_config.vocab_size,
                 **{k: v for k, v in kwargs.items() if k == "num_items_in_batch"},
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+        if past_key_values is not None:
+            _remember(past_key_values, hidden)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _continue(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache,
+    ) -> CausalLMOutputWithPast:
+        """One step of ``generate``: a control token takes the last hidden state for embedding."""
+        if input_ids.shape[1] != 1 or position_ids is None:
+            raise PositionError("a stream in a cache is continued by one token with its position")
+        embeds = self.get_input_embeddings()(input_ids)
+        steered = self.config.num_inner_forward_run == 2 and not self.config.alignment
+        for name in self.config.branches if steered else ():
+            is_action = (input_ids == self.config.action_id(name)).unsqueeze(-1)
+            embeds = torch.where(is_action, past_key_values.control_states.to(embeds), embeds)
+        hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
+        _remember(past_key_values, hidden)
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=past_key_values)
 
     def projector(self, branch: str) -> Projector:
         """The projector of a branch."""
@@ -234,12 +241,12 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
 
     def _find_calls(
         self, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
-    ) -> list[_Call]:
+    ) -> list[Call]:
         """Match control tokens, placeholders and features, per branch and row.
 
         In alignment data there are images without calls; they get ``position`` -1.
         """
-        calls: list[_Call] = []
+        calls: list[Call] = []
         unconditioned = self.config.alignment or self.config.num_inner_forward_run == 1
         for name in self.config.branches:
             looks = self._match_pads(name, input_ids, features.get(name, ()))
@@ -247,7 +254,7 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
             for row, row_looks in enumerate(looks):
                 actions = (input_ids[row] == action_id).nonzero().flatten().tolist()
                 if unconditioned:
-                    calls.append(_Call(name, row, -1, row_looks))
+                    calls.append(Call(name, row, -1, row_looks))
                     continue
                 calls += self._match_actions(name, row, actions, row_looks)
         return calls
@@ -282,13 +289,13 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
 
     def _match_actions(
         self, name: str, row: int, actions: list[int], looks: list[tuple[Features, Tensor]]
-    ) -> list[_Call]:
+    ) -> list[Call]:
         scale = self.config.projector_scale
         word = BRANCH_TOKENS[name].action
         if actions and actions[0] == 0:
             raise PositionError(f"{word} stands at the start of row {row}; nothing precedes it")
         if not looks:
-            return [_Call(name, row, position, []) for position in actions]
+            return [Call(name, row, position, []) for position in actions]
         if len(actions) == scale:  # one condition for all images of the row, as released
             groups = [looks]
         elif len(actions) == scale * len(looks):
@@ -298,27 +305,34 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 f"row {row} has {len(actions)} {word} token(s) but {len(looks)} re-encoded "
                 f"image(s); expected {scale} token(s) per image, or {scale} for all"
             )
-        calls = [_Call(name, row, position, []) for position in actions]
+        calls = [Call(name, row, position, []) for position in actions]
         for index, group in enumerate(groups):
             last = (index + 1) * scale - 1
             if any(int(pads[0]) <= actions[last] for _, pads in group):
                 raise PositionError(f"a re-encoded image of row {row} precedes its {word} token")
-            calls[last] = _Call(name, row, actions[last], group)
+            calls[last] = Call(name, row, actions[last], group)
         return calls
 
-    def _write_looks(self, embeds: Tensor, call: _Call, condition: Tensor | None) -> Tensor:
+    def _write_looks(self, embeds: Tensor, call: Call, condition: Tensor | None) -> Tensor:
         for features, pads in call.looks:
             projected = self.projector(call.branch)(features, condition).values.to(embeds)
             rows = torch.full_like(pads, call.row)
             embeds = embeds.index_put((rows, pads), projected)
         return embeds
 
-    def _run(self, embeds: Tensor, attention_mask: Any, position_ids: Tensor) -> Tensor:
+    def _run(
+        self,
+        embeds: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
         return self.model.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            use_cache=False,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
         ).last_hidden_state
 
     def _run_conditioned(
@@ -327,24 +341,27 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
         embeds: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor,
-        calls: list[_Call],
+        calls: list[Call],
+        past_key_values: Cache | None,
     ) -> Tensor:
         """Final hidden states ``[B, S, D]`` with every control state found and used on the way.
 
         Attention is causal, so the states in front of a call never change: the stream is run in
         segments that end where a control state is needed, each over the keys and values of the
         ones before. All in all that is one pass. With hidden paragraphs the final pass differs
-        from the start on; it is run whole once the control states are known.
+        from the start on, and a cache that is to be filled takes no padding between segments:
+        then it is run whole once the control states are known.
         """
         if not calls:
-            return self._run(embeds, attention_mask, position_ids)
+            return self._run(embeds, attention_mask, position_ids, past_key_values)
         hidden_paragraphs = self._draw_paragraph_mask(input_ids, calls)
-        segments = _Segments(calls, input_ids)
-        attend = _SegmentRunner(self, attention_mask, position_ids)
-        conditions: list[tuple[_Call, Tensor]] = []
+        segments = Segments(calls, input_ids)
+        attend = SegmentRunner(self.model.language_model, attention_mask, position_ids)
+        conditions: list[tuple[Call, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
         hidden = embeds.new_zeros(embeds.shape)
-        num_runs = len(segments) - (1 if hidden_paragraphs is not None else 0)
+        is_one_pass = hidden_paragraphs is None and past_key_values is None
+        num_runs = len(segments) - (0 if is_one_pass else 1)
         for number in range(num_runs):
             index, valid = segments[number]
             states = attend(embeds, index, valid)
@@ -358,14 +375,15 @@ class VPTForConditionalGeneration(Qwen2VLForConditionalGeneration):
                 embeds = _replace_embedding(embeds, call, condition)
                 scale = self.config.projector_scale
                 embeds = self._write_looks(embeds, call, torch.cat(seen[-scale:]))
-        if hidden_paragraphs is None:
+        if is_one_pass:
             return hidden
-        embeds = embeds.masked_fill(hidden_paragraphs.unsqueeze(-1), 0)
-        for call, condition in conditions:
-            embeds = _replace_embedding(embeds, call, condition)
-        return self._run(embeds, attention_mask, position_ids)
+        if hidden_paragraphs is not None:
+            embeds = embeds.masked_fill(hidden_paragraphs.unsqueeze(-1), 0)
+            for call, condition in conditions:
+                embeds = _replace_embedding(embeds, call, condition)
+        return self._run(embeds, attention_mask, position_ids, past_key_values)
 
-    def _draw_paragraph_mask(self, input_ids: Tensor, calls: list[_Call]) -> Tensor | None:
+    def _draw_paragraph_mask(self, input_ids: Tensor, calls: list[Call]) -> Tensor | None:
         """``[B, S]`` bool, True where the final pass sees nothing; ``None`` if it sees all."""
         if not self.training or self.config.para_mask_id == 0:
             return None
@@ -405,115 +423,17 @@ def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) ->
     return inputs_embeds.masked_scatter(places.unsqueeze(-1), features.to(inputs_embeds))
 
 
-def _replace_embedding(embeds: Tensor, call: _Call, condition: Tensor) -> Tensor:
+def _remember(cache: Cache, hidden: Tensor) -> None:
+    """Keep the states a next control token would take, with the cache they belong to."""
+    cache.control_states = hidden[:, -1:].detach()
+
+
+def _replace_embedding(embeds: Tensor, call: Call, condition: Tensor) -> Tensor:
     place = (
         torch.tensor([call.row], device=embeds.device),
         torch.tensor([call.position], device=embeds.device),
     )
     return embeds.index_put(place, condition.to(embeds)[None])
-
-
-class _Segments:
-    """How a batch is cut so that each segment ends where a control state is needed.
-
-    Rows with fewer calls than others are cut where the longest of the others is, so that the
-    segments stay equally long and little is padded.
-    """
-
-    def __init__(self, calls: list[_Call], input_ids: Tensor) -> None:
-        num_rows, length = input_ids.shape
-        self.device = input_ids.device
-        by_row = [
-            sorted((c for c in calls if c.row == row), key=lambda c: c.position)
-            for row in range(num_rows)
-        ]
-        num_cuts = max(len(row) for row in by_row)
-        self._calls = [[row[cut] for row in by_row if len(row) > cut] for cut in range(num_cuts)]
-        self._bounds = [[0] * num_rows]
-        for at_cut in self._calls:
-            own = {call.row: call.position for call in at_cut}
-            furthest = max(own.values())
-            previous = self._bounds[-1]
-            self._bounds.append(
-                [own.get(row, max(furthest, previous[row])) for row in range(num_rows)]
-            )
-        self._bounds.append([length] * num_rows)
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        """``[B, L]`` indices into the stream, and ``[B, L]`` bool: which of them are meant."""
-        first = torch.tensor(self._bounds[number], device=self.device)[:, None]
-        last = torch.tensor(self._bounds[number + 1], device=self.device)[:, None]
-        width = max(int((last - first).max()), 1)
-        index = first + torch.arange(width, device=self.device)
-        valid = index < last
-        return torch.where(valid, index, 0), valid
-
-    def calls_after(self, number: int) -> list[_Call]:
-        """Calls whose control state the segment has just produced."""
-        return self._calls[number] if number < len(self._calls) else []
-
-
-class _SegmentRunner:
-    """Runs segments one after the other over a growing cache, with gradients through it."""
-
-    def __init__(
-        self,
-        model: VPTForConditionalGeneration,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-    ) -> None:
-        self.model = model
-        self.language_model = model.model.language_model
-        self.attention_mask = attention_mask
-        self.position_ids = position_ids
-        self.can_cache = self._can_cache()
-        self.cache = DynamicCache(config=self.language_model.config)
-        self.key_index: Tensor | None = None  # [B, K]; -1 where a key must not be seen
-
-    def _can_cache(self) -> bool:
-        checkpointed = self.language_model.gradient_checkpointing and self.model.training
-        attention = self.language_model.config._attn_implementation
-        return attention in ("eager", "sdpa", ATTENTION_NAME) and not checkpointed
-
-    def __call__(self, embeds: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-        if not self.can_cache:
-            return self._run_from_start(embeds, index)
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        seen = valid
-        if self.attention_mask is not None:
-            seen = valid & self.attention_mask[rows, index].bool()
-        new_keys = torch.where(seen, index, -1)
-        keys = new_keys if self.key_index is None else torch.cat([self.key_index, new_keys], 1)
-        self.key_index = keys
-        # A padded query sees everything that is there: any finite answer will do.
-        limit = torch.where(valid, index, embeds.shape[1])[:, :, None]
-        mask = (keys[:, None] <= limit) & (keys[:, None] >= 0)  # [B, L, K]
-        mask |= ~mask.any(-1, keepdim=True)
-        return self.language_model(
-            inputs_embeds=embeds[rows, index],
-            position_ids=self.position_ids[:, rows, index],
-            attention_mask={"full_attention": self._as_bias(mask[:, None], embeds.dtype)},
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    def _as_bias(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.language_model.config._attn_implementation != "eager":
-            return mask
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(dtype).min
-        )
-
-    def _run_from_start(self, embeds: Tensor, index: Tensor) -> Tensor:
-        """Without a cache (gradient checkpointing, flash attention): prefix and all."""
-        length = int(index.max()) + 1
-        mask = None if self.attention_mask is None else self.attention_mask[:, :length]
-        hidden = self.model._run(embeds[:, :length], mask, self.position_ids[:, :, :length])
-        rows = torch.arange(len(index), device=index.device)[:, None]
-        return hidden[rows, index]
 
 
 def build_branch(name: str, config: VPTConfig) -> Any:

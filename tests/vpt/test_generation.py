@@ -1,0 +1,76 @@
+"""transformers' own generate gives the released tokens, batches and all."""
+
+import golden_data as golden
+import pytest
+import torch
+from golden_data import GOLDENS, VARIANTS
+
+from vpt.building import tiny_model
+from vpt.checkpoint import load_model
+from vpt.errors import PositionError
+from vpt.tokens import BRANCH_TOKENS
+
+BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
+CASES = [(v, "generate", n) for v, n in golden.case_names("generate")]
+CASES.append(("clip", "region", "r2_region"))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {v: load_model(str(GOLDENS / "checkpoints" / v), device="cpu") for v in VARIANTS}
+
+
+@pytest.mark.parametrize(("variant", "group", "name"), CASES)
+def test_generate_gives_the_released_tokens(models, variant, group, name):
+    expected = golden.outputs(variant, group, name)
+    case, kwargs = golden.cases(variant, group)[name], golden.inputs(variant, group, name)
+    options = {k: v for k, v in case["generate_kwargs"].items() if k != "eos_token_id"}
+    ends = case["generate_kwargs"]["eos_token_id"]
+    options["pad_token_id"] = options["pad_token_id"] or 470
+    got = models[variant].generate(
+        **kwargs,
+        **options,
+        eos_token_id=ends,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    assert got.sequences.tolist() == expected["sequences"].tolist()
+    if "step_logits" in expected:
+        torch.testing.assert_close(
+            torch.stack(got.logits), expected["step_logits"], atol=1e-4, rtol=0
+        )
+
+
+def test_the_same_model_generates_again_without_memory_of_the_last_time(models):
+    model = models["dino"]
+    runs = []
+    for name in ("r1_forced_start", "r2_action", "r1_forced_start"):
+        kwargs = golden.inputs("dino", "generate", name)
+        out = model.generate(**kwargs, max_new_tokens=6, do_sample=False, eos_token_id=None)
+        runs.append(out.tolist())
+    assert runs[0] == runs[2]
+
+
+def test_without_a_cache_the_tokens_are_the_same(models):
+    kwargs = golden.inputs("sam", "generate", "r2_action")
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    cached = models["sam"].generate(**kwargs, **options)
+    assert torch.equal(cached, models["sam"].generate(**kwargs, **options, use_cache=False))
+
+
+def test_what_generate_cannot_do_is_refused():
+    model, processor = tiny_model()
+    ids = torch.tensor([processor.encode_text("hello " + BRANCH_TOKENS["sam"].start).ids])
+    with pytest.raises(PositionError, match="beam search is not supported"):
+        model.generate(ids, num_beams=2, max_new_tokens=3)
+    with pytest.raises(PositionError, match="not inputs_embeds"):
+        model(inputs_embeds=torch.zeros(1, 2, 64))
+    out = model(input_ids=ids, past_key_values=_empty_cache(model))
+    with pytest.raises(PositionError, match="continued by one token with its position"):
+        model(input_ids=ids, past_key_values=out.past_key_values)
+
+
+def _empty_cache(model):
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(config=model.config.text_config)

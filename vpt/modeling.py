@@ -158,12 +158,7 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
                 self.config.image_token_id,
                 self.config.vision_config.spatial_merge_size,
             )
-        embeds = self.get_input_embeddings()(input_ids)  # [B, S, D]
-        if pixel_values is not None:
-            if image_grid_thw is None:
-                raise PositionError("pixel_values came without image_grid_thw")
-            image_embeds = self.tower(pixel_values, image_grid_thw)
-            embeds = scatter_features(embeds, input_ids == self.config.image_token_id, image_embeds)
+        embeds = self._embed(input_ids, pixel_values, image_grid_thw)
         features = self._encode_branches(
             reencode=(clip_pixel_values, clip_images_grid_thw),
             dino=(detection_images,),
@@ -181,18 +176,37 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
-            actions = torch.zeros_like(input_ids, dtype=torch.bool)
-            for name in self.config.branches:
-                actions |= input_ids == self.config.action_id(name)
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels.masked_fill(actions, -100),
-                vocab_size=self.config.text_config.vocab_size,
-                **{k: v for k, v in kwargs.items() if k == "num_items_in_batch"},
-            )
+            loss = self._loss(logits, labels, input_ids, kwargs.get("num_items_in_batch"))
         if past_key_values is not None:
             _remember(past_key_values, hidden)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+    ) -> Tensor:
+        """Embeddings ``[B, S, D]``, images in place."""
+        embeds = self.get_input_embeddings()(input_ids)
+        image_embeds = embeds.new_empty(0, embeds.shape[-1])
+        if pixel_values is not None:
+            if image_grid_thw is None:
+                raise PositionError("pixel_values came without image_grid_thw")
+            image_embeds = self.tower(pixel_values, image_grid_thw)
+        return scatter_features(embeds, input_ids == self.config.image_token_id, image_embeds)
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, input_ids: Tensor, num_items_in_batch: Any
+    ) -> Tensor:
+        """Mean cross entropy of the next token, control tokens left out."""
+        actions = torch.zeros_like(input_ids, dtype=torch.bool)
+        for name in self.config.branches:
+            actions |= input_ids == self.config.action_id(name)
+        counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        return self.loss_function(
+            logits=logits,
+            labels=labels.masked_fill(actions, -100),
+            vocab_size=self.config.text_config.vocab_size,
+            **counted,
+        )
 
     def _continue(
         self,

@@ -364,6 +364,10 @@ def test_placeholders_and_features_are_counted(made):
         FeatureCountError, match=r"64 <.detection_image_pad.> tokens but 0 features"
     ):
         made[0](**{**kwargs, "detection_images": None})
+    positions = torch.arange(kwargs["input_ids"].shape[1]).expand(3, 1, -1)
+    blind = {**kwargs, "position_ids": positions, "pixel_values": None}
+    with pytest.raises(FeatureCountError, match="placeholder tokens but 0 features"):
+        made[0](**blind)
     embeds = torch.zeros(1, 3, 4)
     with pytest.raises(FeatureCountError, match="2 placeholder tokens but 1 features"):
         scatter_features(embeds, torch.tensor([[True, True, False]]), torch.ones(1, 4))

@@ -236,7 +236,7 @@ class Engine:
         ids = torch.tensor([[token_ids[i]] for i in order], device=self._device)
         positions = torch.tensor([[s.position] for s in sorted_streams], device=self._device)
         plan = self.cache.step([s.slot for s in sorted_streams])
-        hidden = self._run(self._embed_tokens(ids), positions.expand(3, -1, -1), plan)[:, -1]
+        hidden = self._run(self._embed_tokens(ids), positions.expand(3, -1, -1), plan)
         for row, stream in enumerate(sorted_streams):
             stream.length += 1
             stream.position += 1
@@ -248,17 +248,25 @@ class Engine:
         return logits[back]
 
     def _run(self, embeds: Tensor, position_ids: Tensor, plan: SlotPlan) -> Tensor:
+        """Run the LLM's own layers; returns ``[B, D]``, the final state of the last token."""
         self.num_tokens_run += embeds.shape[0] * embeds.shape[1]
         self.num_forwards += 1
-        hidden = self._language_model(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            slot_plan=plan,
-        ).last_hidden_state
+        language_model = self._language_model
+        shared = {
+            "position_embeddings": language_model.rotary_emb(embeds, position_ids),
+            "attention_mask": None,
+            "slot_plan": plan,
+        }
+        hidden = embeds
+        for layer in language_model.layers[:-1]:
+            hidden = layer(hidden, **shared)
+        # Of the last layer all keys and values are wanted, but one position's output only.
+        layer = language_model.layers[-1]
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **shared)
+        last = hidden[:, -1:] + attended[:, -1:]
+        last = last + layer.mlp(layer.post_attention_layernorm(last))
         plan.commit()
-        return hidden
+        return language_model.norm(last)[:, 0]
 
     def _project(self, stream: Stream, branch: str, features: Features) -> Projected:
         condition = stream.conditions.get(branch)
@@ -339,7 +347,7 @@ class _ChunkBuilder:
         )
         plan = engine.cache.extend(stream.slot, len(self._ids))
         hidden = engine._run(embeds, positions[:, None].to(engine._device), plan)
-        stream.hidden = hidden[0, -1].clone()  # not a view that keeps the whole chunk
+        stream.hidden = hidden[0]
         stream.length += len(self._ids)
         stream.position = following
         self.all_ids += self._ids

@@ -17,7 +17,7 @@ def peak_memory(run: Callable[[], object]) -> int | None:
     """Bytes by which resident memory peaks above where it stood before ``run``.
 
     The child is forked, so weights are shared and not counted, and nothing that an earlier run
-    has freed is at hand: large blocks are taken from and given back to the system one by one.
+    has freed is at hand: it is given back first, and large blocks are taken one by one.
 
     Returns:
         The rise, or ``None`` where the system does not tell (it must be Linux) or ``run`` fails.
@@ -30,7 +30,9 @@ def peak_memory(run: Callable[[], object]) -> int | None:
         child = os.fork()
     if child == 0:
         try:
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+            libc.malloc_trim(0)  # what the parent has freed would be used again uncounted
             _RESET_PEAK.write_text("5")
             before = _status("VmRSS")
             run()

@@ -122,12 +122,17 @@ class RowEncoder:
         with torch.device("meta"):  # only their preprocessing is used here
             self.branches = {name: build_branch(name, config) for name in config.branches}
 
-    def encode(self, row: Mapping[str, Any], *, predict: bool = False) -> Sample:
+    def encode(
+        self, row: Mapping[str, Any], *, predict: bool = False, cutoff_len: int | None = None
+    ) -> Sample:
         """Encode one row.
 
         Args:
             row: in the released format.
             predict: leave the last answer out of the ids and make it the labels.
+            cutoff_len: tokens at most, in training; each turn is cut as :func:`share_room`
+                says, and turns without room are left out. An image may lose placeholders: the
+                model then refuses the sample.
 
         Raises:
             PromptError: if the turns are not user and assistant by turns.
@@ -143,6 +148,10 @@ class RowEncoder:
             prompt = f"{before}{TURN_START}user\n{asked}{TURN_END}\n{TURN_START}assistant\n"
             prompt_ids = self.processor.encode_text(prompt).ids
             answer_ids = list(self.processor.encode_text(answered + TURN_END).ids)
+            if cutoff_len is not None and not predict:
+                room = cutoff_len - len(ids)
+                num_prompt, num_answer = share_room(len(prompt_ids), len(answer_ids), room)
+                prompt_ids, answer_ids = prompt_ids[:num_prompt], answer_ids[:num_answer]
             ids += prompt_ids
             labels += [IGNORE_INDEX] * len(prompt_ids)
             if predict and number == len(turns) - 1:
@@ -200,6 +209,22 @@ class RowEncoder:
         height, width = pixel_values.shape[-2:]
         h, w = token_grid(PROJECTOR_STEMS[branch], (height // patch, width // patch))
         return (pixel_values,), [h * w] * len(images)
+
+
+def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
+    """How many tokens of a prompt and its answer are kept, as LLaMA-Factory 0.9 shares room.
+
+    A short answer is kept whole and the prompt gives way; beside a short prompt the answer gives
+    way; of two long ones each keeps its share. Both are cut at their ends.
+    """
+    room = max(room, 0)
+    if 2 * num_answer < room:
+        kept_answer = num_answer
+    elif 2 * num_prompt < room:
+        kept_answer = min(num_answer, room - num_prompt)
+    else:
+        kept_answer = min(num_answer, int(room * (num_answer / (num_prompt + num_answer))))
+    return min(num_prompt, room - kept_answer), kept_answer
 
 
 def collate(

@@ -10,7 +10,7 @@ from golden_data import GOLDENS, VARIANTS
 from vpt.config import load_config
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.processing import VPTProcessor
-from vpt.rows import RowEncoder, collate, open_image, split_crop_suffix
+from vpt.rows import RowEncoder, collate, open_image, share_room, split_crop_suffix
 
 
 def recorded(variant):
@@ -54,6 +54,33 @@ def test_a_row_is_encoded_as_released(encoders, variant, name):
             assert sample.pixels[key].tolist() == entry
         else:
             assert torch.equal(sample.pixels[key], golden.pixels(entry["pixels"], entry["images"]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_long_rows_are_cut_as_released(encoders, variant):
+    content = recorded(variant)
+    rows = {s["name"]: s["row"] for s in content["samples"]}
+    for expected in content["cutoff"]:
+        cutoff_len = expected["cutoff_len"]
+        sample = encoders[variant].encode(rows[expected["sample"]], cutoff_len=cutoff_len)
+        assert sample.input_ids == unroll(expected["input_ids"]), (expected["sample"], cutoff_len)
+        assert sample.labels == unroll(expected["labels"])
+        assert len(sample.input_ids) <= cutoff_len
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [
+        ((10, 5, 100), (10, 5)),
+        ((50, 5, 20), (15, 5)),
+        ((5, 50, 20), (5, 15)),
+        ((30, 10, 20), (15, 5)),
+        ((30, 10, 0), (0, 0)),
+        ((30, 10, -4), (0, 0)),
+    ],
+)
+def test_room_is_shared_between_prompt_and_answer(lengths, kept):
+    assert share_room(*lengths) == kept
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,7 +8,7 @@ both are appended behind the cache. Nothing is run twice (arXiv 2502.17425 runs 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,8 @@ from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece
 from vpt.projectors import Projected
 from vpt.tokens import BRANCH_TOKENS
 
-Look = ImagePiece | FeaturePiece
+Encoded = list[tuple[Features, bool]]
+"""Features of an extension's images, in order, and whether they were at hand already."""
 
 
 @dataclass
@@ -164,27 +165,34 @@ class Engine:
         """Whether a token is a control token, whose embedding is replaced."""
         return token_id in self._branch_of_action
 
-    def encode(self, pieces: Iterable[Sequence[Piece]]) -> None:
-        """Encode all images of several extensions in common batches, into the feature cache."""
-        looks = [_as_look(p) for group in pieces for p in group if not isinstance(p, TokenPiece)]
-        if looks:
-            self.encoders.encode(looks)
+    def encode(self, groups: Sequence[Sequence[Piece]]) -> list[Encoded]:
+        """Encode the images of several extensions in common batches; one result per extension."""
+        looks = [[as_look(p) for p in group if not isinstance(p, TokenPiece)] for group in groups]
+        encoded = iter(self.encoders.encode([look for group in looks for look in group]))
+        return [[next(encoded) for _ in group] for group in looks]
 
     @torch.inference_mode()
-    def extend(self, stream: Stream, pieces: Sequence[Piece], reserve: int = 0) -> Extension:
+    def extend(
+        self,
+        stream: Stream,
+        pieces: Sequence[Piece],
+        reserve: int = 0,
+        encoded: Encoded | None = None,
+    ) -> Extension:
         """Append pieces to a stream.
 
         Args:
             stream: of this engine.
             pieces: at least one token in all.
             reserve: tokens to make room for beyond these.
+            encoded: what :meth:`encode` made of the pieces; done here if missing.
 
         Raises:
             PositionError: if there is nothing to append, or a re-encoded image has no call.
         """
         started = time.perf_counter()
-        looks = [piece for piece in pieces if not isinstance(piece, TokenPiece)]
-        encoded = self.encoders.encode([_as_look(look) for look in looks])
+        if encoded is None:
+            (encoded,) = self.encode([pieces])
         encode_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
         builder = _ChunkBuilder(self, stream)
@@ -354,6 +362,7 @@ class _ChunkBuilder:
         self._start_chunk()
 
 
-def _as_look(piece: Piece) -> tuple[str, LoadedImage]:
+def as_look(piece: Piece) -> tuple[str, LoadedImage]:
+    """Branch and image of a piece that is not tokens."""
     assert not isinstance(piece, TokenPiece)
     return ("reencode" if isinstance(piece, ImagePiece) else piece.branch), piece.image

@@ -105,13 +105,12 @@ class _Scheduler:
         stepping = [one for one in self.active if self._is_step(one.pending)]
         extending = [one for one in self.active if not self._is_step(one.pending)]
         started = time.perf_counter()
-        if len(extending) > 1:
-            self.engine.encode(one.pending.pieces for one in extending)
+        encoded = self.engine.encode([one.pending.pieces for one in extending])
         encode_ms = (time.perf_counter() - started) * 1e3
         done = []
-        for one in extending:
+        for one, features in zip(extending, encoded, strict=True):
             pending = one.pending
-            extension = self.engine.extend(one.stream, pending.pieces, pending.reserve)
+            extension = self.engine.extend(one.stream, pending.pieces, pending.reserve, features)
             token_id = self._choose(one, extension.logits)
             done.append((one, _to_step(token_id, extension, encode_ms)))
         if stepping:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from branches import Features
-from vpt.engine import Extension, LookResult, Stream
+from vpt.engine import Encoded, Extension, LookResult, Stream, as_look
 from vpt.features import Encoders, FeatureCache
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.positions import mrope_positions
@@ -65,11 +65,18 @@ class TwoPassEngine:
         """Whether a token is a control token."""
         return token_id in self._branch_of_action
 
-    def encode(self, pieces: Iterable[Sequence[Piece]]) -> None:
+    def encode(self, groups: Sequence[Sequence[Piece]]) -> list[Encoded]:
         """Nothing: the released protocol encodes within each round."""
+        return [[] for _ in groups]
 
     @torch.inference_mode()
-    def extend(self, stream: Stream, pieces: Sequence[Piece], reserve: int = 0) -> Extension:
+    def extend(
+        self,
+        stream: Stream,
+        pieces: Sequence[Piece],
+        reserve: int = 0,
+        encoded: Encoded | None = None,
+    ) -> Extension:
         """Rebuild the stream with these pieces behind it; as ``Engine.extend``."""
         assert isinstance(stream, _History)
         num_before = stream.length
@@ -116,10 +123,7 @@ class TwoPassEngine:
         return self.model.get_input_embeddings().weight.device
 
     def _encode_all(self, pieces: Sequence[Piece]) -> list[Features]:
-        seen = [p for p in pieces if not isinstance(p, TokenPiece)]
-        branches = ["reencode" if isinstance(p, ImagePiece) else p.branch for p in seen]
-        images = [p.image for p in seen]
-        looks = zip(branches, images, strict=True)
+        looks = [as_look(piece) for piece in pieces if not isinstance(piece, TokenPiece)]
         return [self.encoders.encode([look])[0][0] for look in looks]
 
     def _lay_out(

@@ -13,7 +13,7 @@ from vpt.checkpoint import load_model
 from vpt.controller import StopEvent, converse
 from vpt.engine import Engine
 from vpt.errors import BudgetError, PositionError
-from vpt.features import Encoders
+from vpt.features import Encoders, FeatureCache
 from vpt.images import load_image
 from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
 from vpt.runtime import Runtime
@@ -378,3 +378,15 @@ def test_encodes_that_wait_together_run_in_one_batch(runtime):
     handle.remove()
     assert [len(trace.calls) for trace in traces] == [1, 1, 1]
     assert sizes == [3]
+
+
+def test_a_batch_without_feature_cache_encodes_nothing_twice_and_says_so(runtime):
+    encoders = Encoders(runtime.model, runtime.processor, FeatureCache(max_bytes=0))
+    engine = Engine(runtime.model, encoders, num_slots=3)
+    asked = [
+        runtime.request([noise(12, 12, i)], "What?", perception="none", max_new_tokens=3)
+        for i in range(3)
+    ]
+    traces = run(runtime, engine, asked, batch_size=3)
+    assert encoders.num_encoded == 3
+    assert [trace.counts.images_encoded for trace in traces] == [1, 1, 1]

@@ -166,6 +166,11 @@ class _Loop:
         self.forced = request.perception not in ("auto", "none") and request.max_calls > 0
         self.images = list(request.images)
         self.turn_end = vocabulary.ids[TURN_END]
+        self.row_of_opener = {
+            vocabulary.opener(branch): BRANCH_TOKENS[branch]
+            for branch in vocabulary.branches
+            if branch in BRANCH_TOKENS
+        }
         self.started = self.last_token_at = time.perf_counter()
         self.num_rounds = 0
         self.last_call: tuple[object, ...] | None = None
@@ -233,21 +238,14 @@ class _Loop:
             ids.append(step.token_id)
             state = self.grammar.advance(state, step.token_id)
             token = self._record_token(step.token_id)
-            ended = step.token_id == self.turn_end or self._opens_branch(step.token_id)
+            # A re-encoding call is complete with its start token: the rest of it is forced.
+            ended = step.token_id == self.turn_end or step.token_id in self.row_of_opener
             is_last = ended or len(self.trace.tokens) >= self.request.max_new_tokens
             yield TokenEvent(token, text.add(step.token_id, is_last))
             if is_last:
                 return ids, ended
             pieces = [TokenPiece((step.token_id,))]
             calls, reserve = (), 0
-
-    def _opens_branch(self, token_id: int) -> bool:
-        """A re-encoding call is complete with its start token: the rest of it is forced."""
-        return any(
-            token_id == self.vocabulary.opener(branch)
-            for branch in self.vocabulary.branches
-            if branch in BRANCH_TOKENS
-        )
 
     def _rule(self, state: TurnState, at_start: bool) -> TokenRule | None:
         if not self.request.constrain:
@@ -304,12 +302,10 @@ class _Loop:
         A turn ends with its end token, or is cut at a branch's start token: then the rest of
         the call is not the model's choice.
         """
+        if (row := self.row_of_opener.get(last)) is None:
+            return TokenPiece((last,))
         ids = self.vocabulary.ids
-        for branch in self.vocabulary.branches:
-            if branch in BRANCH_TOKENS and last == self.vocabulary.opener(branch):
-                row = BRANCH_TOKENS[branch]
-                return TokenPiece((last, ids[row.action], ids[row.end], self.turn_end))
-        return TokenPiece((last,))
+        return TokenPiece((last, ids[row.action], ids[row.end], self.turn_end))
 
     def _look(self, calls: Sequence[CallRecord]) -> list[Piece]:
         """Cut or name what is to be looked at, and make the reply of it."""

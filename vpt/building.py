@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from vpt.checkpoint import UNREADABLE, check_account
+from vpt.checkpoint import check_account, saying
 from vpt.config import VPTConfig
-from vpt.errors import CheckpointError, is_out_of_memory
+from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor, build_image_processor
@@ -28,8 +27,6 @@ from vpt.tokens import (
     VISION_START,
     perception_tokens,
 )
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODERS = {"dino": "facebook/dinov2-large", "sam": "facebook/sam-vit-large"}
 """The encoders of the released models."""
@@ -97,15 +94,11 @@ def build_from_base(
     if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
     _check_base(base)
-    try:
+    with saying(f"cannot load the base model {base}"):
         llm, account = Qwen2VLForConditionalGeneration.from_pretrained(
             base, dtype=dtype, output_loading_info=True
         )
         processor = VPTProcessor.from_pretrained(base)
-    except UNREADABLE as exc:
-        if is_out_of_memory(exc):
-            raise
-        raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
     check_account(base, account)
     encoder_branches = {
         name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
@@ -149,16 +142,12 @@ def _check_base(base: str) -> None:
 def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
     from branches import DinoBranch, SamBranch
 
-    try:
+    with saying(f"cannot load the {name} encoder {source}"):
         if name == "dino":
             return DinoBranch.from_pretrained(source, dtype=dtype)
         if Path(source).suffix == ".pth":
             return SamBranch.from_segment_anything(source)
         return SamBranch.from_pretrained(source, dtype=dtype)
-    except UNREADABLE as exc:
-        if is_out_of_memory(exc):
-            raise
-        raise CheckpointError(f"cannot load the {name} encoder {source}: {exc}") from exc
 
 
 def add_perception_tokens(tokenizer: Any, branches: Iterable[str], grid_size: int) -> int:

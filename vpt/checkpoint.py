@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
@@ -26,6 +28,20 @@ UNREADABLE = (
 """What transformers, torch and safetensors raise for broken files and settings that do not fit."""
 
 
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Turn what libraries raise for unreadable files into a ``CheckpointError`` with words.
+
+    Running out of memory is another matter and passes through.
+    """
+    try:
+        yield
+    except UNREADABLE as exc:
+        if is_out_of_memory(exc):
+            raise
+        raise CheckpointError(f"{what}: {exc}") from exc
+
+
 def load_model(
     path_or_id: str,
     *,
@@ -48,7 +64,7 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
-    try:
+    with saying(f"cannot make a model of {path_or_id}"):
         model, account = VPTForConditionalGeneration.from_pretrained(
             path_or_id,
             config=config,
@@ -57,10 +73,6 @@ def load_model(
             output_loading_info=True,
             **hub_kwargs,
         )
-    except UNREADABLE as exc:
-        if is_out_of_memory(exc):
-            raise
-        raise CheckpointError(f"cannot make a model of {path_or_id}: {exc}") from exc
     check_account(path_or_id, account)
     return model.to(device).eval()
 

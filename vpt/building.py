@@ -18,13 +18,13 @@ from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor, build_image_processor
 from vpt.tokens import (
     BRANCH_TOKENS,
-    ENCODER_TO_BRANCH,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,
     TURN_END,
     TURN_START,
     VISION_END,
     VISION_START,
+    branches_named,
     perception_tokens,
 )
 
@@ -47,20 +47,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def branches_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Branches by their command-line names (``clip``, ``dino``, ``sam``), in table order.
-
-    Raises:
-        CheckpointError: for an unknown name.
-    """
-    names = list(names)
-    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
-        raise CheckpointError(
-            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
-        )
-    return tuple(branch for name, branch in ENCODER_TO_BRANCH.items() if name in names)
 
 
 def build_from_base(

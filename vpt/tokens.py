@@ -313,6 +313,20 @@ def invite(question: str, perception: str) -> str:
     return f"{question.rstrip()} {words}"
 
 
+def branches_named(names: Iterable[str]) -> tuple[str, ...]:
+    """Branches by their command-line names (``clip``, ``dino``, ``sam``), in table order.
+
+    Raises:
+        CheckpointError: for an unknown name.
+    """
+    names = list(names)
+    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
+        raise CheckpointError(
+            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
+        )
+    return tuple(branch for name, branch in ENCODER_TO_BRANCH.items() if name in names)
+
+
 def _check_mode(perception: str) -> None:
     if perception not in PERCEPTION_MODES:
         raise PromptError(

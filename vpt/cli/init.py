@@ -10,8 +10,8 @@ from vpt.cli.files import write_file
 from vpt.cli.model import DTYPES, quieten
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.terminal import put
-from vpt.errors import PromptError
-from vpt.tokens import ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, perception_tokens
+from vpt.errors import CheckpointError, PromptError
+from vpt.tokens import ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, branches_named, perception_tokens
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _branches(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
-        raise argparse.ArgumentTypeError(
-            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
-        )
+    try:
+        branches_named(names)
+    except CheckpointError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
     return names
 
 
@@ -59,7 +59,7 @@ def _init(args: argparse.Namespace) -> None:
     """Check the arguments, build, save, and say what was made."""
     encoders = _checked_encoders(args)
     quieten(args)
-    from vpt.building import branches_named, build_from_base
+    from vpt.building import build_from_base
 
     model, processor = build_from_base(
         args.base,

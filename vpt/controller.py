@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
 from vpt.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
 from vpt.engine import LookResult
-from vpt.errors import PromptError
+from vpt.errors import PromptError, RegionError
 from vpt.images import LoadedImage, from_pixels
 from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.tokens import (
@@ -25,8 +25,10 @@ from vpt.tokens import (
     PerceptionCall,
     Vocabulary,
     branches_of_mode,
+    format_region,
     invite,
     parse_turn,
+    split_symbols,
 )
 from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
 
@@ -47,6 +49,8 @@ class Request:
             ``"latest"`` in the stream, which makes a crop of a crop possible.
         sampling: greedy by default.
         system: the system turn; ``None`` for the released one.
+        region: cells of the grid that the first call names, whatever the model would have done:
+            to correct it by hand, or to see what the true region would have brought.
     """
 
     images: Sequence[LoadedImage]
@@ -58,6 +62,7 @@ class Request:
     look_at: str = "first"
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
+    region: GridBox | None = None
 
     def __post_init__(self) -> None:
         if self.look_at not in LOOK_AT:
@@ -67,6 +72,13 @@ class Request:
                 raise PromptError(f"{name} must be at least {least}, not {value}")
         if not self.images and self.perception not in ("auto", "none"):
             raise PromptError(f"perception={self.perception!r} needs an image to look at")
+        if self.region is None:
+            return
+        if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
+            raise PromptError(
+                "region needs an image, a call (max_calls) and perception 'auto' or 'region'; "
+                f"got perception={self.perception!r}, max_calls={self.max_calls}"
+            )
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class _Loop:
         available = vocabulary.branches if request.images else ()
         self.permitted = branches_of_mode(request.perception, available)
         self.forced = request.perception not in ("auto", "none") and request.max_calls > 0
+        self.prescribed = self._prescribed_ids()  # tokens of the first turn that are not chosen
         self.images = list(request.images)
         self.turn_end = vocabulary.ids[TURN_END]
         self.row_of_opener = {
@@ -188,6 +201,7 @@ class _Loop:
                 "top_p": request.sampling.top_p,
                 "seed": request.sampling.seed,
                 "system": request.system,
+                "region": None if request.region is None else astuple(request.region),
                 "grid_size": vocabulary.grid_size,
             },
         )
@@ -228,7 +242,7 @@ class _Loop:
         text = _TextStream(self._readable)
         reserve = self._reserve()
         while True:
-            rule = self._rule(state, at_start=not ids)
+            rule = self._rule(state, len(ids))
             step = yield Append(pieces, rule, reserve)
             assert step is not None, "the driver must answer Append with a Step"
             self._count(step, calls, is_continuation=bool(ids))
@@ -247,12 +261,31 @@ class _Loop:
             pieces = [TokenPiece((step.token_id,))]
             calls, reserve = (), 0
 
-    def _rule(self, state: TurnState, at_start: bool) -> TokenRule | None:
+    def _prescribed_ids(self) -> list[int]:
+        """Ids of the call that the request itself makes.
+
+        Raises:
+            PromptError: if the model cannot name that region.
+        """
+        if (region := self.request.region) is None:
+            return []
+        grid_size = self.vocabulary.grid_size
+        try:
+            words = [*split_symbols(format_region(region, grid_size)), TURN_END]
+        except RegionError as exc:
+            raise PromptError(f"region: {exc}") from exc
+        if "crop" not in self.vocabulary.branches:
+            raise PromptError("region: this model has no region tokens")
+        return [self.vocabulary.ids[word] for word in words]
+
+    def _rule(self, state: TurnState, num_written: int) -> TokenRule | None:
+        if self.num_rounds == 0 and num_written < len(self.prescribed):
+            return TokenRule(only=(self.prescribed[num_written],))
         if not self.request.constrain:
             return None
         if self.no_more_calls or self.num_rounds >= self.request.max_calls:
             return self.grammar.rule(state, ())
-        must_call = self.forced and at_start and self.num_rounds == 0
+        must_call = self.forced and num_written == 0 and self.num_rounds == 0
         return self.grammar.rule(state, self.permitted, must_call)
 
     def _reason_to_stop(self, calls: Sequence[PerceptionCall], ended: bool) -> str:

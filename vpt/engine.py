@@ -8,7 +8,7 @@ both are appended behind the cache. Nothing is run twice (arXiv 2502.17425 runs 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -98,6 +98,7 @@ class Engine:
     Attributes:
         num_tokens_run: tokens the LLM has read, all streams together.
         num_forwards: LLM passes made.
+        intervene: control state ``[D]`` -> the one to use in its place, to find out what it does.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Engine:
         self._pad_ids = {b: model.config.pad_id(b) for b in model.config.branches}
         self.num_tokens_run = 0
         self.num_forwards = 0
+        self.intervene: Callable[[Tensor], Tensor] | None = None
 
     @property
     def num_free_slots(self) -> int:
@@ -324,6 +326,8 @@ class _ChunkBuilder:
                 hidden = self.stream.hidden
                 if hidden is None:
                     raise PositionError(f"{BRANCH_TOKENS[branch].action} begins the stream")
+                if self.engine.intervene is not None:
+                    hidden = self.engine.intervene(hidden)
                 self.stream.conditions[branch] = hidden
                 self._overwrites.append((0, hidden[None]))
             self._ids.append(token_id)

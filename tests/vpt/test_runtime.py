@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from golden_data import GOLDENS
 from PIL import Image
 
 import vpt
+from vpt.boxes import GridBox
 from vpt.controller import CallEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.errors import CheckpointError, ImageError, PromptError
 from vpt.trace import Trace
@@ -76,6 +78,43 @@ def test_two_interleaved_streams_do_not_disturb_each_other(runtime):
     pairs = list(zip(first, second, strict=False))
     assert pairs[-1][0].trace.answer == alone[0]
     assert list(second)[-1].trace.answer == alone[1]
+
+
+def test_a_region_can_be_named_for_the_model(runtime):
+    region = GridBox(2, 1, 4, 3)
+    answer = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, max_calls=1)
+    (call,) = answer.trace.calls
+    assert (call.branch, call.region, call.outcome) == ("crop", (2, 1, 4, 3), "executed")
+    assert answer.trace.settings["region"] == (2, 1, 4, 3)
+    free = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, constrain=False)
+    assert free.trace.calls[0].region == (2, 1, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"region": GridBox(0, 0, 8, 0)}, "does not fit a 8x8 grid"),
+        ({"region": GridBox(0, 0, 1, 1), "perception": "none"}, "got perception='none'"),
+        ({"region": GridBox(0, 0, 1, 1), "max_calls": 0}, "max_calls=0"),
+    ],
+)
+def test_a_region_that_cannot_be_named_is_refused(runtime, options, words):
+    with pytest.raises(PromptError, match=words):
+        runtime.ask(PHOTO, "What?", **options)
+
+
+def test_an_intervention_changes_what_a_control_state_steers(runtime):
+    def scores():
+        ask = {"perception": "dino", "max_new_tokens": 4, "max_calls": 1}
+        return runtime.ask(PHOTO, "What?", **ask).trace.calls[0].scores
+
+    before = scores()
+    runtime.engine().intervene = torch.zeros_like
+    try:
+        assert scores() != before
+    finally:
+        runtime.engine().intervene = None
+    assert scores() == before
 
 
 def test_many_requests_keep_their_order(runtime):

@@ -8,8 +8,10 @@
     ├── PromptError             a question, message list or option cannot be turned into a prompt
     ├── PositionError           token, feature or position counts of one input disagree
     │   └── FeatureCountError   placeholders and features differ in number
+    ├── DataError               a file of rows or annotations, or one of them, cannot be used
     ├── CheckpointError         a model folder is missing something, or holds something unknown
-    └── BudgetError             a request needs more room than it was given
+    ├── BudgetError             a request needs more room than it was given
+    └── TrainingError           LLaMA-Factory is not as it was tested, or asked for what cannot be
 
 Each message says what was expected, what came, and what to do about it.
 """
@@ -31,6 +33,10 @@ class PromptError(VPTError, ValueError):
     """A question, a message list or an option cannot be turned into a prompt."""
 
 
+class DataError(VPTError, ValueError):
+    """A file of rows or annotations, or one of them, cannot be used."""
+
+
 class PositionError(VPTError, ValueError):
     """Tokens, images and calls of one input do not fit each other."""
 
@@ -45,6 +51,10 @@ class CheckpointError(VPTError):
 
 class BudgetError(VPTError, ValueError):
     """A request does not fit the room (tokens, calls, slots) it was given."""
+
+
+class TrainingError(VPTError):
+    """LLaMA-Factory is not the one that was tested, or a setting of it cannot be honoured."""
 
 
 def is_out_of_memory(exc: BaseException) -> bool:

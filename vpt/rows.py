@@ -7,6 +7,7 @@ on. A path that ends in ``.png_x0,y0,x1,y1`` means that box of the image.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,39 +19,39 @@ from torch import Tensor
 
 from vpt.config import VPTConfig
 from vpt.errors import FeatureCountError, PromptError, RegionError
-from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image
-from vpt.modeling import build_branch
+from vpt.images import LoadedImage, from_pixels, load_image
+from vpt.pixels import Pixels, join_pixels
 from vpt.processing import DEFAULT_SYSTEM, VPTProcessor
-from vpt.projectors import PROJECTOR_STEMS, token_grid
 from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START
 
 IGNORE_INDEX = -100
 ROLES = ("user", "assistant")
 
 _CROP_SUFFIX = re.compile(r"(.+\.[^./_]+)_(-?\d+),(-?\d+),(-?\d+),(-?\d+)")
-_IMAGE_COLUMN = "images"
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """One kind of image in a row."""
+class Kind:
+    """One kind of image in a row.
 
+    Attributes:
+        branch: ``"image"``, or the branch that re-encodes it.
+        column: of the row, with the paths.
+        placeholder: what stands for one image in the text.
+        pad: token that stands once per feature in the ids.
+    """
+
+    branch: str
     column: str
     placeholder: str
     pad: str
-    branch: str
 
 
-_KINDS = [_Kind(_IMAGE_COLUMN, "<image>", IMAGE_PAD, "image")] + [
-    _Kind(f"{row.released}_images", row.placeholder, row.pad, row.branch)
-    for row in BRANCH_TOKENS.values()
-]
-_FORWARD_ARGUMENTS = {
-    "image": ("pixel_values", "image_grid_thw"),
-    "reencode": ("clip_pixel_values", "clip_images_grid_thw"),
-    "dino": ("detection_images",),
-    "sam": ("seg_images",),
+KINDS = {"image": Kind("image", "images", "<image>", IMAGE_PAD)} | {
+    branch: Kind(branch, f"{row.released}_images", row.placeholder, row.pad)
+    for branch, row in BRANCH_TOKENS.items()
 }
+"""Kinds of images a row may have, by ``branch``."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,9 @@ class RowEncoder:
         processor: VPTProcessor,
         open_image: Callable[[str], LoadedImage] = open_image,
     ) -> None:
-        self.config = config
         self.processor = processor
-        self.open_image = open_image
-        with torch.device("meta"):  # only their preprocessing is used here
-            self.branches = {name: build_branch(name, config) for name in config.branches}
+        self.pixels = Pixels(config, processor, open_image)
+        self._actions = {config.action_id(name) for name in config.branches}
 
     def encode(
         self, row: Mapping[str, Any], *, predict: bool = False, cutoff_len: int | None = None
@@ -138,77 +137,30 @@ class RowEncoder:
             PromptError: if the turns are not user and assistant by turns.
             FeatureCountError: if placeholders and images of a row differ in number.
         """
-        system, turns = _read_turns(row)
-        pixels, counts = self._preprocess(row)
+        system, turns = read_turns(row)
+        pixels, sizes = self.pixels(list_images(row))
+        asked = write_placeholders([asked for asked, _ in turns], sizes)
         ids: list[int] = []
         labels: list[int] = []
-        before = f"{TURN_START}system\n{system}{TURN_END}\n"
-        for number, (asked, answered) in enumerate(turns):
-            asked = _write_placeholders(asked, counts)
-            prompt = f"{before}{TURN_START}user\n{asked}{TURN_END}\n{TURN_START}assistant\n"
+        texts = write_turns(system, asked, [answered for _, answered in turns])
+        for number, (prompt, answer) in enumerate(texts):
             prompt_ids = self.processor.encode_text(prompt).ids
-            answer_ids = list(self.processor.encode_text(answered + TURN_END).ids)
+            answer_ids = list(self.processor.encode_text(answer).ids)
             if cutoff_len is not None and not predict:
                 room = cutoff_len - len(ids)
                 num_prompt, num_answer = share_room(len(prompt_ids), len(answer_ids), room)
                 prompt_ids, answer_ids = prompt_ids[:num_prompt], answer_ids[:num_answer]
             ids += prompt_ids
             labels += [IGNORE_INDEX] * len(prompt_ids)
-            if predict and number == len(turns) - 1:
+            if predict and number == len(texts) - 1:
                 labels = answer_ids
                 break
             ids += answer_ids
             labels += self._labels(answer_ids)
-            before = "\n"
-        _check_all_used(counts)
         return Sample(ids, labels, pixels)
 
     def _labels(self, answer_ids: list[int]) -> list[int]:
-        tokenizer = self.processor.tokenizer
-        actions = {
-            tokenizer.convert_tokens_to_ids(BRANCH_TOKENS[name].action) for name in self.branches
-        }
-        return [IGNORE_INDEX if i in actions else i for i in answer_ids]
-
-    def _preprocess(
-        self, row: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, list[tuple[str, int]]]]:
-        """Pixels, and per placeholder the ``(pad, number of tokens)`` of each of its images."""
-        pixels: dict[str, Tensor] = {}
-        counts: dict[str, list[tuple[str, int]]] = {}
-        for kind in _KINDS:
-            paths = row.get(kind.column) or []
-            if paths and kind.branch != "image" and kind.branch not in self.branches:
-                raise PromptError(
-                    f"the row has {kind.column}, but the model lacks that branch; it has: "
-                    f"{', '.join(self.branches) or 'none'}"
-                )
-            if not paths:
-                counts[kind.placeholder] = []
-                continue
-            images = [self.open_image(path) for path in paths]
-            values, sizes = self._pixels_of(kind.branch, images)
-            names = _FORWARD_ARGUMENTS[kind.branch]
-            pixels.update(zip(names, values, strict=True))
-            counts[kind.placeholder] = [(kind.pad, size) for size in sizes]
-        return pixels, counts
-
-    def _pixels_of(
-        self, branch: str, images: Sequence[LoadedImage]
-    ) -> tuple[tuple[Tensor, ...], list[int]]:
-        """Pixels of images under a branch, and how many tokens each will take."""
-        encoder = self.branches.get(branch)
-        max_side = self.config.max_side(branch)
-        if encoder is None:
-            pixel_values, grid_thw = self.processor.preprocess_images(images, max_side)
-            merge = self.processor.image_processor.merge_size
-            return (pixel_values, grid_thw), (grid_thw.prod(-1) // merge**2).tolist()
-        fitted = [fit_for_tower(image.pixels, max_side=max_side) for image in images]
-        pixel_values = encoder.preprocess(fitted)["pixel_values"]
-        patch = encoder.encoder.config.patch_size
-        height, width = pixel_values.shape[-2:]
-        h, w = token_grid(PROJECTOR_STEMS[branch], (height // patch, width // patch))
-        return (pixel_values,), [h * w] * len(images)
+        return [IGNORE_INDEX if i in self._actions else i for i in answer_ids]
 
 
 def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
@@ -225,6 +177,46 @@ def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
     else:
         kept_answer = min(num_answer, int(room * (num_answer / (num_prompt + num_answer))))
     return min(num_prompt, room - kept_answer), kept_answer
+
+
+def drop_cut_images(
+    ids: list[int], sizes: Mapping[str, Sequence[int]], tokenizer: Any
+) -> dict[str, int]:
+    """Blank what is left of an image through which a row was cut.
+
+    Args:
+        ids: of the row; what is left of the cut image becomes padding tokens, in place.
+        sizes: kind of image -> number of tokens of each before the cut.
+        tokenizer: of the model.
+
+    Returns:
+        Kind -> number of images that are whole, which are the first ones.
+
+    Raises:
+        FeatureCountError: if the row has other placeholders than a cut would have left.
+    """
+    vision_end = tokenizer.convert_tokens_to_ids(VISION_END)
+    kind_of_pad = {tokenizer.convert_tokens_to_ids(KINDS[k].pad): k for k in KINDS}
+    num_kept = dict.fromkeys(sizes, 0)
+    start = 0
+    for token_id, run in itertools.groupby(list(ids)):
+        end = start + len(list(run))
+        if (kind := kind_of_pad.get(token_id)) is not None:
+            waiting = sizes.get(kind, ())[num_kept.get(kind, 0) :]
+            is_cut = end == len(ids) or ids[end] != vision_end
+            if waiting and end - start == waiting[0]:
+                num_kept[kind] += 1
+            elif waiting and end - start < waiting[0] and is_cut:
+                ids[start:end] = [tokenizer.pad_token_id] * (end - start)
+            else:
+                size = waiting[0] if waiting else 0
+                raise FeatureCountError(
+                    f"{end - start} {KINDS[kind].pad} tokens for an image of {size}; was the row "
+                    "encoded for another model? If LLaMA-Factory had it in a cache, set "
+                    "`overwrite_cache: true`"
+                )
+        start = end
+    return num_kept
 
 
 def collate(
@@ -252,10 +244,7 @@ def collate(
         ),
         "labels": _pad([s.labels for s in samples], IGNORE_INDEX, side, pad_to_multiple_of),
     }
-    for name in [name for names in _FORWARD_ARGUMENTS.values() for name in names]:
-        if parts := [s.pixels[name] for s in samples if name in s.pixels]:
-            batch[name] = torch.cat(parts)
-    return batch
+    return batch | join_pixels([s.pixels for s in samples])
 
 
 def _pad(rows: list[list[int]], fill: int, side: str, multiple: int | None) -> Tensor:
@@ -266,10 +255,14 @@ def _pad(rows: list[list[int]], fill: int, side: str, multiple: int | None) -> T
     return torch.tensor([row + pad if side == "right" else pad + row for row, pad in pairs])
 
 
-def _read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    """System words, and pairs of what was asked and answered."""
+def read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """System words of a row, and what was asked and answered, turn by turn.
+
+    Raises:
+        PromptError: if the turns are not user and assistant by turns.
+    """
     messages = list(row.get("messages") or [])
-    system = DEFAULT_SYSTEM
+    system = ""
     if messages and messages[0].get("role") == "system":
         system = messages.pop(0)["content"]
     roles = [message.get("role") for message in messages]
@@ -283,21 +276,56 @@ def _read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     return system, list(zip(contents[::2], contents[1::2], strict=True))
 
 
-def _write_placeholders(text: str, counts: Mapping[str, list[tuple[str, int]]]) -> str:
-    for placeholder, waiting in counts.items():
-        parts = text.split(placeholder)
-        text = parts[0]
-        for part in parts[1:]:
-            if not waiting:
-                raise FeatureCountError(f"the text has more {placeholder} than the row has images")
-            pad, size = waiting.pop(0)
-            text += VISION_START + pad * size + VISION_END + part
-    return text
+def list_images(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Kind and path of every image of a row; those of one kind in the order of the text."""
+    return [(kind.branch, path) for kind in KINDS.values() for path in row.get(kind.column) or []]
 
 
-def _check_all_used(counts: Mapping[str, list[tuple[str, int]]]) -> None:
-    for placeholder, waiting in counts.items():
+def write_turns(
+    system: str, asked: Sequence[str], answered: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Write turns as the released models read them: per turn, prompt and answer.
+
+    Args:
+        system: system words; empty for the usual ones.
+        asked: what the user says in each turn, placeholders written out.
+        answered: what the assistant says in each.
+    """
+    before = f"{TURN_START}system\n{system or DEFAULT_SYSTEM}{TURN_END}\n"
+    written = []
+    for question, answer in zip(asked, answered, strict=True):
+        prompt = f"{before}{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n"
+        written.append((prompt, answer + TURN_END))
+        before = "\n"
+    return written
+
+
+def write_placeholders(texts: Sequence[str], sizes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Write each placeholder of a row's texts as tokens.
+
+    Args:
+        texts: what is asked, in order.
+        sizes: kind of image -> number of tokens of each, in the order of the texts.
+
+    Raises:
+        FeatureCountError: if placeholders and images of a kind differ in number.
+    """
+    texts = list(texts)
+    for kind in KINDS.values():
+        waiting = list(sizes.get(kind.branch, ()))
+        for number, text in enumerate(texts):
+            first, *rest = text.split(kind.placeholder)
+            if len(rest) > len(waiting):
+                raise FeatureCountError(
+                    f"the text has more {kind.placeholder} than the row has images"
+                )
+            runs = [VISION_START + kind.pad * size + VISION_END for size in waiting[: len(rest)]]
+            texts[number] = first + "".join(
+                run + part for run, part in zip(runs, rest, strict=True)
+            )
+            del waiting[: len(rest)]
         if waiting:
             raise FeatureCountError(
-                f"the row has {len(waiting)} image(s) more than its text has {placeholder}"
+                f"the row has {len(waiting)} image(s) more than its text has {kind.placeholder}"
             )
+    return texts

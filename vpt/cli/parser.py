@@ -10,6 +10,9 @@ from typing import Any
 
 from vpt import __version__
 
+EXIT_FAULTS = 1
+"""A command did what it was asked to, and found that something is wrong with the data."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -20,7 +23,8 @@ class Command:
         description: what it does, in lines as they shall be shown.
         examples: to be shown below the options.
         add_arguments: adds its own to a parser; among them ``--verbose``, which shows tracebacks.
-        run: does it; errors it raises become messages and exit codes.
+        run: does it and returns the exit code, ``None`` for fine; errors it raises become
+            messages and exit codes.
         usage: where argparse's own would be hard to read.
     """
 
@@ -28,12 +32,27 @@ class Command:
     description: str
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
     usage: str | None = None
 
 
+@dataclass(frozen=True)
+class CommandGroup:
+    """Commands under a common word, as ``vpt data check``.
+
+    Attributes:
+        help: one line in the list of commands.
+        description: what they have in common.
+        commands: by name, in the order of the help.
+    """
+
+    help: str
+    description: str
+    commands: Mapping[str, Command]
+
+
 def build_parser(
-    commands: Mapping[str, Command], example: str, exit_codes: str
+    commands: Mapping[str, Command | CommandGroup], example: str, exit_codes: str
 ) -> argparse.ArgumentParser:
     """Make the parser of the whole command line; it sets ``run`` to that of the command.
 
@@ -49,27 +68,43 @@ def build_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vpt {__version__}")
+    _add_commands(parser, commands, exit_codes)
+    return parser
+
+
+def _add_commands(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, Command | CommandGroup],
+    exit_codes: str,
+) -> None:
     rows = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
     for name, command in commands.items():
+        shown_below = "" if isinstance(command, CommandGroup) else f"{command.examples}\n\n"
         one = rows.add_parser(
             name,
             help=command.help,
-            usage=command.usage,
             description=command.description,
-            epilog=f"{command.examples}\n\n{exit_codes}",
+            epilog=f"{shown_below}{exit_codes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.set_defaults(run=command.run)
-        command.add_arguments(one)
-    return parser
+        if isinstance(command, CommandGroup):
+            _add_commands(one, command.commands, exit_codes)
+        else:
+            one.usage = command.usage
+            one.set_defaults(run=command.run)
+            command.add_arguments(one)
 
 
 class _Parser(argparse.ArgumentParser):
     """Lets options stand between the images and the question, as argparse by itself does not."""
 
     _is_inner = False
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        self._is_inner = True  # a group has only commands; intermixing is for these
+        return super().add_subparsers(**kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._is_inner:

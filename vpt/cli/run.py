@@ -3,7 +3,8 @@
 What the model says goes to stdout, all else to stderr. Heavy imports wait until the arguments are
 known to be good, so that ``vpt --help`` and wrong usage answer at once.
 
-A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`.
+A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`;
+a group of commands is a file with a table of its own.
 """
 
 from __future__ import annotations
@@ -11,16 +12,26 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from vpt.cli import ask, init
-from vpt.cli.parser import build_parser
+from vpt.cli import ask, data, init
+from vpt.cli import set as setting
+from vpt.cli.parser import Command, CommandGroup, build_parser
 from vpt.cli.terminal import say
-from vpt.errors import BudgetError, CheckpointError, ImageError, PromptError, is_out_of_memory
+from vpt.errors import (
+    BudgetError,
+    CheckpointError,
+    DataError,
+    ImageError,
+    PromptError,
+    is_out_of_memory,
+)
 
-COMMANDS = {
+COMMANDS: Mapping[str, Command | CommandGroup] = {
     "ask": ask.COMMAND,
     "init": init.COMMAND,
+    "set": setting.COMMAND,
+    "data": data.COMMANDS,
 }
 
 EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY = range(6)
@@ -30,7 +41,7 @@ EXIT_PIPE = 141
 EXIT_CODES = """\
 exit codes:
   0    fine
-  1    something unexpected: a bug, shown with a traceback
+  1    vpt data: something is wrong with the data; else a bug, shown with a traceback
   2    wrong usage
   3    an input image cannot be used
   4    the model cannot be loaded or built
@@ -58,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # characters the terminal lacks must not end the run
             stream.reconfigure(errors="backslashreplace")
     try:
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted", before="\n")
@@ -69,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except Exception as exc:
         return _tell(exc, args.verbose)
-    return EXIT_FINE
+    return EXIT_FINE if code is None else code
 
 
 def _tell(exc: Exception, verbose: bool) -> int:
@@ -94,7 +105,7 @@ def _exit_code(exc: Exception) -> int:
         return EXIT_MEMORY
     if isinstance(exc, ImageError):
         return EXIT_IMAGE
-    if isinstance(exc, (PromptError, BudgetError)):
+    if isinstance(exc, (PromptError, DataError, BudgetError)):
         return EXIT_USAGE
     if isinstance(exc, (CheckpointError, BranchError)):
         return EXIT_MODEL

@@ -1,0 +1,1 @@
+"""Data for training and evaluation: built of annotations, and examined before it is used."""

@@ -1,0 +1,211 @@
+"""Measure the embedded model on its held-out questions, and what its second looks are worth.
+
+Run ``python benchmarks/embedded_model.py --model models/embedded/3-instructions --baseline
+models/embedded/3-baseline --data data/embedded --out results``. Intervals are 95 % ones of Wilson.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import vpt
+from vpt.boxes import GridBox, contains
+from vpt.runtime import Answer, Runtime
+
+Entry = Mapping[str, Any]
+GRID_SIZE = 8
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Interval of a share: Wilson's, which behaves at 0 and 1."""
+    if total == 0:
+        return (0.0, 1.0)
+    share = right / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
+    return middle - half, middle + half
+
+
+def cell_of(entry: Entry, size_px: int = 448) -> GridBox:
+    """The grid cell that holds the middle of the evidence."""
+    x0, y0, x1, y1 = entry["box"]
+    x, y = (int(v * GRID_SIZE / (2 * size_px)) for v in (x0 + x1, y0 + y1))
+    return GridBox(x, y, x, y)
+
+
+def ask_all(
+    runtime: Runtime,
+    entries: Sequence[Entry],
+    folder: Path,
+    batch_size: int,
+    what: str,
+    **options: Any,
+) -> list[Answer]:
+    """Answers to the entries, in order; ``options`` may hold functions of an entry."""
+    requests = []
+    for entry in entries:
+        own = {key: value(entry) if callable(value) else value for key, value in options.items()}
+        image = str(folder / entry["image"])
+        requests.append({"images": image, "question": entry["question"], **own})
+    settings = {"max_new_tokens": 24, "max_calls": 1}
+    answers = runtime.ask_many(
+        [{**settings, **request} for request in requests], batch_size=batch_size
+    )
+    return list(tqdm(answers, total=len(requests), desc=what, mininterval=5))
+
+
+def is_right(entry: Entry, answer: Answer) -> bool:
+    """Whether the answer is the expected word."""
+    return answer.text.strip().lower() == str(entry["answer"])
+
+
+def mode_taken(answer: Answer) -> str:
+    """How the model looked: ``direct``, ``region``, ``clip``, ``dino`` or ``sam``."""
+    names = {"crop": "region", "reencode": "clip"}
+    calls = [call for call in answer.trace.calls if call.outcome == "executed"]
+    return names.get(calls[0].branch, calls[0].branch) if calls else "direct"
+
+
+def is_hit(entry: Entry, answer: Answer) -> bool:
+    """Whether the first crop shows the whole evidence."""
+    calls = [call for call in answer.trace.calls if call.box_xyxy_px is not None]
+    return bool(calls) and contains(calls[0].box_xyxy_px, tuple(entry["box"]))
+
+
+def accuracies(entries: Sequence[Entry], answers: Iterable[Answer]) -> dict[str, dict[str, Any]]:
+    """Per mode and family, per mode, and overall: right, total, share, interval."""
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for entry, answer in zip(entries, answers, strict=True):
+        mode, family = entry["mode"], entry["family"]
+        for name in (f"{mode}-{family}", mode, "all"):
+            total[name] += 1
+            right[name] += is_right(entry, answer)
+    return {name: _share(right[name], total[name]) for name in sorted(total)}
+
+
+def _share(right: int, total: int) -> dict[str, Any]:
+    low, high = wilson(right, total)
+    return {
+        "right": right,
+        "total": total,
+        "share": round(right / max(total, 1), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
+
+
+def shuffled(runtime: Runtime, batch_size: int) -> Callable[[Tensor], Tensor]:
+    """An intervention that hands each call the control state of the one before it."""
+    held: list[Tensor] = []
+
+    def swap(state: Tensor) -> Tensor:
+        held.append(state.clone())
+        return held.pop(0) if len(held) > 1 else torch.roll(state, 1)
+
+    return swap
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Every condition, each over all entries it makes sense for."""
+    lines = (args.data / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines][: args.limit]
+    reencoded = [entry for entry in entries if entry["mode"] in ("clip", "dino", "sam")]
+    regions = [entry for entry in entries if entry["mode"] == "region"]
+    runtime = vpt.load(args.model, device=args.device)
+
+    def run(runtime: Runtime, some: Sequence[Entry], what: str, **options: Any) -> list[Answer]:
+        return ask_all(runtime, some, args.data, args.batch_size, what, **options)
+
+    own = run(runtime, entries, "own calls")
+    results: dict[str, Any] = {"own calls": accuracies(entries, own)}
+    results["forbidden"] = accuracies(
+        entries, run(runtime, entries, "forbidden", perception="none")
+    )
+    oracle = run(runtime, regions, "true region", region=cell_of)
+    results["true region"] = accuracies(regions, oracle)
+    far = run(runtime, regions, "wrong region", region=lambda entry: _elsewhere(cell_of(entry)))
+    results["wrong region"] = accuracies(regions, far)
+    engine = runtime.engine(args.batch_size)
+    for name, change in (
+        ("control state zeroed", torch.zeros_like),
+        ("control state shuffled", shuffled(runtime, args.batch_size)),
+    ):
+        engine.intervene = change
+        results[name] = accuracies(reencoded, run(runtime, reencoded, name))
+        assert runtime.engine(args.batch_size) is engine
+    engine.intervene = None
+    if args.baseline:
+        baseline = vpt.load(args.baseline, device=args.device)
+        answers = run(baseline, entries, "baseline", perception="none")
+        results["baseline"] = accuracies(entries, answers)
+    hits = [is_hit(e, a) for e, a in zip(entries, own, strict=True) if e["mode"] == "region"]
+    chosen = [mode_taken(a) == e["mode"] for e, a in zip(entries, own, strict=True)]
+    confusion: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry, answer in zip(entries, own, strict=True):
+        confusion[entry["mode"]][mode_taken(answer)] += 1
+    results["region hit"] = _share(sum(hits), len(hits))
+    results["choice of mode"] = _share(sum(chosen), len(chosen))
+    results["modes taken"] = {mode: dict(taken) for mode, taken in sorted(confusion.items())}
+    return results
+
+
+def _elsewhere(cell: GridBox) -> GridBox:
+    """A cell whose crop does not show what the crop of the given one shows."""
+    x, y = (cell.x_min + 4) % GRID_SIZE, (cell.y_min + 4) % GRID_SIZE
+    return GridBox(x, y, x, y)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The accuracies as a Markdown table: a row per family, a column per condition."""
+    columns = [name for name, value in results.items() if "all" in value or "region" in value]
+    columns = [name for name in columns if isinstance(next(iter(results[name].values())), dict)]
+    columns = [name for name in columns if name != "modes taken"]
+    rows = list(results["own calls"])
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = []
+        for column in columns:
+            cell = results[column].get(row)
+            cells.append(
+                f"{cell['share']:.3f} [{cell['low']:.2f}, {cell['high']:.2f}]" if cell else "-"
+            )
+        total = results["own calls"][row]["total"]
+        lines.append(f"| {row} ({total}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", help="folder; the embedded model if missing")
+    parser.add_argument("--baseline", help="folder of the model trained without perception")
+    parser.add_argument("--data", type=Path, default=Path("data/embedded"))
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--limit", type=int, help="only so many questions")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    with torch.inference_mode():
+        results = measure(args)
+    print(table(results))
+    for name in ("region hit", "choice of mode"):
+        share = results[name]
+        print(f"{name}: {share['share']:.3f} [{share['low']:.2f}, {share['high']:.2f}]")
+    print(f"modes taken: {results['modes taken']}")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Generated pictures with questions about them: what the embedded model is trained on."""

@@ -1,0 +1,210 @@
+"""Write the data of the embedded model: pictures, rows to train on, and held-out questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpt.boxes import crop_box_px
+from vpt.data.dataset_info import dataset_entry, write_dataset_info
+from vpt.data.embedded.questions import (
+    Question,
+    caption,
+    cell_of,
+    easy_question,
+    reading_questions,
+)
+from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
+from vpt.data.row_files import write_whole
+from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, format_region, invite
+
+Row = dict[str, Any]
+
+_CHUNK = 250  # scenes per task of a worker
+_INVITED = 0.1  # share of calls that the question asks for in so many words
+_JPEG = {"quality": 92, "subsampling": 0}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data.
+
+    Attributes:
+        name: of the folder of its pictures.
+        split: ``"train"`` or ``"heldout"``: whose backgrounds and handwriting.
+        num_scenes: pictures.
+        seed: the pictures of two seeds have nothing to do with each other.
+        files: keys of ``WRITERS``; each gives a file of rows.
+    """
+
+    name: str
+    split: str
+    num_scenes: int
+    seed: int
+    files: tuple[str, ...]
+
+
+PARTS = (
+    Part("stage-2", "train", 40_000, 2, ("captions",)),
+    Part("stage-3", "train", 40_000, 3, ("instructions", "direct")),
+    Part("heldout", "heldout", 1_000, 4, ("heldout",)),
+)
+
+
+def caption_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """What the second stage learns of a scene: where things are, and to ask for a region."""
+    told = caption(scene, rng)
+    yield _row(told.text, told.answer, path)
+    for question in reading_questions(scene, rng)[:2]:
+        if question.mode == "region":
+            assert question.item is not None
+            yield _row(question.text, format_region(cell_of(question.item)), path)
+
+
+def instruction_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """What the third stage learns of a scene: to answer, with the look that it takes."""
+    if rng.random() < 0.3:
+        told = caption(scene, rng)
+        yield _row(told.text, told.answer, path)
+    for question in _asked(scene, rng):
+        yield answering_row(question, path, invited=rng.random() < _INVITED)
+
+
+def direct_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """The same questions as :func:`instruction_rows`, to be answered from the first look."""
+    if rng.random() < 0.3:
+        told = caption(scene, rng)
+        yield _row(told.text, told.answer, path)
+    for question in _asked(scene, rng):
+        rng.random()  # keeps the questions those of instruction_rows
+        yield _row(question.text, question.answer, path)
+
+
+def heldout_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """Questions as plain annotations: image, question, answer, evidence box, family and mode."""
+    for question in _asked(scene, rng):
+        entry: Row = {
+            "image": path,
+            "question": question.text,
+            "answer": question.answer,
+            "family": question.family,
+            "mode": question.mode,
+            "look": scene.look,
+        }
+        if question.item is not None:
+            entry["box"] = [int(v) for v in question.item.tile]
+        yield entry
+
+
+def _asked(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Two readings and now and then an easy question."""
+    asked = reading_questions(scene, rng)[:2]
+    if rng.random() < 0.4:
+        asked.append(easy_question(scene, rng))
+    return asked
+
+
+def answering_row(question: Question, path: str, *, invited: bool = False) -> Row:
+    """A row in which a question is answered with the look that it takes.
+
+    Args:
+        question: about the picture.
+        path: of the picture, as rows name it.
+        invited: whether the question says how to look.
+    """
+    mode = question.mode
+    asked = invite(question.text, mode) if invited and mode != "direct" else question.text
+    if mode == "direct":
+        return _row(asked, question.answer, path)
+    if mode == "region":
+        assert question.item is not None
+        cell = cell_of(question.item)
+        box = crop_box_px(cell, (SIZE_PX, SIZE_PX))
+        cropped = f"{path}_{','.join(str(v) for v in box)}"
+        row = _row(asked, format_region(cell), path)
+        row["images"].append(cropped)
+        seen = "<image>"
+    else:
+        branch = BRANCH_TOKENS[ENCODER_TO_BRANCH[mode]]
+        row = _row(asked, branch.call, path)
+        row[f"{branch.released}_images"] = [path]
+        seen = branch.placeholder
+    row["messages"] += [
+        {"role": "user", "content": seen},
+        {"role": "assistant", "content": question.answer},
+    ]
+    return row
+
+
+def _row(question: str, answer: str, path: str) -> Row:
+    row: Row = {
+        "messages": [
+            {"role": "user", "content": f"<image>\n{question}"},
+            {"role": "assistant", "content": answer},
+        ],
+        "images": [path],
+    }
+    return {**row, **{f"{branch.released}_images": [] for branch in BRANCH_TOKENS.values()}}
+
+
+WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] = {
+    "captions": caption_rows,
+    "instructions": instruction_rows,
+    "direct": direct_rows,
+    "heldout": heldout_entries,
+}
+
+
+def make_part(part: Part, folder: Path, num_workers: int) -> Iterator[int]:
+    """Draw the scenes of a part and write its files. Pictures that are there are left alone.
+
+    Args:
+        part: what to draw.
+        folder: to write into.
+        num_workers: processes.
+
+    Yields:
+        How many more scenes are done.
+    """
+    chunks = range(0, part.num_scenes, _CHUNK)
+    (folder / part.name).mkdir(parents=True, exist_ok=True)
+    lines: dict[str, list[str]] = {name: [] for name in part.files}
+    with ProcessPoolExecutor(num_workers) as pool:
+        made_chunks = pool.map(partial(_make_chunk, part, folder), chunks)
+        for first, made in zip(chunks, made_chunks, strict=True):
+            for name in part.files:
+                lines[name] += made[name]
+            yield min(_CHUNK, part.num_scenes - first)
+    for name in part.files:
+        write_whole("".join(lines[name]), folder / f"{name}.jsonl")
+
+
+def write_index(folder: Path) -> None:
+    """Write the ``dataset_info.json`` by which training configs name the files."""
+    names = [name for part in PARTS if part.split == "train" for name in part.files]
+    info = {name: dataset_entry(f"{name}.jsonl") for name in names}
+    write_dataset_info(info, folder / "dataset_info.json")
+
+
+def _make_chunk(part: Part, folder: Path, first: int) -> dict[str, list[str]]:
+    lines: dict[str, list[str]] = {name: [] for name in part.files}
+    for number in range(first, min(first + _CHUNK, part.num_scenes)):
+        rng = np.random.default_rng([part.seed, number])
+        scene = draw_scene(rng, part.split)
+        path = f"{part.name}/{number:06d}.jpg"
+        if not (folder / path).exists():
+            whole = folder / f"{path}.part"
+            scene.image.save(whole, "JPEG", **_JPEG)
+            whole.replace(folder / path)
+        asking_seed = int(rng.integers(2**32))
+        for name in part.files:
+            rows = WRITERS[name](scene, path, np.random.default_rng(asking_seed))
+            lines[name] += [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    return lines

@@ -1,0 +1,527 @@
+"""Stage 1 of the embedded model: its vision parts learn what is where, from dense labels.
+
+Run ``python -m vpt.training.embedded.vision configs/embedded/1-vision.yaml``. Each encoder is
+trained by itself and resumes where it was stopped; when all are there, the model is put together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from vpt.boxes import GridBox, crop_box_px
+from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
+from vpt.data.embedded.questions import cell_of
+from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
+from vpt.data.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
+from vpt.modeling import VPTForConditionalGeneration
+from vpt.processing import VPTProcessor
+from vpt.training.embedded.shape import FIRST_LOOK_PX, fresh_model
+
+ENCODERS = ("tower", "dino", "sam")
+_VIEW_PX = {"tower": FIRST_LOOK_PX, "dino": 256, "sam": 256}
+_FIRST_DIGIT = CONTENTS.index("0")
+_FEATURE_STD = 0.5  # of the tower's tokens in the end: about that of word embeddings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the YAML says.
+
+    Attributes:
+        output_dir: folder of the trained model.
+        encoders: which to train now.
+        steps: per encoder.
+        batch_size: views per step, per encoder.
+        learning_rate: at its height.
+        warmup_steps: until then.
+        weight_decay: of matrices.
+        save_steps: between checkpoints.
+        num_workers: processes that draw.
+        seed: of weights and pictures.
+    """
+
+    output_dir: str
+    encoders: tuple[str, ...] = ENCODERS
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    batch_size: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 60
+    weight_decay: float = 0.02
+    save_steps: int = 200
+    num_workers: int = 1
+    seed: int = 1
+
+
+class Views(Dataset[dict[str, Tensor]]):
+    """Batches of labelled views, drawn when asked for; the number of a batch is its seed.
+
+    Args:
+        encoder: one of ``ENCODERS``.
+        settings: of the run.
+        split: ``"train"`` or ``"heldout"``.
+        num_cells: labels along a side of a view.
+    """
+
+    def __init__(self, encoder: str, settings: Settings, split: str, num_cells: int) -> None:
+        self.encoder = encoder
+        self.settings = settings
+        self.split = split
+        self.num_cells = num_cells
+
+    def __len__(self) -> int:
+        return self.settings.steps[self.encoder]
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        seed = [self.settings.seed, ENCODERS.index(self.encoder), number, self.split == "heldout"]
+        rng = np.random.default_rng(seed)
+        draw = _near_and_far if self.encoder == "tower" else _whole_boards
+        drawn: list[tuple[Image.Image, Labels, bool]] = []
+        while len(drawn) < self.settings.batch_size[self.encoder]:
+            drawn += draw(rng, self.split, self.num_cells)
+        drawn = drawn[: self.settings.batch_size[self.encoder]]
+        side = _VIEW_PX[self.encoder]
+        resample = Image.Resampling.BILINEAR if self.encoder == "sam" else Image.Resampling.BICUBIC
+        pixels = [np.asarray(image.resize((side, side), resample)) for image, _, _ in drawn]
+        batch = {"pixels": torch.from_numpy(np.stack(pixels))}
+        for head in HEADS:
+            grids = [getattr(labels, head) for _, labels, _ in drawn]
+            batch[head] = torch.from_numpy(np.stack(grids))
+        batch["is_close"] = torch.tensor([is_close for _, _, is_close in drawn])
+        return batch
+
+
+def _near_and_far(
+    rng: np.random.Generator, split: str, num_cells: int
+) -> list[tuple[Image.Image, Labels, bool]]:
+    """What the tower sees: first looks, and crops."""
+    out = []
+    whole = (0.0, 0.0, float(SIZE_PX), float(SIZE_PX))
+    close = (0.0, 0.0, float(CLOSE_PX), float(CLOSE_PX))
+    scene = far_sheet(rng, split) if rng.random() < 0.3 else draw_scene(rng, split)
+    out.append((scene.image, label_view(scene.items, whole, num_cells, reads_fine=False), False))
+    if scene.kind == "tags":
+        for item in scene.items[:2]:
+            box = _crop_around(scene, cell_of(item), rng)
+            view = scene.image.crop(box)
+            out.append((view, label_view(scene.items, box, num_cells, reads_fine=False), True))
+    for _ in range(2):
+        sheet = close_sheet(rng, split)
+        out.append((sheet.image, label_view(sheet.items, close, num_cells, reads_fine=False), True))
+    return out
+
+
+def _crop_around(scene: Scene, cell: GridBox, rng: np.random.Generator) -> tuple[int, ...]:
+    """The box of a crop of an item; sometimes one cell off, as the model will be."""
+    shift = rng.integers(-1, 2, 2) if rng.random() < 0.3 else (0, 0)
+    x, y = (
+        min(max(v + int(d), 0), 7) for v, d in zip((cell.x_min, cell.y_min), shift, strict=True)
+    )
+    return crop_box_px(GridBox(x, y, x, y), scene.image.size)
+
+
+def _whole_boards(
+    rng: np.random.Generator, split: str, num_cells: int
+) -> list[tuple[Image.Image, Labels, bool]]:
+    """What the sharper encoders see: whole pictures, mostly of boards."""
+    kind = str(rng.choice(("boards", "tags", "things"), p=(0.9, 0.05, 0.05)))
+    scene = draw_scene(rng, split, kind)
+    whole = (0.0, 0.0, float(SIZE_PX), float(SIZE_PX))
+    return [(scene.image, label_view(scene.items, whole, num_cells, reads_fine=True), False)]
+
+
+class DenseHeads(nn.Module):
+    """One linear read-out per head over the features of a place.
+
+    Args:
+        feature_dim: width of the features.
+    """
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(feature_dim)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(feature_dim, 4 * (size // 4 + 1) if name == "tag" else size + 1)
+                for name, size in HEADS.items()
+            }
+        )
+
+    def forward(
+        self, features: Tensor, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies.
+
+        Places with nothing, with something and, apart from it, with a digit are averaged each for
+        itself: there is far more of nothing, and digits are harder than the rest.
+
+        Args:
+            features: ``[B, n * n, C]``.
+            batch: labels of the heads, ``[B, n, n]`` or ``[B, n, n, 4]``.
+
+        Returns:
+            The loss, and the share of right ones per group of places that are not empty.
+        """
+        features = self.norm(features)
+        loss = features.new_zeros(())
+        right = {}
+        for name, head in self.heads.items():
+            labels = batch[name].flatten()
+            logits = head(features).view(len(labels), -1)
+            for group, chosen in _groups(name, labels, logits.shape[-1] - 1, batch).items():
+                if not chosen.any():
+                    continue
+                loss = loss + F.cross_entropy(logits[chosen], labels[chosen])
+                if group != "nothing":
+                    guessed = logits[chosen][:, :-1].argmax(-1)
+                    right[group] = float((guessed == labels[chosen]).float().mean())
+        return loss, right
+
+
+def _groups(
+    head: str, labels: Tensor, nothing: int, batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Which places of a head are averaged together: name -> ``[places]`` bool."""
+    counted = labels != IGNORE
+    if head == "tag":  # crops do not say where on the whole picture they are
+        far = ~batch["is_close"].view(-1, 1, 1, 1).expand_as(batch[head])
+        counted = counted & far.flatten()
+    empty = labels == nothing
+    groups = {"nothing": counted & empty}
+    if head != "content":
+        return {head: counted & ~empty, **groups}
+    is_digit = (labels >= _FIRST_DIGIT) & (labels < _FIRST_DIGIT + 10)
+    return {"texture": counted & ~empty & ~is_digit, "digit": is_digit, **groups}
+
+
+class TowerView(nn.Module):
+    """The tower on equally large square views, all in one batch.
+
+    transformers runs attention image by image; here it is one call, which is faster to train.
+
+    Args:
+        model: whose tower.
+        processor: whose pixel settings.
+    """
+
+    def __init__(self, model: VPTForConditionalGeneration, processor: VPTProcessor) -> None:
+        super().__init__()
+        self.visual = model.model.visual
+        settings = processor.image_processor
+        self.register_buffer("mean", torch.tensor(settings.image_mean) * 255)
+        self.register_buffer("std", torch.tensor(settings.image_std) * 255)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, V, V, 3]`` -> ``[B, p, 3 * 2 * 14 * 14]``, in the order of the processor."""
+        values = (pixels.float() - self.mean) / self.std
+        num, side = values.shape[:2]
+        cells = side // 28
+        blocks = values.permute(0, 3, 1, 2).reshape(num, 3, cells, 2, 14, cells, 2, 14)
+        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)  # [B, h, w, 2, 2, 3, 14, 14]
+        blocks = blocks.reshape(num, -1, 3, 1, 14, 14).expand(-1, -1, -1, 2, -1, -1)
+        return blocks.reshape(num, -1, 3 * 2 * 14 * 14)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, V, V, 3]`` -> ``[B, n * n, D]``."""
+        visual = self.visual
+        patches = self.patches(pixels)
+        num, count = patches.shape[:2]
+        hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
+        cells = pixels.shape[1] // 14
+        turns = visual.rot_pos_emb(torch.tensor([[1, cells, cells]], device=pixels.device))
+        angles = torch.cat((turns, turns), -1)
+        cos, sin = angles.cos(), angles.sin()
+        for block in visual.blocks:
+            hidden = hidden + self._attend(block.attn, block.norm1(hidden), cos, sin)
+            hidden = hidden + block.mlp(block.norm2(hidden))
+        return visual.merger(hidden.flatten(0, 1)).view(num, count // 4, -1)
+
+    @staticmethod
+    def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        num, count, width = hidden.shape
+        qkv = attention.qkv(hidden).view(num, count, 3, attention.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, p, d]
+        query, key = (x * cos + _turned(x) * sin for x in (query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return attention.proj(mixed.transpose(1, 2).reshape(num, count, width))
+
+
+def _turned(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+class BranchView(nn.Module):
+    """A branch's encoder on square views.
+
+    Args:
+        branch: DINO or SAM.
+    """
+
+    def __init__(self, branch: Any) -> None:
+        super().__init__()
+        self.branch = branch
+        settings = branch.preprocess_config
+        self.register_buffer("mean", torch.tensor(settings["image_mean"]) * 255)
+        self.register_buffer("std", torch.tensor(settings["image_std"]) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, V, V, 3]`` -> ``[B, h * w, C]``."""
+        values = ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+        return torch.stack([features.values for features in self.branch.encode(values)])
+
+
+def whiten_patches(weight: Tensor, patches: Tensor, generator: torch.Generator) -> None:
+    """Make a patch embedding whose outputs are uncorrelated over real patches, in place.
+
+    Half of the outputs are the strongest components of the patches, which are smooth; the other
+    half is mixed of the many weaker ones, where fine lines are.
+
+    Args:
+        weight: ``[E, ...]``, of the embedding.
+        patches: ``[P, ...]``, as many inputs as weights per output.
+        generator: of the mixing.
+    """
+    width = len(weight)
+    flat = patches.reshape(len(patches), -1).double()
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    values, vectors = values.flip(0), vectors.flip(1)
+    whitening = (vectors * (values + 0.02 * values[:width].mean()).rsqrt()).T  # [inputs, inputs]
+    strong = width // 2
+    weaker = whitening[strong : strong + 6 * width]
+    draw = torch.randn(len(weaker), width - strong, generator=generator).double()
+    mixed = torch.linalg.qr(draw)[0].T @ weaker
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator).double())[0]
+    rows = 0.6 * turn @ torch.cat([whitening[:strong], mixed])
+    weight.data.copy_(rows.view_as(weight))
+
+
+def train_encoder(encoder: str, settings: Settings) -> None:
+    """Train one encoder, or go on where it was stopped.
+
+    Args:
+        encoder: one of ``ENCODERS``.
+        settings: of the run.
+    """
+    torch.manual_seed(settings.seed)
+    model, processor = fresh_model(settings.seed)
+    view, feature_dim, num_cells = _view_of(encoder, model, processor)
+    heads = DenseHeads(feature_dim)
+    views = Views(encoder, settings, "train", num_cells)
+    _whiten(encoder, view, views[0]["pixels"], settings.seed)
+    trained = nn.ModuleDict({"view": view, "heads": heads})
+    parameters = list(trained.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in parameters if p.ndim > 1],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _warm_cosine(step, len(views), settings.warmup_steps)
+    )
+    state_file = Path(settings.output_dir) / f"{encoder}.pt"
+    first = _restore(state_file, trained, optimizer, scheduler)
+    batches = DataLoader(
+        views,
+        batch_size=None,
+        sampler=range(first, len(views)),
+        num_workers=settings.num_workers,
+    )
+    bar = tqdm(batches, desc=encoder, initial=first, total=len(views), mininterval=10)
+    mean: dict[str, float] = {}
+    for step, batch in enumerate(cast(Iterator[dict[str, Tensor]], bar), first + 1):
+        features = view(batch["pixels"])
+        loss, right = heads(_pooled(features, num_cells), batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        for name, value in {"loss": loss.item(), **right}.items():
+            mean[name] = 0.95 * mean.get(name, value) + 0.05 * value
+        bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()}, refresh=False)
+        if step % settings.save_steps == 0 or step == len(views):
+            _save(state_file, step, trained, optimizer, scheduler, mean)
+
+
+def _view_of(
+    encoder: str, model: VPTForConditionalGeneration, processor: VPTProcessor
+) -> tuple[nn.Module, int, int]:
+    """The encoder as a module over views, its width, and how many labels along a side it has."""
+    if encoder == "tower":
+        return (
+            TowerView(model, processor),
+            model.config.text_config.hidden_size,
+            FIRST_LOOK_PX // 28,
+        )
+    branch: Any = model.branches[encoder]
+    return BranchView(branch), branch.feature_dim, 8
+
+
+def _pooled(features: Tensor, num_cells: int) -> Tensor:
+    """Average features ``[B, h * w, C]`` on a finer grid to ``[B, n * n, C]``."""
+    side = math.isqrt(features.shape[1])
+    if side == num_cells:
+        return features
+    maps = features.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(maps, num_cells).flatten(2).transpose(1, 2)
+
+
+def _whiten(encoder: str, view: Any, pixels: Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    if encoder == "tower":
+        patches = view.patches(pixels).flatten(0, 1)
+        weight = view.visual.patch_embed.proj.weight
+    else:
+        values = ((pixels.float() - view.mean) / view.std).permute(0, 3, 1, 2)
+        embeddings = (m for m in view.modules() if isinstance(m, nn.Conv2d))
+        convolution = next(embeddings)
+        size = convolution.kernel_size[0]
+        patches = F.unfold(values, size, stride=size).transpose(1, 2).flatten(0, 1)
+        weight = convolution.weight
+    with torch.no_grad():
+        whiten_patches(weight, patches, generator)
+
+
+def _warm_cosine(step: int, total: int, warmup: int) -> float:
+    rising = min(1.0, (step + 1) / max(warmup, 1))
+    return rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
+
+
+def _restore(file: Path, trained: nn.Module, optimizer: Any, scheduler: Any) -> int:
+    """Steps that were done before."""
+    if not file.exists():
+        return 0
+    state = torch.load(file, weights_only=True)
+    trained.load_state_dict(state["trained"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    return int(state["step"])
+
+
+def _save(
+    file: Path,
+    step: int,
+    trained: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    accuracies: Mapping[str, float],
+) -> None:
+    """Save by renaming, so that a kill leaves the last state whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "step": step,
+        "trained": trained.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "accuracies": dict(accuracies),
+    }
+    torch.save(state, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
+
+
+def put_together(settings: Settings) -> None:
+    """Make a model folder of the trained encoders.
+
+    The tower's last layer is shifted and scaled so that its tokens are centred, with the spread of
+    word embeddings: the language model starts from there.
+
+    Args:
+        settings: of the run.
+    """
+    model, processor = fresh_model(settings.seed)
+    for encoder in ENCODERS:
+        view, _, _ = _view_of(encoder, model, processor)
+        state = torch.load(Path(settings.output_dir) / f"{encoder}.pt", weights_only=True)
+        weights = {
+            name.removeprefix("view."): value
+            for name, value in state["trained"].items()
+            if name.startswith("view.")
+        }
+        view.load_state_dict(weights)
+    tower = TowerView(model, processor)
+    pixels = Views("tower", settings, "train", FIRST_LOOK_PX // 28)[0]["pixels"]
+    with torch.no_grad():
+        tokens = tower(pixels).flatten(0, 1)
+        center = tokens.mean(0)
+        scale = _FEATURE_STD / (tokens - center).std()
+        last: Any = model.model.visual.merger.mlp[2]
+        last.bias.sub_(center).mul_(scale)
+        last.weight.mul_(scale)
+    model.save_pretrained(settings.output_dir)
+    processor.save_pretrained(settings.output_dir)
+
+
+def read_settings(file: Path, overrides: Sequence[str]) -> Settings:
+    """Read a YAML, and ``key=value`` words that go before it.
+
+    Args:
+        file: of the settings.
+        overrides: values are YAML too.
+
+    Raises:
+        ValueError: for an unknown key, or a word without ``=``.
+    """
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"expected key=value, got {word!r}")
+        values[key] = yaml.safe_load(value)
+    known = {field.name for field in dataclasses.fields(Settings)}
+    if unknown := set(values) - known:
+        raise ValueError(
+            f"{file} has the unknown key {sorted(unknown)[0]!r}; "
+            f"available: {', '.join(sorted(known))}"
+        )
+    encoders = values.get("encoders", ENCODERS)
+    encoders = (encoders,) if isinstance(encoders, str) else tuple(encoders)
+    if unknown := set(encoders) - set(ENCODERS):
+        raise ValueError(
+            f"unknown encoder {sorted(unknown)[0]!r}; available: {', '.join(ENCODERS)}"
+        )
+    return Settings(**{**values, "encoders": encoders})
+
+
+def main() -> None:
+    """Train what the YAML names; put the model together once every encoder is trained."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    try:
+        settings = read_settings(args.config, args.overrides)
+    except (OSError, ValueError) as exc:
+        parser.error(str(exc))
+    for encoder in settings.encoders:
+        train_encoder(encoder, settings)
+    missing = [e for e in ENCODERS if not (Path(settings.output_dir) / f"{e}.pt").exists()]
+    if missing:
+        tqdm.write(f"still to train: {', '.join(missing)}")
+        return
+    put_together(settings)
+    tqdm.write(f"the model is in {settings.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

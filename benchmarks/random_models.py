@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.building import (
     CHAT_TEMPLATE,
@@ -130,6 +130,23 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VP
     limits = {"shortest_edge": 56 * 56, "longest_edge": size.image_wh[0] * size.image_wh[1]}
     image_processor = build_image_processor({"size": limits})
     return model, VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def plain_model(model: VPTForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
+    """A stock Qwen2-VL that shares the weights of a VPT model."""
+    settings = model.config.to_dict()
+    skipped = ("model_type", "architectures", "transformers_version", "dtype")
+    known = Qwen2VLConfig().to_dict()
+    config = Qwen2VLConfig(**{k: v for k, v in settings.items() if k in known and k not in skipped})
+    with torch.device(model.device):
+        plain = Qwen2VLForConditionalGeneration._from_config(
+            config, dtype=model.dtype, attn_implementation="sdpa"
+        )
+    weights = model.state_dict()
+    wanted = plain.state_dict().keys()
+    plain.load_state_dict({key: weights[key] for key in wanted}, assign=True)
+    plain.tie_weights()
+    return plain.eval()
 
 
 def picture(size_wh: tuple[int, int], seed: int = 0) -> LoadedImage:

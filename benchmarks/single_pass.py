@@ -35,7 +35,7 @@ import numpy as np
 import torch
 import transformers
 from peak_memory import peak_memory
-from random_models import SIZES, Size, build, picture
+from random_models import SIZES, Size, build, picture, plain_model
 from single_pass_tables import (
     KINDS,
     print_batching,
@@ -45,7 +45,7 @@ from single_pass_tables import (
     print_table,
 )
 from torch import Tensor
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -304,23 +304,6 @@ class _Marks(BaseStreamer):
 
     def end(self) -> None:
         """Nothing is left to hand out."""
-
-
-def plain_model(model: VPTForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
-    """A stock Qwen2-VL that shares the weights of a VPT model."""
-    settings = model.config.to_dict()
-    skipped = ("model_type", "architectures", "transformers_version", "dtype")
-    known = Qwen2VLConfig().to_dict()
-    config = Qwen2VLConfig(**{k: v for k, v in settings.items() if k in known and k not in skipped})
-    with torch.device(model.device):
-        plain = Qwen2VLForConditionalGeneration._from_config(
-            config, dtype=model.dtype, attn_implementation="sdpa"
-        )
-    weights = model.state_dict()
-    wanted = plain.state_dict().keys()
-    plain.load_state_dict({key: weights[key] for key in wanted}, assign=True)
-    plain.tie_weights()
-    return plain.eval()
 
 
 def measure_plain_answer(bench: Bench) -> dict[str, Any]:

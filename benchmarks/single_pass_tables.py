@@ -9,7 +9,8 @@ from typing import Any
 KINDS = ("wall", "cpu")
 
 
-def _spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Write the median and, in brackets, the least and the greatest."""
     middle = statistics.median(values)
     return f"{middle:.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
 
@@ -27,7 +28,7 @@ def _time_rows(section: dict[str, Any], measures: dict[str, str]) -> Iterator[li
     for name, contestant in section["contestants"].items():
         for kind in KINDS:
             times = (contestant["ms"][measure][kind] for measure in measures)
-            yield [f"{name}, {kind}", *(_spread(values) for values in times)]
+            yield [f"{name}, {kind}", *(spread(values) for values in times)]
 
 
 def print_single_pass(sections: dict[str, dict[str, Any]]) -> None:
@@ -45,7 +46,7 @@ def print_single_pass(sections: dict[str, dict[str, Any]]) -> None:
         )
         rows = list(_time_rows(section, measures))
         for kind in KINDS:
-            ratios = (_spread(section["ratios"][measure][kind], 2) for measure in measures)
+            ratios = (spread(section["ratios"][measure][kind], 2) for measure in measures)
             rows.append([f"two_pass / single_pass, {kind}", *ratios])
         print_table(["", *measures.values()], rows)
         header = ["", "LLM tokens", "LLM passes", "images encoded", "KV copied, MB", "peak memory"]
@@ -72,7 +73,7 @@ def print_plain_answer(section: dict[str, Any]) -> None:
     )
     rows = list(_time_rows(section, measures))
     for kind in KINDS:
-        ratios = (_spread(section["ratios"][measure][kind], 3) for measure in measures)
+        ratios = (spread(section["ratios"][measure][kind], 3) for measure in measures)
         rows.append([f"ours / generate, {kind}", *ratios])
     print_table(["", *measures.values()], rows)
 
@@ -87,10 +88,10 @@ def print_batching(section: dict[str, Any]) -> None:
     for name, contestant in section["contestants"].items():
         for kind in KINDS:
             times = contestant["ms"]["total"][kind]
-            rate = _spread([section["num_tokens"] / t * 1e3 for t in times])
-            rows.append([f"{name}, {kind}", _spread(times), rate])
+            rate = spread([section["num_tokens"] / t * 1e3 for t in times])
+            rows.append([f"{name}, {kind}", spread(times), rate])
     for kind in KINDS:
-        rows.append([f"gain, {kind}", _spread(section["ratios"]["total"][kind], 2), ""])
+        rows.append([f"gain, {kind}", spread(section["ratios"]["total"][kind], 2), ""])
     print_table(["", "all answers, ms", "tokens/s"], rows)
 
 
@@ -100,9 +101,9 @@ def print_extension(section: dict[str, Any], kind: str) -> None:
     rows = []
     for size, ms in section["ms"].items():
         append, rerun = ms["append"][kind], ms["rerun"][kind]
-        per_token = _spread([t / int(size) for t in append], 3)
-        ratio = _spread([r / a for r, a in zip(rerun, append, strict=True)], 2)
-        rows.append([f"{size} tokens", _spread(append), per_token, _spread(rerun), ratio])
+        per_token = spread([t / int(size) for t in append], 3)
+        ratio = spread([r / a for r, a in zip(rerun, append, strict=True)], 2)
+        rows.append([f"{size} tokens", spread(append), per_token, spread(rerun), ratio])
     print_table(["", "append, ms", "per token, ms", "all anew, ms", "anew / append"], rows)
     fit = section["fit"][kind]
     print(f"  fit: {fit['ms_at_zero']:.1f} ms + {fit['ms_per_token']:.3f} ms per token\n")

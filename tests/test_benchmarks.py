@@ -1,10 +1,16 @@
-"""The benchmark runs, compares equal tokens and reports every section; its times are not tested."""
+"""Benchmarks run, compare what must be equal and report it all; their times are not tested."""
 
 import json
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import single_pass
+import torch
+import training_step
 from peak_memory import peak_memory
+from random_models import SIZES, build, plain_model
+from training_rows import make_batch
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,58 @@ def test_peak_memory_sees_what_is_freed_again():
 
 def test_peak_memory_of_what_fails_is_left_out():
     assert peak_memory(lambda: 1 / 0) is None
+
+
+TINIEST = replace(
+    SIZES["tiny"], text={**SIZES["tiny"].text, "num_hidden_layers": 2}, image_wh=(112, 84)
+)
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "out.json"
+    options = ["--size", "tiny", "--repeats", "1", "--batches", "clip", "region"]
+    with mock.patch.dict(SIZES, tiny=TINIEST):
+        training_step.main([*options, "--json", str(file)])
+    tiny = json.loads(file.read_text())["sizes"]["tiny"]
+    assert len(tiny["goals"]) == 5
+    return tiny["batches"]
+
+
+def test_training_steps_are_measured_with_and_without_checkpointing(batches):
+    assert batches.keys() == {"clip", "clip, checkpointed", "region"}
+    for section in batches.values():
+        for contestant in section["contestants"].values():
+            assert (
+                contestant["peak_memory_bytes"] is None or contestant["peak_memory_bytes"] > 2**20
+            )
+            assert len(contestant["ms"]["wall"]) == len(contestant["ms"]["cpu"]) == 1
+
+
+def test_contestants_of_a_training_step_read_what_they_should(batches):
+    for name, section in batches.items():
+        read = {key: facts["llm_tokens"] for key, facts in section["contestants"].items()}
+        assert read["sft"] == section["padded_tokens"]
+        assert read["two passes"] == 2 * section["padded_tokens"]
+        if name == "region":
+            assert read["ours"] == section["padded_tokens"]
+        else:
+            assert read["ours"] == section["tokens"]
+            assert section["tokens"] < read["ours, half masked"] < 1.5 * section["tokens"]
+
+
+def test_the_training_baseline_takes_several_calls_and_a_difference_is_noticed():
+    model, processor = build(TINIEST, torch.device("cpu"), torch.float32)
+    model.config.para_mask_ratio = 0.5
+    batch = make_batch("mixed", model, processor, TINIEST.image_wh)
+    assert [look.branch for look in batch.looks] == ["reencode"] * 3 + ["dino"] * 2
+    bench = training_step.Bench(model.train(), plain_model(model), batch, "float32", 1)
+    found = bench.check_equal()
+    assert found.keys() == {"ours", "ours, half masked"}
+    batch.inputs["labels"][:, ::2] = -100
+    batch.image_embeds.mul_(2)
+    batch.looks[0].features.values.mul_(3)
+    bench.check_equal()
+    batch.looks.pop()
+    with pytest.raises(SystemExit, match="ours differs from two passes"):
+        bench.check_equal()

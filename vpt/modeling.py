@@ -22,7 +22,8 @@ from vpt.errors import FeatureCountError, PositionError
 from vpt.generation import CallingGenerationMixin
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
-from vpt.segments import Call, SegmentRunner, Segments
+from vpt.segments import Call, SegmentReader, in_rounds
+from vpt.shim import KeepsOwnShim
 from vpt.tokens import BRANCH_TOKENS
 
 KEY_MAPPING = {
@@ -43,7 +44,9 @@ UNUSED_RELEASED_KEYS = [
 """Weights the released projectors carry but never use."""
 
 
-class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalGeneration):
+class VPTForConditionalGeneration(
+    KeepsOwnShim, CallingGenerationMixin, Qwen2VLForConditionalGeneration
+):
     """Qwen2-VL that can call for perception.
 
     Args:
@@ -52,6 +55,7 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
 
     config_class = VPTConfig
     config: VPTConfig
+    get_rope_index = None  # tells LLaMA-Factory that forward computes positions by itself
     _keys_to_ignore_on_load_unexpected = UNUSED_RELEASED_KEYS
 
     def __init__(self, config: VPTConfig) -> None:
@@ -122,7 +126,8 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
         """Compute logits, and the loss if labels are given, of whole token streams.
 
         The k-th control token of a branch, in reading order, steers the k-th run of images of
-        that branch; a call with no image only has its control token's embedding replaced.
+        that branch; a call with no image, because it comes last or because a row was cut before
+        it, only has its control token's embedding replaced.
 
         Args:
             input_ids: ``[B, S]``.
@@ -144,7 +149,8 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
 
         Raises:
             FeatureCountError: if placeholders and features differ in number.
-            PositionError: if calls and re-encoded images do not fit each other.
+            PositionError: if calls and re-encoded images do not fit each other, or positions have
+                another shape.
         """
         if input_ids is None or inputs_embeds is not None:
             raise PositionError("input_ids are missing; pass the token ids, not inputs_embeds")
@@ -157,6 +163,11 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
                 image_grid_thw,
                 self.config.image_token_id,
                 self.config.vision_config.spatial_merge_size,
+            )
+        elif position_ids.shape != (3, *input_ids.shape):
+            raise PositionError(
+                f"position_ids must be [3, B, S], not {list(position_ids.shape)}; leave them out. "
+                "Rows packed by LLaMA-Factory are not supported: set `packing: false`"
             )
         embeds = self._embed(input_ids, pixel_values, image_grid_thw)
         features = self._encode_branches(
@@ -312,7 +323,7 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
             return [Call(name, row, position, []) for position in actions]
         if len(actions) == scale:  # one condition for all images of the row, as released
             groups = [looks]
-        elif len(actions) == scale * len(looks):
+        elif len(actions) == scale * len(looks) or _come_last(actions[scale * len(looks) :], looks):
             groups = [[look] for look in looks]
         else:
             raise PositionError(
@@ -360,42 +371,37 @@ class VPTForConditionalGeneration(CallingGenerationMixin, Qwen2VLForConditionalG
     ) -> Tensor:
         """Final hidden states ``[B, S, D]`` with every control state found and used on the way.
 
-        Attention is causal, so the states in front of a call never change: the stream is run in
-        segments that end where a control state is needed, each over the keys and values of the
-        ones before. All in all that is one pass. With hidden paragraphs the final pass differs
-        from the start on, and a cache that is to be filled takes no padding between segments:
-        then it is run whole once the control states are known.
+        Attention is causal, so the states in front of a call never change: rows are read as far
+        as a control state is needed, then on. All in all that is one pass. Rows with hidden
+        paragraphs differ from the start on, and are read again once their control states are
+        known; so are all if a cache is to be filled, in transformers' way.
         """
         if not calls:
             return self._run(embeds, attention_mask, position_ids, past_key_values)
         hidden_paragraphs = self._draw_paragraph_mask(input_ids, calls)
-        segments = Segments(calls, input_ids)
-        attend = SegmentRunner(self.model.language_model, attention_mask, position_ids)
+        reader = SegmentReader(self.model.language_model, attention_mask, position_ids)
         conditions: list[tuple[Call, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
-        hidden = embeds.new_zeros(embeds.shape)
-        is_one_pass = hidden_paragraphs is None and past_key_values is None
-        num_runs = len(segments) - (0 if is_one_pass else 1)
-        for number in range(num_runs):
-            index, valid = segments[number]
-            states = attend(embeds, index, valid)
-            rows, columns = valid.nonzero(as_tuple=True)
-            hidden = hidden.index_put((rows, index[rows, columns]), states[rows, columns])
-            for call in segments.calls_after(number):
-                condition = hidden[call.row, call.position - 1]
+        for round_ in in_rounds(calls):
+            reader.read(embeds, {call.row: call.position for call in round_})
+            for call in round_:
+                condition = reader.last_state(call.row)
                 conditions.append((call, condition))
                 seen = control_states.setdefault((call.branch, call.row), [])
                 seen.append(condition)
                 embeds = _replace_embedding(embeds, call, condition)
                 scale = self.config.projector_scale
                 embeds = self._write_looks(embeds, call, torch.cat(seen[-scale:]))
-        if is_one_pass:
-            return hidden
         if hidden_paragraphs is not None:
             embeds = embeds.masked_fill(hidden_paragraphs.unsqueeze(-1), 0)
             for call, condition in conditions:
                 embeds = _replace_embedding(embeds, call, condition)
-        return self._run(embeds, attention_mask, position_ids, past_key_values)
+            reader.restart(hidden_paragraphs.any(-1).nonzero().flatten().tolist())
+        if past_key_values is not None:
+            return self._run(embeds, attention_mask, position_ids, past_key_values)
+        num_rows, length = input_ids.shape
+        reader.read(embeds, dict.fromkeys(range(num_rows), length), is_last=True)
+        return reader.hidden_states()
 
     def _draw_paragraph_mask(self, input_ids: Tensor, calls: list[Call]) -> Tensor | None:
         """``[B, S]`` bool, True where the final pass sees nothing; ``None`` if it sees all."""
@@ -448,6 +454,11 @@ def _replace_embedding(embeds: Tensor, call: Call, condition: Tensor) -> Tensor:
         torch.tensor([call.position], device=embeds.device),
     )
     return embeds.index_put(place, condition.to(embeds)[None])
+
+
+def _come_last(actions: list[int], looks: list[tuple[Features, Tensor]]) -> bool:
+    """Whether there are calls behind all images: a row may end with one, or have been cut."""
+    return bool(actions) and all(int(pads[-1]) < actions[0] for _, pads in looks)
 
 
 def build_branch(name: str, config: VPTConfig) -> Any:

@@ -81,7 +81,8 @@ def batch_mrope_positions(
     Args:
         input_ids: ``[B, S]``.
         attention_mask: ``[B, S]``, 0 at padding on either side; ``None`` for no padding.
-        image_grid_thw: ``[num_images, 3]`` in patches, all rows' images in reading order.
+        image_grid_thw: ``[num_images, 3]`` in patches, all rows' images in reading order. An image
+            may lie in the padding: LLaMA-Factory puts one there when a batch has none.
         image_token_id: placeholder of images.
         merge_size: patches per token side.
 
@@ -99,12 +100,15 @@ def batch_mrope_positions(
         kept = torch.ones_like(ids, dtype=torch.bool)
         if attention_mask is not None:
             kept = attention_mask[row].cpu().bool()
-        row_ids = ids[kept].tolist()
+        placeholders = (ids == image_token_id).nonzero().flatten()
         row_grids: list[tuple[int, int]] = []
-        num_placeholders = row_ids.count(image_token_id)
-        while sum(h * w for h, w in row_grids) < num_placeholders and used < len(grids_hw):
-            row_grids.append(grids_hw[used])
+        while len(placeholders) and used < len(grids_hw):
+            h, w = grids_hw[used]
+            if kept[placeholders[: h * w]].any():
+                row_grids.append((h, w))
+            placeholders = placeholders[h * w :]
             used += 1
+        row_ids = ids[kept].tolist()
         positions[:, row, kept] = mrope_positions(row_ids, row_grids, image_token_id)[0]
     if used != len(grids_hw):
         raise PositionError(f"{len(grids_hw)} images came, but the text has room for {used}")

@@ -1,123 +1,21 @@
 """The training forward beyond what the released one could do: mixed batches, several calls."""
 
+from unittest import mock
+
 import pytest
 import torch
-from PIL import Image
+from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
 
 from vpt.building import tiny_model
-from vpt.cache import ATTENTION_NAME
 from vpt.errors import CheckpointError, FeatureCountError, PositionError
 from vpt.modeling import scatter_features
-from vpt.positions import batch_mrope_positions
-from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD, VISION_END, VISION_START
-
-PIXELS = {"dino": "detection_images", "sam": "seg_images"}
+from vpt.segments import SegmentReader
+from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD
 
 
 @pytest.fixture(scope="module")
 def made():
     return tiny_model()
-
-
-def picture(seed, size=(56, 42)):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (size[1], size[0], 3)
-    values = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    return Image.fromarray(values.numpy())
-
-
-class Row:
-    """A token stream written by hand, with the pixels it needs."""
-
-    def __init__(self, made, *parts):
-        self.model, self.processor = made
-        self.ids = []
-        self.pixels = {"image": [], "reencode": [], "dino": [], "sam": []}
-        for part in parts:
-            if isinstance(part, str):
-                self._text(part)
-            elif isinstance(part, tuple):
-                self._look(*part)
-            else:
-                self._look("image", part)
-
-    def _text(self, text):
-        self.ids += self.processor.encode_text(text).ids
-
-    def _look(self, kind, image):
-        config = self.model.config
-        pixels = self._preprocess(kind, image)
-        if kind in ("image", "reencode"):
-            num_tokens = int(pixels[1].prod()) // 4
-        else:
-            with torch.no_grad():
-                (features,) = self.model.encode(kind, *pixels)
-            h, w = self.model.projector(kind).output_grid(features.grid_hw)
-            num_tokens = h * w
-        pad = config.image_token_id if kind == "image" else config.pad_id(kind)
-        self._text(VISION_START)
-        self.ids += [pad] * num_tokens
-        self._text(VISION_END)
-        self.pixels[kind].append(pixels)
-
-    def _preprocess(self, kind, image):
-        if kind in ("image", "reencode"):
-            out = self.processor.image_processor(images=[image], return_tensors="pt")
-            return out["pixel_values"], out["image_grid_thw"]
-        return (self.model.branches[kind].preprocess([image])["pixel_values"],)
-
-
-def batch(*rows, side="right", labels=False):
-    """Forward arguments of several rows, padded on one side."""
-    width = max(len(row.ids) for row in rows)
-    pad_id = rows[0].processor.tokenizer.pad_token_id
-    ids, masks = [], []
-    for row in rows:
-        fill = [pad_id] * (width - len(row.ids))
-        mask = [1] * len(row.ids), [0] * len(fill)
-        ids.append(row.ids + fill if side == "right" else fill + row.ids)
-        masks.append([*mask[0], *mask[1]] if side == "right" else [*mask[1], *mask[0]])
-    kwargs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(masks)}
-    for kind, name, grid in (
-        ("image", "pixel_values", "image_grid_thw"),
-        ("reencode", "clip_pixel_values", "clip_images_grid_thw"),
-    ):
-        if looks := [look for row in rows for look in row.pixels[kind]]:
-            kwargs[name] = torch.cat([pixels for pixels, _ in looks])
-            kwargs[grid] = torch.cat([grid_thw for _, grid_thw in looks])
-    for kind, name in PIXELS.items():
-        if looks := [look for row in rows for look in row.pixels[kind]]:
-            kwargs[name] = torch.cat([pixels for (pixels,) in looks])
-    if labels:
-        kwargs["labels"] = kwargs["input_ids"].masked_fill(kwargs["attention_mask"] == 0, -100)
-    return kwargs
-
-
-def call(branch, image):
-    return BRANCH_TOKENS[branch].call, "\nuser\n", (branch, image)
-
-
-def mixed_rows(made):
-    """No call, one call, four calls of three branches, a crop, text alone."""
-    a, b = picture(0), picture(1, (90, 60))
-    return [
-        Row(made, "just text"),
-        Row(made, "see ", a, " what? ", *call("dino", a), " blue"),
-        Row(
-            made,
-            b,
-            "q",
-            *call("sam", b),
-            "x",
-            *call("reencode", b),
-            *call("sam", a),
-            "y",
-            *call("dino", b),
-            "done",
-        ),
-        Row(made, "crop ", a, " of ", b, " end"),
-        Row(made, a, "only the action ", BRANCH_TOKENS["dino"].call, " nothing came back"),
-    ]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -141,77 +39,12 @@ def test_padding_changes_nothing(made):
     torch.testing.assert_close(padded, alone, atol=1e-4, rtol=0)
 
 
-def naive_logits(model, row):
-    """One pass of the whole stream per call, each using the control states found so far."""
-    kwargs = batch(row)
-    ids = kwargs["input_ids"]
-    positions = batch_mrope_positions(
-        ids, None, kwargs.get("image_grid_thw"), model.config.image_token_id, 2
-    )
-    embeds = model.get_input_embeddings()(ids)
-    if row.pixels["image"]:
-        seen = model.tower(kwargs["pixel_values"], kwargs["image_grid_thw"])
-        embeds = scatter_features(embeds, ids == model.config.image_token_id, seen)
-    actions = {model.config.action_id(b): b for b in model.config.branches}
-    waiting = {b: iter(row.pixels[b]) for b in model.config.branches}
-    for place, token_id in enumerate(row.ids):
-        if (branch := actions.get(token_id)) is None:
-            continue
-        hidden = model._run(embeds, None, positions)
-        condition = hidden[0, place - 1]
-        embeds = embeds.clone()
-        embeds[0, place] = condition
-        if (pixels := next(waiting[branch], None)) is None:
-            continue
-        projected = model.projector(branch)(model.encode(branch, *pixels)[0], condition).values
-        pads = [i for i, t in enumerate(row.ids) if t == model.config.pad_id(branch) and i > place]
-        embeds[0, pads[0] : pads[0] + len(projected)] = projected
-    return model.lm_head(model._run(embeds, None, positions))
-
-
 @pytest.mark.parametrize("number", range(5))
 @torch.no_grad()
 def test_segments_over_a_cache_equal_whole_passes(made, number):
     row = mixed_rows(made)[number]
     logits = made[0](**batch(row)).logits
     torch.testing.assert_close(logits, naive_logits(made[0], row), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_gradients_of_segments_equal_those_of_whole_passes(made, number):
-    model, row = made[0], mixed_rows(made)[number]
-    weights = [p for n, p in model.named_parameters() if "visual" not in n and "norm" not in n]
-
-    def gradients(logits):
-        return torch.autograd.grad(logits.logsumexp(-1).sum(), weights, allow_unused=True)
-
-    ours, theirs = gradients(model(**batch(row)).logits), gradients(naive_logits(model, row))
-    for got, expected in zip(ours, theirs, strict=True):
-        assert (got is None) == (expected is None)
-        if got is not None:
-            assert (got - expected).norm() <= 1e-4 * expected.norm() + 1e-6
-
-
-@torch.no_grad()
-def test_other_ways_to_attend_give_the_same(made):
-    rows = mixed_rows(made)
-    expected = made[0](**batch(*rows))
-    seen = batch(*rows)["attention_mask"].bool()
-    model, _ = tiny_model()
-    model.model.language_model.config._attn_implementation = ATTENTION_NAME
-    torch.testing.assert_close(
-        model(**batch(*rows)).logits[seen], expected.logits[seen], atol=1e-4, rtol=0
-    )
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(
-        model(**batch(*rows)).logits[seen], expected.logits[seen], atol=1e-4, rtol=0
-    )
-    model.set_attn_implementation("sdpa")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    torch.testing.assert_close(
-        model(**batch(*rows)).logits[seen], expected.logits[seen], atol=1e-4, rtol=0
-    )
 
 
 @torch.no_grad()
@@ -263,25 +96,16 @@ def masked_model(made, para_mask_id, ratio):
     return model, made[1]
 
 
-def chat_rows(made):
-    image = picture(0)
-    turns = "<|im_start|>system\nhi<|im_end|>\n<|im_start|>user\n", image, " the question<|im_end|>"
-    asked = (
-        "\n<|im_start|>assistant\n" + BRANCH_TOKENS["dino"].call + "<|im_end|>\n<|im_start|>user"
-    )
-    with_call = Row(made, *turns, asked, ("dino", image), "<|im_end|>\n<|im_start|>assistant\nyes")
-    return with_call, Row(made, *turns, "\n<|im_start|>assistant\nno<|im_end|>")
-
-
 def final_embeddings(model, kwargs):
-    """What the last pass of the language model was given."""
-    seen = []
-    handle = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, given: seen.append(given["inputs_embeds"]), with_kwargs=True
-    )
-    with torch.no_grad():
+    """What rows were read from, reading by reading."""
+    seen, read = [], SegmentReader.read
+
+    def watched(self, embeds, until, **options):
+        seen.append(embeds)
+        read(self, embeds, until, **options)
+
+    with mock.patch.object(SegmentReader, "read", watched), torch.no_grad():
         model(**kwargs)
-    handle.remove()
     return seen
 
 
@@ -349,6 +173,21 @@ def test_calls_and_images_that_do_not_fit_are_refused(made, parts, error, words)
     built = [text[p] if isinstance(p, str) else (p[0], picture(p[1])) for p in parts]
     with pytest.raises(error, match=re.escape(words)):
         made[0](**batch(Row(made, "x", *built)))
+
+
+@torch.no_grad()
+def test_a_last_call_may_have_no_image(made):
+    begun = Row(made, "x", *call("dino", picture(0)), "y")
+    ended = Row(made, "x", *call("dino", picture(0)), "y", BRANCH_TOKENS["dino"].call)
+    length = len(begun.ids)
+    expected = made[0](**batch(begun)).logits
+    assert torch.allclose(made[0](**batch(ended)).logits[:, :length], expected, atol=1e-5)
+
+
+def test_two_calls_before_one_image_are_refused(made):
+    action = BRANCH_TOKENS["dino"].call
+    with pytest.raises(PositionError, match=r"has 2 <.detection_action.> token.s. but 1"):
+        made[0](**batch(Row(made, "x", action, action, ("dino", picture(0)))))
 
 
 def test_placeholders_and_features_are_counted(made):

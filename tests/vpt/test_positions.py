@@ -150,6 +150,14 @@ def test_a_missing_mask_means_no_padding():
     assert got[0, 1].tolist() == [0, 1, 2]
 
 
+def test_an_image_in_the_padding_takes_its_grid_and_no_position():
+    input_ids = torch.tensor([[1, 2, IMAGE, IMAGE], [3, IMAGE, 4, 0]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    grids = as_patches([(1, 2), (1, 1)])
+    got = batch_mrope_positions(input_ids, mask, grids, IMAGE, MERGE)
+    assert got[0].tolist() == [[0, 1, 0, 0], [0, 1, 2, 0]]
+
+
 @pytest.mark.parametrize(
     ("ids", "grids_hw", "words"),
     [

@@ -6,6 +6,7 @@ Names are imported when first used, so that ``import vpt`` costs next to nothing
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Tell transformers' Auto classes of the VPT model types; harmless when done twice."""
+    """Tell transformers' Auto classes of the VPT model types; harmless when done twice.
+
+    LLaMA-Factory is told too where it is running already; it is never imported for this.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from vpt.config import VPTConfig, VRTConfig
@@ -81,3 +85,7 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
         AutoProcessor.register(config, VPTProcessor, exist_ok=True)
+    if "llamafactory" in sys.modules:
+        from vpt.training.registration import register_with_llamafactory
+
+        register_with_llamafactory()

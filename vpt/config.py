@@ -6,6 +6,7 @@ What those do not store, the encoders' own settings, stands in ``branch_configs`
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
+from vpt.shim import KeepsOwnShim, auto_map, write_shim
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE
 
 SIDE_FILES = {
@@ -22,7 +24,7 @@ SIDE_FILES = {
 """Files that may lie beside a released checkpoint and describe its encoders."""
 
 
-class VPTConfig(Qwen2VLConfig):
+class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
     """Settings of :class:`vpt.modeling.VPTForConditionalGeneration`.
 
     Attributes:
@@ -101,6 +103,12 @@ class VPTConfig(Qwen2VLConfig):
                 raise CheckpointError(f"{name} must be at least 1, or null, not {side!r}")
         if not 0 <= self.para_mask_ratio <= 1:
             raise CheckpointError(f"para_mask_ratio must be in 0..1, not {self.para_mask_ratio!r}")
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save ``config.json``, and the shim by which transformers finds this class."""
+        self.auto_map = auto_map(type(self))
+        super().save_pretrained(save_directory, **kwargs)
+        write_shim(save_directory)
 
     @property
     def branches(self) -> tuple[str, ...]:

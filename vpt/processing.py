@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -23,6 +25,7 @@ from transformers.processing_utils import ProcessorMixin
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model_files import find_file, read_json
+from vpt.shim import KeepsOwnShim, write_processor_entry, write_shim
 from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, split_symbols
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -53,7 +56,7 @@ class FeaturePiece:
 Piece = TokenPiece | ImagePiece | FeaturePiece
 
 
-class VPTProcessor(ProcessorMixin):
+class VPTProcessor(KeepsOwnShim, ProcessorMixin):
     """Tokenizer and image processor of a VPT model.
 
     The image processor is transformers' PIL one: it gives the released pixels exactly, which
@@ -63,7 +66,13 @@ class VPTProcessor(ProcessorMixin):
         image_processor: a ``Qwen2VLImageProcessorPil``.
         tokenizer: with the perception tokens in it.
         chat_template: Jinja template; only for users of ``apply_chat_template``.
+
+    Attributes:
+        source: arguments by which it was loaded, the positional one under ``"path_or_id"``;
+            empty if it was not.
     """
+
+    source: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
@@ -82,7 +91,8 @@ class VPTProcessor(ProcessorMixin):
         path_or_id = str(pretrained_model_name_or_path)
         hub = {k: v for k, v in kwargs.items() if k in ("revision", "cache_dir", "token")}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path_or_id, **hub)
+            # Ours needs no code of the folder, and transformers shall not ask about it.
+            tokenizer = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False, **hub)
         except (OSError, ValueError) as exc:
             raise CheckpointError(f"cannot load the tokenizer of {path_or_id}: {exc}") from exc
         settings = _settings(path_or_id, "preprocessor_config.json", hub)
@@ -94,11 +104,13 @@ class VPTProcessor(ProcessorMixin):
                 f"{path_or_id} has no preprocessor_config.json; copy it from the base model"
             )
         template = _settings(path_or_id, "chat_template.json", hub)
-        return cls(
+        processor = cls(
             build_image_processor(settings),
             tokenizer,
             chat_template=template.get("chat_template") or tokenizer.chat_template,
         )
+        processor.source = {"path_or_id": path_or_id, **hub}
+        return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Save tokenizer and image processor settings, in files that every version reads."""
@@ -107,6 +119,8 @@ class VPTProcessor(ProcessorMixin):
         self.image_processor.save_pretrained(folder)
         if self.chat_template is not None:
             self.tokenizer.chat_template = self.chat_template
+        write_processor_entry(folder)
+        write_shim(folder)
         return [str(file) for file in self.tokenizer.save_pretrained(folder)]
 
     @cached_property
@@ -200,12 +214,14 @@ class VPTProcessor(ProcessorMixin):
         Returns:
             ``pixel_values`` ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
         """
-        factor = self.image_processor.patch_size * self.image_processor.merge_size
-        fitted = [
-            fit_for_tower(image.pixels, min_side=factor, max_side=max_side) for image in images
-        ]
+        fitted = [self.fit(image, max_side) for image in images]
         out = self.image_processor(images=fitted, return_tensors="pt")
         return out["pixel_values"], out["image_grid_thw"]
+
+    def fit(self, image: LoadedImage, max_side: int | None = None) -> Image.Image:
+        """An image in the shape the image processor takes, ``max_side`` as above."""
+        factor = self.image_processor.patch_size * self.image_processor.merge_size
+        return fit_for_tower(image.pixels, min_side=factor, max_side=max_side)
 
     @property
     def image_token_id(self) -> int:

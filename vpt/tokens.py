@@ -213,6 +213,11 @@ def split_symbols(text: str) -> list[str]:
     return symbols
 
 
+def find_symbols(text: str) -> list[str]:
+    """What in a text has the form of a control token, known or not."""
+    return _SYMBOL.findall(text)
+
+
 def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -> ParsedTurn:
     """Find the perception calls in what the model wrote. Nothing is guessed.
 

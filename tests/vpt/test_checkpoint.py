@@ -383,7 +383,7 @@ def test_what_is_saved_is_loaded_again(tmp_path, names, tied):
     assert same_settings(again.config) == same_settings(model.config)
     assert type(again.config) is VPTConfig
     files = {file.suffix for file in tmp_path.iterdir()}
-    assert files == {".json", ".safetensors"}
+    assert files == {".json", ".safetensors", ".py"}
 
 
 def test_weights_are_saved_under_our_names(saved):

@@ -456,9 +456,13 @@ def test_init_makes_a_model_that_can_be_asked(ask, base, scene, tmp_path):
     code, _, err = ask("--base", base, "--branches", "clip", "--out", out_folder, command="init")
     assert code == 2 and "is not empty; choose another folder, or --force" in err
     code, _, err = ask(
-        "--base", base, "--branches", "", "--out", out_folder, "--force", command="init"
+        *("--base", base, "--branches", "", "--out", out_folder, "--force"),
+        *("--mask", "question", "--mask-ratio", "0.5"),
+        command="init",
     )
     assert code == 0, err
+    settings = json.loads((out_folder / "config.json").read_text())
+    assert (settings["para_mask_id"], settings["para_mask_ratio"]) == (1, 0.5)
 
 
 @pytest.mark.parametrize(

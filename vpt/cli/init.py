@@ -9,6 +9,7 @@ from pathlib import Path
 from vpt.cli.files import write_file
 from vpt.cli.model import DTYPES, quieten
 from vpt.cli.parser import Command, whole_number
+from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
 from vpt.tokens import ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, branches_named, perception_tokens
@@ -40,6 +41,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of what is drawn (default: 0)"
     )
+    add_training_arguments(parser)
     parser.add_argument("--force", action="store_true", help="write into a folder that has files")
     parser.add_argument(
         "--verbose", action="store_true", help="show library messages and tracebacks"
@@ -58,6 +60,10 @@ def _branches(text: str) -> tuple[str, ...]:
 def _init(args: argparse.Namespace) -> None:
     """Check the arguments, build, save, and say what was made."""
     encoders = _checked_encoders(args)
+    settings = training_settings(args)
+    check_training_settings(
+        {"alignment": False, "para_mask_id": 0, **settings}, has_ratio=args.mask_ratio is not None
+    )
     quieten(args)
     from vpt.building import build_from_base
 
@@ -69,6 +75,8 @@ def _init(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         seed=args.seed,
     )
+    for name, value in settings.items():
+        setattr(model.config, name, value)
     write_file(model.save_pretrained, args.out)
     write_file(processor.save_pretrained, args.out)
     special, ordinary = perception_tokens(branches_named(args.branches), args.grid_size)

@@ -1,0 +1,129 @@
+"""The stock ``llamafactory-cli`` in processes of its own, which know of us by the shim alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from factory import arguments, environment, losses, make_row, run_factory, save_model, save_rows
+from safetensors.torch import load_file
+from test_trainable import LORA
+
+import vpt
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed():
+    pytest.importorskip("llamafactory")
+
+
+def assert_same_weights(one, other):
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert set(one) == set(other)
+    assert all(bool((one[name] == other[name]).all()) for name in one)
+
+
+def test_a_chain_of_runs_ends_in_a_model_that_answers(tmp_path):
+    model, first, adapter, merged = (tmp_path / name for name in ("model", "first", "lora", "all"))
+    save_model(model)
+    save_rows(tmp_path)
+    settings = {"do_eval": True, "val_size": 4, "compute_accuracy": True}
+    settings["preprocessing_num_workers"] = 2
+    run_factory("train", arguments(model, tmp_path, first, **settings), tmp_path / "run")
+    chained = arguments(first, tmp_path, adapter, **LORA, max_steps=2)
+    run_factory("train", chained, tmp_path / "run")
+    exporting = {
+        "model_name_or_path": str(first),
+        "adapter_name_or_path": str(adapter),
+        "template": "vpt_qwen2_vl",
+        "trust_remote_code": True,
+        "finetuning_type": "lora",
+        "export_dir": str(merged),
+    }
+    run_factory("export", exporting, tmp_path / "run")
+    runtime = vpt.load(str(merged))
+    answer = runtime.ask(tmp_path / "images" / "0.png", "What?", perception="sam", max_new_tokens=4)
+    assert answer.num_calls >= 1
+
+
+def test_transformers_alone_finds_the_package_and_leaves_llamafactory_alone(tmp_path):
+    folder = save_model(tmp_path / "model")
+    code = (
+        "import sys; from transformers import AutoModelForImageTextToText, AutoProcessor; "
+        "f = sys.argv[1]; k = {'trust_remote_code': True}; "
+        "AutoModelForImageTextToText.from_pretrained(f, **k).save_pretrained(f + '-again'); "
+        "AutoProcessor.from_pretrained(f, **k).save_pretrained(f + '-again'); "
+        "m = AutoModelForImageTextToText.from_pretrained(f + '-again', **k); "
+        "print(type(m).__module__, 'llamafactory' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=environment(tmp_path / "cache"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["vpt.modeling", "False"], done.stderr
+    files = {file.name for file in folder.iterdir()}
+    assert {file.name for file in (tmp_path / "model-again").iterdir()} == files
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+    folder = save_model(tmp_path / "model", para_mask_id=1, para_mask_ratio=0.5)
+    save_rows(tmp_path)
+    settings = {"max_steps": 45, "save_steps": 15, "dataloader_num_workers": 1}
+    settings["lr_scheduler_type"] = "cosine"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_factory("train", arguments(folder, tmp_path, whole, **settings), tmp_path / "run")
+
+    command = [sys.executable, "-m", "llamafactory.cli", "train", "train.yaml"]
+    again = arguments(folder, tmp_path, killed, **settings)
+    run_factory("version", again, tmp_path / "again")  # writes the YAML
+    (tmp_path / "again" / "version.yaml").rename(tmp_path / "again" / "train.yaml")
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path / "again",
+            env=environment(tmp_path / "cache"),
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 900
+        while not (killed / "checkpoint-15" / "trainer_state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (killed / "checkpoint-45").exists()
+
+    resumed = run_factory("train", again, tmp_path / "run")
+    assert "Resuming training from" in resumed
+    assert losses(killed) == losses(whole)
+    assert_same_weights(killed, whole)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, checkpointed):
+    """Rows of one batch call different branches, so that each process leaves projectors unused."""
+    folder = save_model(tmp_path / "model")
+    kinds = ("dino", "sam", "reencode", "direct")
+    rows = [make_row(kinds[n % 3], n) for n in range(8)]  # equally many labels in each
+    save_rows(tmp_path, rows=rows)
+    changes = {
+        "disable_gradient_checkpointing": not checkpointed,
+        "use_reentrant_gc": False,
+        "max_steps": 4,
+    }
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    settings = arguments(folder, tmp_path, alone, per_device_train_batch_size=2, **changes)
+    run_factory("train", settings, tmp_path / "run")
+    changes |= {"ddp_find_unused_parameters": True, "ddp_backend": "gloo"}
+    settings = arguments(folder, tmp_path, both, per_device_train_batch_size=1, **changes)
+    run_factory("train", settings, tmp_path / "run", FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    assert losses(both) == pytest.approx(losses(alone), rel=1e-5)
+    one, two = (load_file(out / "model.safetensors") for out in (alone, both))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3

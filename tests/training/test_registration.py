@@ -1,0 +1,82 @@
+"""Registration is harmless when repeated, and says so where LLaMA-Factory is not as tested."""
+
+import pytest
+
+import vpt
+from vpt.building import byte_tokenizer, tiny_model
+from vpt.errors import TrainingError
+
+
+def test_registering_twice_is_harmless(factory):
+    from llamafactory.data.converter import DATASET_CONVERTERS
+    from llamafactory.data.template import TEMPLATES
+    from llamafactory.model.model_utils.visual import COMPOSITE_MODELS
+
+    vpt.register()
+    template = TEMPLATES["vpt_qwen2_vl"]
+    vpt.register()
+    assert TEMPLATES["vpt_qwen2_vl"] is template
+    assert DATASET_CONVERTERS["vpt"].__name__ == "VPTDatasetConverter"
+    assert {"qwen2_vl_vpt", "vrt_qwen2_vl"} <= set(COMPOSITE_MODELS)
+
+
+@pytest.mark.parametrize("change", [None, lambda model_type, projector_keys: None])
+def test_another_way_to_name_parts_is_refused(factory, monkeypatch, change):
+    from llamafactory.model.model_utils import visual
+
+    monkeypatch.setattr(visual, "_register_composite_model", change)
+    with pytest.raises(TrainingError, match=r"was tested with llamafactory 0\.9\.5"):
+        vpt.register()
+
+
+def test_another_metric_is_not_replaced(factory, monkeypatch):
+    from llamafactory.train.sft import workflow
+
+    from vpt.training.accuracy import install_accuracy
+
+    for value in (None, dict):
+        monkeypatch.setattr(workflow, "ComputeAccuracy", value)
+        with pytest.raises(TrainingError, match=r"was tested with llamafactory 0\.9\.5"):
+            install_accuracy(byte_tokenizer())
+        assert workflow.ComputeAccuracy is value
+
+
+def test_a_run_that_takes_no_metric_from_there_is_refused(factory, monkeypatch):
+    from llamafactory.train.sft import workflow
+
+    from vpt.training.accuracy import install_accuracy
+
+    monkeypatch.setattr(workflow, "run_sft", lambda: None)
+    with pytest.raises(TrainingError, match="does not use ComputeAccuracy as expected"):
+        install_accuracy(byte_tokenizer())
+
+
+def test_the_metric_is_replaced_once_per_tokenizer(factory, monkeypatch):
+    from llamafactory.train.sft import workflow
+
+    from vpt.training.accuracy import TokenClassAccuracy, install_accuracy
+
+    monkeypatch.setattr(workflow, "ComputeAccuracy", workflow.ComputeAccuracy)
+    for tokenizer in (byte_tokenizer(), tiny_model()[1].tokenizer):
+        install_accuracy(tokenizer)
+        assert isinstance(workflow.ComputeAccuracy(), TokenClassAccuracy)
+
+
+def test_only_processors_of_our_folders_are_taken(factory):
+    from vpt.training.plugin import pixels_of
+
+    with pytest.raises(TrainingError, match="make the folder with `vpt init`"):
+        pixels_of(tiny_model()[1])
+
+
+def test_videos_and_tools_are_refused(factory):
+    from llamafactory.data.template import TEMPLATES
+
+    template = TEMPLATES["vpt_qwen2_vl"]
+    with pytest.raises(ValueError, match="takes no video and no sound"):
+        template.mm_plugin.process_messages([], [], ["a.mp4"], [], None)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(TrainingError, match="tools are not supported"):
+        template.encode_multiturn(byte_tokenizer(), messages, None, "[]")
+    with pytest.raises(TrainingError, match="expected user and assistant by turns, got tool"):
+        template.encode_multiturn(byte_tokenizer(), [{"role": "tool", "content": "x"}] * 2)

@@ -1,0 +1,109 @@
+"""``vpt set`` edits a model folder in place, says what changed, and refuses what has no effect."""
+
+import json
+import shutil
+
+import pytest
+
+from vpt import cli
+from vpt.building import tiny_model
+from vpt.config import load_config
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set") / "saved"
+    model, processor = tiny_model(("dino",))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*words):
+        code = cli.main([*map(str, words)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_is_set_is_in_the_folder_and_nothing_else_changes(run, folder):
+    before = json.loads((folder / "config.json").read_text())
+    code, out, err = run("set", folder, "--mask", "question+image", "--mask-ratio", 0.25)
+    assert (code, err) == (0, "")
+    assert out == "mask        none -> question+image\nmask-ratio  1.0 -> 0.25\n"
+    after = json.loads((folder / "config.json").read_text())
+    assert after == {**before, "para_mask_id": 2, "para_mask_ratio": 0.25}
+    config = load_config(str(folder))
+    assert (config.alignment, config.para_mask_id, config.para_mask_ratio) == (False, 2, 0.25)
+
+
+def test_one_stage_follows_another(run, folder):
+    assert run("set", folder, "--alignment", "on", "--mask", "none")[0] == 0
+    assert load_config(str(folder)).alignment is True
+    code, out, _ = run("set", folder, "--alignment", "off", "--mask", "question")
+    assert code == 0
+    assert out == "alignment   on -> off\nmask        none -> question\n"
+
+
+def test_what_was_so_already_is_told(run, folder):
+    assert run("set", folder, "--alignment", "off")[1] == "alignment   off, as it was\n"
+
+
+def test_a_released_folder_becomes_one_that_llamafactory_loads(run, goldens, tmp_path):
+    folder = shutil.copytree(goldens / "checkpoints" / "dino", tmp_path / "model")
+    before = set(folder.iterdir())
+    assert run("set", folder, "--mask", "question")[0] == 0
+    added = {file.name for file in set(folder.iterdir()) - before}
+    assert added == {"vpt_shim.py", "processor_config.json"}
+    entry = json.loads((folder / "processor_config.json").read_text())
+    assert entry["auto_map"] == {"AutoProcessor": "vpt_shim.VPTProcessor"}
+    assert "AutoConfig" in json.loads((folder / "config.json").read_text())["auto_map"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "there is nothing to set; give --alignment, --mask or --mask-ratio"),
+        (["--mask", "answer"], 2, "invalid choice: 'answer'"),
+        (["--mask", "question", "--mask-ratio", "2"], 2, "expected a number from 0 to 1, got 2"),
+        (["--mask-ratio", "0.5"], 2, "--mask-ratio needs a mask"),
+        (["--alignment", "on", "--mask", "question"], 2, "nothing is masked in alignment"),
+    ],
+)
+def test_what_cannot_be_set_is_told_and_changes_nothing(run, folder, words, code, message):
+    before = (folder / "config.json").read_text()
+    given, out, err = run("set", folder, *words)
+    assert (given, out) == (code, "") and message in err and "Traceback" not in err
+    assert (folder / "config.json").read_text() == before
+
+
+def test_a_folder_that_is_none_is_told(run, tmp_path):
+    code, _, err = run("set", tmp_path / "none", "--mask", "none")
+    assert code == 4 and "there is no model folder" in err
+    code, _, err = run("set", tmp_path, "--mask", "none")
+    assert code == 4 and "holds no config.json" in err
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    code, _, err = run("set", tmp_path, "--mask", "none")
+    assert code == 4 and "holds a model of type 'bert'" in err
+
+
+def test_a_setting_that_does_not_fit_the_folder_is_told(run, folder):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "para_start_id": None}))
+    code, _, err = run("set", folder, "--mask", "question")
+    assert code == 4 and "para_mask_id needs para_start_id" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--mask-ratio", "0.5"], ["--alignment", "on", "--mask", "question"]]
+)
+def test_init_refuses_the_same(run, tmp_path, words):
+    code, _, err = run("init", "--base", "b", "--branches", "", "--out", tmp_path / "o", *words)
+    assert code == 2 and "mask" in err

@@ -1,0 +1,131 @@
+"""``vpt set``: how the model in a folder is trained next, where no YAML key can say it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from vpt.cli.files import write_file
+from vpt.cli.model import quieten
+from vpt.cli.parser import Command, number
+from vpt.cli.terminal import put
+from vpt.errors import CheckpointError, PromptError
+
+MASKS = ("none", "question", "question+image")
+"""What may be hidden from the final pass; the index is ``para_mask_id``."""
+
+_NAMES = {"alignment": "alignment", "para_mask_id": "mask", "para_mask_ratio": "mask-ratio"}
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`training_settings` reads."""
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--alignment",
+        choices=("on", "off"),
+        help="on: re-encoded features are not steered by the model, as in the first stage",
+    )
+    training.add_argument(
+        "--mask",
+        choices=MASKS,
+        help="what is hidden from the model in training once it has called, so that the answer "
+        "has to come from the call",
+    )
+    training.add_argument(
+        "--mask-ratio",
+        type=number(0, 1),
+        metavar="R",
+        help="share of the samples in which it is hidden, 0 to 1",
+    )
+
+
+def training_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the configuration that the arguments change."""
+    settings: dict[str, Any] = {}
+    if args.alignment is not None:
+        settings["alignment"] = args.alignment == "on"
+    if args.mask is not None:
+        settings["para_mask_id"] = MASKS.index(args.mask)
+    if args.mask_ratio is not None:
+        settings["para_mask_ratio"] = args.mask_ratio
+    return settings
+
+
+def check_training_settings(settings: dict[str, Any], *, has_ratio: bool) -> None:
+    """Refuse what would be without effect.
+
+    Args:
+        settings: ``alignment`` and ``para_mask_id`` as they will be.
+        has_ratio: whether ``--mask-ratio`` is given.
+
+    Raises:
+        PromptError: saying what is missing.
+    """
+    if settings["alignment"] and settings["para_mask_id"]:
+        raise PromptError("nothing is masked in alignment; add --mask none, or --alignment off")
+    if has_ratio and not settings["para_mask_id"]:
+        raise PromptError("--mask-ratio needs a mask; add --mask question or question+image")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a VPT model, as saved")
+    add_training_arguments(parser)
+    parser.add_argument(
+        "--verbose", action="store_true", help="show library messages and tracebacks"
+    )
+
+
+def _set(args: argparse.Namespace) -> None:
+    """Check, write, and say what changed."""
+    settings = training_settings(args)
+    if not settings:
+        raise PromptError("there is nothing to set; give --alignment, --mask or --mask-ratio")
+    if not args.folder.is_dir():
+        raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
+    quieten(args)
+    from vpt.config import load_config
+
+    config = load_config(str(args.folder))
+    old = {name: getattr(config, name) for name in _NAMES}
+    new = {**old, **settings}
+    check_training_settings(new, has_ratio=args.mask_ratio is not None)
+    type(config).from_dict({**config.to_dict(), **settings})  # checks itself
+    write_file(lambda folder: _write(folder, settings, type(config)), args.folder)
+    for name in settings:
+        kept = new[name] == old[name]
+        said = ", as it was" if kept else f" -> {_word(name, new[name])}"
+        put(f"{_NAMES[name]:<11} {_word(name, old[name])}{said}")
+
+
+def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
+    """Write the settings, and what LLaMA-Factory needs to find the code of a released folder."""
+    from vpt.model_files import read_json
+    from vpt.shim import auto_map, write_processor_entry, write_shim
+
+    file = folder / "config.json"
+    content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}
+    part = folder / "config.json.part"
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)  # in one step: a folder with half a config.json would be lost
+    write_processor_entry(folder)
+    write_shim(folder)
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "para_mask_id":
+        return MASKS[value]
+    return {True: "on", False: "off"}[value] if name == "alignment" else str(value)
+
+
+COMMAND = Command(
+    help="say how a model is trained next",
+    description=(
+        "Set what LLaMA-Factory's YAML has no key for, in config.json of a model folder.\n"
+        "Whether calls steer features (--alignment) also holds when the model is asked."
+    ),
+    examples="example:\n  vpt set ./my-model --alignment off --mask question --mask-ratio 0.5",
+    add_arguments=_add_arguments,
+    run=_set,
+)

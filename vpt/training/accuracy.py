@@ -1,0 +1,124 @@
+"""Next-token accuracy by kind of token, reported where LLaMA-Factory reports one number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llamafactory.train.sft import metric, workflow
+
+from vpt.errors import TrainingError
+from vpt.rows import IGNORE_INDEX
+from vpt.tokens import BRANCH_TOKENS, REGION_END, REGION_START, TURN_END, is_coordinate
+from vpt.training.tested import TESTED
+
+CLASSES = ("text", "region", "coordinate", "reencode", "turn_end", "control")
+"""Kinds of tokens. Control tokens are forced, so no accuracy is reported of them."""
+
+
+class TokenClassAccuracy:
+    """Takes the place of LLaMA-Factory's ``ComputeAccuracy``.
+
+    Reports ``accuracy``, as LLaMA-Factory does the mean over rows, and for each kind of token
+    ``accuracy_KIND`` over all tokens of the kind, and their number ``num_KIND``. Of a kind that did
+    not occur there is no accuracy.
+
+    Args:
+        class_of_id: token id -> index in :data:`CLASSES`; ids that are not there are text.
+    """
+
+    def __init__(self, class_of_id: Mapping[int, int]) -> None:
+        self.class_of_id = np.zeros(max(class_of_id, default=0) + 1, dtype=np.int64)
+        for token_id, number in class_of_id.items():
+            self.class_of_id[token_id] = number
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rows: list[float] = []
+        self.num_right = np.zeros(len(CLASSES), dtype=np.int64)
+        self.num_all = np.zeros(len(CLASSES), dtype=np.int64)
+
+    def __call__(
+        self, eval_preds: Any, compute_result: bool = True
+    ) -> dict[str, float | int] | None:
+        """Count predictions.
+
+        Args:
+            eval_preds: ``predictions`` ``[B, S]``, the likeliest next token at each place, and
+                ``label_ids`` ``[B, S]``, -100 where ignored.
+            compute_result: whether all batches are in.
+
+        Returns:
+            The metrics of all that was counted, which then begins anew; ``None`` before that.
+        """
+        predicted = np.asarray(_on_cpu(eval_preds.predictions))[:, :-1]
+        labels = np.asarray(_on_cpu(eval_preds.label_ids))[:, 1:]
+        for row_predicted, row_labels in zip(predicted, labels, strict=True):
+            counted = row_labels != IGNORE_INDEX
+            kinds = self._classes(row_labels[counted])
+            right = (row_predicted[counted] == row_labels[counted])[kinds != _CONTROL]
+            kinds = kinds[kinds != _CONTROL]
+            if len(kinds):
+                self.rows.append(float(right.mean()))
+            self.num_all += np.bincount(kinds, minlength=len(CLASSES))
+            self.num_right += np.bincount(kinds[right], minlength=len(CLASSES))
+        return self._result() if compute_result else None
+
+    def _classes(self, ids: Any) -> Any:
+        known = ids < len(self.class_of_id)
+        return np.where(known, self.class_of_id[np.where(known, ids, 0)], 0)
+
+    def _result(self) -> dict[str, float | int]:
+        result: dict[str, float | int] = {}
+        if self.rows:
+            result["accuracy"] = float(np.mean(self.rows))
+        for number, name in enumerate(CLASSES):
+            if number == _CONTROL:
+                continue
+            if self.num_all[number]:
+                result[f"accuracy_{name}"] = float(self.num_right[number] / self.num_all[number])
+            result[f"num_{name}"] = int(self.num_all[number])
+        self._reset()
+        return result
+
+
+_CONTROL = CLASSES.index("control")
+
+
+def _on_cpu(values: Any) -> Any:
+    return values.cpu() if hasattr(values, "cpu") else values
+
+
+def token_classes(tokenizer: Any) -> dict[int, int]:
+    """Index in :data:`CLASSES` of every token of a tokenizer that is not text."""
+    names = {TURN_END: "turn_end", REGION_START: "region", REGION_END: "region"}
+    for row in BRANCH_TOKENS.values():
+        names |= {row.start: "reencode", row.end: "reencode", row.action: "control"}
+    vocabulary = tokenizer.get_vocab()
+    names |= {token: "coordinate" for token in vocabulary if is_coordinate(token)}
+    return {vocabulary[t]: CLASSES.index(name) for t, name in names.items() if t in vocabulary}
+
+
+def install_accuracy(tokenizer: Any) -> None:
+    """Make ``compute_accuracy: true`` report by kind of token.
+
+    LLaMA-Factory has no way to register a metric; this is the one name of it that we replace.
+
+    Raises:
+        TrainingError: if it does not use that name as the tested version does.
+    """
+    current = getattr(workflow, "ComputeAccuracy", None)
+    is_ours = isinstance(current, partial) and current.func is TokenClassAccuracy
+    used = getattr(workflow.run_sft, "__code__", None)
+    if (
+        used is None
+        or "ComputeAccuracy" not in used.co_names
+        or not (is_ours or current is metric.ComputeAccuracy)
+    ):
+        raise TrainingError(
+            "llamafactory.train.sft.workflow does not use ComputeAccuracy as expected; accuracy "
+            f"by kind of token was tested with {TESTED}"
+        )
+    workflow.ComputeAccuracy = partial(TokenClassAccuracy, token_classes(tokenizer))

@@ -33,7 +33,7 @@ def fresh():
 
 
 def settings(folder, **changes):
-    few = {encoder: 4 for encoder in ENCODERS}
+    few = dict.fromkeys(ENCODERS, 4)
     given = {"steps": few, "batch_size": few, "num_workers": 0, "save_steps": 2, **changes}
     return Settings(output_dir=str(folder), **given)
 
@@ -115,7 +115,7 @@ def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
 
 
 def test_the_parts_make_a_model_that_answers(tmp_path):
-    chosen = settings(tmp_path, steps={encoder: 1 for encoder in ENCODERS})
+    chosen = settings(tmp_path, steps=dict.fromkeys(ENCODERS, 1))
     for encoder in ENCODERS:
         train_encoder(encoder, chosen)
     put_together(chosen)

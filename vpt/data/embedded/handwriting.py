@@ -71,8 +71,8 @@ def write_digit(
         (a, b, 4 - a * middle - b * middle, d, e, 4 - d * middle - e * middle),
         Image.Resampling.BICUBIC,
     )
-    values = np.asarray(ink, np.float32) / 255
+    values = np.asarray(ink, np.float32) / np.float32(255)
     if halo_px <= 0:
         return values
     blurred = ink.filter(ImageFilter.GaussianBlur(halo_px))
-    return values - np.asarray(blurred, np.float32) / 255
+    return values - np.asarray(blurred, np.float32) / np.float32(255)

@@ -94,7 +94,7 @@ def shape_mask(name: str, size_px: int) -> Array:
     else:
         raise ValueError(f"unknown shape {name!r}; available: {', '.join(SHAPES)}")
     small = image.resize((size_px, size_px), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)
 
 
 @lru_cache(maxsize=256)
@@ -106,4 +106,4 @@ def card_mask(width_px: int, height_px: int, radius_px: int) -> Array:
         (0, 0, width_px * scale - 1, height_px * scale - 1), radius_px * scale, fill=255
     )
     small = image.resize((width_px, height_px), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def draw_tile(
     split: str,
 ) -> NDArray[np.float32]:
     """What stands on a tag or board, ``[size_px, size_px]`` in 0..255."""
-    gray = GRAY + rng.uniform(-8, 8)
+    gray: Any = GRAY + rng.uniform(-8, 8)
     if family == "number":
         gray += 8 * clouds(size_px, max(size_px // 5, 4), rng)
         side = 30 if fine else int(size_px * rng.uniform(0.75, 0.9))

@@ -152,7 +152,7 @@ def _single_digits() -> object:
     return Regex(r"\d")
 
 
-def _spread(model: nn.Module) -> None:
+def _spread(model: VPTForConditionalGeneration) -> None:
     """Scale matrices by their width, deep ones down: the usual small init is too small here."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:

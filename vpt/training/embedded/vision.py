@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vpt.boxes import GridBox, crop_box_px
+from vpt.boxes import GridBox, PixelBox, crop_box_px
 from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
 from vpt.data.embedded.questions import cell_of
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
@@ -125,7 +125,7 @@ def _near_and_far(
     return out
 
 
-def _crop_around(scene: Scene, cell: GridBox, rng: np.random.Generator) -> tuple[int, ...]:
+def _crop_around(scene: Scene, cell: GridBox, rng: np.random.Generator) -> PixelBox:
     """The box of a crop of an item; sometimes one cell off, as the model will be."""
     shift = rng.integers(-1, 2, 2) if rng.random() < 0.3 else (0, 0)
     x, y = (
@@ -218,6 +218,9 @@ class TowerView(nn.Module):
         processor: whose pixel settings.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: VPTForConditionalGeneration, processor: VPTProcessor) -> None:
         super().__init__()
         self.visual = model.model.visual
@@ -271,6 +274,9 @@ class BranchView(nn.Module):
     Args:
         branch: DINO or SAM.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, branch: Any) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ from vpt.modeling import scatter_features
 
 KINDS = ("wall", "cpu")
 GOALS = {"ours": 1.15, "ours, half masked": 1.5}  # times sft, at most
-CHECKPOINTED = ("clip", "mixed")
+CHECKPOINTED = ("clip, equal rows", "mixed")
 CHECKED = ("k_proj.weight", "down_proj.weight", "linear_condition.weight", "linear_feature.weight")
 TOLERANCES = {"float32": (1e-4, 1e-2), "bfloat16": (2e-2, 0.5)}  # of the loss, of gradients
 """Against two passes, relative. Random weights make noise large; the tests compare in float64."""

@@ -84,16 +84,18 @@ TINIEST = replace(
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
     file = tmp_path_factory.mktemp("benchmark") / "out.json"
-    options = ["--size", "tiny", "--repeats", "1", "--batches", "clip", "region"]
+    names = ["clip, equal rows", "clip", "region"]
+    options = ["--size", "tiny", "--repeats", "1", "--batches", *names]
     with mock.patch.dict(SIZES, tiny=TINIEST):
         training_step.main([*options, "--json", str(file)])
     tiny = json.loads(file.read_text())["sizes"]["tiny"]
-    assert len(tiny["goals"]) == 5
+    assert len(tiny["goals"]) == 7
     return tiny["batches"]
 
 
 def test_training_steps_are_measured_with_and_without_checkpointing(batches):
-    assert batches.keys() == {"clip", "clip, checkpointed", "region"}
+    equal = {"clip, equal rows", "clip, equal rows, checkpointed"}
+    assert batches.keys() == {*equal, "clip", "region"}
     for section in batches.values():
         for contestant in section["contestants"].values():
             assert (
@@ -103,6 +105,7 @@ def test_training_steps_are_measured_with_and_without_checkpointing(batches):
 
 
 def test_contestants_of_a_training_step_read_what_they_should(batches):
+    assert batches["clip"]["tokens"] < batches["clip"]["padded_tokens"]
     for name, section in batches.items():
         read = {key: facts["llm_tokens"] for key, facts in section["contestants"].items()}
         assert read["sft"] == section["padded_tokens"]

@@ -1,6 +1,8 @@
 """The generated data: the same for the same seed, no split in another, no question that tells."""
 
+import contextlib
 import json
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 from vpt.boxes import GridBox, contains, crop_box_px
+from vpt.cli import main
 from vpt.data.embedded.handwriting import digit_pictures, write_digit
 from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, label_view
 from vpt.data.embedded.looks import LOOKS, background
@@ -23,6 +26,7 @@ from vpt.data.embedded.questions import (
 )
 from vpt.data.embedded.scenes import KINDS, SIZE_PX, draw_scene, random_value
 from vpt.data.embedded.sheets import close_sheet, far_sheet
+from vpt.errors import PromptError
 
 WHOLE = (0.0, 0.0, float(SIZE_PX), float(SIZE_PX))
 scenes = pytest.mark.parametrize("kind", KINDS)
@@ -223,3 +227,31 @@ def test_cells_are_single():
     cell = cell_of(item)
     assert cell == GridBox(cell.x_min, cell.y_min, cell.x_min, cell.y_min)
     assert random_value("shape", rng(0)) in SHAPES
+
+
+def test_missing_scikit_learn_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digit_pictures.cache_clear()
+    with pytest.raises(PromptError, match="pip install scikit-learn"):
+        digit_pictures("train")
+
+
+def test_the_command_makes_a_few_pictures(tmp_path, capsys):
+    args = ["data", "make-embedded", "--out", str(tmp_path), "--fraction", "0.00001"]
+    assert main([*args, "--workers", "1"]) == 0
+    assert "1 picture in" in capsys.readouterr().err
+    assert (tmp_path / "dataset_info.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fraction", "0"], "expected a number above 0, up to 1, got '0'"),
+        (["--fraction", "much"], "expected a number above 0, up to 1, got 'much'"),
+        (["--out", __file__], "is a file; expected a folder"),
+    ],
+)
+def test_bad_options_of_the_command_are_refused(capsys, words, message):
+    with contextlib.suppress(SystemExit):
+        assert main(["data", "make-embedded", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pathlib import Path
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.terminal import say
 from vpt.errors import PromptError
+from vpt.wording import count_words
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,9 @@ def _make(args: argparse.Namespace) -> None:
             for done in make_part(part, args.out, args.workers):
                 bar.update(done)
         files = ", ".join(f"{name}.jsonl" for name in part.files)
-        say(f"{part.num_scenes:,} pictures in {args.out / part.name}, asked about in {files}")
+        say(
+            f"{count_words(part.num_scenes, 'picture')} in {args.out / part.name}, asked about in {files}"
+        )
     write_index(args.out)
 
 
@@ -76,7 +79,7 @@ COMMAND = Command(
     examples=(
         "example:\n"
         "  vpt data make-embedded --out data/embedded\n"
-        "  vpt data make-embedded --out /tmp/few --fraction 0.001"
+        "  vpt data make-embedded --out data/few --fraction 0.001"
     ),
     add_arguments=_add_arguments,
     run=_make,

@@ -63,9 +63,8 @@ def _make(args: argparse.Namespace) -> None:
             for done in make_part(part, args.out, args.workers):
                 bar.update(done)
         files = ", ".join(f"{name}.jsonl" for name in part.files)
-        say(
-            f"{count_words(part.num_scenes, 'picture')} in {args.out / part.name}, asked about in {files}"
-        )
+        drawn = count_words(part.num_scenes, "picture")
+        say(f"{drawn} in {args.out / part.name}, asked about in {files}")
     write_index(args.out)
 
 

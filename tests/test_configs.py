@@ -283,7 +283,6 @@ def parsing(monkeypatch, tmp_path):
     logging.set_verbosity(verbosity)
 
 
-@pytest.mark.slow
 @each_training
 def test_llamafactory_takes_it(path, parsing):
     config = read_strictly(path)
@@ -295,7 +294,6 @@ def test_llamafactory_takes_it(path, parsing):
     assert finetuning.finetuning_type == config["finetuning_type"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPORTS, ids=name_of)
 def test_llamafactory_takes_the_export(path, parsing):
     config = read_strictly(path)
@@ -305,7 +303,6 @@ def test_llamafactory_takes_the_export(path, parsing):
     assert finetuning.finetuning_type == "lora"
 
 
-@pytest.mark.slow
 def test_llamafactory_refuses_a_misspelt_key(parsing):
     config = read_strictly(TRAINING[0])
     with pytest.raises(ValueError, match="ara_mask_id"):

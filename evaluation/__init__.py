@@ -1,0 +1,1 @@
+"""Benchmark splits, scores, runner and report, on top of :mod:`vpt`."""

@@ -7,9 +7,12 @@ can drive it with a plain list of tokens, and one stream or many are driven the 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import astuple, dataclass, field
+
+from PIL import Image
 
 from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
@@ -32,6 +35,9 @@ from vpt.tokens import (
 )
 from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
 
+REPLACED_LOOKS = ("blank", "random")
+_BLANK_RGB = (127, 127, 127)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,6 +57,9 @@ class Request:
         system: the system turn; ``None`` for the released one.
         region: cells of the grid that the first call names, whatever the model would have done:
             to correct it by hand, or to see what the true region would have brought.
+        replace_looks: one of ``REPLACED_LOOKS``, to see whether it matters what a call brings:
+            ``"blank"`` brings a gray picture of the same size, ``"random"`` a crop of the same
+            size from another place (re-encodings, which have no place, stay as they are).
     """
 
     images: Sequence[LoadedImage]
@@ -63,10 +72,15 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     region: GridBox | None = None
+    replace_looks: str | None = None
 
     def __post_init__(self) -> None:
         if self.look_at not in LOOK_AT:
             raise PromptError(f"look_at must be one of {LOOK_AT}, not {self.look_at!r}")
+        if self.replace_looks is not None and self.replace_looks not in REPLACED_LOOKS:
+            raise PromptError(
+                f"replace_looks must be one of {REPLACED_LOOKS} or None, not {self.replace_looks!r}"
+            )
         for name, least in (("max_calls", 0), ("max_new_tokens", 1)):
             if (value := getattr(self, name)) < least:
                 raise PromptError(f"{name} must be at least {least}, not {value}")
@@ -202,6 +216,7 @@ class _Loop:
                 "seed": request.sampling.seed,
                 "system": request.system,
                 "region": None if request.region is None else astuple(request.region),
+                "replace_looks": request.replace_looks,
                 "grid_size": vocabulary.grid_size,
             },
         )
@@ -346,7 +361,7 @@ class _Loop:
         looks: list[ImagePiece | FeaturePiece] = []
         for call in calls:
             if call.region is None:
-                looks.append(FeaturePiece(call.branch, self.images[source]))
+                looks.append(FeaturePiece(call.branch, self._shown(self.images[source])))
             else:
                 looks.append(ImagePiece(self._cut(call, source)))
         return self.processor.reply(looks)
@@ -357,11 +372,27 @@ class _Loop:
         box: PixelBox = crop_box_px(
             GridBox(*call.region), parent.size_wh, grid_size=self.vocabulary.grid_size
         )
-        cut = from_pixels(crop(parent.pixels, box), parent.source)
+        if self.request.replace_looks == "random":
+            box = self._elsewhere(box, parent)
+        cut = self._shown(from_pixels(crop(parent.pixels, box), parent.source))
         call.box_xyxy_px = box if record.box_xyxy_px is None else compose(record.box_xyxy_px, box)
         call.result_image = self.trace.add_image(cut, parent=source, box_xyxy_px=call.box_xyxy_px)
         self.images.append(cut)
         return cut
+
+    def _shown(self, image: LoadedImage) -> LoadedImage:
+        """The image, or the blank one that takes its place."""
+        if self.request.replace_looks != "blank":
+            return image
+        return from_pixels(Image.new("RGB", image.size_wh, _BLANK_RGB), image.source)
+
+    def _elsewhere(self, box: PixelBox, image: LoadedImage) -> PixelBox:
+        """A box of the same size at a random place, which image, box and seed decide."""
+        seed = f"{image.digest} {box} {self.request.sampling.seed}"
+        (width, height), draw = image.size_wh, random.Random(seed)
+        x = draw.randint(0, width - (box[2] - box[0]))
+        y = draw.randint(0, height - (box[3] - box[1]))
+        return x, y, x + box[2] - box[0], y + box[3] - box[1]
 
     def _reserve(self) -> int:
         """Tokens the stream may yet take: those to be written, and what calls may bring."""

@@ -103,6 +103,41 @@ def test_a_region_that_cannot_be_named_is_refused(runtime, options, words):
         runtime.ask(PHOTO, "What?", **options)
 
 
+@pytest.mark.parametrize("perception", ["region", "dino"])
+def test_a_look_can_be_replaced_by_a_blank_one(runtime, perception):
+    options = {"perception": perception, "max_new_tokens": 12, "max_calls": 1}
+    if perception == "region":
+        options["region"] = GridBox(0, 0, 1, 1)
+    real = runtime.ask(PHOTO, "What?", **options).trace
+    blank = runtime.ask(PHOTO, "What?", replace_looks="blank", **options).trace
+    assert blank.calls[0].text == real.calls[0].text
+    assert blank.calls[0].num_tokens == real.calls[0].num_tokens
+    assert blank.settings["replace_looks"] == "blank"
+    if perception == "region":
+        assert blank.images[1].size_wh == real.images[1].size_wh
+        assert blank.images[1].digest != real.images[1].digest
+    else:
+        assert blank.calls[0].scores != real.calls[0].scores
+
+
+def test_a_crop_can_be_replaced_by_one_from_elsewhere(runtime):
+    def cut(seed):
+        options = {"region": GridBox(0, 0, 1, 1), "max_calls": 1, "seed": seed}
+        trace = runtime.ask(PHOTO, "What?", replace_looks="random", max_new_tokens=9, **options)
+        return trace.trace.calls[0].box_xyxy_px
+
+    boxes = [cut(seed) for seed in range(6)]
+    assert cut(0) == boxes[0]
+    assert len(set(boxes)) > 1
+    assert {(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes} == {(42, 31)}
+    assert all(0 <= x0 and 0 <= y0 and x1 <= 112 and y1 <= 84 for x0, y0, x1, y1 in boxes)
+
+
+def test_an_unknown_replacement_is_refused(runtime):
+    with pytest.raises(PromptError, match=r"replace_looks must be one of .*, not 'noise'"):
+        runtime.ask(PHOTO, "What?", replace_looks="noise")
+
+
 def test_an_intervention_changes_what_a_control_state_steers(runtime):
     def scores():
         ask = {"perception": "dino", "max_new_tokens": 4, "max_calls": 1}

@@ -45,6 +45,7 @@ class Pixels:
         with torch.device("meta"):  # only their preprocessing is used here
             self._branches = {name: build_branch(name, config) for name in config.branches}
         self._fixed: dict[str, int] = {}
+        self._opened: dict[Hashable, LoadedImage] = {}
 
     def __call__(
         self, images: Sequence[tuple[str, Hashable]]
@@ -82,7 +83,10 @@ class Pixels:
         return sizes
 
     def _open(self, images: Sequence[tuple[str, Hashable]]) -> list[tuple[str, LoadedImage]]:
-        """Open images, those that several branches see only once."""
+        """Open images, once each, and not again those of the row before.
+
+        Several branches may see one image, and rows about one image often stand together.
+        """
         for kind, _ in images:
             if kind != "image" and kind not in self._branches:
                 have = ", ".join(self._branches) or "none"
@@ -90,8 +94,12 @@ class Pixels:
                     f"the row has images for {kind!r}, but the model lacks that branch; "
                     f"it has: {have}"
                 )
-        opened = {source: self.open_image(source) for source in dict.fromkeys(s for _, s in images)}
-        return [(kind, opened[source]) for kind, source in images]
+        known = self._opened
+        self._opened = {
+            source: known[source] if source in known else self.open_image(source)
+            for source in dict.fromkeys(source for _, source in images)
+        }
+        return [(kind, self._opened[source]) for kind, source in images]
 
     def _count(self, kind: str, image: LoadedImage) -> int:
         if kind in self._fixed:

@@ -48,6 +48,12 @@ def test_an_image_that_two_branches_see_is_opened_once(pixels):
     assert {kind: len(of_kind) for kind, of_kind in sizes.items()} == {"image": 2, "dino": 1}
 
 
+def test_an_image_of_the_row_before_is_not_opened_again(pixels):
+    for names in (["60x61"], ["60x61", "70x30"], ["70x30"], ["60x61"]):
+        pixels.count([("image", name) for name in names])
+    assert pixels.opened == ["60x61", "70x30", "60x61"]
+
+
 def test_a_branch_the_model_lacks_is_told_before_an_image_is_opened(pixels):
     with pytest.raises(PromptError, match="lacks that branch; it has: reencode, dino"):
         pixels([("image", "none"), ("sam", "none")])

@@ -72,6 +72,26 @@ def build_parser(
     return parser
 
 
+def build_command_parser(command: Command, prog: str, exit_codes: str) -> argparse.ArgumentParser:
+    """Make the parser of a program that is one command by itself.
+
+    Args:
+        command: what it does.
+        prog: how it is called.
+        exit_codes: shown at the end of the help.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=command.description,
+        epilog=f"{command.examples}\n\n{exit_codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=command.usage,
+    )
+    parser.set_defaults(run=command.run)
+    command.add_arguments(parser)
+    return parser
+
+
 def _add_commands(
     parser: argparse.ArgumentParser,
     commands: Mapping[str, Command | CommandGroup],

@@ -9,6 +9,7 @@ a group of commands is a file with a table of its own.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -61,8 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; those of the process by default.
     """
+    return run(build_parser(COMMANDS, EXAMPLE, EXIT_CODES), argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Do what arguments ask for; returns the exit code.
+
+    Args:
+        parser: sets ``run`` and ``verbose``, as that of a :class:`vpt.cli.parser.Command` does.
+        argv: arguments without the program's name; those of the process by default.
+    """
     try:
-        args = build_parser(COMMANDS, EXAMPLE, EXIT_CODES).parse_args(argv)
+        args = parser.parse_args(argv)
     except SystemExit as exc:  # argparse has said what there is to say
         return exc.code if isinstance(exc.code, int) else EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):

@@ -1,0 +1,240 @@
+"""The arguments of an evaluation, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
+from vpt.cli.parser import Command, number, whole_number
+from vpt.cli.terminal import put, say
+from vpt.errors import PromptError
+
+if TYPE_CHECKING:
+    from evaluation.evaluate import Plan
+    from evaluation.judge import JudgeSettings
+
+_DEFAULT_OUT = Path("results")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_what(parser.add_argument_group("what to ask"))
+    add_model_arguments(parser)
+    _add_how(parser.add_argument_group("how"))
+    _add_judge(parser.add_argument_group("judge of free-form answers"))
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=_DEFAULT_OUT,
+        metavar="DIR",
+        help=f"records, results.json and report.html (default: {_DEFAULT_OUT})",
+    )
+    output.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with the run that DIR holds, or refuse to (default: go on)",
+    )
+    output.add_argument("--list", action="store_true", help="show the splits, and end")
+    output.add_argument(
+        "--verbose", action="store_true", help="show library messages and tracebacks"
+    )
+
+
+def _add_what(what: argparse._ArgumentGroup) -> None:
+    what.add_argument(
+        "--splits",
+        type=_words,
+        default=(),
+        metavar="A,B",
+        help="names from --list, or own files: a path, or FORMAT:PATH",
+    )
+    what.add_argument(
+        "--perception",
+        type=_words,
+        default=("auto",),
+        metavar="LIST",
+        help="auto, none, region, reencode, clip, dino, sam; blank, random, truth: own calls that "
+        "bring a gray picture or a random crop, the true region; tool-value: all it takes to see "
+        "whether looking again helps (default: auto)",
+    )
+    what.add_argument(
+        "--limit", type=whole_number(1), metavar="N", help="the first N rows of each split only"
+    )
+    what.add_argument(
+        "--data",
+        type=Path,
+        default=Path("datasets"),
+        metavar="DIR",
+        help="folder of the splits' files (default: datasets)",
+    )
+    what.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="FROM=TO",
+        help="images whose path begins with FROM are in TO; may be given several times",
+    )
+
+
+def _add_how(how: argparse._ArgumentGroup) -> None:
+    how.add_argument("--batch-size", type=whole_number(1), default=8, metavar="B", help="at once")
+    how.add_argument(
+        "--workers",
+        type=whole_number(1),
+        metavar="N",
+        help="models at once, on as many devices or hosts, by Ray (extra `ray`)",
+    )
+    how.add_argument(
+        "--max-new-tokens",
+        type=whole_number(1),
+        metavar="N",
+        help="per answer (default: as the split says)",
+    )
+    how.add_argument("--max-calls", type=whole_number(0), default=4, metavar="N", help="at most")
+    how.add_argument(
+        "--no-constrain", dest="constrain", action="store_false", help="permit malformed calls"
+    )
+    how.add_argument(
+        "--temperature", type=number(0), default=0.0, metavar="T", help="0 is greedy (default)"
+    )
+    how.add_argument("--top-p", type=number(0, 1), default=1.0, metavar="P", help="(default: 1)")
+    how.add_argument("--top-k", type=whole_number(0), default=0, metavar="K", help="0: all")
+    how.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)")
+
+
+def _add_judge(judge: argparse._ArgumentGroup) -> None:
+    judge.add_argument(
+        "--judge", metavar="MODEL", help="have this model score the splits that are free-form"
+    )
+    judge.add_argument(
+        "--judge-url",
+        metavar="URL",
+        help="of any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY",
+    )
+
+
+def _run(args: argparse.Namespace) -> int | None:
+    from evaluation.evaluate import evaluate, list_splits, make_plan
+
+    if args.list:
+        put(list_splits(args.data))
+        return None
+    check_model_arguments(args)
+    if not args.splits:
+        raise PromptError("--splits names what to ask; see --list")
+    judge = _judge_settings(args)
+    plan = make_plan(
+        splits=args.splits,
+        conditions=args.perception,
+        data=args.data,
+        image_roots=args.images,
+        limit=args.limit,
+    )
+    decoding = _decoding(args)
+    folder = _folder(args)
+    if args.workers:
+        from evaluation.workers import evaluate_with_workers
+
+        quieten(args)
+        results = evaluate_with_workers(
+            _model_options(args), plan, decoding, folder, args.batch_size, args.workers, judge
+        )
+    else:
+        results = evaluate(load_runtime(args), plan, decoding, folder, args.batch_size, judge)
+    _show(results, plan, args)
+    return None
+
+
+def _decoding(args: argparse.Namespace) -> Any:
+    from evaluation.runner import Decoding
+
+    names = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
+    return Decoding(**{name: getattr(args, name) for name in names})
+
+
+def _folder(args: argparse.Namespace) -> Any:
+    from evaluation.run_folder import RunFolder
+
+    if not args.resume and (args.out / "run.json").exists():
+        raise PromptError(
+            f"{args.out} holds a run; leave --no-resume out to go on with it, or choose another "
+            "--out"
+        )
+    return RunFolder(args.out)
+
+
+def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
+    if args.judge is None:
+        if args.judge_url is not None:
+            raise PromptError("--judge-url needs --judge, the name of the model there")
+        return None
+    from evaluation.judge import JudgeSettings
+
+    url = {} if args.judge_url is None else {"base_url": args.judge_url}
+    return JudgeSettings(model=args.judge, **url)
+
+
+def _model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of :func:`vpt.load`, for processes that load the model themselves."""
+    return {
+        "path_or_id": args.model,
+        "device": args.device,
+        "dtype": args.dtype,
+        "image_resolution": args.image_resolution,
+        **({"revision": args.revision} if args.revision else {}),
+    }
+
+
+def _show(results: dict[str, Any], plan: Plan, args: argparse.Namespace) -> None:
+    from evaluation.table import results_table
+
+    put(results_table(results))
+    say(f"results in {args.out}: results.json, report.html, records/")
+
+
+def _add_compared(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="--out folder of a run")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from evaluation.compare import compare_folders, write_comparison
+
+    comparison = compare_folders(args.a, args.b)
+    put(comparison.table())
+    if args.html is not None:
+        write_comparison(comparison, args.html)
+
+
+RUN = Command(
+    help="run a model over benchmark splits",
+    description=(
+        "Run a model over benchmark splits, score its answers, and see whether looking again\n"
+        "helped. Killed at any moment, the same command goes on where it was."
+    ),
+    examples=(
+        "example:\n"
+        "  evaluation.py --list\n"
+        "  evaluation.py --splits embedded_heldout --perception tool-value --limit 200\n"
+        "  evaluation.py --model ./my-model --splits DocVQA,VSR --data ~/vpt-data "
+        "--images images=/data/images"
+    ),
+    add_arguments=_add_arguments,
+    run=_run,
+)
+COMPARE = Command(
+    help="set two evaluations side by side",
+    description="Set two runs side by side: which samples one got right and the other did not.",
+    examples="example:\n  evaluation.py compare results-before results-after --html compare.html",
+    add_arguments=_add_compared,
+    run=_compare,
+)

@@ -1,0 +1,95 @@
+"""Numbers of a run, summed up from its records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.records import ERRORS, Record
+from evaluation.scores.table import Score
+from evaluation.statistics import mean_interval
+
+RESULTS_VERSION = 1
+
+
+def summarize(
+    records: Sequence[Record],
+    score: Score,
+    *,
+    split: str,
+    split_version: int,
+    condition: str,
+    num_not_asked: int,
+) -> dict[str, Any]:
+    """Sum up one split under one condition.
+
+    Args:
+        records: of it.
+        score: that its answers have.
+        split: name.
+        split_version: of its prompt and score.
+        condition: name.
+        num_not_asked: samples that cannot be asked so, such as ``truth`` without evidence.
+
+    Returns:
+        As it stands in ``results.json``. Failures are in no mean; ``n`` counts them.
+    """
+    answered = [record for record in records if record.error is None]
+    kinds = [record.error["kind"] for record in records if record.error is not None]
+    names = dict.fromkeys(name for record in answered for name in record.scores)
+    return {
+        "split": split,
+        "version": split_version,
+        "score": score.name,
+        "condition": condition,
+        "n": len(records),
+        "not_asked": num_not_asked,
+        "failures": {kind: kinds.count(kind) for kind in ERRORS},
+        "scores": {name: _interval(answered, name) for name in names},
+        "aggregate": dict(score.aggregate(answered)) if answered else {},
+        "called": _share(sum(record.num_calls > 0 for record in answered), len(answered)),
+        "tokens": _tokens(answered),
+        "milliseconds": _mean([r.trace["timings"]["total"] for r in answered if r.trace]),
+        "groups": _groups(answered, score.name),
+    }
+
+
+def totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens of a whole run.
+
+    Args:
+        entries: made by :func:`summarize`.
+    """
+    keys = ("prompt", "appended", "generated", "llm")
+    return {key: sum(entry["tokens"][key] for entry in entries) for key in keys}
+
+
+def _interval(records: Sequence[Record], name: str) -> dict[str, float]:
+    values = [record.scores[name] for record in records if name in record.scores]
+    interval = mean_interval(values)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": len(values)}
+
+
+def _groups(records: Sequence[Record], name: str) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.group:
+            groups[record.group].append(record)
+    return {group: _interval(groups[group], name) for group in sorted(groups)}
+
+
+def _tokens(records: Sequence[Record]) -> dict[str, int]:
+    counts = [record.trace["counts"] for record in records if record.trace]
+    return {
+        key: sum(count[f"{key}_tokens"] for count in counts)
+        for key in ("prompt", "appended", "generated", "llm")
+    }
+
+
+def _share(part: int, total: int) -> float | None:
+    return part / total if total else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

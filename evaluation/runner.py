@@ -1,0 +1,209 @@
+"""Asks the samples of a split under a condition, and gives a record of each as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from evaluation.conditions import Condition
+from evaluation.records import Record
+from evaluation.samples import BadRow, Sample
+from evaluation.scores.regions import region_scores
+from evaluation.scores.table import Score
+from vpt.controller import Request, StopEvent
+from vpt.errors import ImageError, VPTError
+from vpt.trace import Trace
+
+if TYPE_CHECKING:
+    from vpt.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are chosen; a change of it is another run.
+
+    Attributes:
+        max_new_tokens: per answer, calls included; ``None`` for what the split says.
+        max_calls: perception calls at most.
+        constrain: whether the grammar forbids malformed calls.
+        temperature: 0 for greedy.
+        top_p: share of probability to choose from.
+        top_k: tokens to choose from, 0 for all.
+        seed: of the choice, if it is one, and of random crops.
+    """
+
+    max_new_tokens: int | None = None
+    max_calls: int = 4
+    constrain: bool = True
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A split under a condition.
+
+    Attributes:
+        split: name.
+        condition: how to ask.
+        prompt: sample -> what is put to the model.
+        score: of the answers.
+        max_new_tokens: per answer.
+    """
+
+    split: str
+    condition: Condition
+    prompt: Callable[[Sample], str]
+    score: Score
+    max_new_tokens: int
+
+
+def run_task(
+    runtime: Runtime,
+    task: Task,
+    samples: Iterable[Sample | BadRow],
+    decoding: Decoding,
+    batch_size: int = 8,
+) -> Iterator[Record]:
+    """Ask samples; their records come in the order in which they end.
+
+    A sample that cannot be asked under the condition (no evidence for ``truth``) has no record.
+    Rows and images that cannot be used, and runs that fail, have one with an error.
+
+    Args:
+        runtime: of the model.
+        task: what is asked, and how it is scored.
+        samples: taken up as room is made for them.
+        decoding: how answers are chosen.
+        batch_size: samples at once.
+
+    Raises:
+        PromptError: if the model cannot look as the condition wants.
+    """
+    remaining = iter(samples)
+    while True:
+        batch = _Batch(runtime, task, decoding)
+        try:
+            yield from batch.run(remaining, batch_size)
+            return
+        except VPTError:
+            # One of those under way cannot be run: find out which, and go on with the rest.
+            yield from batch.finish_alone()
+
+
+class _Batch:
+    """Samples that are asked together."""
+
+    def __init__(self, runtime: Runtime, task: Task, decoding: Decoding) -> None:
+        self.runtime = runtime
+        self.task = task
+        self.decoding = decoding
+        self.asked: list[Sample] = []
+        self.waiting: dict[int, Request] = {}
+        self.spoilt: list[Record] = []
+
+    def run(self, samples: Iterator[Sample | BadRow], batch_size: int) -> Iterator[Record]:
+        for index, event in self.runtime.stream_many(self._requests(samples), batch_size):
+            yield from self._take_spoilt()
+            if isinstance(event, StopEvent):
+                del self.waiting[index]
+                yield finished_record(self.task, self.asked[index], event.trace)
+        yield from self._take_spoilt()
+
+    def finish_alone(self) -> Iterator[Record]:
+        """Ask one by one what is under way, so that what fails is known."""
+        yield from self._take_spoilt()
+        for index, request in self.waiting.items():
+            sample = self.asked[index]
+            try:
+                (answer,) = self.runtime.ask_many([request], batch_size=1)
+            except VPTError as exc:
+                yield failed_record(self.task, sample, "run", str(exc))
+            else:
+                yield finished_record(self.task, sample, answer.trace)
+
+    def _take_spoilt(self) -> Iterator[Record]:
+        spoilt, self.spoilt = self.spoilt, []
+        yield from spoilt
+
+    def _requests(self, samples: Iterator[Sample | BadRow]) -> Iterator[Request]:
+        for sample in samples:
+            if isinstance(sample, BadRow):
+                self.spoilt.append(failed_record(self.task, sample, "row", sample.problem))
+                continue
+            try:
+                request = self._request(sample)
+            except ImageError as exc:
+                self.spoilt.append(failed_record(self.task, sample, "image", str(exc)))
+            except VPTError as exc:
+                self.spoilt.append(failed_record(self.task, sample, "run", str(exc)))
+            else:
+                if request is not None:
+                    self.waiting[len(self.asked)] = request
+                    self.asked.append(sample)
+                    yield request
+
+    def _request(self, sample: Sample) -> Request | None:
+        images = [image.open() for image in sample.images]
+        size_wh = images[0].size_wh if images else (0, 0)
+        grid_size = self.runtime.vocabulary.grid_size
+        condition = self.task.condition.request_options(sample, size_wh, grid_size)
+        if condition is None:
+            return None
+        decoding = self.decoding
+        return self.runtime.request(
+            images,
+            self.task.prompt(sample),
+            max_new_tokens=decoding.max_new_tokens or self.task.max_new_tokens,
+            max_calls=decoding.max_calls,
+            constrain=decoding.constrain,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            seed=crc32(f"{decoding.seed} {sample.id}".encode()),
+            **condition,
+        )
+
+
+def finished_record(task: Task, sample: Sample, trace: Trace) -> Record:
+    """The record of a sample that was answered, scored."""
+    boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
+    regions = {} if sample.box is None or not boxes else region_scores(boxes, sample.box)
+    return Record(
+        **_of_sample(task, sample),
+        question=trace.question,
+        prediction=trace.answer,
+        scores={**task.score.per_sample(trace.answer, sample), **regions},
+        trace=trace.to_dict(),
+    )
+
+
+def failed_record(task: Task, sample: Sample | BadRow, kind: str, message: str) -> Record:
+    """The record of a sample that has no answer.
+
+    Args:
+        task: it belongs to.
+        sample: or the row of which none could be made.
+        kind: one of :data:`evaluation.records.ERRORS`.
+        message: what is wrong.
+    """
+    error = {"kind": kind, "message": message}
+    if isinstance(sample, BadRow):
+        return Record(task.split, task.condition.name, sample.id, question="", error=error)
+    return Record(**_of_sample(task, sample), question=sample.question, error=error)
+
+
+def _of_sample(task: Task, sample: Sample) -> dict[str, Any]:
+    return {
+        "split": task.split,
+        "condition": task.condition.name,
+        "id": sample.id,
+        "answers": sample.answers,
+        "group": sample.group,
+        "box": sample.box,
+        "images": tuple(image.name for image in sample.images),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
 from vpt.cli.parser import Command, number, whole_number
@@ -12,8 +12,9 @@ from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Plan
+    from evaluation.evaluate import Asker
     from evaluation.judge import JudgeSettings
+    from evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
 
@@ -120,15 +121,19 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> int | None:
-    from evaluation.evaluate import evaluate, list_splits, make_plan
-
+def _run(args: argparse.Namespace) -> None:
     if args.list:
-        put(list_splits(args.data))
-        return None
+        from evaluation.table import splits_table
+
+        put(splits_table(args.data))
+        return
     check_model_arguments(args)
     if not args.splits:
         raise PromptError("--splits names what to ask; see --list")
+    from evaluation.evaluate import evaluate, make_plan
+    from evaluation.run_folder import RunFolder
+    from evaluation.table import results_table
+
     judge = _judge_settings(args)
     plan = make_plan(
         splits=args.splits,
@@ -137,37 +142,43 @@ def _run(args: argparse.Namespace) -> int | None:
         image_roots=args.images,
         limit=args.limit,
     )
-    decoding = _decoding(args)
-    folder = _folder(args)
-    if args.workers:
-        from evaluation.workers import evaluate_with_workers
-
-        quieten(args)
-        results = evaluate_with_workers(
-            _model_options(args), plan, decoding, folder, args.batch_size, args.workers, judge
-        )
-    else:
-        results = evaluate(load_runtime(args), plan, decoding, folder, args.batch_size, judge)
-    _show(results, plan, args)
-    return None
+    results = evaluate(
+        _asker(args),
+        plan,
+        _decoding(args),
+        RunFolder(args.out),
+        batch_size=args.batch_size,
+        resume=args.resume,
+        judge=judge,
+    )
+    put(results_table(results))
+    say(f"results in {args.out}: results.json, report.html and the records")
 
 
-def _decoding(args: argparse.Namespace) -> Any:
+def _asker(args: argparse.Namespace) -> Asker:
+    """The model, in this process or in others."""
+    if args.workers is None:
+        from evaluation.asking import LocalAsker
+
+        return LocalAsker(load_runtime(args))
+    from evaluation.workers import RayAsker
+
+    quieten(args)
+    options = {
+        "path_or_id": args.model,
+        "device": args.device,
+        "dtype": args.dtype,
+        "image_resolution": args.image_resolution,
+        **({"revision": args.revision} if args.revision else {}),
+    }
+    return RayAsker(options, args.workers)
+
+
+def _decoding(args: argparse.Namespace) -> Decoding:
     from evaluation.runner import Decoding
 
     names = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
     return Decoding(**{name: getattr(args, name) for name in names})
-
-
-def _folder(args: argparse.Namespace) -> Any:
-    from evaluation.run_folder import RunFolder
-
-    if not args.resume and (args.out / "run.json").exists():
-        raise PromptError(
-            f"{args.out} holds a run; leave --no-resume out to go on with it, or choose another "
-            "--out"
-        )
-    return RunFolder(args.out)
 
 
 def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
@@ -179,24 +190,6 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
     return JudgeSettings(model=args.judge, **url)
-
-
-def _model_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of :func:`vpt.load`, for processes that load the model themselves."""
-    return {
-        "path_or_id": args.model,
-        "device": args.device,
-        "dtype": args.dtype,
-        "image_resolution": args.image_resolution,
-        **({"revision": args.revision} if args.revision else {}),
-    }
-
-
-def _show(results: dict[str, Any], plan: Plan, args: argparse.Namespace) -> None:
-    from evaluation.table import results_table
-
-    put(results_table(results))
-    say(f"results in {args.out}: results.json, report.html, records/")
 
 
 def _add_compared(parser: argparse.ArgumentParser) -> None:

@@ -58,7 +58,9 @@ _MODE_WORDS = {
 CONDITIONS: Mapping[str, Condition] = {
     **{
         mode: Condition(
-            mode, _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for"), {"perception": mode}
+            mode,
+            _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for"),
+            {"perception": mode},
         )
         for mode in PERCEPTION_MODES
     },

@@ -62,6 +62,19 @@ class Task:
     max_new_tokens: int
 
 
+@dataclass(frozen=True)
+class Work:
+    """Samples that a task still has to ask.
+
+    Attributes:
+        task: how to ask them.
+        samples: of its split.
+    """
+
+    task: Task
+    samples: tuple[Sample | BadRow, ...]
+
+
 def run_task(
     runtime: Runtime,
     task: Task,

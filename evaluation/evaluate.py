@@ -1,0 +1,246 @@
+"""A whole evaluation: splits under conditions, asked as far as they are not, summed up, shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tqdm import tqdm
+
+from evaluation.conditions import TOOL_VALUE, Condition, find_conditions
+from evaluation.formats.image_roots import ImageRoots
+from evaluation.records import Record
+from evaluation.report import write_report
+from evaluation.results import RESULTS_VERSION, summarize, totals
+from evaluation.run_folder import RunFolder
+from evaluation.runner import Decoding, Task, Work
+from evaluation.samples import BadRow, Sample
+from evaluation.scores.table import SCORES, Score
+from evaluation.splits import Split, find_split, read_split
+from evaluation.tool_value import tool_value
+from vpt.errors import DataError
+
+if TYPE_CHECKING:
+    from evaluation.judge import JudgeSettings
+
+
+class Asker(Protocol):
+    """Asks a model, wherever it runs."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """``model``: what it is; ``surroundings``: code, libraries and machine."""
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """Raise ``PromptError`` if the model cannot look as a condition wants."""
+
+    def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
+        """Records of all work, in the order in which they end; see ``evaluation.runner``."""
+
+
+@dataclass(frozen=True)
+class PlannedSplit:
+    """A split with its samples read.
+
+    Attributes:
+        split: as registered.
+        samples: in the order of the file.
+    """
+
+    split: Split
+    samples: tuple[Sample | BadRow, ...]
+
+    @property
+    def score(self) -> Score:
+        """Of its answers."""
+        return SCORES[self.split.score]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to ask.
+
+    Attributes:
+        splits: in order.
+        conditions: each split is asked under every one.
+    """
+
+    splits: tuple[PlannedSplit, ...]
+    conditions: tuple[Condition, ...]
+
+
+def make_plan(
+    *,
+    splits: Sequence[str],
+    conditions: Sequence[str],
+    data: Path,
+    image_roots: Sequence[str] = (),
+    limit: int | None = None,
+) -> Plan:
+    """Look up and read all that is to be asked, so that mistakes are told before a model is loaded.
+
+    Args:
+        splits: names, or files as :func:`evaluation.splits.find_split` takes them.
+        conditions: names; ``tool-value`` stands for those of :data:`TOOL_VALUE`.
+        data: folder of the splits' files.
+        image_roots: ``FROM=TO`` each.
+        limit: rows per split.
+
+    Raises:
+        PromptError: for an unknown name or a malformed root.
+        DataError: if data is missing or cannot be read.
+    """
+    names = [n for name in conditions for n in (TOOL_VALUE if name == "tool-value" else (name,))]
+    found = find_conditions(names)
+    roots = ImageRoots.parse(image_roots)
+    planned = []
+    for split in [find_split(name, data) for name in dict.fromkeys(splits)]:
+        samples = tuple(read_split(split, data, roots))[:limit]
+        if not samples:
+            raise DataError(f"{split.name} has no rows")
+        planned.append(PlannedSplit(split, samples))
+    return Plan(tuple(planned), tuple(found))
+
+
+def evaluate(
+    asker: Asker,
+    plan: Plan,
+    decoding: Decoding,
+    folder: RunFolder,
+    *,
+    batch_size: int = 8,
+    resume: bool = True,
+    judge: JudgeSettings | None = None,
+) -> dict[str, Any]:
+    """Ask what has no record yet, and write results and report.
+
+    Args:
+        asker: of the model.
+        plan: what to ask.
+        decoding: how answers are chosen.
+        folder: to write into, or to go on in.
+        batch_size: samples at once.
+        resume: whether the folder may hold a part of this run.
+        judge: scores the splits that are free-form.
+
+    Returns:
+        What is in ``results.json``.
+
+    Raises:
+        DataError: if the folder cannot be written, or is that of another run.
+        PromptError: if the model cannot look as a condition wants.
+    """
+    described = asker.describe()
+    asker.check(plan.conditions)
+    identity = {"model": described["model"], "decoding": dataclasses.asdict(decoding)}
+    folder.start(identity, resume)
+    started = time.perf_counter()
+    parts = [
+        _Part(planned, condition, folder)
+        for planned in plan.splits
+        for condition in plan.conditions
+    ]
+    _ask(asker, parts, decoding, batch_size)
+    entries = [part.summarize() for part in parts]
+    records = [record for part in parts for record in part.records]
+    results = {
+        "version": RESULTS_VERSION,
+        **identity,
+        **described["surroundings"],
+        "seconds": time.perf_counter() - started,
+        "tokens": totals(entries),
+        "splits": entries,
+        "tool_value": [value.to_dict() for value in tool_value(records)],
+    }
+    if judge is not None:
+        from evaluation.judging import judge_records
+
+        records, results["judge"] = judge_records(records, plan, judge, folder)
+    folder.write_results(results)
+    write_report(results, records, folder.path)
+    return results
+
+
+class _Part:
+    """A split under a condition, with the records it has so far."""
+
+    def __init__(self, planned: PlannedSplit, condition: Condition, folder: RunFolder) -> None:
+        split = planned.split
+        self.planned = planned
+        self.condition = condition
+        self.key = (split.name, condition.name)
+        self.file = folder.records(*self.key)
+        self.task = Task(split.name, condition, split.prompt, planned.score, split.max_new_tokens)
+        known = folder.read(*self.key)
+        _check_unchanged(known, planned, folder)
+        self.done = {s.id: known[s.id] for s in planned.samples if s.id in known}
+        self.waiting = [sample for sample in planned.samples if sample.id not in known]
+
+    def add(self, record: Record) -> None:
+        self.file.append(record)
+        self.done[record.id] = record
+
+    @property
+    def records(self) -> list[Record]:
+        """In the order of the samples, whatever the order in which they ended."""
+        return [self.done[s.id] for s in self.planned.samples if s.id in self.done]
+
+    def summarize(self) -> dict[str, Any]:
+        """As it stands in ``results.json``."""
+        return summarize(
+            self.records,
+            self.planned.score,
+            split=self.planned.split.name,
+            split_version=self.planned.split.version,
+            condition=self.condition.name,
+            num_not_asked=len(self.planned.samples) - len(self.done),
+        )
+
+    def score_so_far(self) -> str:
+        """For the bar."""
+        name = self.planned.score.name
+        values = [r.scores[name] for r in self.done.values() if name in r.scores]
+        failed = sum(record.error is not None for record in self.done.values())
+        words = [" ".join(self.key)]
+        words += [f"{name} {sum(values) / len(values):.3f}"] if values else []
+        words += [f"failed {failed}"] if failed else []
+        return ", ".join(words)
+
+
+def _ask(asker: Asker, parts: Sequence[_Part], decoding: Decoding, batch_size: int) -> None:
+    """Ask what is waiting; each record is on disk before the next is asked for."""
+    part_of = {part.key: part for part in parts}
+    bar = tqdm(
+        total=sum(len(part.planned.samples) for part in parts),
+        initial=sum(len(part.done) for part in parts),
+        unit="sample",
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
+    work = [Work(part.task, tuple(part.waiting)) for part in parts if part.waiting]
+    try:
+        for record in asker.ask(work, decoding, batch_size):
+            part = part_of[record.split, record.condition]
+            part.add(record)
+            bar.update()
+            bar.set_postfix_str(part.score_so_far(), refresh=False)
+    finally:
+        bar.close()
+        for part in parts:
+            part.file.close()
+
+
+def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder: RunFolder) -> None:
+    for sample in planned.samples:
+        record = known.get(sample.id)
+        if record is None or record.error is not None or isinstance(sample, BadRow):
+            continue
+        if record.answers != sample.answers:
+            raise DataError(
+                f"{folder.path} holds records of another {planned.split.name}: sample "
+                f"{sample.id} had the answers {list(record.answers)}, now "
+                f"{list(sample.answers)}; choose another --out"
+            )

@@ -1,0 +1,148 @@
+"""Several models at once, on as many devices or hosts: Ray Data shards the samples."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.asking import LocalAsker, check_conditions
+from evaluation.conditions import Condition
+from evaluation.records import Record
+from evaluation.runner import Decoding, Work
+from vpt.errors import PromptError
+
+if TYPE_CHECKING:
+    from vpt.runtime import Runtime
+
+_BATCHES_PER_SHARD = 4
+
+
+class RayAsker:
+    """Asks models in worker processes; Ray places them.
+
+    Ray is started here, on this machine, unless ``RAY_ADDRESS`` names a cluster. A record is
+    handed over when its shard of a few batches is done, so a kill loses no more than these.
+
+    Args:
+        load_options: arguments of :func:`vpt.load`; each worker loads the model once.
+        num_workers: models at once, each on a GPU of its own if the device is one.
+
+    Raises:
+        PromptError: if Ray is not installed.
+    """
+
+    def __init__(self, load_options: Mapping[str, Any], num_workers: int) -> None:
+        try:
+            import ray.data
+        except ImportError as exc:
+            raise PromptError('--workers needs Ray; install it: pip install -e ".[ray]"') from exc
+        self._ray = ray
+        self._load_options = dict(load_options)
+        self._num_workers = num_workers
+        if not ray.is_initialized():
+            ray.init(
+                log_to_driver=False,
+                logging_level="ERROR",
+                include_dashboard=False,
+                runtime_env={"env_vars": {"PYTHONPATH": _search_path()}},
+            )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        self._described: dict[str, Any] | None = None
+
+    def describe(self) -> Mapping[str, Any]:
+        """See :class:`evaluation.evaluate.Asker`; a worker loads the model for it."""
+        return self._ask_a_worker()["described"]
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """See :class:`evaluation.evaluate.Asker`."""
+        check_conditions(conditions, self._ask_a_worker()["branches"])
+
+    def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
+        """See :class:`evaluation.evaluate.Asker`; tasks are mixed."""
+        rows = [
+            {"task": number, "sample": pickle.dumps(sample)}
+            for number, one in enumerate(work)
+            for sample in one.samples
+        ]
+        if not rows:
+            return
+        shard = batch_size * _BATCHES_PER_SHARD
+        asked = self._ray.data.from_items(
+            rows, override_num_blocks=max(math.ceil(len(rows) / shard), 1)
+        ).map_batches(
+            _Worker,
+            fn_constructor_args=(self._load_options, [one.task for one in work], decoding),
+            fn_constructor_kwargs={"batch_size": batch_size},
+            batch_size=None,
+            concurrency=self._num_workers,
+            **self._resources(),
+        )
+        for row in asked.iter_rows():
+            yield Record.from_line(row["record"])
+
+    def _ask_a_worker(self) -> dict[str, Any]:
+        if self._described is None:
+            describe = self._ray.remote(**self._resources())(_describe)
+            self._described = self._ray.get(describe.remote(self._load_options))
+        return self._described
+
+    def _resources(self) -> dict[str, Any]:
+        """What one worker takes."""
+        import torch
+
+        device = self._load_options.get("device")
+        on_gpu = torch.cuda.is_available() if device is None else str(device).startswith("cuda")
+        return {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
+
+
+class _Worker:
+    """Holds a model and runs shards over it."""
+
+    def __init__(
+        self,
+        load_options: Mapping[str, Any],
+        tasks: Sequence[Any],
+        decoding: Decoding,
+        batch_size: int,
+    ) -> None:
+        self.asker = LocalAsker(_load(load_options))
+        self.tasks = tasks
+        self.decoding = decoding
+        self.batch_size = batch_size
+
+    def __call__(self, shard: Mapping[str, Any]) -> dict[str, list[str]]:
+        pairs = zip(shard["task"], shard["sample"], strict=True)
+        work = [
+            Work(self.tasks[int(number)], tuple(pickle.loads(sample) for _, sample in same))
+            for number, same in groupby(pairs, key=lambda pair: pair[0])
+        ]
+        records = self.asker.ask(work, self.decoding, self.batch_size)
+        return {"record": [record.to_line() for record in records]}
+
+
+def _describe(load_options: Mapping[str, Any]) -> dict[str, Any]:
+    asker = LocalAsker(_load(load_options))
+    return {
+        "described": dict(asker.describe()),
+        "branches": tuple(asker.runtime.vocabulary.branches),
+    }
+
+
+def _load(load_options: Mapping[str, Any]) -> Runtime:
+    import vpt
+
+    options = dict(load_options)
+    return vpt.load(options.pop("path_or_id"), **options)
+
+
+def _search_path() -> str:
+    """Where workers find this package: started as a script, it need not be installed."""
+    own = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(
+        dict.fromkeys([own, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )

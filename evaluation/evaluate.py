@@ -23,7 +23,7 @@ from evaluation.samples import BadRow, Sample
 from evaluation.scores.table import SCORES, Score
 from evaluation.splits import Split, find_split, read_split
 from evaluation.tool_value import tool_value
-from vpt.errors import DataError
+from vpt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
     from evaluation.judge import JudgeSettings
@@ -145,6 +145,7 @@ def evaluate(
         for condition in plan.conditions
     ]
     _ask(asker, parts, decoding, batch_size)
+    judged = _judge(parts, judge, folder)
     entries = [part.summarize() for part in parts]
     records = [record for part in parts for record in part.records]
     results = {
@@ -155,11 +156,8 @@ def evaluate(
         "tokens": totals(entries),
         "splits": entries,
         "tool_value": [value.to_dict() for value in tool_value(records)],
+        **({"judge": judged} if judged else {}),
     }
-    if judge is not None:
-        from evaluation.judging import judge_records
-
-        records, results["judge"] = judge_records(records, plan, judge, folder)
     folder.write_results(results)
     write_report(results, records, folder.path)
     return results
@@ -231,6 +229,24 @@ def _ask(asker: Asker, parts: Sequence[_Part], decoding: Decoding, batch_size: i
         bar.close()
         for part in parts:
             part.file.close()
+
+
+def _judge(
+    parts: Sequence[_Part], settings: JudgeSettings | None, folder: RunFolder
+) -> dict[str, Any] | None:
+    """Have the free-form splits judged; the scores go into the parts, not into their files."""
+    if settings is None:
+        return None
+    from evaluation.judging import judge_records
+
+    records = [r for part in parts if part.planned.split.judged for r in part.records]
+    if not records:
+        raise PromptError("--judge: none of the splits is free-form; leave it out")
+    scored, summary = judge_records(records, settings, folder.judgements_file)
+    part_of = {part.key: part for part in parts}
+    for record in scored:
+        part_of[record.split, record.condition].done[record.id] = record
+    return summary
 
 
 def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ from zlib import crc32
 from evaluation.conditions import Condition
 from evaluation.records import Record
 from evaluation.samples import BadRow, Sample
-from evaluation.scores.regions import region_scores
+from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
 from vpt.controller import Request, StopEvent
 from vpt.errors import ImageError, VPTError
@@ -185,7 +185,10 @@ class _Batch:
 def finished_record(task: Task, sample: Sample, trace: Trace) -> Record:
     """The record of a sample that was answered, scored."""
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
-    regions = {} if sample.box is None or not boxes else region_scores(boxes, sample.box)
+    regions = {}
+    if sample.box is not None and boxes:
+        regions["region_shown"] = float(is_shown(boxes, sample.box))
+        regions["region_iou"] = best_iou(boxes, sample.box)
     return Record(
         **_of_sample(task, sample),
         question=trace.question,

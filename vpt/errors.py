@@ -11,6 +11,7 @@
     ├── DataError               a file of rows or annotations, or one of them, cannot be used
     ├── CheckpointError         a model folder is missing something, or holds something unknown
     ├── BudgetError             a request needs more room than it was given
+    ├── ServiceError            another program, asked over the network, does not do its work
     └── TrainingError           LLaMA-Factory is not as it was tested, or asked for what cannot be
 
 Each message says what was expected, what came, and what to do about it.
@@ -51,6 +52,10 @@ class CheckpointError(VPTError):
 
 class BudgetError(VPTError, ValueError):
     """A request does not fit the room (tokens, calls, slots) it was given."""
+
+
+class ServiceError(VPTError):
+    """A service that was asked for, such as a judge, is down, or refuses the key or the request."""
 
 
 class TrainingError(VPTError):

@@ -174,12 +174,16 @@ def test_a_running_loop_can_await_the_same(serve):
 
 
 def test_never_more_calls_at_once_than_allowed_and_no_fewer(serve):
+    all_three = threading.Barrier(3, timeout=5)  # broken if there are ever fewer
+
     def answer(*_):
-        time.sleep(0.05)
+        all_three.wait()
+        time.sleep(0.01)  # time for a fourth to come
         return said("score: 1")
 
     server = serve(answer)
-    judge_all(items(12), server.settings(max_concurrency=3))
+    judge_all(items(12), server.settings(max_concurrency=3, max_retries=0))
+    assert len(server.requests) == 12
     assert server.max_in_flight == 3
 
 
@@ -297,11 +301,15 @@ def test_a_server_that_keeps_failing_is_asked_so_often_and_no_more(serve):
 
 def test_a_late_reply_is_asked_for_again(serve):
     def answer(_, number):
-        time.sleep(0.6 if number == 0 else 0)
+        if number == 0:
+            asked_again.wait(5)
+        else:
+            asked_again.set()
         return said("score: 1")
 
+    asked_again = threading.Event()
     server = serve(answer)
-    assert judge_all(items(1), server.settings(timeout_s=0.3, max_retries=1))[0].score == 1.0
+    assert judge_all(items(1), server.settings(timeout_s=0.7, max_retries=1))[0].score == 1.0
     assert len(server.requests) == 2
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vpt.cli.model import quieten
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number
@@ -23,10 +25,98 @@ if TYPE_CHECKING:
     from vpt.data.image_sizes import Images
 
 NUM_SHOWN = 5
+SPLITS_GROUP = "vpt.splits"
+"""Entry points that know what a name means: ``(name, data folder, --images)`` -> `Target`."""
+
+
+class Target(Protocol):
+    """What is to be checked, as an entry point of `SPLITS_GROUP` gives it."""
+
+    @property
+    def file(self) -> Path:
+        """With the rows."""
+
+    @property
+    def findings(self) -> Mapping[str, str]:
+        """Kinds of findings, with what each means."""
+
+    @property
+    def find_image(self) -> Callable[[str], str]:
+        """Path in a row, without crop suffix -> where the file is."""
+
+    @property
+    def check(self) -> Callable[..., Any] | None:
+        """Checks what is no rows, and gives a ``Report`` with ``num_images`` and ``num_left``.
+
+        Its arguments are ``limit``, ``open_images``, ``ignored`` and ``watch``, which is
+        :func:`vpt.cli.progress.with_bar`. ``None`` for rows: they are checked here.
+        """
+
+
+@dataclass(frozen=True)
+class RowsTarget:
+    """A file of rows.
+
+    Attributes:
+        file: with the rows.
+        images: folder of relative paths.
+        findings: see `Target`.
+        check: none, see `Target`.
+    """
+
+    file: Path
+    images: Path
+    findings: Mapping[str, str]
+    check: None = None
+
+    def find_image(self, path: str) -> str:
+        """Where an image is."""
+        return str(self.images / path)
+
+
+def find_target(name: str, data: Path, images: Sequence[str]) -> Target:
+    """Say what a name stands for: what an installed evaluation knows, or else a file of rows.
+
+    Args:
+        name: as typed.
+        data: folder of data.
+        images: as typed behind ``--images``.
+
+    Raises:
+        PromptError: if the name or ``--images`` makes no sense.
+        DataError: if the data of a split is missing.
+    """
+    for entry in importlib.metadata.entry_points(group=SPLITS_GROUP):
+        try:
+            find = entry.load()
+        except (ImportError, AttributeError) as exc:
+            raise PromptError(
+                f"{entry.value}, which names splits, cannot be loaded ({exc}); install this "
+                'project again: pip install -e ".[eval]"'
+            ) from exc
+        target: Target | None = find(name, data, images)
+        if target is not None:
+            return target
+    if len(images) > 1:
+        raise PromptError(f"--images: expected one folder, got {', '.join(images)}")
+    if images and not Path(images[0]).is_dir():
+        raise PromptError(f"--images: there is no folder {images[0]}")
+    return RowsTarget(Path(name), Path(*images), FINDINGS)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="rows: a JSON list, or JSON lines")
+    parser.add_argument(
+        "target",
+        metavar="SPLIT-OR-FILE",
+        help="rows: a JSON list, or JSON lines; or an evaluation split, by name or FORMAT:FILE",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("datasets"),
+        metavar="DIR",
+        help="folder of the splits' files (default: datasets)",
+    )
     parser.add_argument(
         "--limit", type=whole_number(1), metavar="N", help="check the first N rows only"
     )
@@ -34,7 +124,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     report = parser.add_argument_group("report")
     report.add_argument(
         "--ignore",
-        type=_findings,
+        type=_words,
         default=(),
         metavar="LIST",
         help="kinds of findings to leave out, as duplicate-row",
@@ -55,7 +145,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_images_and_model(parser: argparse.ArgumentParser) -> None:
     images = parser.add_argument_group("images")
     images.add_argument(
-        "--images", type=Path, metavar="ROOT", help="folder of relative paths (default: here)"
+        "--images",
+        action="append",
+        default=[],
+        metavar="ROOT",
+        help="folder of relative paths (default: here; of splits: that of the file); or FROM=TO: "
+        "images whose path begins with FROM are in TO, may be given several times",
     )
     images.add_argument(
         "--no-images",
@@ -83,52 +178,73 @@ def _add_images_and_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _findings(text: str) -> tuple[str, ...]:
-    kinds = tuple(name.strip() for name in text.split(",") if name.strip())
-    if unknown := [kind for kind in kinds if kind not in FINDINGS]:
-        raise argparse.ArgumentTypeError(
-            f"unknown kind of finding {unknown[0]!r}; available: {', '.join(FINDINGS)}"
-        )
-    return kinds
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _check(args: argparse.Namespace) -> int | None:
-    """Read the rows, open their images, check, report."""
-    _check_arguments(args)
+    """Find out what is to be checked, check it, report."""
+    target = find_target(args.target, args.data, args.images)
+    _check_arguments(args, target)
+    report, num_images, num_left = (_check_rows if target.check is None else _check_split)(
+        args, target
+    )
+    unchecked = _unchecked(args, num_left, is_rows=target.check is None)
+    if args.json:
+        put(json.dumps(_as_json(report, target, num_images, unchecked)))
+    else:
+        _show(report, target, args.show, num_images, unchecked)
+    return EXIT_FAULTS if report.findings else None
+
+
+def _check_split(args: argparse.Namespace, target: Target) -> tuple[Report, int, int]:
+    """Check by the target's own means: a report, images opened, rows left out."""
+    assert target.check is not None  # or these are rows
+    report = target.check(
+        limit=args.limit, open_images=args.open_images, ignored=args.ignore, watch=with_bar
+    )
+    return report, report.num_images, report.num_left
+
+
+def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, int]:
+    """Read rows, open their images, check: a report, images opened, rows left out."""
     from vpt.data.check import check_rows
     from vpt.data.image_sizes import measure_images
     from vpt.data.row_files import read_entries
     from vpt.data.row_view import image_paths
     from vpt.rows import split_crop_suffix
 
-    rows = read_entries(args.file)
+    rows = read_entries(target.file)
     if not rows:
-        raise DataError(f"{args.file} holds no rows")
+        raise DataError(f"{target.file} holds no rows")
     num_all, rows = len(rows), rows[: args.limit]
     make_checker = _checker_of(args)
     images: Images = {}
     if args.open_images:
         named = (split_crop_suffix(path)[0] for row in rows for path in image_paths(row))
-        paths = dict.fromkeys(named)
-        images = dict(with_bar(measure_images(paths, args.images), len(paths), "images"))
+        places = {path: target.find_image(path) for path in named}
+        distinct = dict.fromkeys(places.values())
+        facts = dict(with_bar(measure_images(distinct, None), len(distinct), "images"))
+        images = {path: facts[place] for path, place in places.items()}
     report = check_rows(with_bar(rows, len(rows), "rows"), make_checker(images), args.ignore)
-    unchecked = _unchecked(args, num_all - len(rows))
-    if args.json:
-        put(json.dumps(_as_json(report, args.file, len(images), unchecked)))
-    else:
-        _show(report, args, len(images), unchecked)
-    return EXIT_FAULTS if report.findings else None
+    return report, len(images), num_all - len(rows)
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace, target: Target) -> None:
+    if unknown := [kind for kind in args.ignore if kind not in target.findings]:
+        raise PromptError(
+            f"unknown kind of finding {unknown[0]!r}; available: {', '.join(target.findings)}"
+        )
+    if target.check is not None and (args.model or args.cutoff_len or args.grid_size):
+        raise PromptError(
+            f"--model, --cutoff-len and --grid-size are for rows; {args.target} is no file of rows"
+        )
     if args.cutoff_len and not args.model:
         raise PromptError("--cutoff-len needs --model, whose tokens are counted")
     if args.cutoff_len and not args.open_images:
         raise PromptError("--cutoff-len needs the sizes of images; leave --no-images out")
     if args.grid_size and args.model:
         raise PromptError("--grid-size is the model's own; leave it out beside --model")
-    if args.images and not args.images.is_dir():
-        raise PromptError(f"--images: there is no folder {args.images}")
 
 
 def _checker_of(args: argparse.Namespace) -> Callable[[Images], RowChecker]:
@@ -149,16 +265,16 @@ def _checker_of(args: argparse.Namespace) -> Callable[[Images], RowChecker]:
     )
 
 
-def _unchecked(args: argparse.Namespace, num_left: int) -> list[str]:
+def _unchecked(args: argparse.Namespace, num_left: int, *, is_rows: bool) -> list[str]:
     """What was not looked at, and what would make it so."""
     unchecked = []
     if num_left:
         unchecked.append(f"{count_words(num_left, 'further row')} (--limit)")
     if not args.open_images:
         unchecked.append("image files and crops (--no-images)")
-    if not args.model:
+    if is_rows and not args.model:
         unchecked.append("the model's tokens and branches (needs --model)")
-    if not args.cutoff_len:
+    if is_rows and not args.cutoff_len:
         unchecked.append("lengths (needs --model and --cutoff-len)")
     if args.ignore:
         unchecked.append(f"what --ignore names ({', '.join(args.ignore)})")
@@ -166,17 +282,17 @@ def _unchecked(args: argparse.Namespace, num_left: int) -> list[str]:
 
 
 def _as_json(
-    report: Report, file: Path, num_images: int, unchecked: Sequence[str]
+    report: Report, target: Target, num_images: int, unchecked: Sequence[str]
 ) -> dict[str, Any]:
     return {
-        "file": str(file),
+        "file": str(target.file),
         "num_rows": report.num_rows,
         "num_rows_with_findings": report.num_with_findings,
         "num_images_opened": num_images,
         "row_kinds": dict(report.row_kinds),
         "findings": {
             kind: {
-                "meaning": FINDINGS[kind],
+                "meaning": target.findings[kind],
                 "rows": [{"row": number, "detail": detail} for number, detail in entries],
             }
             for kind, entries in report.findings.items()
@@ -186,20 +302,20 @@ def _as_json(
 
 
 def _show(
-    report: Report, args: argparse.Namespace, num_images: int, unchecked: Sequence[str]
+    report: Report, target: Target, num_shown: int, num_images: int, unchecked: Sequence[str]
 ) -> None:
     put(
-        f"{args.file}: {count_words(report.num_rows, 'row')}, "
+        f"{target.file}: {count_words(report.num_rows, 'row')}, "
         f"{count_words(num_images, 'image')} opened"
     )
     for row_kind, number in sorted(report.row_kinds.items()):
         put(f"  {number:>7,}  {row_kind}")
     for kind, entries in report.findings.items():
         num_rows = len({number for number, _ in entries})
-        put(f"\n{kind}: {count_words(num_rows, 'row')}: {FINDINGS[kind]}")
-        for number, detail in entries[: args.show]:
+        put(f"\n{kind}: {count_words(num_rows, 'row')}: {target.findings[kind]}")
+        for number, detail in entries[:num_shown]:
             put(f"  row {number}: {' '.join(detail.split())}")
-        if hidden := len(entries) - min(args.show, len(entries)):
+        if hidden := len(entries) - min(num_shown, len(entries)):
             put(f"  and {hidden} more; --show {len(entries)} or --json names them")
     put("")
     for name in unchecked:
@@ -220,11 +336,13 @@ COMMAND = Command(
         "split. Nothing is changed. The exit code is 1 if anything is found."
     ),
     examples=(
-        "kinds of findings:\n"
+        "kinds of findings in rows:\n"
         + "\n".join(f"  {kind:<19} {meaning}" for kind, meaning in FINDINGS.items())
         + "\n\nexamples:\n"
         "  vpt data check train.json --images photos\n"
-        "  vpt data check train.json --images photos --model ./my-model --cutoff-len 2048"
+        "  vpt data check train.json --images photos --model ./my-model --cutoff-len 2048\n"
+        "  vpt data check DocVQA --data ~/vpt-data --images /root/datasets=photos\n"
+        "  vpt data check plain:my-questions.jsonl"
     ),
     add_arguments=_add_arguments,
     run=_check,

@@ -4,7 +4,8 @@ What the model says goes to stdout, all else to stderr. Heavy imports wait until
 known to be good, so that ``vpt --help`` and wrong usage answer at once.
 
 A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`;
-a group of commands is a file with a table of its own.
+a group of commands is a file with a table of its own. What stands on top of this package, as the
+evaluation does, brings its commands by entry points of the group ``vpt.commands``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 
 from vpt.cli import ask, data, init
 from vpt.cli import set as setting
@@ -25,6 +27,7 @@ from vpt.errors import (
     DataError,
     ImageError,
     PromptError,
+    ServiceError,
     is_out_of_memory,
 )
 
@@ -35,7 +38,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "data": data.COMMANDS,
 }
 
-EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY = range(6)
+EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY, EXIT_SERVICE = range(7)
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
@@ -47,6 +50,7 @@ exit codes:
   3    an input image cannot be used
   4    the model cannot be loaded or built
   5    out of memory
+  6    a service that was asked, as a judge, is down or refuses
   130  interrupted with Ctrl-C
   141  the reader of stdout went away
 """
@@ -62,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; those of the process by default.
     """
-    return run(build_parser(COMMANDS, EXAMPLE, EXIT_CODES), argv)
+    commands = {**COMMANDS, **_installed_commands()}
+    return run(build_parser(commands, EXAMPLE, EXIT_CODES), argv)
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -94,6 +99,12 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     return EXIT_FINE if code is None else code
 
 
+def _installed_commands() -> dict[str, Command | CommandGroup]:
+    """Commands of packages on top of this one, by name."""
+    found = sorted(entry_points(group="vpt.commands"), key=lambda entry: entry.name)
+    return {entry.name: entry.load() for entry in found}
+
+
 def _tell(exc: Exception, verbose: bool) -> int:
     """Say what went wrong; returns the exit code that stands for it."""
     code = _exit_code(exc)
@@ -120,4 +131,6 @@ def _exit_code(exc: Exception) -> int:
         return EXIT_USAGE
     if isinstance(exc, (CheckpointError, BranchError)):
         return EXIT_MODEL
+    if isinstance(exc, ServiceError):
+        return EXIT_SERVICE
     return EXIT_BUG

@@ -1,0 +1,317 @@
+"""A judge model scores free-form answers from 0 to 1, or says why one stays without a score.
+
+What it is asked, and where that comes from, is in `evaluation/judge_protocol.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from evaluation.judge_cache import ReplyCache
+from evaluation.judge_protocol import PROMPT, PROMPT_HASH, read_score, write_message
+from vpt.errors import PromptError, ServiceError
+
+if TYPE_CHECKING:
+    from evaluation.judge_client import Failure, JudgeClient
+
+MAX_FAILURES_IN_A_ROW = 8
+"""So many calls that fail one after the other, each with all its retries, end a run."""
+
+_PLACEHOLDER_KEY = "no-key"
+
+
+class JudgeError(ServiceError):
+    """The judge cannot do its work at all: it is down, or refuses the key or the model."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Which judge is asked, and how.
+
+    The key comes from an environment variable and is never kept. A server on this machine's
+    loopback needs none.
+
+    Attributes:
+        model: name at the endpoint; the released scores are from ``gpt-4o``.
+        base_url: of the endpoint, up to and with ``/v1``.
+        key_variable: name of the environment variable that holds the key.
+        max_concurrency: calls under way at once.
+        max_retries: of one call, after 429, 5xx, a time-out or a broken connection.
+        timeout_s: until a try counts as failed.
+        temperature: 0 for greedy.
+        max_tokens: of the reply.
+    """
+
+    model: str
+    base_url: str = "https://api.openai.com/v1"
+    key_variable: str = "OPENAI_API_KEY"
+    max_concurrency: int = 8
+    max_retries: int = 5
+    timeout_s: float = 60.0
+    temperature: float = 0.0
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise PromptError("model is empty; name the judge model as its endpoint does")
+        parts = urlsplit(self.base_url)
+        if "@" in self.base_url or parts.query or parts.fragment:
+            # Not shown: what does not belong there may be a secret, and the URL is recorded.
+            raise PromptError(
+                "base_url must have no user, password, query or fragment; the key comes from the "
+                "environment variable that key_variable names"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PromptError(
+                f"base_url must be like http://localhost:8000/v1, not {self.base_url!r}"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            # Not shown: it may be the key itself.
+            raise PromptError("key_variable must be the name of an environment variable")
+        for name, least in (("max_concurrency", 1), ("max_retries", 0), ("max_tokens", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise PromptError(f"{name} must be a whole number from {least}, not {value!r}")
+        if not 0 < self.timeout_s < math.inf:
+            raise PromptError(f"timeout_s must be above 0 and finite, not {self.timeout_s!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise PromptError(f"temperature must be from 0 and finite, not {self.temperature!r}")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the endpoint is on this machine's loopback."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:  # a name
+            return False
+
+
+@dataclass(frozen=True)
+class JudgeItem:
+    """An answer to be scored.
+
+    Attributes:
+        question: as the judge should see it.
+        reference: the answer that would be right.
+        prediction: the answer that was given.
+    """
+
+    question: str
+    reference: str
+    prediction: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one answer.
+
+    Attributes:
+        score: from 0 to 1; ``None`` if there is none, which is never the same as 0.
+        reason: why there is none; empty if there is one.
+        reply: of the judge, as it came; empty if none came.
+        from_cache: whether the reply is from the file of an earlier run.
+    """
+
+    score: float | None
+    reason: str = ""
+    reply: str = ""
+    from_cache: bool = False
+
+
+def judge_all(
+    items: Sequence[JudgeItem],
+    settings: JudgeSettings,
+    cache_file: Path | None = None,
+    on_done: Callable[[int, Judgement], None] | None = None,
+) -> list[Judgement]:
+    """Have answers scored; where an event loop runs already, await :func:`judge_all_async`.
+
+    Equal items are asked once. Each reply is kept in the cache file as it comes, one without a
+    readable score too: at temperature 0 asking again gives the same. So a second run makes no
+    call, and needs no key, but for the calls that failed.
+
+    Args:
+        items: to be scored.
+        settings: of the judge.
+        cache_file: of replies, made if missing; a reply is found by the whole request (endpoint,
+            model, message, temperature, max_tokens). ``None`` for no file.
+        on_done: given the place in ``items`` and the judgement, as each one comes.
+
+    Returns:
+        One judgement per item, in order.
+
+    Raises:
+        PromptError: if the ``openai`` package or the key is missing.
+        JudgeError: if the judge refuses the key or the model, or nothing works any more.
+        DataError: if the cache file is damaged.
+    """
+    return asyncio.run(judge_all_async(items, settings, cache_file, on_done))
+
+
+async def judge_all_async(
+    items: Sequence[JudgeItem],
+    settings: JudgeSettings,
+    cache_file: Path | None = None,
+    on_done: Callable[[int, Judgement], None] | None = None,
+) -> list[Judgement]:
+    """Have answers scored; arguments, result and errors are those of :func:`judge_all`."""
+    places: dict[str, list[int]] = {}  # message -> where it is in items
+    for index, item in enumerate(items):
+        message = write_message(item.question, item.reference, item.prediction)
+        places.setdefault(message, []).append(index)
+    judgements: dict[int, Judgement] = {}
+
+    def settle(message: str, judgement: Judgement) -> None:
+        for index in places[message]:
+            judgements[index] = judgement
+            if on_done is not None:
+                on_done(index, judgement)
+
+    with closing(ReplyCache(cache_file)) as cache:
+        to_ask = []
+        for message in places:
+            reply = cache.get(_request_key(settings, message))
+            if reply is None:
+                to_ask.append(message)
+            else:
+                settle(message, _judge(reply, from_cache=True))
+        if to_ask:
+            await _ask_all(to_ask, settings, cache, settle)
+    return [judgements[index] for index in range(len(items))]
+
+
+def summary(judgements: Sequence[Judgement], settings: JudgeSettings) -> dict[str, Any]:
+    """What a report says of a judged run.
+
+    Args:
+        judgements: of all items.
+        settings: of the judge that gave them.
+
+    Returns:
+        ``mean`` over the scored ones (``None`` without any), their number ``n``, the number
+        ``unscored`` and the number ``from_cache``; then ``model``, ``base_url``, ``temperature``,
+        ``max_tokens``, ``prompt`` and ``prompt_hash`` (SHA-256). The key is not among them.
+    """
+    scores = [judgement.score for judgement in judgements if judgement.score is not None]
+    return {
+        "mean": math.fsum(scores) / len(scores) if scores else None,
+        "n": len(scores),
+        "unscored": len(judgements) - len(scores),
+        "from_cache": sum(judgement.from_cache for judgement in judgements),
+        "model": settings.model,
+        "base_url": settings.base_url,
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+        "prompt": PROMPT,
+        "prompt_hash": PROMPT_HASH,
+    }
+
+
+async def _ask_all(
+    messages: Sequence[str],
+    settings: JudgeSettings,
+    cache: ReplyCache,
+    settle: Callable[[str, Judgement], None],
+) -> None:
+    """Ask with as many workers as calls may be under way; they share one iterator."""
+    waiting = iter(messages)
+    num_failures = 0  # in a row
+
+    async def work(client: JudgeClient) -> None:
+        nonlocal num_failures
+        for message in waiting:
+            reply = await client.ask(message)
+            if isinstance(reply, str):
+                num_failures = 0
+                key = _request_key(settings, message)
+                about = {"base_url": settings.base_url, "model": settings.model}
+                cache.put(key, reply, **about, message=message)
+                settle(message, _judge(reply, from_cache=False))
+            else:
+                num_failures += 1
+                settle(message, Judgement(None, reply.reason))
+                _check_hope(reply, num_failures, len(messages), settings)
+
+    async with _connect(settings) as client:
+        num_workers = min(settings.max_concurrency, len(messages))
+        workers = [asyncio.create_task(work(client)) for _ in range(num_workers)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _check_hope(
+    failure: Failure, num_failures: int, num_messages: int, settings: JudgeSettings
+) -> None:
+    """Raise a JudgeError if going on would only fail again."""
+    where = f"judge at {settings.base_url}"
+    again = "Replies that came are in the cache file, if you gave one: run again to go on."
+    if failure.is_final:
+        raise JudgeError(
+            f"{where}: {failure.reason}. Check model, base_url (it mostly ends in /v1) and "
+            f"{settings.key_variable}. {again}"
+        )
+    if failure.is_unreachable and num_failures >= min(MAX_FAILURES_IN_A_ROW, num_messages):
+        raise JudgeError(
+            f"{where}: it cannot be reached; {num_failures} calls in a row failed, the last by: "
+            f"{failure.reason}. Check that the server runs, that base_url is right, and the "
+            f"proxy variables. {again}"
+        )
+    if num_failures >= MAX_FAILURES_IN_A_ROW:
+        raise JudgeError(
+            f"{where}: {num_failures} calls in a row failed, the last by: {failure.reason}. {again}"
+        )
+
+
+def _connect(settings: JudgeSettings) -> JudgeClient:
+    try:
+        from evaluation.judge_client import JudgeClient  # openai is optional and slow to import
+    except ImportError as exc:
+        raise PromptError(
+            f'a judge needs the openai package ({exc}): pip install -e ".[eval]"'
+        ) from exc
+    return JudgeClient(settings, _read_key(settings))
+
+
+def _read_key(settings: JudgeSettings) -> str:
+    key = os.environ.get(settings.key_variable, "").strip()
+    if not key and settings.is_loopback:
+        return _PLACEHOLDER_KEY
+    if not key:
+        raise PromptError(
+            f"no key: set the environment variable {settings.key_variable} (to any word if "
+            f"{settings.base_url} asks for none)"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise PromptError(f"{settings.key_variable} must be printable ASCII to go into a header")
+    return key
+
+
+def _request_key(settings: JudgeSettings, message: str) -> str:
+    """Hash of all that a reply depends on; the message holds the prompt and the item."""
+    how = (float(settings.temperature), settings.max_tokens)
+    request = [settings.base_url.rstrip("/"), settings.model, message, *how]
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
+
+
+def _judge(reply: str, *, from_cache: bool) -> Judgement:
+    try:
+        return Judgement(read_score(reply), reply=reply, from_cache=from_cache)
+    except ValueError as exc:
+        return Judgement(None, str(exc), reply, from_cache)

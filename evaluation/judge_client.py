@@ -1,0 +1,124 @@
+"""One question to a judge behind an OpenAI-compatible endpoint, with the ``openai`` package.
+
+The package retries by itself: after 408, 409, 429, 5xx, time-outs and broken connections, as
+often as it is told, after the time that ``Retry-After`` says (up to two minutes) or else after
+0.5 s, doubled each time up to 8 s, less up to a quarter by chance. The tests of
+`evaluation/judge.py` pin what we rely on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import openai
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from evaluation.judge import JudgeSettings
+
+_MAX_SAID = 300  # characters of a server's own words that go into a reason
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no reply. It never holds the key.
+
+    Attributes:
+        reason: in words.
+        is_unreachable: no connection to the server came about, or it broke.
+        is_final: the next question would fail too: wrong key or unknown model.
+    """
+
+    reason: str
+    is_unreachable: bool = False
+    is_final: bool = False
+
+
+class JudgeClient:
+    """A connection to a judge; use it in ``async with``.
+
+    Failures are returned as values, not raised: an ``openai`` error can hold the key, in the
+    server's words or the request's headers, and must not be the cause of an error that is shown.
+
+    Args:
+        settings: of the judge.
+        key: to send.
+    """
+
+    def __init__(self, settings: JudgeSettings, key: str) -> None:
+        self._settings = settings
+        self._key = key
+        self._client = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=settings.base_url,
+            timeout=settings.timeout_s,
+            max_retries=settings.max_retries,
+            # A proxy cannot reach our own machine's loopback.
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not settings.is_loopback),
+        )
+
+    async def __aenter__(self) -> JudgeClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+    async def ask(self, message: str) -> str | Failure:
+        """Put a message to the judge.
+
+        Args:
+            message: content of the one user message.
+
+        Returns:
+            The reply, not empty, or why there is none.
+        """
+        try:
+            completion = await self._client.chat.completions.create(
+                model=self._settings.model,
+                messages=[{"role": "user", "content": message}],
+                temperature=self._settings.temperature,
+                max_tokens=self._settings.max_tokens,
+            )
+        except (openai.OpenAIError, ValueError) as exc:
+            return self._explain(exc)
+        return self._read(completion)
+
+    def _explain(self, exc: openai.OpenAIError | ValueError) -> Failure:
+        settings = self._settings
+        if isinstance(exc, openai.AuthenticationError):
+            # Without the server's words: they may show a part of the key.
+            return Failure(f"it refused the key in {settings.key_variable} (401)", is_final=True)
+        said = self._quote(exc.__cause__ or exc)
+        if isinstance(exc, openai.NotFoundError):
+            return Failure(f"it has no model {settings.model!r} there ({said})", is_final=True)
+        if isinstance(exc, openai.APITimeoutError):
+            return Failure(f"no reply within {settings.timeout_s:g} s")
+        if isinstance(exc, openai.APIConnectionError):
+            return Failure(f"no connection ({said})", is_unreachable=True)
+        if isinstance(exc, openai.APIStatusError):
+            return Failure(f"the call failed ({said})")
+        if isinstance(exc, UnicodeEncodeError):
+            return Failure(f"the message cannot be sent as UTF-8 ({said})")
+        return Failure(f"what came is no chat completion ({said})")
+
+    def _read(self, completion: Any) -> str | Failure:
+        """Take the text out of what came, of which ``openai`` checks next to nothing."""
+        try:
+            choice = completion.choices[0]
+            content, reason = choice.message.content, choice.finish_reason
+        except (AttributeError, IndexError, TypeError):
+            return Failure(f"what came is no chat completion ({self._quote(completion)})")
+        if isinstance(content, str) and content.strip():
+            return content
+        hint = ": raise max_tokens" if reason == "length" else ""
+        return Failure(f"the reply is empty (finish_reason {reason!r}{hint})")
+
+    def _quote(self, said: object) -> str:
+        return " ".join(str(said).replace(self._key, "[key]").split())[:_MAX_SAID]

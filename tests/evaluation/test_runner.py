@@ -1,0 +1,122 @@
+"""Every sample ends in one record, whatever its row, its image or the model does."""
+
+import dataclasses
+
+import pytest
+
+from evaluation.asking import LocalAsker
+from evaluation.conditions import CONDITIONS
+from evaluation.runner import Decoding, Task, Work, run_task
+from evaluation.samples import BadRow, ImageRef, Sample
+from evaluation.scores.table import SCORES
+from vpt.building import tiny_model
+from vpt.errors import ImageError, PromptError
+from vpt.runtime import Runtime
+from vpt.trace import Trace
+
+DECODING = Decoding(max_calls=1)
+
+
+def task(condition="auto", max_new_tokens=6):
+    return Task(
+        "own", CONDITIONS[condition], lambda s: s.question, SCORES["exact_match"], max_new_tokens
+    )
+
+
+def sample(tmp_path, number, **changes):
+    path = tmp_path / f"{number}.png"
+    given = {"images": (ImageRef(str(path), path.name),), "question": f"Number {number}?"}
+    return Sample(str(number), answers=("x",), **{**given, **changes})
+
+
+@pytest.fixture
+def samples(own_split):
+    return [sample(own_split.parent, number) for number in range(5)]
+
+
+def test_a_record_holds_what_was_asked_and_what_came_of_it(runtime, samples):
+    (record,) = run_task(runtime, task(), samples[:1], DECODING)
+    answer = runtime.ask(samples[0].images[0].source, "Number 0?", max_new_tokens=6, max_calls=1)
+    assert record.prediction == answer.text
+    assert record.key == ("own", "auto", "0")
+    assert (record.question, record.answers, record.images) == ("Number 0?", ("x",), ("0.png",))
+    assert record.error is None
+    assert record.scores["exact_match"] == float(answer.text == "x")
+    assert isinstance(record.read_trace(), Trace)
+
+
+def test_batches_change_nothing(runtime, samples):
+    def predictions(batch_size):
+        records = run_task(runtime, task(), samples, DECODING, batch_size)
+        return {record.id: record.prediction for record in records}
+
+    assert predictions(1) == predictions(4)
+
+
+def test_rows_and_images_that_cannot_be_used_are_counted(runtime, samples, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
+    mixed = [
+        samples[0],
+        BadRow("row 1", "no question"),
+        sample(tmp_path, "gone"),
+        sample(tmp_path, "torn"),
+        samples[1],
+        BadRow("row 5", "no image"),
+    ]
+    records = {record.id: record for record in run_task(runtime, task(), mixed, DECODING, 2)}
+    assert list(records) != [] and set(records) == {"0", "row 1", "gone", "torn", "1", "row 5"}
+    kinds = {i: record.error and record.error["kind"] for i, record in records.items()}
+    assert kinds == {
+        "0": None, "1": None, "row 1": "row", "row 5": "row", "gone": "image", "torn": "image"
+    }  # fmt: skip
+    assert "does not exist" in records["gone"].error["message"]
+    assert not records["gone"].scores and records["gone"].question == "Number gone?"
+
+
+def test_a_run_that_fails_does_not_take_others_with_it(runtime, samples):
+    def prompt(sample):
+        return "" if sample.id in "13" else sample.question
+
+    failing = dataclasses.replace(task(), prompt=prompt)
+    records = {r.id: r for r in run_task(runtime, failing, samples, DECODING, batch_size=2)}
+    assert {i for i, record in records.items() if record.error} == {"1", "3"}
+    assert len(records) == 5
+    assert records["1"].error["kind"] == "run" and "question" in records["1"].error["message"]
+
+
+def test_without_evidence_there_is_no_true_region_and_no_record(runtime, samples):
+    with_box = dataclasses.replace(samples[0], box=(8, 8, 40, 30))
+    records = list(run_task(runtime, task("truth", 20), [with_box, samples[1]], DECODING))
+    assert [record.id for record in records] == ["0"]
+    assert records[0].trace["calls"][0]["branch"] == "crop"
+    assert records[0].scores["region_shown"] == 1.0
+
+
+def test_decoding_reaches_the_model(runtime, samples):
+    decoding = Decoding(max_new_tokens=3, temperature=1.5, seed=1)
+    (record,) = run_task(runtime, task(), samples[:1], decoding)
+    settings = record.trace["settings"]
+    assert (settings["max_new_tokens"], settings["temperature"]) == (3, 1.5)
+    (other,) = run_task(runtime, task(), samples[:1], dataclasses.replace(decoding, seed=2))
+    assert other.trace["settings"]["seed"] != settings["seed"]
+
+
+def test_what_a_model_cannot_do_is_told_before_anything_is_asked(runtime):
+    LocalAsker(runtime).check(list(CONDITIONS.values()))
+    asker = LocalAsker(Runtime(*tiny_model(("clip",))))
+    asker.check([CONDITIONS["auto"], CONDITIONS["truth"], CONDITIONS["clip"]])
+    with pytest.raises(PromptError, match="this model cannot do perception='sam'"):
+        asker.check([CONDITIONS["sam"]])
+
+
+def test_one_task_follows_the_other(runtime, samples):
+    work = [Work(task(name), tuple(samples[:2])) for name in ("none", "auto")]
+    records = list(LocalAsker(runtime).ask(work, DECODING, batch_size=2))
+    assert [record.condition for record in records] == ["none", "none", "auto", "auto"]
+
+
+def test_a_sample_may_be_about_a_part_of_its_image(samples):
+    image = dataclasses.replace(samples[0].images[0], crop=(10, 20, 40, 60))
+    assert image.open().size_wh == (30, 40)
+    with pytest.raises(ImageError, match="does not exist"):
+        ImageRef("none.png", "none.png").open()

@@ -55,7 +55,7 @@ def test_corpus_bleu_of_a_hand_worked_pair(bleu):
 
 
 def test_corpus_bleu_adds_up_before_it_divides(bleu):
-    # 1-grams 4 + 5 of 5 + 5, 2-grams 3 + 4 of 4 + 4, 3-grams 2 + 3 of 3 + 3, 4-grams 1 + 2 of 2 + 2.
+    # Of 1-grams 4 + 5 of 5 + 5 are right, of 2-grams 3 + 4 of 4 + 4, and so on.
     expected = (9 / 10 * 7 / 8 * 5 / 6 * 3 / 4) ** 0.25
     pairs = {"a b c d e": "a b c d f", "g h i j k": "g h i j k"}
     assert corpus_bleu(list(pairs), [[text] for text in pairs.values()]) == pytest.approx(expected)

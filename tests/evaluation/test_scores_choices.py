@@ -85,7 +85,7 @@ def test_the_option_that_is_named_is_read(prediction, letter):
         "A. dog\nB. cat",  # options repeated, and nothing more
         "(B) is not correct",
         "not (B)",
-        "(B) looks like the dog",  # letter and text disagree
+        "I think (B), the dog",  # letter and text disagree
         "E",  # there are four options
         "D.C. is the capital",
         "Definitely",  # a capital of a word

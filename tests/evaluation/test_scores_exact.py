@@ -16,7 +16,7 @@ from vpt.errors import DataError
         ("**B**", "b"),
         ("\u201cIt\u2019s\u201d", "it's"),  # typographic quotes
         ("\u22125", "-5"),  # a typographic minus is a sign, not a mark
-        ("５", "5"),  # a full-width digit
+        ("\uff15", "5"),  # a full-width digit
         (".5", ".5"),
         ("-5%", "-5%"),
         ("$5", "$5"),

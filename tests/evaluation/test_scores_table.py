@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -137,8 +138,9 @@ def test_an_open_question_is_no_multiple_choice():
 
 def test_scores_import_without_torch_and_caption_libraries():
     code = "import sys, evaluation.scores; print(sorted(sys.modules))"
+    root = Path(__file__).parents[2]
     modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     for name in ("torch", "numpy", "rouge_score", "sacrebleu"):
         assert f"'{name}'" not in modules.stdout

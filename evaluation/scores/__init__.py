@@ -1,0 +1,38 @@
+"""What a prediction is worth: pure functions, and the table of those that a split can name."""
+
+from evaluation.scores.captions import chrf, corpus_bleu, rouge_l
+from evaluation.scores.choices import extract_choice, multiple_choice
+from evaluation.scores.counting import count_accuracy, extract_count
+from evaluation.scores.exact import contains_answer, exact_match, normalize_text
+from evaluation.scores.levenshtein import anls
+from evaluation.scores.region_hit import best_iou, is_shown, share_shown
+from evaluation.scores.relaxed import relaxed_accuracy
+from evaluation.scores.table import SCORES, Score
+from evaluation.scores.vqa import vqa_accuracy
+from evaluation.scores.vqa_normalization import normalize_vqa
+from evaluation.scores.yes_no import extract_yes_no, pope, yes_no_accuracy
+
+__all__ = [
+    "SCORES",
+    "Score",
+    "anls",
+    "best_iou",
+    "chrf",
+    "contains_answer",
+    "corpus_bleu",
+    "count_accuracy",
+    "exact_match",
+    "extract_choice",
+    "extract_count",
+    "extract_yes_no",
+    "is_shown",
+    "multiple_choice",
+    "normalize_text",
+    "normalize_vqa",
+    "pope",
+    "relaxed_accuracy",
+    "rouge_l",
+    "share_shown",
+    "vqa_accuracy",
+    "yes_no_accuracy",
+]

@@ -1,0 +1,142 @@
+"""The scores that a split can name, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluation.scores.captions import chrf, corpus_bleu, rouge_l
+from evaluation.scores.choices import extract_choice, multiple_choice
+from evaluation.scores.counting import count_accuracy, extract_count
+from evaluation.scores.exact import contains_answer, exact_match
+from evaluation.scores.levenshtein import anls
+from evaluation.scores.relaxed import relaxed_accuracy
+from evaluation.scores.vqa import vqa_accuracy
+from evaluation.scores.yes_no import extract_yes_no, pope, true_answer
+from vpt.errors import DataError
+
+if TYPE_CHECKING:
+    from evaluation.records import Record
+    from evaluation.samples import Sample
+
+PerSample = Callable[[str, "Sample"], Mapping[str, float]]
+Aggregate = Callable[[Sequence["Record"]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How predictions of a split are scored.
+
+    Attributes:
+        name: key into `SCORES`.
+        about: one line for a report.
+        per_sample: from a prediction and its sample to values; the main one comes first and has
+            the score's name, others say more ("unparsed": 1 if the answer could not be read).
+            Raises `DataError` for a sample that the score cannot be used on.
+        aggregate: from the records of one split and condition to values; the main one comes first
+            and has the score's name. Records with an error are passed over; empty if none is left.
+    """
+
+    name: str
+    about: str
+    per_sample: PerSample
+    aggregate: Aggregate
+
+
+def _score_table() -> dict[str, Score]:
+    rows = (
+        _by_answers("anls", "spelling close to a reference (ANLS)", anls),
+        Score("caption", "ROUGE-L, chrF; BLEU-4 over all", _caption, _caption_summary),
+        _by_answers("contains", "a reference stands in the answer", contains_answer),
+        Score("count_accuracy", "the right number", _count, _means("count_accuracy", "unparsed")),
+        _by_answers("exact_match", "the answer is a reference", exact_match),
+        Score(
+            "multiple_choice", "the right option", _choice, _means("multiple_choice", "unparsed")
+        ),
+        _by_answers("relaxed_accuracy", "numbers within 5 %, text exact", relaxed_accuracy),
+        _by_answers("vqa_accuracy", "agreement with annotators (VQA)", vqa_accuracy),
+        Score("yes_no", "yes or no, with POPE's measures", _yes_no, _yes_no_summary),
+    )
+    return {score.name: score for score in rows}
+
+
+def _by_answers(name: str, about: str, score: Callable[[str, Sequence[str]], float]) -> Score:
+    def per_sample(prediction: str, sample: Sample) -> Mapping[str, float]:
+        return {name: score(prediction, sample.answers)}
+
+    return Score(name, about, per_sample, _means(name))
+
+
+def _means(*names: str) -> Aggregate:
+    def aggregate(records: Sequence[Record]) -> Mapping[str, float]:
+        columns = {name: _column(records, name) for name in names}
+        return {name: sum(values) / len(values) for name, values in columns.items() if values}
+
+    return aggregate
+
+
+def _column(records: Sequence[Record], name: str) -> list[float]:
+    values = []
+    for record in records:
+        if record.error is None:
+            if name not in record.scores:
+                raise DataError(
+                    f"sample {record.id} of {record.split} has no score {name!r}, only "
+                    f"{sorted(record.scores)}; score it again"
+                )
+            values.append(record.scores[name])
+    return values
+
+
+def _count(prediction: str, sample: Sample) -> Mapping[str, float]:
+    return {
+        "count_accuracy": count_accuracy(prediction, sample.answers),
+        "unparsed": float(extract_count(prediction) is None),
+    }
+
+
+def _choice(prediction: str, sample: Sample) -> Mapping[str, float]:
+    return {
+        "multiple_choice": multiple_choice(prediction, sample.choices, sample.answers),
+        "unparsed": float(extract_choice(prediction, sample.choices) is None),
+    }
+
+
+def _yes_no(prediction: str, sample: Sample) -> Mapping[str, float]:
+    said, truth = extract_yes_no(prediction), true_answer(sample.answers)
+    return {
+        "yes_no": float(said == truth),
+        "said_yes": float(said == "yes"),
+        "is_yes": float(truth == "yes"),
+        "unparsed": float(said is None),
+    }
+
+
+def _yes_no_summary(records: Sequence[Record]) -> Mapping[str, float]:
+    columns = [_column(records, name) for name in ("said_yes", "is_yes", "unparsed")]
+    said: list[str | None] = []
+    truth = []
+    for said_yes, is_yes, unparsed in zip(*columns, strict=True):
+        said.append(None if unparsed else "yes" if said_yes else "no")
+        truth.append("yes" if is_yes else "no")
+    summary = pope(said, truth)
+    return {"yes_no" if name == "accuracy" else name: value for name, value in summary.items()}
+
+
+def _caption(prediction: str, sample: Sample) -> Mapping[str, float]:
+    return {
+        "caption": rouge_l(prediction, sample.answers),
+        "chrf": chrf(prediction, sample.answers),
+    }
+
+
+def _caption_summary(records: Sequence[Record]) -> Mapping[str, float]:
+    scored = [record for record in records if record.error is None]
+    if not scored:
+        return {}
+    bleu = corpus_bleu([r.prediction for r in scored], [r.answers for r in scored])
+    return {**_means("caption", "chrf")(scored), "bleu_4": bleu}
+
+
+SCORES: Mapping[str, Score] = _score_table()

@@ -20,6 +20,7 @@ from vpt.training.embedded.vision import (
     Settings,
     TowerView,
     Views,
+    is_finished,
     put_together,
     read_settings,
     train_encoder,
@@ -112,6 +113,17 @@ def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
     expected = torch.load(whole / "dino.pt", weights_only=True)["trained"]
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert all(torch.equal(expected[name], after_four[name]) for name in expected)
+
+
+def test_the_model_is_put_together_when_every_encoder_is_finished(tmp_path):
+    def finished(num_steps):
+        wanted = settings(tmp_path, steps=dict.fromkeys(ENCODERS, num_steps))
+        return [encoder for encoder in ENCODERS if is_finished(encoder, wanted)]
+
+    for encoder in ("dino", "sam"):
+        train_encoder(encoder, settings(tmp_path, steps=dict.fromkeys(ENCODERS, 1)))
+    assert finished(1) == ["dino", "sam"]
+    assert finished(2) == []
 
 
 def test_the_parts_make_a_model_that_answers(tmp_path):

@@ -446,6 +446,14 @@ def _save(
     file.with_suffix(".part").replace(file)
 
 
+def is_finished(encoder: str, settings: Settings) -> bool:
+    """Whether an encoder has been trained to its end."""
+    file = Path(settings.output_dir) / f"{encoder}.pt"
+    if not file.exists():
+        return False
+    return bool(torch.load(file, weights_only=True)["step"] >= settings.steps[encoder])
+
+
 def put_together(settings: Settings) -> None:
     """Make a model folder of the trained encoders.
 
@@ -521,9 +529,8 @@ def main() -> None:
         parser.error(str(exc))
     for encoder in settings.encoders:
         train_encoder(encoder, settings)
-    missing = [e for e in ENCODERS if not (Path(settings.output_dir) / f"{e}.pt").exists()]
-    if missing:
-        tqdm.write(f"still to train: {', '.join(missing)}")
+    if unfinished := [encoder for encoder in ENCODERS if not is_finished(encoder, settings)]:
+        tqdm.write(f"still to train: {', '.join(unfinished)}")
         return
     put_together(settings)
     tqdm.write(f"the model is in {settings.output_dir}")

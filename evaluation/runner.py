@@ -13,7 +13,7 @@ from evaluation.samples import BadRow, Sample
 from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
 from vpt.controller import Request, StopEvent
-from vpt.errors import ImageError, VPTError
+from vpt.errors import DataError, ImageError, VPTError
 from vpt.trace import Trace
 
 if TYPE_CHECKING:
@@ -183,17 +183,21 @@ class _Batch:
 
 
 def finished_record(task: Task, sample: Sample, trace: Trace) -> Record:
-    """The record of a sample that was answered, scored."""
+    """The record of a sample that was answered, scored; an error if its row allows no score."""
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
     if sample.box is not None and boxes:
         regions["region_shown"] = float(is_shown(boxes, sample.box))
         regions["region_iou"] = best_iou(boxes, sample.box)
+    try:
+        scores = task.score.per_sample(trace.answer, sample)
+    except DataError as exc:
+        return failed_record(task, sample, "row", str(exc))
     return Record(
         **_of_sample(task, sample),
         question=trace.question,
         prediction=trace.answer,
-        scores={**task.score.per_sample(trace.answer, sample), **regions},
+        scores={**scores, **regions},
         trace=trace.to_dict(),
     )
 

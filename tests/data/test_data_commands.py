@@ -50,6 +50,26 @@ def sound(notes, number=2):
     return write(notes.with_name("sound.jsonl"), *map(json.loads, lines))
 
 
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put the entry points of a distribution on the path, as an installer does."""
+
+    def write_metadata(points):
+        info = tmp_path / "site" / "some_splits-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-splits\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[vpt.splits]\nsome = {points}\n")
+        monkeypatch.syspath_prepend(info.parent)
+
+    return write_metadata
+
+
+@pytest.fixture
+def evaluation(install):
+    """An installed evaluation."""
+    install("evaluation.splits:check_target")
+
+
 # Usage
 
 
@@ -106,6 +126,8 @@ def test_help_names_commands_exit_codes_and_kinds_of_findings(data):
         ),
         (["check", "x.json", "--model", "m", "--grid-size", "9"], "--grid-size is the model's own"),
         (["check", "x.json", "--images", "none"], "--images: there is no folder none"),
+        (["check", "x.json", "--images", "a=none"], "--images: there is no folder "),
+        (["check", "x.json", "--images", "/", "--images", "/tmp"], "--images: "),
         (["check", "x.json", "--ignore", "dupes"], "unknown kind of finding 'dupes'; available: "),
         (["check", "x.json", "--limit", "0"], "expected at least 1, got 0"),
     ],
@@ -288,3 +310,95 @@ def test_a_terminal_gets_a_bar(data, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     _, _, err = data("check", faulty(tmp_path))
     assert "images" in err and "rows" in err
+
+
+# Check of splits
+
+
+def questions(folder):
+    rows = [
+        {"image": "gone.png", "question": "Why?", "answer": "So."},
+        {"image": "gone.png", "question": "Why?", "answer": ""},
+    ]
+    return write(folder / "own.jsonl", *rows)
+
+
+def test_own_questions_are_checked_as_questions(data, tmp_path, evaluation):
+    file = questions(tmp_path)
+    code, out, err = data("check", file)
+    assert (code, err) == (1, "") and f"{file}: 2 rows, 1 image opened\n" in out
+    assert "\n        1  bad row\n        1  open question\n" in out
+    assert "\nbad-row: 1 row: a row of which no sample can be made\n  row 1: expected" in out
+    assert "\nmissing-image: 1 row: an image file that is not there; --images says where" in out
+    assert "not checked" not in out and "2 rows of 2 with findings" in out
+    assert data("check", f"plain:{file}")[1] == out
+
+
+def test_what_is_told_of_questions_can_be_chosen(data, tmp_path, evaluation):
+    file = questions(tmp_path)
+    code, out, _ = data("check", file, "--ignore", "bad-row", "--no-images")
+    assert code == 0 and out.endswith("\nnothing found\n")
+    assert "not checked: image files and crops (--no-images)\n" in out
+    code, out, _ = data("check", file, "--limit", 1, "--json")
+    report = json.loads(out)
+    assert code == 1 and report["unchecked"] == ["1 further row (--limit)"]
+    assert list(report["findings"]) == ["missing-image"] and report["file"] == str(file)
+    assert (report["num_rows"], report["num_images_opened"]) == (1, 1)
+
+
+def test_without_an_evaluation_they_are_rows(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("vpt.cli.data_target.SPLITS_GROUP", "nobody.has.this")
+    code, out, _ = data("check", questions(tmp_path))
+    assert code == 1 and "broken-row: 2 rows: " in out
+    code, out, err = data("check", "GQA")
+    assert (code, out) == (2, "") and "GQA does not exist; check the path" in err
+
+
+def test_a_split_is_found_by_name_and_its_images_where_they_went(data, tmp_path, evaluation):
+    Image.new("RGB", (90, 150)).save(tmp_path / "a.png")
+    turns = [
+        {"role": "user", "content": "<image>\nWhy?"}, {"role": "assistant", "content": "So."}
+    ]  # fmt: skip
+    write(tmp_path / "GQA_region_test.json", {"messages": turns, "images": ["/root/d/a.png"]})
+    code, out, _ = data("check", "GQA", "--data", tmp_path)
+    assert code == 1 and "missing-image: 1 row: " in out and "/root/d/a.png" in out
+    code, out, _ = data("check", "GQA", "--data", tmp_path, "--images", f"/root/d={tmp_path}")
+    assert code == 0 and f"{tmp_path / 'GQA_region_test.json'}: 1 row, 1 image opened" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["GQA"], "GQA is not there: looked for "),
+        (["GQ"], "unknown split 'GQ'; did you mean GQA? available: DocVQA"),
+        (["xml:x.json"], "unknown format 'xml'; available: released"),
+        (["plain:x.json"], "x.json does not exist; check the path"),
+        (["x.json"], "x.json does not exist; check the path"),
+        (["GQA", "--images", "a="], "--images: expected a folder, or FROM=TO with something on"),
+        (["own.jsonl", "--model", "m"], "--model, --cutoff-len and --grid-size are for rows; own"),
+        (["own.jsonl", "--grid-size", "4"], "are for rows; own.jsonl is no file of rows"),
+        (["own.jsonl", "--ignore", "turn-order"], "unknown kind of finding 'turn-order'; availab"),
+    ],
+)
+def test_what_is_no_split_is_told(data, tmp_path, monkeypatch, evaluation, words, message):
+    questions(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = data("check", *words)
+    assert (code, out) == (2, "")
+    assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("value", ["vpt.nothing:find", "vpt.errors:find"])
+def test_an_entry_point_that_cannot_be_loaded_is_told(data, tmp_path, install, value):
+    install(value)
+    code, _, err = data("check", questions(tmp_path))
+    assert code == 2 and f"{value}, which names splits, cannot be loaded (" in err
+    assert 'install this project again: pip install -e ".[eval]"' in err
+
+
+def test_checking_a_split_changes_nothing(data, tmp_path, evaluation):
+    file = questions(tmp_path)
+    before = file.read_bytes(), file.stat().st_mtime_ns
+    data("check", file)
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "site"]

@@ -84,6 +84,13 @@ def test_a_run_that_fails_does_not_take_others_with_it(runtime, samples):
     assert records["1"].error["kind"] == "run" and "question" in records["1"].error["message"]
 
 
+def test_a_row_whose_answer_cannot_be_scored_is_told(runtime, samples):
+    asked = dataclasses.replace(task(), score=SCORES["yes_no"])
+    (record,) = run_task(runtime, asked, samples[:1], DECODING)
+    assert record.error["kind"] == "row" and "yes" in record.error["message"]
+    assert not record.scores
+
+
 def test_without_evidence_there_is_no_true_region_and_no_record(runtime, samples):
     with_box = dataclasses.replace(samples[0], box=(8, 8, 40, 30))
     records = list(run_task(runtime, task("truth", 20), [with_box, samples[1]], DECODING))

@@ -1,0 +1,219 @@
+"""A doctor for evaluation splits: tells what would spoil a run before it is started."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.formats.image_roots import ImageRoots
+from evaluation.samples import BadRow, ImageRef, Sample
+from evaluation.scores.table import SCORES
+from evaluation.splits import Split, read_rows_of
+from vpt.boxes import contains
+from vpt.data.check import Report, RowChecker, check_rows
+from vpt.data.findings import FINDINGS, Finding
+from vpt.data.image_sizes import ImageFacts, measure_images
+from vpt.data.row_files import read_entries
+from vpt.data.row_view import image_paths
+from vpt.errors import DataError, ImageError
+from vpt.images import load_image
+from vpt.rows import split_crop_suffix
+
+Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""``(items, how many, what)`` -> the same items, while somebody sees how far they are."""
+
+SPLIT_FINDINGS = {
+    "bad-row": "a row of which no sample can be made",
+    "duplicate-id": "the id of a row before it",
+    "unscorable": "an answer that the split's score cannot use",
+    "missing-image": "an image file that is not there; --images says where they are",
+    "unreadable-image": FINDINGS["unreadable-image"],
+    "box-outside": "a box of the evidence that reaches out of the first image",
+}
+"""Kinds of findings in splits that are not released rows, in the order of the report."""
+
+_ROUNDING_PX = 1  # boxes may reach out of the image by so much
+
+
+@dataclass
+class SplitReport(Report):
+    """What checking a split brought.
+
+    Attributes:
+        num_images: that were opened.
+        num_left: rows that were left out.
+    """
+
+    num_images: int = 0
+    num_left: int = 0
+
+
+@dataclass(frozen=True)
+class CheckTarget:
+    """What ``vpt data check`` is to check; it reads these attributes.
+
+    Attributes:
+        file: with the rows.
+        findings: kinds of findings, with what each means.
+        find_image: path in a row, without crop suffix -> where the file is.
+        check: ``(limit, open_images, ignored, watch)`` -> report; ``None`` for released rows,
+            which ``vpt data check`` checks itself.
+    """
+
+    file: Path
+    findings: Mapping[str, str]
+    find_image: Callable[[str], str]
+    check: Callable[..., SplitReport] | None = None
+
+    @classmethod
+    def of_rows(cls, file: Path, images: ImageRoots) -> CheckTarget:
+        """A file of released rows."""
+        return cls(file, FINDINGS, lambda path: images.find(path, file.parent))
+
+    @classmethod
+    def of_split(cls, split: Split, file: Path, images: ImageRoots) -> CheckTarget:
+        """A split, in whatever format."""
+        rows = cls.of_rows(file, images)
+        if split.format == "released":
+            return rows
+
+        def check(**options: Any) -> SplitReport:
+            return check_file(split, file, images, **options)
+
+        return cls(file, SPLIT_FINDINGS, rows.find_image, check)
+
+
+def check_split(split: Split, root: Path, images: ImageRoots) -> SplitReport:
+    """Check all of a split; released rows by the checks of :mod:`vpt.data.check`.
+
+    Args:
+        split: registered, or made of a file.
+        root: folder of data.
+        images: where images are, if not where the format expects them.
+
+    Raises:
+        DataError: if its file is missing, cannot be read or holds nothing.
+    """
+    file = split.find_file(root)
+    if split.format != "released":
+        return check_file(split, file, images)
+    rows = read_entries(file)
+    if not rows:
+        raise DataError(f"{file} holds no rows")
+    named = {split_crop_suffix(path)[0] for row in rows for path in image_paths(row)}
+    places = {path: images.find(path, file.parent) for path in named}
+    facts = dict(measure_images(places.values(), None))
+    checker = RowChecker({path: facts[place] for path, place in places.items()})
+    report = check_rows(rows, checker)
+    return SplitReport(**vars(report), num_images=len(facts))
+
+
+def check_file(
+    split: Split,
+    file: Path,
+    images: ImageRoots,
+    *,
+    limit: int | None = None,
+    open_images: bool = True,
+    ignored: Iterable[str] = (),
+    watch: Watch = lambda items, number, what: items,
+) -> SplitReport:
+    """Check a split that is not of released rows. Nothing is changed.
+
+    Args:
+        split: registered, or made of a file.
+        file: of the split.
+        images: where images are.
+        limit: check the first rows only.
+        open_images: whether to; without, nothing is learnt of them and of boxes.
+        ignored: kinds of findings to leave out.
+        watch: shows how far the images are.
+
+    Raises:
+        DataError: if the file cannot be read or holds nothing.
+    """
+    num_all, paths = _list_images(read_rows_of(split, file, images), limit)
+    if not num_all:
+        raise DataError(f"{file} holds no rows")
+    facts: dict[str, ImageFacts] = {}
+    if open_images:
+        facts = dict(watch(measure_images(paths, None), len(paths), "images"))
+    report = SplitReport(num_images=len(facts))
+    found: dict[str, list[tuple[int, str]]] = {k: [] for k in SPLIT_FINDINGS if k not in ignored}
+    first_with: dict[str, int] = {}
+    # Read again, for pictures may lie in the rows, and are not kept.
+    for number, sample in enumerate(itertools.islice(read_rows_of(split, file, images), limit)):
+        findings = []
+        if (same := first_with.setdefault(sample.id, number)) != number:
+            findings.append(Finding("duplicate-id", f"{sample.id} is the id of row {same}"))
+        if isinstance(sample, BadRow):
+            findings.append(Finding("bad-row", sample.problem.removeprefix(f"row {number}: ")))
+        else:
+            findings += _check(sample, split, facts, open_images)
+        if open_images:
+            report.num_images += sum(isinstance(source, bytes) for source in _sources(sample))
+        findings = [finding for finding in findings if finding.kind in found]
+        for finding in findings:
+            found[finding.kind].append((number, finding.detail))
+        report.num_rows += 1
+        report.num_with_findings += bool(findings)
+        report.row_kinds[_kind(sample)] += 1
+    report.num_left = num_all - report.num_rows
+    report.findings = {kind: entries for kind, entries in found.items() if entries}
+    return report
+
+
+def _list_images(
+    samples: Iterable[Sample | BadRow], limit: int | None
+) -> tuple[int, Sequence[str]]:
+    """How many rows there are, and the image files that the first of them name."""
+    paths: dict[str, None] = {}
+    num_rows = 0
+    for sample in samples:
+        if limit is None or num_rows < limit:
+            paths.update((source, None) for source in _sources(sample) if isinstance(source, str))
+        num_rows += 1
+    return num_rows, list(paths)
+
+
+def _check(
+    sample: Sample, split: Split, facts: Mapping[str, ImageFacts], open_images: bool
+) -> Iterator[Finding]:
+    try:
+        SCORES[split.score].per_sample("", sample)
+    except DataError as exc:
+        yield Finding("unscorable", str(exc))
+    if not open_images:
+        return
+    measured = [_facts_of(image, facts) for image in sample.images]
+    for one in measured:
+        if one.size_wh is None:
+            yield Finding("missing-image" if one.is_missing else "unreadable-image", one.problem)
+    if sample.box is None or measured[0].size_wh is None:
+        return
+    width, height = measured[0].size_wh
+    frame = (-_ROUNDING_PX, -_ROUNDING_PX, width + _ROUNDING_PX, height + _ROUNDING_PX)
+    if not contains(frame, sample.box):
+        yield Finding("box-outside", f"{list(sample.box)} reaches out of {width}x{height} px")
+
+
+def _facts_of(image: ImageRef, facts: Mapping[str, ImageFacts]) -> ImageFacts:
+    if isinstance(image.source, str):
+        return facts[image.source]
+    try:
+        return ImageFacts(load_image(image.source).size_wh)
+    except ImageError as exc:
+        return ImageFacts(None, f"{image.name}: {exc}")
+
+
+def _sources(sample: Sample | BadRow) -> list[str | bytes]:
+    return [image.source for image in sample.images] if isinstance(sample, Sample) else []
+
+
+def _kind(sample: Sample | BadRow) -> str:
+    if isinstance(sample, BadRow):
+        return "bad row"
+    return "multiple choice" if sample.choices else "open question"

@@ -1,0 +1,1 @@
+"""Readers of benchmark files: one file per format, each giving samples and bad rows."""

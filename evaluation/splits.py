@@ -1,0 +1,397 @@
+"""The benchmark splits: what each is, where its file is, how it is asked and scored."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation.formats.choices import LETTERS, ask_with_options, offer
+from evaluation.formats.image_roots import ImageRoots
+from evaluation.formats.readers import FORMATS, find_reader, guess_format
+from evaluation.samples import BadRow, Sample
+from vpt.errors import DataError, PromptError
+
+if TYPE_CHECKING:
+    from evaluation.doctor import CheckTarget
+
+
+@dataclass(frozen=True)
+class Split:
+    """One benchmark split.
+
+    Attributes:
+        name: as on the command line.
+        about: what is asked, in a line.
+        paper: URL of what describes it.
+        license: of the questions, as far as we could see it.
+        how_to_get: where file and images come from.
+        format: key of :data:`evaluation.formats.readers.FORMATS`.
+        file: relative to the folder of data.
+        prompt: sample -> what is put to the model.
+        score: name in the table of scores.
+        max_new_tokens: per answer, calls included.
+        judged: whether what was published for it is a judge's score.
+        version: rises when prompt, score or reading change what comes out.
+        elsewhere: other places where the file may be, relative to the folder of data.
+        written_to: where a command of ours writes it, relative to the working directory.
+        choices: of every question, where the data does not say.
+    """
+
+    name: str
+    about: str
+    paper: str
+    license: str
+    how_to_get: str
+    format: str
+    file: str
+    score: str
+    prompt: Callable[[Sample], str] = ask_with_options
+    max_new_tokens: int = 64
+    judged: bool = False
+    version: int = 1
+    elsewhere: tuple[str, ...] = ()
+    written_to: str = ""
+    choices: tuple[str, ...] = ()
+
+    def find_file(self, root: Path) -> Path:
+        """Where its file is.
+
+        Args:
+            root: folder of data.
+
+        Raises:
+            DataError: if it is nowhere, saying how to get it.
+        """
+        places = [root / place for place in (self.file, *self.elsewhere)]
+        places += [Path(self.written_to)] if self.written_to else []
+        for place in places:
+            if place.is_file():
+                return place
+        looked = " and ".join(map(str, places))
+        raise DataError(f"{self.name} is not there: looked for {looked}. {self.how_to_get}".strip())
+
+
+def ask_as_is(sample: Sample) -> str:
+    """The question alone."""
+    return sample.question
+
+
+def ask_for_number(sample: Sample) -> str:
+    """The question, with the wish for a number."""
+    return f"{sample.question}\nAnswer with a number."
+
+
+_HUB = "https://huggingface.co/datasets"
+_VPT = f"{_HUB}/rp-yu/VPT_Datasets"
+_AURORA = "https://github.com/mahtabbigverdi/Aurora-perception"
+
+
+def _released(
+    name: str, kind: str, score: str, about: str, paper: str, images: str, num_tokens: int = 64
+) -> Split:
+    """One of the twelve splits with which VPT (arXiv 2502.17425) was measured.
+
+    What was published for them is a judge's score of the first 1,000 rows; ``score`` needs none.
+
+    Args:
+        name: of the split.
+        kind: how its looks are annotated, ``"region"`` or ``"action"``; part of the file's name.
+        score: see :class:`Split`.
+        about: see :class:`Split`.
+        paper: URL of what describes the questions or their source, without ``https://``.
+        images: URL of where they come from, without ``https://``.
+        num_tokens: most that an answer may have.
+    """
+    file = f"{name}_{kind}_test"
+    return Split(
+        name=name,
+        about=about,
+        paper=f"https://{paper}",
+        license=f"unknown, see {_VPT}",
+        how_to_get=(
+            f"Download {file}.json from {_VPT}, and its images from https://{images}. "
+            "Say where these are with --images FROM=TO."
+        ),
+        format="released",
+        file=f"{file}.json",
+        score=score,
+        prompt=ask_as_is,
+        max_new_tokens=num_tokens,
+        judged=True,
+        elsewhere=(f"{file}_8cut.json",),  # so some are called in the released evaluation
+    )
+
+
+def _hardblink(num_points: int) -> Split:
+    name = f"blink_{num_points}pointscenter_questions"
+    folder = f"{_AURORA}, Data/evals/hardblink"
+    return Split(
+        name=f"HardBLINK_{num_points}",
+        about=f"which of {num_points} points is the closest to the camera (124)",
+        paper="https://arxiv.org/abs/2412.03548",
+        license=f"unknown, see {_AURORA}",
+        how_to_get=f"Copy questions, answers and images from {folder} into hardblink.",
+        format="aurora",
+        file=f"hardblink/questions/{name}.jsonl",
+        score="multiple_choice",
+        elsewhere=("hardblink/questions.jsonl",) if num_points == 3 else (),
+        choices=tuple(LETTERS[:num_points]),
+    )
+
+
+def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
+    """One of the counting splits on which Aurora (arXiv 2412.03548) was measured.
+
+    Aurora published no files for them (issue 6 of its repository is about that), so the layout is
+    that of HardBLINK, and one writes them oneself.
+
+    Args:
+        name: of the split.
+        dataset: on the Hugging Face Hub.
+        paper: arXiv number.
+        license: as the Hub shows it.
+    """
+    folder = name.lower()
+    return Split(
+        name=name,
+        about="how many there are of something",
+        paper=f"https://arxiv.org/abs/{paper}",
+        license=license,
+        how_to_get=(
+            f"Write the counting questions of {_HUB}/{dataset} as {folder}/questions.jsonl "
+            '({"question_id", "image", "text"}), their numbers as '
+            f'{folder}/answers.jsonl ({{"question_id", "text"}}), and the images into '
+            f"{folder}/images."
+        ),
+        format="aurora",
+        file=f"{folder}/questions.jsonl",
+        score="count_accuracy",
+        prompt=ask_for_number,
+    )
+
+
+_TABLE = (
+    _released("DocVQA", "region", "anls", "what scanned documents say (0.9k)",
+              "arxiv.org/abs/2007.00398", "www.docvqa.org/datasets/docvqa"),
+    _released("TextVQA", "region", "vqa_accuracy", "text in photos (0.5k)",
+              "arxiv.org/abs/1904.08920", "textvqa.org"),
+    _released("TextCap", "region", "contains", "text in photos, asked about captions (8.5k)",
+              "arxiv.org/abs/2003.12462", "textvqa.org/textcaps"),
+    _released("DUDE", "region", "anls", "what pages of documents say (0.6k)",
+              "arxiv.org/abs/2305.08455", "huggingface.co/datasets/jordyvl/DUDE_loader"),
+    _released("GQA", "region", "contains", "things and their relations",
+              "arxiv.org/abs/1902.09506", "cs.stanford.edu/people/dorarad/gqa/download.html"),
+    _released("OI", "region", "contains", "things and what they do, in Open Images (1k)",
+              "arxiv.org/abs/1811.00982", "github.com/cvdfoundation/open-images-dataset"),
+    _released("VSR", "region", "contains", "where things are, seen from others (0.4k)",
+              "arxiv.org/abs/2205.00363", "github.com/cambridgeltl/visual-spatial-reasoning"),
+    _released("CUB_Birds", "action", "contains", "what birds look like (0.5k)",
+              "www.vision.caltech.edu/datasets/cub_200_2011",
+              "data.caltech.edu/records/65de6-vp158"),
+    _released("Flickr30k", "action", "caption", "what goes on in photos (1.5k)",
+              "shannon.cs.illinois.edu/DenotationGraph",
+              "shannon.cs.illinois.edu/DenotationGraph", 256),
+    _released("POPE", "action", "yes_no", "whether something is there, yes or no (3k)",
+              "arxiv.org/abs/2305.10355", "cocodataset.org"),
+    _released("LLaVA_COCO_free", "action", "caption", "open questions about photos (1k)",
+              "arxiv.org/abs/2304.08485", "cocodataset.org", 512),
+    _released("LLaVA_COCO_single", "action", "caption", "questions about photos (1k)",
+              "arxiv.org/abs/2304.08485", "cocodataset.org", 512),
+    _hardblink(3),
+    _hardblink(4),
+    _hardblink(5),
+    _counting("BLINK_count", "BLINK-Benchmark/BLINK", "2404.12390", "Apache-2.0"),
+    _counting("CVBench_count", "nyu-visionx/CV-Bench", "2406.16860", "Apache-2.0"),
+    _counting("SEED_count", "AILab-CVC/SEED-Bench", "2307.16125", "CC-BY-NC-4.0"),
+    Split(
+        name="VStar",
+        about="small things in large photos, V*Bench (191)",
+        paper="https://arxiv.org/abs/2312.14135",
+        license=f"unknown, see {_HUB}/craigwu/vstar_bench",
+        how_to_get=(
+            f"Download {_HUB}/craigwu/vstar_bench into vstar_bench: questions, images, and beside "
+            "each image the file that says where to look."
+        ),
+        format="vstar",
+        file="vstar_bench/test_questions.jsonl",
+        score="multiple_choice",
+    ),
+    Split(
+        name="embedded_heldout",
+        about="generated pictures that the embedded model never saw",
+        paper="",
+        license="Apache-2.0 (this project); the digits in it CC-BY-4.0 (UCI, scikit-learn)",
+        how_to_get="Make it with `vpt data make-embedded`.",
+        format="embedded",
+        file="embedded/heldout.jsonl",
+        score="exact_match",
+        prompt=ask_as_is,
+        written_to="data/embedded/heldout.jsonl",
+    ),
+)  # fmt: skip
+
+SPLITS: Mapping[str, Split] = {split.name: split for split in _TABLE}
+"""Registered splits by name, in the order in which they are shown."""
+
+_OWN_SCORES = {"released": "contains", "aurora": "exact_match", "plain": "contains"}
+
+
+def find_split(name_or_file: str, data_root: Path) -> Split:
+    """Look up a registered split, or make one of a file.
+
+    Args:
+        name_or_file: a name, a path, or ``FORMAT:PATH``; a path is relative to the working
+            directory, or else to the folder of data.
+        data_root: folder of data.
+
+    Raises:
+        PromptError: for an unknown name or format.
+        DataError: for a file that does not exist, or whose format does not show.
+    """
+    if name_or_file in SPLITS:
+        return SPLITS[name_or_file]
+    file = _existing(name_or_file, data_root)
+    if not file.is_file():
+        form, _, path = name_or_file.partition(":")
+        if form in FORMATS and path:
+            return _own_split(path, _existing(path, data_root), form)
+        raise _not_found(name_or_file)
+    guessed = guess_format(file)
+    if guessed is None:
+        raise DataError(
+            f"the format of {name_or_file} does not show in its first row; name it, as "
+            f"plain:{name_or_file}. Formats: {', '.join(FORMATS)}"
+        )
+    return _own_split(name_or_file, file, guessed)
+
+
+def is_present(split: Split, root: Path) -> bool:
+    """Whether the file of a split is there. Its images are another matter.
+
+    Args:
+        split: registered, or made of a file.
+        root: folder of data.
+    """
+    try:
+        split.find_file(root)
+    except DataError:
+        return False
+    return True
+
+
+def read_split(split: Split, root: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
+    """Read a split: one thing for each row, in their order, each with an id of its own.
+
+    Args:
+        split: registered, or made of a file.
+        root: folder of data.
+        images: where images are, if not where the format expects them.
+
+    Raises:
+        DataError: if its file is missing or cannot be read.
+    """
+    first_with: dict[str, int] = {}
+    for number, sample in enumerate(read_rows_of(split, split.find_file(root), images)):
+        same = first_with.setdefault(sample.id, number)
+        if same == number:
+            yield sample
+        else:
+            problem = f"row {number}: has the id {sample.id} of row {same}"
+            yield BadRow(f"{sample.id} (row {number})", problem)
+
+
+def read_rows_of(split: Split, file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
+    """As :func:`read_split`, but an id may come twice.
+
+    Args:
+        split: registered, or made of a file.
+        file: of the split.
+        images: where images are.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    for number, sample in enumerate(find_reader(split.format)(file, images)):
+        if isinstance(sample, BadRow) or not split.choices:
+            yield sample
+            continue
+        try:
+            yield offer(sample, split.choices)
+        except DataError as exc:
+            yield BadRow(sample.id, f"row {number}: {exc}")
+
+
+def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | None:
+    """What ``vpt data check`` is to check; the entry point of group ``vpt.splits``.
+
+    Args:
+        name: a split, a file, or ``FORMAT:FILE``.
+        root: folder of data.
+        images: as typed behind ``--images``.
+
+    Returns:
+        ``None`` for a path at which no file is.
+
+    Raises:
+        PromptError: for an unknown name or format, or malformed ``--images``.
+        DataError: if the file of a split is missing.
+    """
+    from evaluation.doctor import CheckTarget
+
+    roots = ImageRoots.parse(images)
+    file = _existing(name, root)
+    if name in SPLITS or not file.is_file():
+        if name not in SPLITS and _is_path(name):
+            return None
+        split = find_split(name, root)
+        return CheckTarget.of_split(split, split.find_file(root), roots)
+    if guess_format(file) in (None, "released"):  # rows, perhaps broken; for training too
+        return CheckTarget.of_rows(file, replace(roots, root=roots.root or Path()))
+    return CheckTarget.of_split(find_split(name, root), file, roots)
+
+
+def _existing(path: str, data_root: Path) -> Path:
+    """The file in the working directory, or else in the folder of data."""
+    return Path(path) if Path(path).is_file() else data_root / path
+
+
+def _own_split(name: str, file: Path, form: str) -> Split:
+    """A split of somebody's file; what it is like shows in its first sample.
+
+    Raises:
+        DataError: if the file does not exist or cannot be read.
+    """
+    samples = find_reader(form)(file, ImageRoots())
+    first = next((sample for sample in samples if isinstance(sample, Sample)), None)
+    has_choices = first is not None and bool(first.choices)
+    return Split(
+        name=name,
+        about=f"a file of one's own, read as {form}",
+        paper="",
+        license="that of the file",
+        how_to_get="",
+        format=form,
+        file=str(file.absolute()),
+        score="multiple_choice" if has_choices else _OWN_SCORES.get(form, "exact_match"),
+    )
+
+
+def _is_path(name: str) -> bool:
+    """Whether what a person typed looks like a path alone."""
+    suffixes = (".json", ".jsonl", ".parquet")
+    return ":" not in name and ("/" in name or Path(name).suffix in suffixes)
+
+
+def _not_found(name: str) -> PromptError | DataError:
+    if _is_path(name):
+        return DataError(f"{name} does not exist; check the path")
+    form, colon, _ = name.partition(":")
+    if colon:
+        return PromptError(f"unknown format {form!r}; available: {', '.join(FORMATS)}")
+    names = {split.casefold(): split for split in SPLITS}
+    close = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(names[one] for one in close)}?" if close else ";"
+    return PromptError(f"unknown split {name!r}{hint} available: {', '.join(SPLITS)}, or a file")

@@ -1,0 +1,331 @@
+"""The runtime as a model of lmms-eval: it answers the requests of a task, many at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from zlib import crc32
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.protocol import ChatMessages
+from tqdm import tqdm
+
+from vpt.controller import Request, StopEvent
+from vpt.errors import PromptError, VPTError
+from vpt.runtime import load
+from vpt.tokens import branches_of_mode
+from vpt.trace import Trace
+
+_HONOURED = ("do_sample", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "until")
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"num_beams": (1, None), "repetition_penalty": (1, None)}
+_IGNORED = ("image_aspect_ratio", "skip_special_tokens")  # of LLaVA's; of decoding control tokens
+
+# lmms-eval puts this under ``until`` where a task says nothing: it stood between the examples of
+# a base model, and would cut the reasoning of a chat model. Its own Qwen2.5-VL drops it, too.
+_EXAMPLE_DELIMITER = "\n\n"
+
+_logger = logging.getLogger(__name__)
+
+
+class VPT(lmms):
+    """A model that may look again, as lmms-eval asks it.
+
+    The arguments are what ``--model_args`` takes, ``--batch_size`` and ``--device``.
+
+    Args:
+        model: a model folder or hub id; ``None`` for the small built-in one.
+        perception: one of ``vpt.tokens.PERCEPTION_MODES``.
+        device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
+        dtype: as for :func:`vpt.runtime.load`.
+        revision: of a hub id.
+        image_resolution: longer side to which images are shrunk, 0 for no limit; by default
+            what the model's configuration says.
+        batch_size: questions at once.
+        max_calls: perception calls per question at most.
+        max_new_tokens: tokens per answer at most, also where a task allows more.
+        constrain: whether the grammar forbids malformed calls.
+        look_at: which image a call concerns, ``"first"`` or ``"latest"``.
+        seed: of sampling, where a task asks for it.
+
+    Raises:
+        ValueError: for a batch size that is no number.
+        NotImplementedError: under a launcher of several processes.
+        CheckpointError: if the model cannot be loaded.
+        PromptError: if it cannot look as ``perception`` says.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        model: str | None = None,
+        perception: str = "auto",
+        device: str | None = None,
+        dtype: str = "auto",
+        revision: str | None = None,
+        image_resolution: int | None = None,
+        batch_size: int | str = 8,
+        max_calls: int = 4,
+        max_new_tokens: int | None = None,
+        constrain: bool = True,
+        look_at: str = "first",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise NotImplementedError(
+                "model 'vpt' runs in one process; for several GPUs use `vpt eval --workers N`"
+            )
+        if not str(batch_size).isdecimal():
+            raise ValueError(f"batch_size must be a number, not {batch_size!r}")
+        self.batch_size = int(batch_size)
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        hub: dict[str, Any] = {} if revision is None else {"revision": str(revision)}
+        self.runtime = load(
+            model, device=device, dtype=dtype, image_resolution=image_resolution, **hub
+        )
+        branches_of_mode(perception, self.runtime.vocabulary.branches)
+        if not self.runtime.trained:
+            _logger.warning("no model=... given: the answers are those of random weights")
+        self._options = {
+            "perception": perception,
+            "max_calls": max_calls,
+            "constrain": constrain,
+            "look_at": look_at,
+        }
+        self._times_asked: Counter[tuple[str, str, int]] = Counter()
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Answer requests; a new one is taken up as soon as another ends.
+
+        Args:
+            requests: of all tasks, each with its own settings of generation.
+
+        Returns:
+            Answers in the order of ``requests``.
+
+        Raises:
+            VPTError: if a request cannot be used, naming its task and document.
+        """
+        results: dict[int, GenerationResult] = {}
+        sizes: list[_Sizes] = []
+        started = time.perf_counter()
+        batch_size = min(self.batch_size, max(len(requests), 1))
+        stream = self.runtime.stream_many(self._make_requests(requests), batch_size)
+        with tqdm(total=len(requests), desc="Model Responding") as bar:
+            for index, event in stream:
+                if isinstance(event, StopEvent):
+                    results[index] = self._finish(requests[index], event.trace)
+                    sizes.append(_Sizes.of(event.trace))
+                    bar.update()
+        if sizes:
+            _log(sizes, time.perf_counter() - started)
+        return [results[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
+        """Not supported: the model may look again before it answers.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "model 'vpt' generates answers and gives no log-likelihoods; "
+            "choose a task with output_type generate_until"
+        )
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
+        """Not supported: the runtime takes one question at a time.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "model 'vpt' answers one question and holds no conversation; "
+            "choose a task with output_type generate_until"
+        )
+
+    def clean(self) -> None:
+        """Give the model's memory back; lmms-eval asks for it before it scores."""
+        if hasattr(self, "runtime"):
+            del self.runtime
+        super().clean()
+
+    def _make_requests(self, instances: Sequence[Instance]) -> Iterator[Request]:
+        for instance in instances:
+            _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
+            try:
+                messages = doc_to_messages(self.task_dict[task][split][doc_id])
+                prompt = fold_messages(messages)
+                system = {} if prompt.system is None else {"system": prompt.system}
+                decoding = self._decoding(gen_kwargs, (task, split, doc_id))
+                request = self.runtime.request(
+                    prompt.images, prompt.question, **system, **self._options, **decoding
+                )
+                # It will be made once more, but then nobody knows of which document.
+                self.runtime.processor.prompt(request.question, request.images, **system)
+            except VPTError as exc:
+                raise type(exc)(f"task {task!r}, document {doc_id}: {exc}") from exc
+            yield request
+
+    def _decoding(
+        self, gen_kwargs: Mapping[str, Any], document: tuple[str, str, int]
+    ) -> dict[str, Any]:
+        """Options of a request: what the task says, within our limit; each repeat its seed."""
+        options = decoding_options(gen_kwargs)
+        if self.max_new_tokens is not None:
+            allowed = options.get("max_new_tokens", self.max_new_tokens)
+            options["max_new_tokens"] = min(allowed, self.max_new_tokens)
+        self._times_asked[document] += 1
+        seed = options.get("seed", self.seed)
+        words = (seed, *document, self._times_asked[document])
+        return {**options, "seed": crc32(" ".join(map(str, words)).encode())}
+
+    def _finish(self, instance: Instance, trace: Trace) -> GenerationResult:
+        context, _, gen_kwargs, *_ = instance.args
+        text = cut(trace.answer, stop_words(gen_kwargs))
+        self.cache_hook.add_partial("generate_until", (context, gen_kwargs), text)
+        counts = trace.counts
+        return GenerationResult(text, TokenCounts(counts.prompt_tokens, counts.generated_tokens))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages as the runtime takes them: images first, words behind.
+
+    Attributes:
+        images: in order.
+        question: plain text.
+        system: the system turn; ``None`` for the model's own.
+    """
+
+    images: list[Any]
+    question: str
+    system: str | None = None
+
+
+def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Make one question of the messages of a document.
+
+    Where text stands in front of an image, ``<image 1>`` marks the place of the first image, and
+    so on; else the words stay as they are.
+
+    Args:
+        messages: role and content, as ``doc_to_messages`` of a task gives them.
+
+    Raises:
+        PromptError: if there is a video or sound among them, or more than one user turn.
+    """
+    turns = ChatMessages(messages=list(messages)).messages
+    asked = [turn for turn in turns if turn.role != "system"]
+    if [turn.role for turn in asked] != ["user"]:
+        roles = ", ".join(turn.role for turn in turns)
+        raise PromptError(f"expected one user turn, got {roles}; conversations are not supported")
+    system = [part.text for turn in turns if turn.role == "system" for part in _plain(turn.content)]
+    content = _plain(asked[0].content, images=True)
+    kinds = [part.type for part in content]
+    is_mixed = kinds != sorted(kinds)  # "image" sorts before "text"
+    images: list[Any] = []
+    words: list[str] = []
+    for part in content:
+        if part.type == "text":
+            words.append(part.text)
+            continue
+        images.append(part.url)
+        if is_mixed:
+            words.append(f"<image {len(images)}>")
+    return Prompt(images, "\n".join(words), "\n".join(system) if system else None)
+
+
+def _plain(content: Sequence[Any], images: bool = False) -> Sequence[Any]:
+    """The content, which may be text, and ``images`` if so said.
+
+    Raises:
+        PromptError: if it holds anything else.
+    """
+    permitted = ("text", "image") if images else ("text",)
+    for part in content:
+        if part.type not in permitted:
+            where = "a question" if images else "a system turn"
+            raise PromptError(
+                f"{where} holds {part.type}, model 'vpt' takes {' and '.join(permitted)} there"
+            )
+    return content
+
+
+def decoding_options(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a request from the settings of generation of a task.
+
+    Tokens are drawn if ``do_sample`` says so, or, where it says nothing, if the temperature is
+    above 0. ``until`` is not among the options, see :func:`stop_words`.
+
+    Args:
+        gen_kwargs: of a task, overlaid with ``--gen_kwargs``; ``None`` counts as not given.
+
+    Raises:
+        PromptError: for a setting that would change the answer and is not supported.
+    """
+    for name, value in gen_kwargs.items():
+        if name not in (*_HONOURED, *_IGNORED) and value not in _NEUTRAL.get(name, ()):
+            raise PromptError(
+                f"generation setting {name}={value!r} is not supported; "
+                f"available: {', '.join(_HONOURED)}"
+            )
+    given = {name: value for name, value in gen_kwargs.items() if value is not None}
+    options = {name: value for name, value in given.items() if name in ("max_new_tokens", "seed")}
+    temperature = float(given.get("temperature", given.get("do_sample", False)))
+    # As in transformers, no probability at all leaves the likeliest token.
+    if given.get("do_sample", True) and temperature > 0 and given.get("top_p") != 0:
+        options |= {name: value for name, value in given.items() if name in ("top_k", "top_p")}
+        options["temperature"] = temperature
+    return options
+
+
+def stop_words(gen_kwargs: Mapping[str, Any]) -> list[str]:
+    """Texts at which an answer ends, of the settings of generation of a task."""
+    until = gen_kwargs.get("until") or []
+    words = [until] if isinstance(until, str) else until
+    return [word for word in words if word and word != _EXAMPLE_DELIMITER]
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """The text in front of the first of the words, without white space around it."""
+    for word in until:
+        text = text.partition(word)[0]
+    return text.strip()
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is told of an answer beside its text."""
+
+    num_tokens: int
+    num_calls: int
+    is_cut_off: bool
+
+    @classmethod
+    def of(cls, trace: Trace) -> _Sizes:
+        num_calls = sum(call.outcome == "executed" for call in trace.calls)
+        return cls(trace.counts.generated_tokens, num_calls, trace.stop_reason == "length")
+
+
+def _log(answers: Sequence[_Sizes], elapsed_s: float) -> None:
+    """Add speed, calls and the share of answers that ran out of tokens to lmms-eval's results."""
+    num_tokens = sum(answer.num_tokens for answer in answers)
+    log_metrics(
+        total_elapsed_time=elapsed_s,
+        total_gen_tokens=num_tokens,
+        avg_speed=num_tokens / elapsed_s,
+        additional_metrics={
+            "total_requests": len(answers),
+            "calls_per_answer": sum(answer.num_calls for answer in answers) / len(answers),
+            "share_cut_off": sum(answer.is_cut_off for answer in answers) / len(answers),
+        },
+    )

@@ -119,6 +119,20 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
         metavar="URL",
         help="of any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY",
     )
+    judge.add_argument(
+        "--judge-concurrency",
+        type=whole_number(1),
+        default=8,
+        metavar="N",
+        help="calls under way at once (default: 8)",
+    )
+    judge.add_argument(
+        "--judge-retries",
+        type=whole_number(0),
+        default=5,
+        metavar="N",
+        help="of a call that failed in passing (default: 5)",
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -189,7 +203,12 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
     from evaluation.judge import JudgeSettings
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
-    return JudgeSettings(model=args.judge, **url)
+    return JudgeSettings(
+        model=args.judge,
+        max_concurrency=args.judge_concurrency,
+        max_retries=args.judge_retries,
+        **url,
+    )
 
 
 def _add_compared(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from evaluation.run_folder import RunFolder
 from evaluation.runner import Decoding, Task, Work
 from evaluation.samples import BadRow, Sample
 from evaluation.scores.table import SCORES, Score
-from evaluation.splits import Split, find_split, read_split
+from evaluation.splits import SPLITS, Split, find_split, read_split
 from evaluation.tool_value import tool_value
 from vpt.errors import DataError, PromptError
 
@@ -132,8 +132,12 @@ def evaluate(
 
     Raises:
         DataError: if the folder cannot be written, or is that of another run.
-        PromptError: if the model cannot look as a condition wants.
+        PromptError: if the model cannot look as a condition wants, or there is nothing to judge.
+        JudgeError: if the judge cannot do its work.
     """
+    if judge is not None and not any(planned.split.judged for planned in plan.splits):
+        names = ", ".join(name for name, split in SPLITS.items() if split.judged)
+        raise PromptError(f"--judge is for free-form splits ({names}) and own files; leave it out")
     described = asker.describe()
     asker.check(plan.conditions)
     identity = {"model": described["model"], "decoding": dataclasses.asdict(decoding)}
@@ -240,8 +244,6 @@ def _judge(
     from evaluation.judging import judge_records
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
-    if not records:
-        raise PromptError("--judge: none of the splits is free-form; leave it out")
     scored, summary = judge_records(records, settings, folder.judgements_file)
     part_of = {part.key: part for part in parts}
     for record in scored:

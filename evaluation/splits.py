@@ -33,7 +33,8 @@ class Split:
         prompt: sample -> what is put to the model.
         score: name in the table of scores.
         max_new_tokens: per answer, calls included.
-        judged: whether what was published for it is a judge's score.
+        judged: whether a judge may score it: what was published for it is a judge's score, or it
+            is somebody's own file with open questions.
         version: rises when prompt, score or reading change what comes out.
         elsewhere: other places where the file may be, relative to the folder of data.
         written_to: where a command of ours writes it, relative to the working directory.
@@ -376,6 +377,7 @@ def _own_split(name: str, file: Path, form: str) -> Split:
         format=form,
         file=str(file.absolute()),
         score="multiple_choice" if has_choices else _OWN_SCORES.get(form, "exact_match"),
+        judged=not has_choices,
     )
 
 

@@ -1,0 +1,137 @@
+"""A whole evaluation: it can be cut at any point, refuses mistakes early, and leaves numbers."""
+
+import json
+
+import pytest
+
+from evaluation.asking import LocalAsker
+from evaluation.evaluate import evaluate, make_plan
+from evaluation.records import RecordFile
+from evaluation.run_folder import RunFolder
+from evaluation.runner import Decoding
+from evaluation.table import results_table
+from vpt.errors import DataError, PromptError
+
+DECODING = Decoding(max_new_tokens=16, max_calls=1)
+
+
+def plan_of(own_split, conditions=("none", "truth"), **changes):
+    given = {"splits": [str(own_split)], "conditions": conditions, "data": own_split.parent}
+    return make_plan(**{**given, **changes})
+
+
+def run(runtime, plan, out, **changes):
+    return evaluate(LocalAsker(runtime), plan, DECODING, RunFolder(out), **changes)
+
+
+def without_times(results):
+    """What two runs of the same must share."""
+    copy = json.loads(json.dumps(results))
+    del copy["seconds"]
+    for entry in copy["splits"]:
+        del entry["milliseconds"]
+    for value in copy["tool_value"]:
+        del value["milliseconds"]
+    return copy
+
+
+def test_results_name_all_that_they_depend_on(runtime, own_split, tmp_path):
+    results = run(runtime, plan_of(own_split), tmp_path / "out")
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["model"]["hash"] and results["model"]["name"] == "tiny"
+    assert results["decoding"]["max_new_tokens"] == 16 and "torch" in results["libraries"]
+    none, truth = results["splits"]
+    assert (none["condition"], none["n"], none["not_asked"], none["called"]) == ("none", 7, 0, 0.0)
+    assert (truth["condition"], truth["n"], truth["not_asked"]) == ("truth", 4, 3)
+    assert truth["called"] == 1.0 and truth["scores"]["region_shown"]["mean"] == 1.0
+    assert none["scores"][none["score"]]["n"] == 7
+    assert {value["condition"] for value in results["tool_value"]} == {"truth"}
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+
+
+def test_a_run_that_was_cut_ends_as_one_that_was_not(runtime, own_split, tmp_path, monkeypatch):
+    plan = plan_of(own_split)
+    whole = run(runtime, plan, tmp_path / "whole")
+    append, left = RecordFile.append, iter([True] * 5)
+
+    def cut(self, record):
+        append(self, record)
+        if next(left, None) is None:
+            with self.path.open("ab") as file:
+                file.write(b'{"split": "own", "cond')
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RecordFile, "append", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(runtime, plan, tmp_path / "cut")
+    monkeypatch.undo()
+    assert not (tmp_path / "cut" / "results.json").exists()
+    again = run(runtime, plan, tmp_path / "cut", batch_size=3)
+    assert without_times(again) == without_times(whole)
+
+
+def test_a_finished_run_asks_nothing_again(runtime, own_split, tmp_path):
+    class Silent(LocalAsker):
+        def ask(self, work, decoding, batch_size):
+            assert not work
+            return iter(())
+
+    plan = plan_of(own_split)
+    first = run(runtime, plan, tmp_path)
+    # `truth` leaves samples without evidence: they are looked at again, and left again
+    first_none = run(runtime, plan_of(own_split, ("none",)), tmp_path)
+    assert first_none["splits"] == first["splits"][:1]
+    evaluate(Silent(runtime), plan_of(own_split, ("none",)), DECODING, RunFolder(tmp_path))
+
+
+def test_a_limit_can_be_raised(runtime, own_split, tmp_path):
+    few = run(runtime, plan_of(own_split, ("none",), limit=2), tmp_path)
+    more = run(runtime, plan_of(own_split, ("none",), limit=4), tmp_path)
+    assert [few["splits"][0]["n"], more["splits"][0]["n"]] == [2, 4]
+
+
+def test_data_that_changed_in_between_is_told(runtime, own_split, tmp_path):
+    run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
+    own_split.write_text(own_split.read_text().replace('"answer": "x"', '"answer": "y"'))
+    with pytest.raises(DataError, match=r"sample .* had the answers \['x'\], now \['y'\]; choose"):
+        run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
+
+
+def test_another_decoding_is_another_run(runtime, own_split, tmp_path):
+    plan = plan_of(own_split, ("none",), limit=1)
+    run(runtime, plan, tmp_path)
+    with pytest.raises(DataError, match="holds a run with decoding"):
+        evaluate(LocalAsker(runtime), plan, Decoding(seed=3), RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"splits": ["DocVAQ"]}, PromptError, "DocVAQ.*DocVQA"),
+        ({"splits": ["DocVQA"]}, DataError, "DocVQA"),
+        ({"splits": ["gone.jsonl"]}, DataError, "gone.jsonl"),
+        ({"conditions": ["atuo"]}, PromptError, "unknown perception 'atuo'"),
+        ({"image_roots": ["=x"]}, PromptError, "FROM=TO"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(own_split, changes, error, words):
+    with pytest.raises(error, match=words):
+        plan_of(own_split, **changes)
+
+
+def test_a_file_without_rows_is_told(own_split):
+    own_split.write_text("")
+    with pytest.raises(DataError, match="does not show in its first row; name it, as plain:"):
+        plan_of(own_split)
+    with pytest.raises(DataError, match="has no rows"):
+        plan_of(own_split, splits=[f"plain:{own_split}"])
+
+
+def test_the_table_shows_failures(runtime, own_split, tmp_path):
+    (own_split.parent / "3.png").write_bytes(b"torn")
+    results = run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
+    assert results["splits"][0]["failures"] == {"image": 1, "row": 0, "run": 0}
+    assert results["splits"][0]["n"] == 7
+    assert results["splits"][0]["scores"]["contains"]["n"] == 6
+    header, line = results_table(results).splitlines()[:2]
+    assert dict(zip(header.split()[:4], line.split()[:4], strict=True))["failed"] == "1"

@@ -24,6 +24,7 @@ from evaluation.scores.table import SCORES, Score
 from evaluation.splits import SPLITS, Split, find_split, read_split
 from evaluation.tool_value import tool_value
 from vpt.errors import DataError, PromptError
+from vpt.images import LoadedImage
 
 if TYPE_CHECKING:
     from evaluation.judge import JudgeSettings
@@ -152,6 +153,7 @@ def evaluate(
     judged = _judge(parts, judge, folder)
     entries = [part.summarize() for part in parts]
     records = [record for part in parts for record in part.records]
+    scores = {entry["split"]: entry["score"] for entry in entries}
     results = {
         "version": RESULTS_VERSION,
         **identity,
@@ -159,12 +161,28 @@ def evaluate(
         "seconds": time.perf_counter() - started,
         "tokens": totals(entries),
         "splits": entries,
-        "tool_value": [value.to_dict() for value in tool_value(records)],
+        "tool_value": [value.to_dict() for value in tool_value(records, scores)],
         **({"judge": judged} if judged else {}),
     }
     folder.write_results(results)
-    write_report(results, records, folder.path)
+    write_report(results, records, folder.path, open_photos=_Photos(plan))
     return results
+
+
+class _Photos:
+    """Opens the images of a record as its sample names them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._samples = {
+            (planned.split.name, sample.id): sample
+            for planned in plan.splits
+            for sample in planned.samples
+            if isinstance(sample, Sample)
+        }
+
+    def __call__(self, record: Record) -> list[LoadedImage]:
+        sample = self._samples.get((record.split, record.id))  # none of a bad row
+        return [image.open() for image in sample.images] if sample else []
 
 
 class _Part:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vpt.runtime import Runtime
 
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "tokenizers")
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "auto_map")
+# What a configuration says of where a model was saved, by which release, and as what.
+_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"}
 _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 
 
@@ -27,9 +28,7 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
     Args:
         model: on any device, in any precision; the precision is part of the hash.
     """
-    config = model.config.to_dict()
-    for key in _NOT_THE_MODEL:
-        config.pop(key, None)
+    config = _without(model.config.to_dict(), _NOT_THE_MODEL)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().flatten()
@@ -37,6 +36,14 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(values[::stride].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {
+        key: _without(value, keys) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in keys
+    }
 
 
 def describe_model(runtime: Runtime) -> dict[str, Any]:

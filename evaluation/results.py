@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.records import ERRORS, Record
 from evaluation.scores.table import Score
-from evaluation.statistics import mean_interval
+from evaluation.statistics import Interval, mean_interval
 
 RESULTS_VERSION = 1
 
@@ -46,7 +46,7 @@ def summarize(
         "n": len(records),
         "not_asked": num_not_asked,
         "failures": {kind: kinds.count(kind) for kind in ERRORS},
-        "scores": {name: _interval(answered, name) for name in names},
+        "scores": {name: _interval(answered, name).to_dict() for name in names},
         "aggregate": dict(score.aggregate(answered)) if answered else {},
         "called": _share(sum(record.num_calls > 0 for record in answered), len(answered)),
         "tokens": _tokens(answered),
@@ -65,18 +65,17 @@ def totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {key: sum(entry["tokens"][key] for entry in entries) for key in keys}
 
 
-def _interval(records: Sequence[Record], name: str) -> dict[str, float]:
-    values = [record.scores[name] for record in records if name in record.scores]
-    interval = mean_interval(values)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": len(values)}
+def _interval(records: Sequence[Record], name: str) -> Interval:
+    """Of a score that at least one of the records has."""
+    return mean_interval([record.scores[name] for record in records if name in record.scores])
 
 
 def _groups(records: Sequence[Record], name: str) -> dict[str, dict[str, float]]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.group:
+        if record.group and name in record.scores:
             groups[record.group].append(record)
-    return {group: _interval(groups[group], name) for group in sorted(groups)}
+    return {group: _interval(groups[group], name).to_dict() for group in sorted(groups)}
 
 
 def _tokens(records: Sequence[Record]) -> dict[str, int]:

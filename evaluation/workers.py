@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pickle
@@ -45,13 +46,17 @@ class RayAsker:
         self._load_options = dict(load_options)
         self._num_workers = num_workers
         if not ray.is_initialized():
+            # On this machine: one processor more than workers, for Ray's own tasks.
+            own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_workers + 1}
             ray.init(
+                **own,
                 log_to_driver=False,
                 logging_level="ERROR",
                 include_dashboard=False,
                 runtime_env={"env_vars": {"PYTHONPATH": _search_path()}},
             )
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         self._described: dict[str, Any] | None = None
 
     def describe(self) -> Mapping[str, Any]:
@@ -79,7 +84,7 @@ class RayAsker:
             fn_constructor_args=(self._load_options, [one.task for one in work], decoding),
             fn_constructor_kwargs={"batch_size": batch_size},
             batch_size=None,
-            concurrency=self._num_workers,
+            compute=self._ray.data.ActorPoolStrategy(size=self._num_workers),
             **self._resources(),
         )
         for row in asked.iter_rows():

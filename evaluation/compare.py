@@ -1,0 +1,307 @@
+"""Two runs side by side: what the second fixed, what it broke, and whether that is chance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.records import Record
+from evaluation.report.page import save_page
+from evaluation.report.pairs import ChangedSample, comparison_page
+from evaluation.report.photos import PhotoSource, open_by_name
+from evaluation.report.settings import Setting, differing_settings
+from evaluation.report.verdict import RIGHT_SCORE
+from evaluation.run_folder import RunFolder
+from evaluation.statistics import Interval, PairedTest, difference_interval, paired_test
+from vpt.errors import DataError
+from vpt.wording import printable
+
+Task = tuple[str, str]
+"""Split and condition."""
+
+
+@dataclass(frozen=True)
+class SplitComparison:
+    """A split under a condition, in both runs.
+
+    Attributes:
+        split: name.
+        condition: name.
+        score: name of the score that decides.
+        mean_a: of the first run, over the pairs.
+        mean_b: of the second run, over the pairs.
+        difference: mean of B minus A.
+        test: of "equally good".
+        fixed: ids of samples that only the second run got right (a score of at least 0.5).
+        broken: ids of samples that only the first run got right.
+        both_right: ids.
+        both_wrong: ids.
+        unpaired: samples left out: absent, in error or without the score in one of the runs.
+        num_changed: samples left out because their images or accepted answers differ.
+    """
+
+    split: str
+    condition: str
+    score: str
+    mean_a: float
+    mean_b: float
+    difference: Interval
+    test: PairedTest
+    fixed: tuple[str, ...]
+    broken: tuple[str, ...]
+    both_right: tuple[str, ...]
+    both_wrong: tuple[str, ...]
+    unpaired: int
+    num_changed: int
+
+    @property
+    def n(self) -> int:
+        """Pairs."""
+        return self.difference.n
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side.
+
+    Attributes:
+        name_a: of the first run.
+        name_b: of the second.
+        splits: one row per split and condition that both have.
+        settings: those that differ.
+        left_out: what could not be compared, in words.
+        changed: every sample that was fixed or broken, with both records.
+    """
+
+    name_a: str
+    name_b: str
+    splits: tuple[SplitComparison, ...]
+    settings: tuple[Setting, ...]
+    left_out: tuple[str, ...]
+    changed: tuple[ChangedSample, ...] = field(repr=False)
+
+    def table(self) -> str:
+        """Plain text for a terminal."""
+        head = ["split", "condition", "score", "n", "A", "B", "B-A", "95% interval", "p"]
+        rows = [[*head, "fixed", "broken", "both right", "both wrong", "unpaired", "other data"]]
+        rows += [_cells(row) for row in self.splits]
+        lines = [f"A: {self.name_a}", f"B: {self.name_b}", "", *_aligned(rows, num_words=3), ""]
+        lines += ["p is not corrected for the number of rows."]
+        lines += [f"not compared: {words}" for words in self.left_out]
+        if self.settings:
+            told = [["differs", "A", "B"], *([s.name, s.a, s.b] for s in self.settings)]
+            lines += ["", *_aligned(told, num_words=3)]
+        return "\n".join(printable(line.rstrip()) for line in lines)
+
+
+def compare(
+    results_a: Mapping[str, Any],
+    records_a: Iterable[Record],
+    results_b: Mapping[str, Any],
+    records_b: Iterable[Record],
+) -> Comparison:
+    """Set two runs side by side, over the samples that both answered.
+
+    Args:
+        results_a: ``results.json`` of the first run.
+        records_a: of the first run.
+        results_b: likewise, of the second.
+        records_b: likewise.
+
+    Raises:
+        DataError: if the runs have no scored sample in common.
+    """
+    scores_a, scores_b = _main_scores(results_a), _main_scores(results_b)
+    first, second = _by_task(records_a), _by_task(records_b)
+    left_out: list[str] = []
+    rows: list[SplitComparison] = []
+    changed: list[ChangedSample] = []
+    for task in dict.fromkeys([*scores_a, *scores_b]):
+        split, condition = task
+        if task not in scores_a or task not in scores_b:
+            only = "A" if task in scores_a else "B"
+            left_out.append(f"{split} under {condition}: only in {only}")
+        elif (score := scores_a[task]) != scores_b[task]:
+            left_out.append(
+                f"{split} under {condition}: scored by {score} in A, by {scores_b[task]} in B"
+            )
+        else:
+            pairing = _Pairing(score, first[task], second[task])
+            if not pairing.pairs:
+                left_out.append(f"{split} under {condition}: no sample scored in both")
+                continue
+            rows.append(pairing.row(split, condition))
+            changed += pairing.changed()
+    name_a, name_b = results_a["model"]["name"], results_b["model"]["name"]
+    if not rows:
+        raise DataError(
+            f"the runs of {name_a} and {name_b} have no scored sample in common "
+            f"({'; '.join(left_out) or 'neither has any'}); compare runs of the same splits and "
+            "conditions"
+        )
+    settings = tuple(differing_settings(results_a, results_b))
+    return Comparison(name_a, name_b, tuple(rows), settings, tuple(left_out), tuple(changed))
+
+
+def compare_folders(a: Path, b: Path) -> Comparison:
+    """Set the runs of two folders side by side; they are named by model and folder.
+
+    Raises:
+        DataError: if a folder holds no finished run, or they have no scored sample in common.
+    """
+    runs = RunFolder(a), RunFolder(b)
+    results_a, results_b = (run.read_results() for run in runs)
+    found = compare(results_a, runs[0].read_all(), results_b, runs[1].read_all())
+    return dataclasses.replace(
+        found, name_a=f"{found.name_a} ({a})", name_b=f"{found.name_b} ({b})"
+    )
+
+
+def write_comparison(
+    comparison: Comparison,
+    path: Path,
+    max_samples: int = 400,
+    *,
+    open_photos: PhotoSource = open_by_name,
+) -> Path:
+    """Write a comparison as one HTML file.
+
+    Args:
+        comparison: of two runs.
+        path: of the file; its folder exists.
+        max_samples: in the gallery of fixed and broken ones, spread evenly.
+        open_photos: gives the images of a sample, where its names are no paths.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    page = comparison_page(
+        comparison, comparison.changed, max_samples=max_samples, open_photos=open_photos
+    )
+    return save_page(page, path)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A sample in both runs, with its scores."""
+
+    a: Record
+    b: Record
+    score_a: float
+    score_b: float
+
+    @property
+    def fate(self) -> str:
+        """What became of the sample from A to B."""
+        fates = {
+            (False, True): "fixed",
+            (True, False): "broken",
+            (True, True): "both_right",
+            (False, False): "both_wrong",
+        }
+        return fates[self.score_a >= RIGHT_SCORE, self.score_b >= RIGHT_SCORE]
+
+
+class _Pairing:
+    """The samples of a split under a condition that both runs scored."""
+
+    def __init__(self, score: str, a: Mapping[str, Record], b: Mapping[str, Record]) -> None:
+        self.score = score
+        self.pairs: list[_Pair] = []
+        self.unpaired = self.num_changed = 0
+        for id in sorted({*a, *b}):
+            first, second = _scored(a.get(id), score), _scored(b.get(id), score)
+            if first is None or second is None:
+                self.unpaired += 1
+            elif _data_of(first) != _data_of(second):
+                self.num_changed += 1
+            else:
+                values = first.scores[score], second.scores[score]
+                self.pairs.append(_Pair(first, second, *values))
+
+    def row(self, split: str, condition: str) -> SplitComparison:
+        values_a, values_b = [p.score_a for p in self.pairs], [p.score_b for p in self.pairs]
+        ids: dict[str, list[str]] = defaultdict(list)
+        for pair in self.pairs:
+            ids[pair.fate].append(pair.a.id)
+        return SplitComparison(
+            split=split,
+            condition=condition,
+            score=self.score,
+            mean_a=sum(values_a) / len(values_a),
+            mean_b=sum(values_b) / len(values_b),
+            difference=difference_interval(values_b, values_a),
+            test=paired_test(values_b, values_a),
+            fixed=tuple(ids["fixed"]),
+            broken=tuple(ids["broken"]),
+            both_right=tuple(ids["both_right"]),
+            both_wrong=tuple(ids["both_wrong"]),
+            unpaired=self.unpaired,
+            num_changed=self.num_changed,
+        )
+
+    def changed(self) -> Iterator[ChangedSample]:
+        for pair in self.pairs:
+            if (fate := pair.fate) in ("fixed", "broken"):
+                yield ChangedSample(fate, self.score, pair.a, pair.b)
+
+
+def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
+    return {(entry["split"], entry["condition"]): entry["score"] for entry in results["splits"]}
+
+
+def _by_task(records: Iterable[Record]) -> Mapping[Task, Mapping[str, Record]]:
+    found: dict[Task, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        found[record.split, record.condition][record.id] = _without_tokens(record)
+    return found
+
+
+def _without_tokens(record: Record) -> Record:
+    """A record without its longest part, which nothing here shows: two runs are held at once."""
+    if record.trace is None:
+        return record
+    return dataclasses.replace(record, trace={**record.trace, "tokens": []})
+
+
+def _scored(record: Record | None, score: str) -> Record | None:
+    is_scored = record is not None and record.error is None and score in record.scores
+    return record if is_scored else None
+
+
+def _data_of(record: Record) -> tuple[Any, ...]:
+    """What must be equal for two records to be of one sample; prompts may differ."""
+    images = record.trace["images"] if record.trace else []
+    digests = [image["digest"] for image in images if image["parent"] is None]
+    return record.answers, digests
+
+
+def _cells(row: SplitComparison) -> list[str]:
+    ids = (row.fixed, row.broken, row.both_right, row.both_wrong)
+    return [
+        *(row.split, row.condition, row.score, str(row.n)),
+        *(f"{row.mean_a:.3f}", f"{row.mean_b:.3f}", f"{row.difference.mean:+.3f}"),
+        f"{row.difference.low:+.3f} to {row.difference.high:+.3f}",
+        "<0.001" if row.test.p_value < 0.001 else f"{row.test.p_value:.3f}",
+        *(str(len(group)) for group in ids),
+        *(str(row.unpaired), str(row.num_changed)),
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]], num_words: int) -> list[str]:
+    """Lines with columns under each other: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < num_words else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

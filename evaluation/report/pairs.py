@@ -1,0 +1,94 @@
+"""The page of a comparison: its numbers, and both answers to what was fixed or broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluation.records import Record
+from evaluation.report.axis import axis_around_zero
+from evaluation.report.cards import Card, CardMaker
+from evaluation.report.choice import EvenChoice
+from evaluation.report.gallery import make_gallery
+from evaluation.report.page import render_page
+from evaluation.report.photos import PhotoShelf, PhotoSource
+from evaluation.report.pictures import PictureTable
+from evaluation.report.verdict import VERDICT_WORDS
+
+if TYPE_CHECKING:
+    from evaluation.compare import Comparison
+
+_LABELS = {"split": "Split", "condition": "Condition", "fate": "Fate", "group": "Group"}
+
+
+@dataclass(frozen=True)
+class ChangedSample:
+    """A sample that one run got right and the other did not.
+
+    Attributes:
+        fate: ``"fixed"`` or ``"broken"``.
+        score: name of the score that decides.
+        a: its record in the first run.
+        b: its record in the second run.
+    """
+
+    fate: str
+    score: str
+    a: Record
+    b: Record
+
+
+@dataclass(frozen=True)
+class _CardPair:
+    """The two cards of a sample."""
+
+    fate: str
+    a: Card
+    b: Card
+
+
+def comparison_page(
+    comparison: Comparison,
+    changed: Iterable[ChangedSample],
+    *,
+    max_samples: int,
+    open_photos: PhotoSource,
+) -> str:
+    """Make the page.
+
+    Args:
+        comparison: of two runs.
+        changed: samples, of which ``max_samples`` are shown.
+        max_samples: spread evenly over splits, conditions, and fixed or broken.
+        open_photos: gives the images of a sample.
+    """
+    choice: EvenChoice[ChangedSample] = EvenChoice(max_samples)
+    for sample in changed:
+        group = (sample.a.split, sample.a.condition, sample.fate)
+        choice.offer(group, f"{sample.a.split} {sample.a.id}", sample)
+    pictures = PictureTable()
+    maker = CardMaker(PhotoShelf(open_photos), pictures)
+    pairs = (
+        _CardPair(s.fate, maker.make(s.a, s.score), maker.make(s.b, s.score))
+        for s in sorted(choice.chosen(), key=lambda s: (s.a.split, s.a.id))
+    )
+    differences = [row.difference for row in comparison.splits]
+    return render_page(
+        "compare.html",
+        pictures,
+        comparison=comparison,
+        axis=axis_around_zero(end for d in differences for end in (d.low, d.high)),
+        gallery=make_gallery(pairs, _facts, _LABELS, {}, choice.num_offered),
+        verdict_words=VERDICT_WORDS,
+    )
+
+
+def _facts(pair: _CardPair) -> dict[str, str]:
+    record = pair.a.record
+    return {
+        "split": record.split,
+        "condition": record.condition,
+        "fate": pair.fate,
+        "group": record.group,
+    }

@@ -200,13 +200,13 @@ def test_rows_call_as_the_scene_demands():
 def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     import dataclasses
 
-    parts = [dataclasses.replace(part, num_scenes=3) for part in PARTS]
+    parts = [dataclasses.replace(part, num_scenes=8) for part in PARTS]
     for part in parts:
-        assert sum(make_part(part, tmp_path, num_workers=1)) == 3
+        assert sum(make_part(part, tmp_path, num_workers=1)) == 8
     write_index(tmp_path)
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json*")}
     assert set(files) == {
-        *("captions.jsonl", "instructions.jsonl", "direct.jsonl", "heldout.jsonl"),
+        *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "direct.jsonl", "heldout.jsonl"),
         "dataset_info.json",
     }
     picture = tmp_path / "stage-2" / "000001.jpg"
@@ -217,6 +217,9 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     assert picture.read_bytes() == before
     assert {f: (tmp_path / f).read_bytes() for f in files} == files
     asked = [json.loads(line) for line in files["instructions.jsonl"].splitlines()]
+    looks = [json.loads(line) for line in files["looks.jsonl"].splitlines()]
+    reencoded = ("clip_images", "detection_images", "seg_images")
+    assert looks == [row for row in asked if any(row[column] for column in reencoded)] != []
     direct = [json.loads(line) for line in files["direct.jsonl"].splitlines()]
     answers = [[row["messages"][-1]["content"] for row in rows] for rows in (asked, direct)]
     assert answers[0] == answers[1]

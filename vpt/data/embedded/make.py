@@ -53,7 +53,7 @@ class Part:
 
 PARTS = (
     Part("stage-2", "train", 40_000, 2, ("captions",)),
-    Part("stage-3", "train", 40_000, 3, ("instructions", "direct")),
+    Part("stage-3", "train", 40_000, 3, ("instructions", "looks", "direct")),
     Part("heldout", "heldout", 1_000, 4, ("heldout",)),
 )
 
@@ -75,6 +75,14 @@ def instruction_rows(scene: Scene, path: str, rng: np.random.Generator) -> Itera
         yield _row(told.text, told.answer, path)
     for question in _asked(scene, rng):
         yield answering_row(question, path, invited=rng.random() < _INVITED)
+
+
+def look_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """Those of :func:`instruction_rows` that re-encode, which are rare among them."""
+    columns = [f"{branch.released}_images" for branch in BRANCH_TOKENS.values()]
+    for row in instruction_rows(scene, path, rng):
+        if any(row[column] for column in columns):
+            yield row
 
 
 def direct_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
@@ -157,6 +165,7 @@ def _row(question: str, answer: str, path: str) -> Row:
 WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] = {
     "captions": caption_rows,
     "instructions": instruction_rows,
+    "looks": look_rows,
     "direct": direct_rows,
     "heldout": heldout_entries,
 }

@@ -39,8 +39,6 @@ def build_app(runtime: vpt.Runtime) -> gr.Blocks:
 
     with gr.Blocks(title="VPT Runtime") as app:
         gr.Markdown("# VPT Runtime\nA model that decides by itself to look again.")
-        if not runtime.trained:
-            gr.Markdown("**The weights are random: answers mean nothing.** Start with `--model`.")
         with gr.Row():
             image = gr.Image(type="pil", label="Image")
             with gr.Column():
@@ -57,7 +55,7 @@ def build_app(runtime: vpt.Runtime) -> gr.Blocks:
 def main() -> None:
     """Load a model and serve the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="folder or hub id; by default the untrained built-in one")
+    parser.add_argument("--model", help="folder or hub id; by default the embedded one")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()

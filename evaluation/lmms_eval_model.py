@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import Counter
@@ -31,8 +30,6 @@ _IGNORED = ("image_aspect_ratio", "skip_special_tokens")  # of LLaVA's; of decod
 # a base model, and would cut the reasoning of a chat model. Its own Qwen2.5-VL drops it, too.
 _EXAMPLE_DELIMITER = "\n\n"
 
-_logger = logging.getLogger(__name__)
-
 
 class VPT(lmms):
     """A model that may look again, as lmms-eval asks it.
@@ -40,7 +37,7 @@ class VPT(lmms):
     The arguments are what ``--model_args`` takes, ``--batch_size`` and ``--device``.
 
     Args:
-        model: a model folder or hub id; ``None`` for the small built-in one.
+        model: a model folder or hub id; ``None`` for the small embedded one.
         perception: one of ``vpt.tokens.PERCEPTION_MODES``.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: as for :func:`vpt.runtime.load`.
@@ -93,8 +90,6 @@ class VPT(lmms):
             model, device=device, dtype=dtype, image_resolution=image_resolution, **hub
         )
         branches_of_mode(perception, self.runtime.vocabulary.branches)
-        if not self.runtime.trained:
-            _logger.warning("no model=... given: the answers are those of random weights")
         self._options = {
             "perception": perception,
             "max_calls": max_calls,

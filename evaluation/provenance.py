@@ -51,7 +51,6 @@ def describe_model(runtime: Runtime) -> dict[str, Any]:
     model = runtime.model
     return {
         "name": runtime.name,
-        "trained": runtime.trained,
         "hash": hash_model(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),

@@ -16,3 +16,15 @@ VARIANTS = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 @pytest.fixture(scope="session")
 def goldens() -> Path:
     return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    """Folder of a tiny model with random weights, which writes on and on."""
+    from vpt.building import tiny_model
+
+    folder = tmp_path_factory.mktemp("random")
+    model, processor = tiny_model()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

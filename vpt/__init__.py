@@ -74,15 +74,15 @@ def register() -> None:
 
     LLaMA-Factory is told too where it is running already; it is never imported for this.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vpt.config import VPTConfig, VRTConfig
+    from vpt.config import VPTConfig, VRTConfig, register_configs
     from vpt.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
     from vpt.processing import VPTProcessor
 
+    register_configs()
     models = {VPTConfig: VPTForConditionalGeneration, VRTConfig: VRTForConditionalGeneration}
     for config, model in models.items():
-        AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
         AutoProcessor.register(config, VPTProcessor, exist_ok=True)
     if "llamafactory" in sys.modules:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2VLConfig
+from transformers import AutoConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
@@ -145,6 +145,12 @@ class VRTConfig(VPTConfig):
     """The same under the model type of the oldest released checkpoints."""
 
     model_type = "vrt_qwen2_vl"
+
+
+def register_configs() -> None:
+    """Tell transformers' ``AutoConfig`` of both model types; harmless when done twice."""
+    for config in (VPTConfig, VRTConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from vpt.config import register_configs
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model_files import find_file, read_json
@@ -89,6 +90,7 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
             CheckpointError: if the tokenizer or the image processor settings are missing.
         """
         path_or_id = str(pretrained_model_name_or_path)
+        register_configs()  # transformers reads the type of the model to find its tokenizer
         hub = {k: v for k, v in kwargs.items() if k in ("revision", "cache_dir", "token")}
         try:
             # Ours needs no code of the folder, and transformers shall not ask about it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
 _REQUEST_FIELDS = tuple(
     field.name for field in dataclasses.fields(Request) if field.name not in ("images", "sampling")
 )
+
+EMBEDDED_MODEL = Path(__file__).parent / "embedded"
+"""Folder of the model that ships with this package."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,6 @@ class Runtime:
         model: in evaluation mode.
         processor: of the model.
         name: where it came from; goes into traces.
-        trained: whether its weights mean anything; goes into traces.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
     """
@@ -68,14 +71,12 @@ class Runtime:
         processor: VPTProcessor,
         *,
         name: str = "",
-        trained: bool = True,
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.model = model
         self.processor = processor
         self.name = name
-        self.trained = trained
         self.limits = limits
         self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
         self.vocabulary = Vocabulary.from_tokenizer(
@@ -192,7 +193,6 @@ class Runtime:
             if isinstance(event, StopEvent):
                 event.trace.model = {
                     "name": self.name,
-                    "trained": self.trained,
                     "preprocess": self._preprocess,
                 }
             yield (index, event) if with_index else event
@@ -212,7 +212,7 @@ def load(
 
     Args:
         path_or_id: a model folder or hub id, in the released format or our own; ``None`` for
-            the small built-in model, which is untrained as yet.
+            the small embedded model, see docs/embedded-model.md.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
         feature_cache_bytes: memory for features of images seen before.
@@ -224,28 +224,16 @@ def load(
     Raises:
         CheckpointError: if the model cannot be loaded.
     """
-    if path_or_id is None:
-        from vpt.building import tiny_model
-
-        model, processor = tiny_model()
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model.to(target, None if dtype == "auto" else _as_dtype(dtype))
-        name, trained = "built-in (random weights)", False
-    else:
-        model = load_model(path_or_id, device=device, dtype=dtype, **hub_kwargs)
-        processor = VPTProcessor.from_pretrained(path_or_id, **hub_kwargs)
-        name, trained = path_or_id, True
+    name = "embedded" if path_or_id is None else path_or_id
+    source = str(EMBEDDED_MODEL) if path_or_id is None else path_or_id
+    model = load_model(source, device=device, dtype=dtype, **hub_kwargs)
+    processor = VPTProcessor.from_pretrained(source, **hub_kwargs)
     if image_resolution is not None:
         model.config.image_resolution = image_resolution or None
     return Runtime(
         model,
         processor,
         name=name,
-        trained=trained,
         feature_cache_bytes=feature_cache_bytes,
         limits=limits,
     )
-
-
-def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)

@@ -159,7 +159,7 @@ class Trace:
         question: as asked.
         perception: mode.
         settings: budgets, decoding and seed, size of the region grid.
-        model: its name, whether it is trained, and the preprocessing of its branches.
+        model: its name, and the preprocessing of its branches.
         images: given ones first, then crops in the order they were made.
         calls: in order.
         malformed: in order.

@@ -66,7 +66,6 @@ def write_report(
         results=results,
         overview=overview_of(results),
         gallery=gallery,
-        is_untrained=results["model"].get("trained") is False,
         verdict_words=VERDICT_WORDS,
     )
     return save_page(page, folder / REPORT_NAME)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import vpt
+from vpt.building import tiny_model
 from vpt.controller import Request
 from vpt.data.annotations import Annotation, read_annotation
 from vpt.data.build import Recipe, build_row, build_rows, read_annotations
@@ -92,7 +93,7 @@ class Scripted(Sampling):
 
 @pytest.fixture(scope="module")
 def runtime():
-    return vpt.load(device="cpu")
+    return vpt.Runtime(*tiny_model())
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ def runtime():
     return Runtime(*tiny_model(), name="tiny")
 
 
-@pytest.fixture(scope="session")
-def model_folder(runtime, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    runtime.model.save_pretrained(folder)
-    runtime.processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def own_split(tmp_path):
     """A file of plain annotations, with pictures beside it; every other one has evidence."""

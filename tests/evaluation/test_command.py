@@ -36,8 +36,8 @@ def test_splits_are_listed_from_any_folder(folder):
 
 
 @pytest.mark.slow
-def test_a_run_killed_anywhere_ends_as_one_that_was_not(own_split, model_folder, tmp_path):
-    asked = ["--splits", own_split, "--model", model_folder, "--device", "cpu"]
+def test_a_run_killed_anywhere_ends_as_one_that_was_not(own_split, random_model, tmp_path):
+    asked = ["--splits", own_split, "--model", random_model, "--device", "cpu"]
     asked += ["--perception", "none,truth", "--max-new-tokens", "40", "--batch-size", "1"]
     whole = start(SCRIPT, *asked, "--out", tmp_path / "whole")
     assert finish(whole)[0] == 0
@@ -77,8 +77,8 @@ def test_wrong_words_are_told(words, code, message, capsys, tmp_path, monkeypatc
     assert message in capsys.readouterr().err
 
 
-def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, model_folder, tmp_path, capsys):
-    words = ["--splits", str(own_split), "--model", str(model_folder), "--device", "cpu"]
+def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, random_model, tmp_path, capsys):
+    words = ["--splits", str(own_split), "--model", str(random_model), "--device", "cpu"]
     words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert main([*words, "--no-resume"]) == 2
@@ -89,10 +89,10 @@ def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, model_folder,
 
 
 def test_a_judge_that_is_down_is_told_and_the_run_is_kept(
-    own_split, model_folder, tmp_path, capsys
+    own_split, random_model, tmp_path, capsys
 ):
     pytest.importorskip("openai")
-    words = ["--splits", str(own_split), "--model", str(model_folder), "--device", "cpu"]
+    words = ["--splits", str(own_split), "--model", str(random_model), "--device", "cpu"]
     words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
     judge = ["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", "--judge-retries", "0"]
     assert main([*words, *judge]) == 6
@@ -101,10 +101,10 @@ def test_a_judge_that_is_down_is_told_and_the_run_is_kept(
     assert main(words) == 0
 
 
-def test_a_judge_without_free_form_answers_is_told(model_folder, tmp_path, capsys):
+def test_a_judge_without_free_form_answers_is_told(random_model, tmp_path, capsys):
     (tmp_path / "q.jsonl").write_text(
         '{"image": "a.png", "question": "Which?", "choices": ["x", "y"], "answer": "x"}\n'
     )
-    words = ["--splits", str(tmp_path / "q.jsonl"), "--model", str(model_folder)]
+    words = ["--splits", str(tmp_path / "q.jsonl"), "--model", str(random_model)]
     assert main([*words, "--judge", "m", "--out", str(tmp_path / "out")]) == 2
     assert "--judge is for free-form splits (DocVQA" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_empty_runs_are_refused():
 def test_settings_that_differ_are_listed(photo):
     first, second = runs(photo, [1], [1])
     changed = {
-        "model": {"name": "b-model", "trained": True, "hash": "other", "parameters": 2_000_000},
+        "model": {"name": "b-model", "hash": "other", "parameters": 2_000_000},
         "decoding": {"temperature": 0.5, "max_new_tokens": None, "constrain": True},
         **{"git_commit": "e" * 40, "libraries": {"torch": "2.12.0", "numpy": "2.1"}},
         **{"seconds": 99, "judge": {"model": "j"}},

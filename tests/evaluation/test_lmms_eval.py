@@ -1,7 +1,6 @@
 """lmms-eval finds the model, and gets of it what the runtime answers."""
 
 import json
-import logging
 import os
 import re
 import subprocess
@@ -89,12 +88,10 @@ def test_the_package_names_the_manifest():
     assert section == ENTRY.format('"', '"')
 
 
-def test_arguments_come_as_text(caplog):
+def test_arguments_come_as_text():
     arguments = "perception=region,device=cpu,constrain=true,max_calls=1"
-    with caplog.at_level(logging.WARNING):
-        built = VPT.create_from_arg_string(arguments, {"batch_size": "2", "device": None})
+    built = VPT.create_from_arg_string(arguments, {"batch_size": "2", "device": None})
     assert built.batch_size == 2
-    assert "random weights" in caplog.text
 
 
 def test_an_unknown_argument_is_an_error():

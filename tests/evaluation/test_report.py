@@ -102,7 +102,7 @@ def make_results(records, **more):
         )
     return {
         "version": 1,
-        "model": {"name": "a-model", "trained": True, "hash": "abc123", "parameters": 2_000_000},
+        "model": {"name": "a-model", "hash": "abc123", "parameters": 2_000_000},
         "decoding": {"temperature": 0.0, "max_new_tokens": None, "constrain": True},
         **{"seed": 0, "git_commit": "f" * 40, "libraries": {"torch": "2.11.0"}},
         **{"device": "cpu", "seconds": 12.34, "tokens": {"prompt": 1234, "llm": 5678}},
@@ -463,7 +463,7 @@ def test_results_in_the_bare_layout_are_shown_too(photo, tmp_path):
         for name in ("not_asked", "groups", "aggregate", "version", "milliseconds"):
             del entry[name]
         del entry["tokens"]["llm"]
-    del results["tool_value"], results["model"]["trained"]
+    del results["tool_value"]
     html = write_report(results, records, tmp_path).read_text(encoding="utf-8")
     assert "Does looking again help?" not in html
     (row,) = overview_of(results).rows
@@ -583,14 +583,6 @@ def test_long_answers_are_cut_and_say_so(photo, tmp_path):
     text = Page(write([make_record(photo, prediction="x" * 5000)], tmp_path)).text
     assert "x" * 2000 + " … (3,000 more characters)" in text
     assert "x" * 2001 not in text
-
-
-def test_an_untrained_model_is_said_to_be_one(photo, tmp_path):
-    records = [make_record(photo)]
-    results = make_results(records)
-    assert "untrained" not in write_report(results, records, tmp_path).read_text("utf-8")
-    results["model"]["trained"] = False
-    assert "This model is untrained" in write_report(results, records, tmp_path).read_text("utf-8")
 
 
 @pytest.mark.parametrize("records", [[], [failed("row", "no question")]])

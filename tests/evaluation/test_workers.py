@@ -21,7 +21,7 @@ def records_in(folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_workers_are_one_process(runtime, own_split, model_folder, tmp_path):
+def test_two_workers_are_one_process(runtime, own_split, random_model, tmp_path):
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     (own_split.parent / "3.png").write_bytes(b"torn")
@@ -32,7 +32,7 @@ def test_two_workers_are_one_process(runtime, own_split, model_folder, tmp_path)
 
     one = run(LocalAsker(runtime), "one")
     try:
-        two = run(RayAsker({"path_or_id": str(model_folder), "device": "cpu"}, 2), "two")
+        two = run(RayAsker({"path_or_id": str(random_model), "device": "cpu"}, 2), "two")
     finally:
         ray.shutdown()
     assert records_in(tmp_path / "two") == records_in(tmp_path / "one")

@@ -11,6 +11,7 @@ import vpt
 from branches.dino import RELEASED_PREPROCESS as DINO_SETTINGS
 from branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.boxes import GridBox, crop_box_px
+from vpt.building import tiny_model
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
 from vpt.picture import draw
@@ -25,7 +26,7 @@ TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width
 
 @pytest.fixture(scope="module")
 def runtime():
-    return vpt.load(device="cpu")
+    return vpt.Runtime(*tiny_model())
 
 
 def noise(width, height, seed=0):
@@ -230,16 +231,9 @@ def test_a_crop_of_a_crop_is_placed_in_the_given_image():
 )
 def test_any_text_can_be_drawn(text):
     trace = make_trace(question=f"?{text}", answer=text)
-    trace.model = {"name": text or None, "trained": False}
+    trace.model = {"name": text or None}
     trace.malformed = [MalformedRecord(text, 0, "wrong")] * 30
     assert draw(trace).height < 6000
-
-
-def test_an_untrained_model_is_told():
-    trained, untrained = (
-        draw(make_trace(model={"name": "m", "trained": value})) for value in (True, False)
-    )
-    assert not has_colour(trained, "#fff1cc") and has_colour(untrained, "#fff1cc")
 
 
 def test_thumbnails_take_the_place_of_images():

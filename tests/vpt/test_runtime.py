@@ -8,6 +8,7 @@ from PIL import Image
 
 import vpt
 from vpt.boxes import GridBox
+from vpt.building import tiny_model
 from vpt.controller import CallEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.errors import CheckpointError, ImageError, PromptError
 from vpt.trace import Trace
@@ -17,14 +18,14 @@ PHOTO = GOLDENS / "images" / "a_scene.png"
 
 @pytest.fixture(scope="module")
 def runtime():
-    return vpt.load(device="cpu")
+    return vpt.Runtime(*tiny_model(), name="tiny")
 
 
-def test_the_built_in_model_says_that_it_is_untrained(runtime):
-    answer = runtime.ask(PHOTO, "What is this?", max_new_tokens=4)
-    assert answer.trace.model["name"] == "built-in (random weights)"
-    assert answer.trace.model["trained"] is False
-    assert not runtime.trained
+def test_the_embedded_model_is_there_without_a_path(caplog):
+    runtime = vpt.load(device="cpu")
+    assert not caplog.records
+    answer = runtime.ask(PHOTO, "How many are there?", max_new_tokens=16)
+    assert answer.stop_reason == "stop" and answer.trace.model["name"] == "embedded"
 
 
 @pytest.mark.parametrize("variant", ["clip", "dino", "sam"])

@@ -119,8 +119,6 @@ def _ask(args: argparse.Namespace) -> None:
             say(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
     request = _request(images, question, args)
     runtime = load_runtime(args)
-    if not runtime.trained:
-        say("note: this is the built-in model; its weights are random, its answer means nothing")
     trace = _show(runtime, request, show_text=not args.json)
     if args.json:
         put(json.dumps(trace.to_dict()))

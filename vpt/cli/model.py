@@ -21,8 +21,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         metavar="M",
-        help="folder or hub id; by default a tiny built-in model with random weights, "
-        "whose answers mean nothing",
+        help="folder or hub id; by default the small embedded model, which knows its own kind of "
+        "pictures only",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
     model.add_argument(
@@ -45,7 +45,7 @@ def check_model_arguments(args: argparse.Namespace) -> None:
         PromptError: if they do not.
     """
     if args.revision and not args.model:
-        raise PromptError("--revision needs --model; the built-in model has no revisions")
+        raise PromptError("--revision needs --model; the embedded model has no revisions")
 
 
 def load_runtime(args: argparse.Namespace) -> Runtime:

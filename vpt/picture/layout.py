@@ -33,7 +33,6 @@ MOST_MALFORMED = 20  # listed one by one
 
 LINE = "#d5dae1"
 TITLE_PAPER, TITLE_INK, TITLE_QUIET = INK, PAPER, "#a9b4c4"
-WARN_PAPER, WARN_INK = "#fff1cc", "#7a5200"
 FAULT_PAPER, FAULT_INK = "#fde8e6", "#8c1d18"
 
 
@@ -93,9 +92,6 @@ def _body(album: Album) -> Iterator[Image.Image]:
 def _end(trace: Trace) -> Iterator[Image.Image]:
     """The answer, what went wrong, and the numbers."""
     yield Image.new("RGB", (WIDTH, 16), PAPER)
-    if trace.model.get("trained") is False:
-        note = "untrained model: the answer means nothing"
-        yield _banner([Text(note, 17, WARN_INK)], WARN_PAPER)
     answer = Text(trace.answer, 22, INK, 60) if trace.answer.strip() else Text("(nothing)", 22)
     yield _banner([Text("Answer", 14), answer], SHADE)
     if trace.malformed:

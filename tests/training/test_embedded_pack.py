@@ -1,0 +1,42 @@
+"""The trained model is packed small, and loads as it was."""
+
+import pytest
+import torch
+
+import vpt
+from vpt.errors import CheckpointError
+from vpt.training.embedded import pack as packing
+from vpt.training.embedded.shape import fresh_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    model, processor = fresh_model(3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_packed_model_is_the_model(trained, tmp_path):
+    size = packing.pack(trained, tmp_path)
+    assert size == sum(file.stat().st_size for file in tmp_path.iterdir()) < 12e6
+    one, other = (vpt.load(str(folder), device="cpu") for folder in (trained, tmp_path))
+    weights = other.model.state_dict()
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-3, rtol=1e-3)
+    assert one.vocabulary.ids == other.vocabulary.ids
+
+
+def test_a_model_that_is_too_large_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "MOST_BYTES", 1000)
+    with pytest.raises(CheckpointError, match=r"takes [\d,]+ bytes, more than 1,000"):
+        packing.pack(trained, tmp_path)
+
+
+def test_the_embedded_model_ships_with_the_package():
+    runtime = vpt.load(device="cpu")
+    assert runtime.name == "embedded"
+    assert set(runtime.vocabulary.branches) == {"crop", "reencode", "dino", "sam"}
+    size = sum(file.stat().st_size for file in vpt.runtime.EMBEDDED_MODEL.iterdir())
+    assert size <= packing.MOST_BYTES

@@ -359,10 +359,10 @@ def test_a_split_is_found_by_name_and_its_images_where_they_went(data, tmp_path,
     turns = [
         {"role": "user", "content": "<image>\nWhy?"}, {"role": "assistant", "content": "So."}
     ]  # fmt: skip
-    write(tmp_path / "GQA_region_test.json", {"messages": turns, "images": ["/root/d/a.png"]})
+    write(tmp_path / "GQA_region_test.json", {"messages": turns, "images": ["/mnt/d/a.png"]})
     code, out, _ = data("check", "GQA", "--data", tmp_path)
-    assert code == 1 and "missing-image: 1 row: " in out and "/root/d/a.png" in out
-    code, out, _ = data("check", "GQA", "--data", tmp_path, "--images", f"/root/d={tmp_path}")
+    assert code == 1 and "missing-image: 1 row: " in out and "/mnt/d/a.png" in out
+    code, out, _ = data("check", "GQA", "--data", tmp_path, "--images", f"/mnt/d={tmp_path}")
     assert code == 0 and f"{tmp_path / 'GQA_region_test.json'}: 1 row, 1 image opened" in out
 
 

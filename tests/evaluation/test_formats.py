@@ -32,9 +32,9 @@ def test_a_relative_path_is_in_the_folder_of_its_file():
 
 
 def test_an_absolute_path_that_was_not_moved_stays(tmp_path):
-    roots = ImageRoots.parse([f"/root/datasets={tmp_path}"])
+    roots = ImageRoots.parse([f"/mnt/datasets={tmp_path}"])
     assert roots.find("/data/b.jpg", HERE) == "/data/b.jpg"
-    assert roots.find("/root/datasets2/b.jpg", HERE) == "/root/datasets2/b.jpg"
+    assert roots.find("/mnt/datasets2/b.jpg", HERE) == "/mnt/datasets2/b.jpg"
 
 
 def test_the_longest_beginning_wins(tmp_path):

@@ -263,7 +263,7 @@ COMMAND = Command(
         + "\n\nexamples:\n"
         "  vpt data check train.json --images photos\n"
         "  vpt data check train.json --images photos --model ./my-model --cutoff-len 2048\n"
-        "  vpt data check DocVQA --data ~/vpt-data --images /root/datasets=photos\n"
+        "  vpt data check DocVQA --data ~/vpt-data --images /mnt/datasets=photos\n"
         "  vpt data check plain:my-questions.jsonl"
     ),
     add_arguments=_add_arguments,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,21 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vpt
+from evaluation.statistics import wilson_interval
 from vpt.boxes import GridBox, contains
 from vpt.runtime import Answer, Runtime
 
 Entry = Mapping[str, Any]
 GRID_SIZE = 8
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of a share: Wilson's, which behaves at 0 and 1."""
-    if total == 0:
-        return (0.0, 1.0)
-    share = right / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total**2)) / (1 + z * z / total)
-    return middle - half, middle + half
 
 
 def cell_of(entry: Entry, size_px: int = 448) -> GridBox:
@@ -94,14 +84,17 @@ def accuracies(entries: Sequence[Entry], answers: Iterable[Answer]) -> dict[str,
     return {name: _share(right[name], total[name]) for name in sorted(total)}
 
 
-def _share(right: int, total: int) -> dict[str, Any]:
-    low, high = wilson(right, total)
+def _share(right: int, total: int) -> dict[str, Any] | None:
+    """``None`` if nothing was asked, as may be after ``--limit``."""
+    if total == 0:
+        return None
+    interval = wilson_interval(right, total)
     return {
         "right": right,
         "total": total,
-        "share": round(right / max(total, 1), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        "share": round(interval.mean, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
     }
 
 
@@ -200,8 +193,8 @@ def main() -> None:
         results = measure(args)
     print(table(results))
     for name in ("region hit", "choice of mode"):
-        share = results[name]
-        print(f"{name}: {share['share']:.3f} [{share['low']:.2f}, {share['high']:.2f}]")
+        if share := results[name]:
+            print(f"{name}: {share['share']:.3f} [{share['low']:.2f}, {share['high']:.2f}]")
     print(f"modes taken: {results['modes taken']}")
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +31,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-import transformers
 from peak_memory import peak_memory
 from random_models import SIZES, Size, build, picture, plain_model
+from reporting import announce, save
 from single_pass_tables import (
     KINDS,
     print_batching,
@@ -49,7 +47,6 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-import vpt
 from vpt.cache import ATTENTION_NAME
 from vpt.controller import (
     Append,
@@ -532,21 +529,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if min(args.new_tokens - 1, args.repeats, args.batch_size, args.threads) < 1:
         parser.error("--new-tokens must be at least 2, the other numbers at least 1")
     torch.set_num_threads(args.threads)
-    versions = {
-        "vpt": vpt.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    settings = {k: v for k, v in vars(args).items() if k != "json"}
-    if args.device != "cpu":
-        settings["device_name"] = torch.cuda.get_device_name(args.device)
-    print(", ".join(f"{k} {v}" for k, v in versions.items()))
-    print(", ".join(f"{k} {v}" for k, v in settings.items()), end="\n\n")
+    about = announce(args)
     sizes = {name: measure(name, args) for name in args.size}
-    report = {"versions": versions, "settings": settings, "sizes": sizes}
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {**about, "sizes": sizes}
+    save(report, args.json)
     return report
 
 

@@ -27,8 +27,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -37,15 +35,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peak_memory import peak_memory
 from random_models import SIZES, build, plain_model
+from reporting import announce, save
 from single_pass_tables import print_table, spread
 from torch import Tensor
 from training_rows import BATCHES, Batch, encoded_before, make_batch
 from two_pass_step import two_pass_loss
 
-import vpt
 from vpt.modeling import scatter_features
 
 KINDS = ("wall", "cpu")
@@ -288,21 +285,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if min(args.repeats, args.threads) < 1:
         parser.error("--repeats and --threads must be at least 1")
     torch.set_num_threads(args.threads)
-    versions = {
-        "vpt": vpt.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    settings = {k: v for k, v in vars(args).items() if k != "json"}
-    if args.device != "cpu":
-        settings["device_name"] = torch.cuda.get_device_name(args.device)
-    print(", ".join(f"{k} {v}" for k, v in versions.items()))
-    print(", ".join(f"{k} {v}" for k, v in settings.items()), end="\n\n")
+    about = announce(args)
     sizes = {name: measure(name, args) for name in args.size}
-    report = {"versions": versions, "settings": settings, "sizes": sizes}
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {**about, "sizes": sizes}
+    save(report, args.json)
     return report
 
 

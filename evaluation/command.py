@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
-from vpt.cli.parser import Command, number, whole_number
+from vpt.cli.parser import Command, whole_number, words
+from vpt.cli.sampling import add_sampling_arguments
 from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,14 +48,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--splits",
-        type=_words,
+        type=words,
         default=(),
         metavar="A,B",
         help="names from --list, or own files: a path, or FORMAT:PATH",
     )
     what.add_argument(
         "--perception",
-        type=_words,
+        type=words,
         default=("auto",),
         metavar="LIST",
         help="auto, none, region, reencode, clip, dino, sam; blank, random, truth: own calls that "
@@ -102,12 +99,7 @@ def _add_how(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--no-constrain", dest="constrain", action="store_false", help="permit malformed calls"
     )
-    how.add_argument(
-        "--temperature", type=number(0), default=0.0, metavar="T", help="0 is greedy (default)"
-    )
-    how.add_argument("--top-p", type=number(0, 1), default=1.0, metavar="P", help="(default: 1)")
-    how.add_argument("--top-k", type=whole_number(0), default=0, metavar="K", help="0: all")
-    how.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)")
+    add_sampling_arguments(how)
 
 
 def _add_judge(judge: argparse._ArgumentGroup) -> None:

@@ -199,10 +199,20 @@ class _Part:
         _check_unchanged(known, planned, folder)
         self.done = {s.id: known[s.id] for s in planned.samples if s.id in known}
         self.waiting = [sample for sample in planned.samples if sample.id not in known]
+        self._total, self._num_scored, self._num_failed = 0.0, 0, 0  # for the bar
+        for record in self.done.values():
+            self._count(record)
 
     def add(self, record: Record) -> None:
         self.file.append(record)
         self.done[record.id] = record
+        self._count(record)
+
+    def _count(self, record: Record) -> None:
+        self._num_failed += record.error is not None
+        if (value := record.scores.get(self.planned.score.name)) is not None:
+            self._total += value
+            self._num_scored += 1
 
     @property
     def records(self) -> list[Record]:
@@ -222,12 +232,11 @@ class _Part:
 
     def score_so_far(self) -> str:
         """For the bar."""
-        name = self.planned.score.name
-        values = [r.scores[name] for r in self.done.values() if name in r.scores]
-        failed = sum(record.error is not None for record in self.done.values())
         words = [" ".join(self.key)]
-        words += [f"{name} {sum(values) / len(values):.3f}"] if values else []
-        words += [f"failed {failed}"] if failed else []
+        if self._num_scored:
+            words.append(f"{self.planned.score.name} {self._total / self._num_scored:.3f}")
+        if self._num_failed:
+            words.append(f"failed {self._num_failed}")
         return ", ".join(words)
 
 

@@ -2,8 +2,8 @@
 
 Neither is needed for the other tests. To run this file:
 
-    uv pip install --no-deps --target /tmp/lmms lmms-eval==0.7.3
-    export PYTHONPATH=.:/tmp/lmms:/path/to/VLMEvalKit
+    uv pip install --no-deps --target lmms lmms-eval==0.7.3
+    export PYTHONPATH=.:lmms:VLMEvalKit
     pytest -m slow tests/evaluation/test_scores_crosscheck.py
 
 Of lmms-eval single files are loaded, since importing the package would need all its dependencies.

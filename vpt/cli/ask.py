@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
-from vpt.cli.parser import Command, number, whole_number
+from vpt.cli.parser import Command, whole_number
+from vpt.cli.sampling import add_sampling_arguments
 from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
 from vpt.tokens import LOOK_AT, PERCEPTION_MODES, invite
@@ -78,30 +79,7 @@ def _add_writing(writing: argparse._ArgumentGroup) -> None:
     writing.add_argument(
         "--max-new-tokens", type=whole_number(1), default=256, metavar="N", help="(default: 256)"
     )
-    writing.add_argument(
-        "--temperature",
-        type=number(0),
-        default=0.0,
-        metavar="T",
-        help="0 takes the likeliest token (default: 0)",
-    )
-    writing.add_argument(
-        "--top-p",
-        type=number(0, 1),
-        default=1.0,
-        metavar="P",
-        help="sample from the likeliest tokens that hold this probability (default: 1)",
-    )
-    writing.add_argument(
-        "--top-k",
-        type=whole_number(0),
-        default=0,
-        metavar="K",
-        help="sample from so many of the likeliest tokens; 0 for all (default: 0)",
-    )
-    writing.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="S", help="(default: 0)"
-    )
+    add_sampling_arguments(writing)
 
 
 def _ask(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.files import check_targets, write_file
-from vpt.cli.parser import EXIT_FAULTS, Command, whole_number
+from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import put, say
 from vpt.data.row_files import SUFFIXES
@@ -104,7 +104,7 @@ def _add_recipe(rows: argparse._ArgumentGroup) -> None:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    kinds = tuple(dict.fromkeys(words(text)))
     if unknown := [kind for kind in kinds if kind not in ROW_KINDS]:
         raise argparse.ArgumentTypeError(
             f"unknown kind {unknown[0]!r}; available: {', '.join(ROW_KINDS)}"

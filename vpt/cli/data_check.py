@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.data_target import Target, find_target
 from vpt.cli.model import quieten
-from vpt.cli.parser import EXIT_FAULTS, Command, whole_number
+from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import put
 from vpt.data.findings import FINDINGS
@@ -46,7 +46,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     report = parser.add_argument_group("report")
     report.add_argument(
         "--ignore",
-        type=_words,
+        type=words,
         default=(),
         metavar="LIST",
         help="kinds of findings to leave out, as duplicate-row",
@@ -98,10 +98,6 @@ def _add_images_and_model(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help=f"cells per side of the region grid (default: the model's, or {RELEASED_GRID_SIZE})",
     )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _check(args: argparse.Namespace) -> int | None:

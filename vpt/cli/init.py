@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpt.cli.files import write_file
 from vpt.cli.model import DTYPES, quieten
-from vpt.cli.parser import Command, whole_number
+from vpt.cli.parser import Command, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
@@ -49,7 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _branches(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = words(text)
     try:
         branches_named(names)
     except CheckpointError as exc:

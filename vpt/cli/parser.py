@@ -163,3 +163,8 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def words(text: str) -> tuple[str, ...]:
+    """A type of argument: words with commas between them; empty ones do not count."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -21,6 +21,7 @@ from vpt.data.embedded.questions import (
     caption,
     cell_of,
     easy_question,
+    listing,
     mode_of,
     reading_questions,
 )
@@ -149,6 +150,24 @@ def test_captions_name_every_item_with_its_cell(kind):
         assert f"{item.color} <|x_{cell.x_min}|><|y_{cell.y_min}|>" in told
 
 
+@pytest.mark.parametrize("kind", ["boards", "things"])
+def test_listings_name_what_every_item_shows_and_take_one_look(kind):
+    modes = set()
+    for seed in range(30):
+        scene = draw_scene(rng(seed), "train", kind)
+        told = listing(scene, rng(seed))
+        assert set(told.answer.split(", ")) == {f"{i.color} {i.value}" for i in scene.items}
+        needed = {mode_of(scene, item) for item in scene.items}
+        assert told.mode in needed
+        assert (told.mode == "direct") == (needed == {"direct"})
+        modes.add(told.mode)
+    assert modes == {"boards": {"direct", "dino", "sam"}, "things": {"direct", "clip"}}[kind]
+
+
+def test_tags_have_no_listing_since_each_takes_a_region():
+    assert listing(draw_scene(rng(1), "train", "tags"), rng(1)) is None
+
+
 @scenes
 def test_labels_fit_what_is_there(kind):
     scene = draw_scene(rng(5), "train", kind)
@@ -206,8 +225,8 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     write_index(tmp_path)
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json*")}
     assert set(files) == {
-        *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "direct.jsonl", "heldout.jsonl"),
-        "dataset_info.json",
+        *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "listings.jsonl"),
+        *("direct.jsonl", "direct_listings.jsonl", "heldout.jsonl", "dataset_info.json"),
     }
     picture = tmp_path / "stage-2" / "000001.jpg"
     before = picture.read_bytes()
@@ -216,13 +235,19 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
         list(make_part(part, tmp_path, num_workers=1))
     assert picture.read_bytes() == before
     assert {f: (tmp_path / f).read_bytes() for f in files} == files
-    asked = [json.loads(line) for line in files["instructions.jsonl"].splitlines()]
-    looks = [json.loads(line) for line in files["looks.jsonl"].splitlines()]
+    rows = {
+        name: [json.loads(line) for line in content.splitlines()]
+        for name, content in files.items()
+        if name.endswith(".jsonl")
+    }
     reencoded = ("clip_images", "detection_images", "seg_images")
-    assert looks == [row for row in asked if any(row[column] for column in reencoded)] != []
-    direct = [json.loads(line) for line in files["direct.jsonl"].splitlines()]
-    answers = [[row["messages"][-1]["content"] for row in rows] for rows in (asked, direct)]
-    assert answers[0] == answers[1]
+    asked = rows["instructions.jsonl"]
+    assert rows["looks.jsonl"] == [r for r in asked if any(r[c] for c in reencoded)] != []
+    for name in ("instructions", "listings"):
+        answers = [row["messages"][-1]["content"] for row in rows[f"{name}.jsonl"]]
+        without = f"direct{'_listings' * (name == 'listings')}.jsonl"
+        assert answers == [row["messages"][-1]["content"] for row in rows[without]] != []
+        assert not any(row[column] for row in rows[without] for column in reencoded)
 
 
 def test_cells_are_single():

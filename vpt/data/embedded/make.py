@@ -19,6 +19,7 @@ from vpt.data.embedded.questions import (
     caption,
     cell_of,
     easy_question,
+    listing,
     reading_questions,
 )
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
@@ -51,9 +52,10 @@ class Part:
     files: tuple[str, ...]
 
 
+_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings")
 PARTS = (
     Part("stage-2", "train", 40_000, 2, ("captions",)),
-    Part("stage-3", "train", 40_000, 3, ("instructions", "looks", "direct")),
+    Part("stage-3", "train", 40_000, 3, _STAGE_3),
     Part("heldout", "heldout", 1_000, 4, ("heldout",)),
 )
 
@@ -85,6 +87,13 @@ def look_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row
             yield row
 
 
+def listing_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """All that a scene shows in one answer: several times what a question teaches."""
+    for _ in range(2):
+        if told := listing(scene, rng):
+            yield answering_row(told, path)
+
+
 def direct_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
     """The same questions as :func:`instruction_rows`, to be answered from the first look."""
     if rng.random() < 0.3:
@@ -93,6 +102,13 @@ def direct_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[R
     for question in _asked(scene, rng):
         rng.random()  # keeps the questions those of instruction_rows
         yield _row(question.text, question.answer, path)
+
+
+def direct_listing_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """Those of :func:`listing_rows`, to be answered from the first look."""
+    for _ in range(2):
+        if told := listing(scene, rng):
+            yield _row(told.text, told.answer, path)
 
 
 def heldout_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
@@ -166,7 +182,9 @@ WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] =
     "captions": caption_rows,
     "instructions": instruction_rows,
     "looks": look_rows,
+    "listings": listing_rows,
     "direct": direct_rows,
+    "direct_listings": direct_listing_rows,
     "heldout": heldout_entries,
 }
 

@@ -42,6 +42,7 @@ _ASKED = {
 }
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _CAPTION = ("Where is everything?", "List what you see and where it is.")
+_LISTING = ("What is everything?", "List what you see and what it is.")  # of words of the others
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Question:
 
     Attributes:
         family: key of the wording: ``lines``, ``pattern``, ``number``, ``shape``, ``count``,
-            ``presence``, ``side`` or ``caption``.
+            ``presence``, ``side``, ``caption`` or ``listing``.
         mode: how it is best answered: ``direct``, ``region``, ``clip``, ``dino`` or ``sam``.
         text: in words.
         answer: in words.
@@ -119,6 +120,20 @@ def caption(scene: Scene, rng: np.random.Generator) -> Question:
         cell = cell_of(item)
         listed.append(f"{item.color} <|x_{cell.x_min}|><|y_{cell.y_min}|>")
     return Question("caption", "direct", str(rng.choice(_CAPTION)), ", ".join(listed))
+
+
+def listing(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Every item with what it shows, in random order, from one look at the whole picture.
+
+    Returns:
+        ``None`` for tags, which take a region each.
+    """
+    modes = sorted({mode_of(scene, item) for item in scene.items} - {"direct"})
+    if "region" in modes:
+        return None
+    items = ", ".join(f"{item.color} {item.value}" for item in _shuffled(scene, rng))
+    mode = str(rng.choice(modes)) if modes else "direct"
+    return Question("listing", mode, str(rng.choice(_LISTING)), items)
 
 
 def cell_of(item: Item) -> GridBox:

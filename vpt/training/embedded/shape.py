@@ -159,5 +159,8 @@ def _spread(model: VPTForConditionalGeneration) -> None:
             scale = module.in_features**-0.5
             if name.endswith(("attn.proj", "mlp.fc2", "o_proj", "down_proj", "lin2")):
                 scale /= 8**0.5
+            if name.endswith("linear_condition"):
+                # f + (f . c) c: with |c|^2 = D the second term would drown what f says of a place.
+                scale *= 0.1
             nn.init.normal_(module.weight, 0, scale)
     nn.init.normal_(model.get_input_embeddings().weight, 0, 0.05)

@@ -13,6 +13,8 @@ from vpt.training.embedded.shape import fresh_model
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     model, processor = fresh_model(3)
+    eos = processor.tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [eos, eos]  # as a second stage of training leaves it
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -26,6 +28,7 @@ def test_a_packed_model_is_the_model(trained, tmp_path):
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(weights[name], value, atol=1e-3, rtol=1e-3)
     assert one.vocabulary.ids == other.vocabulary.ids
+    assert len(other.model.generation_config.eos_token_id) == 1
 
 
 def test_a_model_that_is_too_large_is_refused(trained, tmp_path, monkeypatch):

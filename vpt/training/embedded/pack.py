@@ -1,6 +1,6 @@
 """Packs a trained model into the folder that ships with the package.
 
-Run ``python -m vpt.training.embedded.pack models/embedded/3-instructions vpt/embedded``.
+Run ``python -m vpt.training.embedded.pack models/embedded/5-looks vpt/embedded``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ def pack(source: Path, target: Path) -> int:
     if bad := [n for n, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{bad[0]} does not fit float16; train with more weight decay")
     model.config.dtype = torch.float16
+    generation = model.generation_config
+    if isinstance(generation.eos_token_id, list):  # each stage of training adds it once more
+        generation.eos_token_id = list(dict.fromkeys(generation.eos_token_id))
     model.save_pretrained(target)
     VPTProcessor.from_pretrained(str(source)).save_pretrained(target)
     size = sum(file.stat().st_size for file in target.iterdir())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpt.cli import data_build, data_check, data_make_embedded
+from vpt.cli import data_build, data_check, data_make_embedded, data_make_scenes
 from vpt.cli.parser import CommandGroup
 
 COMMANDS = CommandGroup(
@@ -12,6 +12,7 @@ COMMANDS = CommandGroup(
         "build": data_build.COMMAND,
         "check": data_check.COMMAND,
         "make-embedded": data_make_embedded.COMMAND,
+        "make-scenes": data_make_scenes.COMMAND,
         # A further command is one file with a Command, and one row here.
     },
 )

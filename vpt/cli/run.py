@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 
-from vpt.cli import ask, data, init
+from vpt.cli import ask, data, depth_tokenizer, init
 from vpt.cli import set as setting
 from vpt.cli.parser import Command, CommandGroup, build_parser
 from vpt.cli.terminal import say
@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "init": init.COMMAND,
     "set": setting.COMMAND,
     "data": data.COMMANDS,
+    "depth-tokenizer": depth_tokenizer.COMMANDS,
 }
 
 EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY, EXIT_SERVICE = range(7)

@@ -1,0 +1,268 @@
+"""The depth tokenizer: a map to codes and text, and back; read from and saved to files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vpt.depth.maps import as_map, fit_map
+from vpt.depth.vqvae import DepthVQVAE
+from vpt.errors import CheckpointError, DataError
+from vpt.tokens import format_depth, parse_depth
+
+Floats = NDArray[np.float32]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MODEL_TYPE = "vpt_depth_tokenizer"
+RELEASED_SUFFIXES = (".pt", ".pth", ".bin")
+
+_NUM_NAMED = 4  # keys to list in a message
+
+
+@dataclass(frozen=True)
+class DepthTokenizerConfig:
+    """Shape of a depth tokenizer; the defaults are Aurora's (arXiv 2412.03548, section 4.1).
+
+    Attributes:
+        size_px: side of the maps.
+        num_codes: vectors of the codebook.
+        code_dim: their width.
+        hidden_dim: channels behind the first convolution.
+        num_downsamplings: a code stands for ``2**num_downsamplings`` pixels a side.
+        num_residual_blocks: of encoder and decoder each.
+
+    Raises:
+        CheckpointError: if a number is impossible.
+    """
+
+    size_px: int = 320
+    num_codes: int = 128
+    code_dim: int = 512
+    hidden_dim: int = 16
+    num_downsamplings: int = 5
+    num_residual_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), int(field.name != "num_residual_blocks")
+            if type(value) is not int or value < least:
+                raise CheckpointError(
+                    f"depth tokenizer: expected {field.name} of at least {least}, got {value!r}"
+                )
+        if self.size_px % 2**self.num_downsamplings:
+            raise CheckpointError(
+                f"depth tokenizer: size_px {self.size_px} is no multiple of "
+                f"{2**self.num_downsamplings}, the pixels of a code"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Codes a side."""
+        return self.size_px >> self.num_downsamplings
+
+    @property
+    def num_cells(self) -> int:
+        """Codes of a map."""
+        return self.grid_size**2
+
+    def build(self, seed: int = 0) -> DepthVQVAE:
+        """Make the network, untrained; the same seed gives the same one.
+
+        Args:
+            seed: of the weights; torch's own random state is left as it is.
+        """
+        shape = asdict(self)
+        del shape["size_px"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return DepthVQVAE(**shape)
+
+
+class DepthTokenizer:
+    """Turns depth maps into codes and codes into depth maps.
+
+    Args:
+        network: trained; put into evaluation mode.
+        config: its shape.
+    """
+
+    def __init__(self, network: DepthVQVAE, config: DepthTokenizerConfig) -> None:
+        self.network = network.eval()
+        self.config = config
+
+    def encode(self, depth: NDArray[np.generic]) -> tuple[int, ...]:
+        """Codes of a map.
+
+        Args:
+            depth: ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` takes it; stretched
+                to a square.
+
+        Returns:
+            ``num_cells`` codes, in reading order.
+
+        Raises:
+            DataError: if this is no depth map.
+        """
+        square = fit_map(as_map(depth), self.config.size_px)
+        with torch.inference_mode():
+            codes = self.network.encode(self._to_tensor(square[None]))
+        return tuple(codes.flatten().tolist())
+
+    def decode(self, codes: Sequence[int]) -> Floats:
+        """The map that codes stand for.
+
+        Args:
+            codes: ``num_cells``, in reading order.
+
+        Returns:
+            ``[size_px, size_px]`` float32, 0 (farthest) to 1 (nearest).
+
+        Raises:
+            DataError: for another number of codes, or an unknown one.
+        """
+        if len(codes) != self.config.num_cells:
+            raise DataError(f"expected {self.config.num_cells} codes, got {len(codes)}")
+        side = self.config.grid_size
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            grid = torch.tensor(list(codes), dtype=torch.long, device=device).view(1, side, side)
+            decoded = self.network.decode(grid)[0, 0].clamp(0, 1)
+        return decoded.float().cpu().numpy()
+
+    def to_text(self, depth: NDArray[np.generic]) -> str:
+        """A map as a model writes it: ``<DEPTH_START><DEPTH_12>...<DEPTH_END>``.
+
+        Raises:
+            DataError: if this is no depth map.
+        """
+        return format_depth(self.encode(depth), self.config.num_codes, self.config.num_cells)
+
+    def from_text(self, text: str) -> Floats:
+        """The map that a text stands for, ``[size_px, size_px]``.
+
+        Raises:
+            DataError: if the text is not exactly one map.
+        """
+        return self.decode(parse_depth(text, self.config.num_codes, self.config.num_cells))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
+
+        Raises:
+            OSError: if a file cannot be written.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+        draft = target / f".{WEIGHTS}.part"
+        save_file(weights, draft, metadata={"format": "pt"})
+        draft.replace(target / WEIGHTS)
+        content = {"model_type": MODEL_TYPE, **asdict(self.config)}
+        (target / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def _to_tensor(self, maps: Floats) -> Tensor:
+        """``[B, H, W]`` as ``[B, 1, H, W]`` where the network is."""
+        weight = next(self.network.parameters())
+        return torch.from_numpy(np.ascontiguousarray(maps))[:, None].to(weight)
+
+
+def load_depth_tokenizer(
+    path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> DepthTokenizer:
+    """Read a depth tokenizer, ours or a released one.
+
+    Args:
+        path: a folder that :meth:`DepthTokenizer.save` or ``vpt depth-tokenizer train`` wrote; or
+            a file as AiT's training saves it: a state dict, by itself or under ``weights``, its
+            names with or without ``module.`` in front. Such a file must have Aurora's shape.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: if it is not there, cannot be read, or has weights too many, too few or
+            of another shape.
+    """
+    source = Path(path)
+    if source.is_dir():
+        config, weights = _read_config(source / CONFIG), _read_safetensors(source / WEIGHTS)
+    elif source.is_file():
+        if source.suffix not in RELEASED_SUFFIXES:
+            endings = ", ".join(RELEASED_SUFFIXES)
+            raise CheckpointError(f"{source} is no folder, nor a file that ends in {endings}")
+        config, weights = DepthTokenizerConfig(), _read_released(source)
+    else:
+        raise CheckpointError(f"there is no depth tokenizer {source}; pass a folder or a .pth file")
+    network = config.build()
+    _check_weights(weights, network.state_dict(), source)
+    network.load_state_dict(weights)
+    return DepthTokenizer(network.to(device), config)
+
+
+def _read_config(file: Path) -> DepthTokenizerConfig:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"cannot read {file} of the depth tokenizer: {exc}") from exc
+    if not isinstance(content, dict) or content.pop("model_type", None) != MODEL_TYPE:
+        raise CheckpointError(f"{file} does not describe a depth tokenizer ({MODEL_TYPE})")
+    known = [field.name for field in fields(DepthTokenizerConfig)]
+    if unknown := sorted(set(content) - set(known)):
+        raise CheckpointError(f"{file}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return DepthTokenizerConfig(**content)
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"cannot read the weights {file}: {exc}") from exc
+
+
+def _read_released(file: Path) -> dict[str, Tensor]:
+    """State dict of a file that ``torch.save`` wrote, without running what it may hold."""
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as exc:
+        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+        raise CheckpointError(f"cannot read the weights {file}: {reason}") from exc
+    if isinstance(content, dict) and "weights" in content:
+        content = content["weights"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{file} holds no state dict, neither by itself nor under 'weights'")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _check_weights(given: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    other = [
+        f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    differing = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": other,
+    }
+    if faults := [f"{kind}: {_some(names)}" for kind, names in differing.items() if names]:
+        raise CheckpointError(f"{source} is no depth tokenizer of this shape; {'; '.join(faults)}")
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from evaluation.records import Record
@@ -102,12 +103,14 @@ class CardMaker:
             problem = f"The picture cannot be shown: {exc}"
         except VPTError as exc:
             problem = f"The record cannot be drawn: {exc}"
+            with suppress(ImageError):
+                figures = figures or self._plain_photos(record)
         change = change_of(record.scores.get(score), baseline)
         verdict = verdict_of(record, score)
         return Card(record, score, verdict, change, trace, tuple(figures), problem)
 
     def _plain_photos(self, record: Record) -> list[Figure]:
-        """The photos of a run that failed."""
+        """The photos alone, of a run that failed or cannot be drawn."""
         return [
             Figure("photo", self.pictures.add(photo.pixels, photo.digest), base_name(name))
             for name, photo in zip(record.images, self.shelf.open(record), strict=False)

@@ -374,7 +374,8 @@ def run_python(*words, **options):
 
 
 def test_the_command_works_in_a_process_of_its_own(scene):
-    done = run_python("-m", "vpt.cli", "ask", scene, "What?", "--json", "--max-new-tokens", "3")
+    options = ["--json", "--max-new-tokens", "3", "--perception", "none"]
+    done = run_python("-m", "vpt.cli", "ask", scene, "What?", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["generated_tokens"] == 3
     assert len(done.stderr.splitlines()) == 1  # that the answer is cut off: no library noise

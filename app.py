@@ -1,66 +1,403 @@
-"""The Gradio demo: one image, one question, the answer and a picture of how it came about."""
+"""The Gradio demo: widgets and wiring; what they show is computed from the trace of each run."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import functools
+import inspect
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from PIL import Image
+from vpt.cli.demo import COMMAND, NO_GRADIO, run_demo
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as exc:
+    raise SystemExit(NO_GRADIO if exc.name == "gradio" else str(exc)) from None
+from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 import vpt
-from vpt.picture import draw
+import vpt.demo
+from branches import BranchError
+from vpt.cli.parser import build_command_parser
+from vpt.cli.run import EXIT_CODES, run
+from vpt.controller import ResultEvent, TokenEvent
+from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
+from vpt.demo.examples import read_examples
+from vpt.demo.timeline import timeline_html
+from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_calls
+from vpt.errors import CheckpointError, is_out_of_memory
+from vpt.images import DEFAULT_LIMITS
 from vpt.tokens import PERCEPTION_MODES
+from vpt.trace import Trace
+from vpt.watching import Glimpse, Watcher
 from vpt.wording import printable
 
+EXAMPLES = Path(__file__).parent / "examples"
+AT_ONCE = 4  # questions answered side by side; others wait
+MOST_WAITING = 32
+KEPT_S = 3600  # files and traces of a visit
+CSS = Path(vpt.demo.__file__).parent / "page.css"
+SHOWN_EVERY_S = 0.1  # while tokens come; showing takes time that the model could use
+HEAD = "# VPT Runtime\nAsk about a picture, and see the model look again."
+WELCOME = (
+    '<p class="vpt-hint">The model reads the picture once, and small. Where that is not enough, it '
+    "writes a perception token: a region to see closer, or an encoder to look with. What comes of "
+    "it is appended, and it goes on writing. You will see each step here.</p>"
+)
+TO_ANSWER = "() => { innerWidth < 700 && document.querySelector('#answer').scrollIntoView() }"
+HINT = (
+    "Is this the right place? Mark two corners on the photo, or type the box in pixels; "
+    "then have the model look there."
+)
 
-def build_app(runtime: vpt.Runtime) -> gr.Blocks:
-    """Wire widgets to a runtime.
+
+def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
+    """Lay out the page, and wire it to a model.
 
     Args:
-        runtime: answers all questions, one at a time.
+        model: answers all questions; or why there is none, which the page then says. Traces are
+            replayed without one.
     """
-
-    def ask(
-        image: Image.Image | None, question: str, perception: str
-    ) -> Iterator[tuple[str, Image.Image | None]]:
-        images, text = [] if image is None else [vpt.load_image(image)], ""
-        try:
-            for event in runtime.stream(images, question, perception=perception):
-                if isinstance(event, vpt.TokenEvent):
-                    text += printable(event.text)
-                    yield text, None
-                elif isinstance(event, vpt.StopEvent):
-                    drawn = draw(event.trace, [image.pixels for image in images])
-                    yield printable(event.trace.answer), drawn
-        except vpt.VPTError as exc:
-            raise gr.Error(str(exc)) from exc
-
-    with gr.Blocks(title="VPT Runtime") as app:
-        gr.Markdown("# VPT Runtime\nA model that decides by itself to look again.")
+    style, _ = _style()
+    with gr.Blocks(
+        title="VPT Runtime", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), **style
+    ) as app:
+        gr.Markdown(HEAD, elem_classes="vpt-head")
+        if isinstance(model, CheckpointError):
+            words = f"**There is no model to ask.** {model} Saved traces can be replayed."
+            gr.Markdown(words, elem_classes="vpt-problem")
         with gr.Row():
-            image = gr.Image(type="pil", label="Image")
-            with gr.Column():
-                question = gr.Textbox(label="Question", lines=2)
-                perception = gr.Radio(list(PERCEPTION_MODES), value="auto", label="Look again")
-                button = gr.Button("Ask", variant="primary")
-                answer = gr.Textbox(label="Answer", lines=4)
-        picture = gr.Image(label="How it came about", format="png")
-        given: Any = [image, question, perception]
-        gr.on([button.click, question.submit], ask, given, [answer, picture], api_name="ask")
+            with gr.Column(scale=2, min_width=320):
+                inputs = _Inputs()
+            with gr.Column(scale=3, min_width=320):
+                outputs = _Outputs()
+        _wire(inputs, outputs, model)
+    app.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
     return app
 
 
-def main() -> None:
-    """Load a model and serve the demo."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="folder or hub id; by default the embedded one")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860)
-    args = parser.parse_args()
-    build_app(vpt.load(args.model)).launch(server_name=args.host, server_port=args.port)
+class _Inputs:
+    """What a person gives: picture, question, settings."""
+
+    def __init__(self) -> None:
+        self.picture = gr.Image(
+            type="filepath", label="Picture", sources=["upload", "clipboard"], height=320
+        )
+        # Gradio would open the file itself, without limits and without words for what is wrong.
+        self.picture.preprocess = lambda payload: payload and payload.path
+        self.question = gr.Textbox(label="Question", placeholder="What number is on the blue one?")
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=120)
+        self.compare = gr.Checkbox(label="Compare with an answer without looking again")
+        with gr.Accordion("Settings", open=False):
+            self.settings = _setting_widgets()
+        self.examples = read_examples(EXAMPLES)
+        rows = [[str(EXAMPLES / one.picture), one.question, one.takes] for one in self.examples]
+        parts = [self.picture, self.question, gr.Textbox(visible=False)]
+        self.gallery = gr.Dataset(
+            label="Examples: click one",
+            components=parts,
+            headers=["picture", "question", "it takes"],
+            samples=rows,
+            type="index",
+            visible=bool(rows),
+            elem_classes="vpt-examples",
+            samples_per_page=len(rows) or 1,
+        )
+
+    @property
+    def all(self) -> list[Any]:
+        """In the order of the handlers' arguments."""
+        return [self.picture, self.question, self.compare, *self.settings]
+
+
+def _setting_widgets() -> list[Any]:
+    """One per field of ``Settings``, in their order."""
+    with gr.Row():
+        perception = gr.Radio(list(PERCEPTION_MODES), value="auto", label="Look again")
+    with gr.Row():
+        max_calls = gr.Slider(0, MOST_CALLS, 4, step=1, label="Calls at most")
+        max_tokens = gr.Slider(1, MOST_NEW_TOKENS, 256, step=1, label="Tokens at most")
+    constrain = gr.Checkbox(True, label="Permit well-formed calls only")
+    with gr.Row():
+        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: likeliest token)")
+        top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top p")
+    with gr.Row():
+        top_k = gr.Number(0, label="Top k (0: all)", precision=0, minimum=0)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    return [perception, max_calls, max_tokens, constrain, temperature, top_p, top_k, seed]
+
+
+class _Outputs:
+    """What is shown of a run."""
+
+    def __init__(self) -> None:
+        self.trace = gr.State(None, time_to_live=KEPT_S)
+        self.corner = gr.State(None)
+        with gr.Row():
+            lines: dict[str, Any] = {"lines": 1, "elem_classes": "vpt-answer"}
+            self.answer = gr.Textbox(label="Answer", elem_id="answer", **lines)
+            with gr.Column(visible=False, min_width=200) as self.plain_side:
+                label = "Without looking again"
+                self.plain = gr.Textbox(label=label, elem_id="plain", **lines)
+        with gr.Row():
+            self.photo = _picture("Where it looked", elem_id="photo", elem_classes="vpt-photo")
+            with gr.Column(visible=False, min_width=240) as self.crop_side:
+                self.crop = _picture("What it got", elem_id="crop")
+            with gr.Column(visible=False, min_width=240) as self.heat_side:
+                self.heat = _picture("Photo | score map", gr.ImageSlider, elem_id="heat")
+        with gr.Column(visible=False) as self.looks_side:
+            self.looks = gr.Radio([], label="Show look", elem_id="looks")
+        self.stream = gr.HTML(WELCOME, elem_id="stream")
+        with gr.Column(visible=False) as self.after_side:
+            with gr.Accordion("Look somewhere else", open=False, elem_id="elsewhere"):
+                gr.Markdown(HINT, elem_classes="vpt-hint")
+                with gr.Row():
+                    names = ("left", "top", "right", "bottom")
+                    self.box = [gr.Number(label=name, minimum=0, min_width=70) for name in names]
+                self.look_there = gr.Button("Answer from this box", elem_id="look-there")
+            self.download = gr.DownloadButton("Download trace", elem_id="download")
+        self.upload = gr.UploadButton("Replay a trace", elem_id="replay", file_types=[".json"])
+
+    @property
+    def all(self) -> list[Any]:
+        """Everything that a run changes."""
+        sides = [self.plain_side, self.crop_side, self.heat_side, self.looks_side, self.after_side]
+        shown = [self.answer, self.plain, self.stream, self.photo, self.crop, self.heat]
+        return [*shown, self.download, self.looks, *self.box, *sides, self.trace, self.corner]
+
+    def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
+        """Photo, and what the chosen call brought."""
+        views = draw_views(trace, number)
+        return {
+            self.photo: views.photo,
+            self.crop: views.crop,
+            self.heat: views.heat,
+            self.crop_side: gr.Column(visible=views.crop is not None),
+            self.heat_side: gr.Column(visible=views.heat is not None),
+        }
+
+    def whole(self, trace: Trace) -> dict[Any, Any]:
+        """Everything of a run that has ended, the answer without looking again left out."""
+        pictures = self.pictures(trace)
+        calls = shown_calls(trace)
+        last = calls[-1][1] if calls else None
+        file = save_bytes_to_cache(
+            trace.to_json().encode(errors="backslashreplace"),
+            "trace.json",
+            self.download.GRADIO_CACHE,
+        )
+        return {
+            **pictures,
+            self.answer: printable(trace.answer) or "(nothing)",
+            self.stream: timeline_html(trace),
+            self.looks: gr.Radio(choices=calls, value=last),
+            self.looks_side: gr.Column(visible=len(calls) > 1),
+            self.after_side: gr.Column(visible=True),
+            **dict(zip(self.box, box_to_edit(trace) or [None] * 4, strict=True)),
+            self.download: file,
+            self.trace: trace,
+            self.corner: None,
+        }
+
+
+def _picture(label: str, kind: Any = gr.Image, **options: Any) -> Any:
+    """A picture to look at, without the button that would send it to strangers."""
+    if "buttons" in inspect.signature(kind).parameters:  # gradio 6
+        options["buttons"] = ["download", "fullscreen"]
+    elif kind is gr.Image:
+        options["show_share_button"] = False
+    return kind(label=label, interactive=False, format="png", min_width=240, **options)
+
+
+def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+    """Say what happens on which event."""
+    handlers = _Handlers(outputs, model)
+    shown = {"outputs": outputs.all, "show_progress": "hidden"}
+    asked = gr.on(
+        [inputs.ask.click, inputs.question.submit],
+        handlers.ask,
+        inputs.all,
+        api_name="ask",
+        **shown,
+    )
+    looked = outputs.look_there.click(
+        handlers.look_there, [*inputs.all, *outputs.box], api_name="look_there", **shown
+    )
+    outputs.upload.upload(handlers.replay, outputs.upload, api_name="replay", **shown)
+
+    def take(index: int) -> tuple[str, str]:
+        example = inputs.examples[index]
+        path = EXAMPLES / example.picture
+        return save_file_to_cache(path, inputs.picture.GRADIO_CACHE), example.question
+
+    example = inputs.gallery.click(
+        take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
+    ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
+    starts = [inputs.ask.click, inputs.question.submit, inputs.gallery.click]
+    gr.on(starts, None, js=TO_ANSWER, api_name="to_answer")
+    inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
+    views = [outputs.photo, outputs.crop, outputs.heat, outputs.crop_side, outputs.heat_side]
+    outputs.looks.input(
+        handlers.choose, [outputs.trace, outputs.looks], views, api_name="choose_look"
+    )
+    outputs.photo.select(
+        handlers.mark,
+        [outputs.trace, outputs.corner],
+        [outputs.photo, outputs.corner, *outputs.box],
+        show_progress="hidden",
+        api_name="mark",
+    )
+    gr.on(
+        [side.input for side in outputs.box],
+        handlers.draw_box,
+        [outputs.trace, *outputs.box],
+        outputs.photo,
+        show_progress="hidden",
+        api_name="draw_box",
+    )
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Show errors made on purpose as messages on the page."""
+    try:
+        yield
+    except (vpt.VPTError, BranchError) as exc:
+        raise gr.Error(printable(str(exc)), print_exception=False) from exc
+    except (MemoryError, RuntimeError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
+
+
+class _Handlers:
+    """What the events of the page do; each yields or returns new values of widgets."""
+
+    def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+        self.outputs = outputs
+        self.model = model
+        self.watcher = None if isinstance(model, CheckpointError) else Watcher(model)
+
+    def ask(
+        self, picture: str | None, question: str, compare: bool, *settings: Any
+    ) -> Iterator[dict[Any, Any]]:
+        with _told():
+            yield from self._answer(picture, question, compare, Settings(*settings))
+
+    def look_there(
+        self, picture: str | None, question: str, compare: bool, *rest: Any
+    ) -> Iterator[dict[Any, Any]]:
+        with _told():
+            settings, box = Settings(*rest[:-4]), rest[-4:]
+            yield from self._answer(picture, question, compare, settings, box)
+
+    def _answer(
+        self, picture: str | None, question: str, compare: bool, settings: Settings, *box: Any
+    ) -> Iterator[dict[Any, Any]]:
+        if isinstance(self.model, CheckpointError) or self.watcher is None:
+            raise CheckpointError(f"there is no model to ask: {self.model}")
+        out = self.outputs
+        requests = make_requests(
+            self.model, picture, question, settings, compare=compare, box=box[0] if box else None
+        )
+        yield {
+            **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
+            out.plain_side: gr.Column(visible=compare),
+            out.looks_side: gr.Column(visible=False),
+        }
+        with contextlib.closing(self.watcher.watch(requests)) as glimpses:
+            yield from self._show(glimpses)
+
+    def _show(self, glimpses: Iterator[Glimpse]) -> Iterator[dict[Any, Any]]:
+        """Runs as they happen, and at the end everything: programs get the last only."""
+        out, shown_at = self.outputs, 0.0
+        traces: dict[int, Trace] = {}
+        for one in glimpses:
+            traces[one.index] = one.trace
+            is_early = time.monotonic() < shown_at + SHOWN_EVERY_S
+            if isinstance(one.event, TokenEvent) and is_early:
+                continue
+            shown_at, answer = time.monotonic(), printable(one.trace.answer)
+            if one.index:
+                yield {out.plain: answer}
+                continue
+            pictures = out.pictures(one.trace) if isinstance(one.event, ResultEvent) else {}
+            yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
+        plain = printable(traces[1].answer) if 1 in traces else ""
+        yield {**out.whole(traces[0]), out.plain: plain}
+
+    def replay(self, file: str) -> dict[Any, Any]:
+        with _told():
+            hidden = {self.outputs.plain: "", self.outputs.plain_side: gr.Column(visible=False)}
+            return {**self.outputs.whole(Trace.load(file)), **hidden}
+
+    def choose(self, trace: Trace | None, number: int) -> dict[Any, Any]:
+        with _told():
+            return {} if trace is None else self.outputs.pictures(trace, number)
+
+    def mark(
+        self, trace: Trace | None, corner: tuple[float, float] | None, event: gr.SelectData
+    ) -> dict[Any, Any]:
+        out = self.outputs
+        if trace is None:
+            return {out.corner: None}
+        with _told():
+            x, y = point_on_image(trace, event.index)
+            x0, y0 = corner or (x, y)
+            box = (min(x0, x), min(y0, y), max(x0, x), max(y0, y))
+            photo = draw_views(trace, drawn_box=box).photo
+        if corner is None:
+            return {out.photo: photo, out.corner: (x, y)}
+        numbers = dict(zip(out.box, map(round, box), strict=True))
+        return {out.photo: photo, out.corner: None, **numbers}
+
+    def draw_box(self, trace: Trace | None, *box: float | None) -> Any:
+        sides = [side for side in box if side is not None]
+        if trace is None or len(sides) != 4 or sides[0] >= sides[2] or sides[1] >= sides[3]:
+            return gr.skip()
+        with _told():
+            return draw_views(trace, drawn_box=tuple(sides)).photo
+
+
+def _style() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Theme and style sheet, for the page and for its launch: gradio 6 takes them at the latter."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    style = {"theme": gr.themes.Soft(**fonts), "css_paths": str(CSS)}
+    is_at_launch = "theme" in inspect.signature(gr.Blocks.launch).parameters
+    return ({}, style) if is_at_launch else (style, {})
+
+
+def launch(app: gr.Blocks, **options: Any) -> Any:
+    """Launch the page, with what all launches have in common."""
+    _, style = _style()
+    return app.launch(
+        **style,
+        show_error=False,
+        ssr_mode=False,
+        max_file_size=DEFAULT_LIMITS.max_bytes,
+        state_session_capacity=100,
+        **options,
+    )
+
+
+def serve(model: vpt.Runtime | CheckpointError, args: argparse.Namespace) -> None:
+    """Serve the page until it is ended."""
+    launch(build_app(model), server_name=args.host, server_port=args.port, share=args.share)
+
+
+def main() -> int:
+    """Run the demo from the command line; returns the exit code."""
+    command = dataclasses.replace(COMMAND, run=functools.partial(run_demo, serve=serve))
+    return run(build_command_parser(command, "app.py", EXIT_CODES))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

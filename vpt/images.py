@@ -74,6 +74,7 @@ def load_image(
     source: "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]",
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
+    name: str | None = None,
 ) -> LoadedImage:
     """Read a picture of any kind into upright RGB, or say why that cannot be.
 
@@ -90,15 +91,16 @@ def load_image(
             or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA),
             uint8. Remote pictures are not fetched.
         limits: checked before decoding.
+        name: to call it by in messages and as ``source``; by default what ``source`` there says.
 
     Raises:
         ImageError: if the source is missing, no picture, damaged, too large or of an unknown kind.
     """
     if isinstance(source, Image.Image):
-        return _finish(source, "<PIL image>", limits)
+        return _finish(source, name or "<PIL image>", limits)
     if isinstance(source, np.ndarray):
-        return _finish(_from_array(source), "<array>", limits)
-    name, data = _read(source, limits.max_bytes)
+        return _finish(_from_array(source), name or "<array>", limits)
+    name, data = _read(source, limits.max_bytes, name)
     with _open(data, name) as image:
         return _finish(image, name, limits, is_file=True)
 
@@ -152,14 +154,16 @@ def fit_for_tower(
     return image
 
 
-def _read(source: "str | os.PathLike[str] | bytes | BinaryIO", max_bytes: int) -> tuple[str, bytes]:
+def _read(
+    source: "str | os.PathLike[str] | bytes | BinaryIO", max_bytes: int, name: str | None
+) -> tuple[str, bytes]:
     """Return a name for the source and its bytes, reading no more than is allowed."""
     if isinstance(source, bytes):
-        name, data = "<bytes>", source
+        name, data = name or "<bytes>", source
     elif isinstance(source, (str, os.PathLike)):
-        name, data = os.fspath(source), _read_file(os.fspath(source), max_bytes + 1)
+        name, data = name or os.fspath(source), _read_file(os.fspath(source), max_bytes + 1)
     elif hasattr(source, "read"):
-        name, data = "<stream>", source.read(max_bytes + 1)
+        name, data = name or "<stream>", source.read(max_bytes + 1)
         if not isinstance(data, bytes):
             raise ImageError(f"{name} gave {type(data).__name__}, not bytes; open it in mode 'rb'")
     else:

@@ -63,6 +63,9 @@ class Runtime:
         name: where it came from; goes into traces.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
+
+    Attributes:
+        description: what traces say about the model: its name, and its branches' preprocessing.
     """
 
     def __init__(
@@ -82,7 +85,10 @@ class Runtime:
         self.vocabulary = Vocabulary.from_tokenizer(
             processor.tokenizer, model.config.branches, model.config.grid_size
         )
-        self._preprocess = {n: b.preprocess_config for n, b in model.branches.items()}
+        self.description = {
+            "name": name,
+            "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
+        }
         self._engine: Engine | None = None
 
     @property
@@ -191,10 +197,7 @@ class Runtime:
         )
         for index, event in drive(self.engine(batch_size), conversations, batch_size):
             if isinstance(event, StopEvent):
-                event.trace.model = {
-                    "name": self.name,
-                    "preprocess": self._preprocess,
-                }
+                event.trace.model = dict(self.description)
             yield (index, event) if with_index else event
 
 

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 
 from vpt.errors import PromptError
 from vpt.images import LoadedImage
+from vpt.trace_checks import check_trace
 
 TRACE_VERSION = 1
 THUMBNAIL_SIDE = 768
@@ -116,6 +118,21 @@ class TokenRecord:
 
 
 @dataclass
+class Turn:
+    """What happened in one assistant turn.
+
+    Attributes:
+        tokens: as written.
+        malformed: perception tokens among them that made no call.
+        calls: it made, each with its number in the run, from 1.
+    """
+
+    tokens: list[TokenRecord] = field(default_factory=list)
+    malformed: list[MalformedRecord] = field(default_factory=list)
+    calls: list[tuple[int, CallRecord]] = field(default_factory=list)
+
+
+@dataclass
 class Counts:
     """Sizes of a run, in tokens and images.
 
@@ -199,10 +216,42 @@ class Trace:
         )
         return len(self.images) - 1
 
-    def keep_thumbnails(self, images: list[LoadedImage]) -> None:
-        """Store small copies of the given images, so that the trace can be drawn alone."""
-        for record, image in zip(self.images, images, strict=False):
+    def keep_thumbnails(self, images: Sequence[LoadedImage]) -> None:
+        """Store small copies of the images, so that the trace can be drawn alone.
+
+        Args:
+            images: the given ones, in order; crops are cut out of them again.
+        """
+        given = [record for record in self.images if record.parent is None]
+        for record, image in zip(given, images, strict=False):
             record.thumbnail = _thumbnail(image.pixels)
+        if self.settings.get("replace_looks") == "blank":  # what was seen cannot be cut out
+            return
+        for index, record in enumerate(self.images):
+            if record.box_xyxy_px is not None and (root := self.root(index)) < len(images):
+                record.thumbnail = _thumbnail(images[root].pixels.crop(record.box_xyxy_px))
+
+    def root(self, index: int) -> int:
+        """Index of the given image that an image stems from."""
+        while (parent := self.images[index].parent) is not None:
+            index = parent
+        return index
+
+    def timeline(self) -> list[Turn]:
+        """The token stream behind the prompt, turn by turn, as far as it has come."""
+        records: list[Any] = [*self.tokens, *self.malformed, *self.calls]
+        turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
+        for token in self.tokens:
+            turns[token.turn].tokens.append(token)
+        for bad in self.malformed:
+            turns[bad.turn].malformed.append(bad)
+        for number, call in enumerate(self.calls, 1):
+            turns[call.turn].calls.append((number, call))
+        return turns
+
+    def to_json(self) -> str:
+        """The whole record as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable content."""
@@ -210,9 +259,8 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         # A file name may hold bytes that are no text; JSON has an escape for them.
-        Path(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        Path(path).write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Trace:
@@ -232,9 +280,11 @@ class Trace:
                 content[name] = [record(**_tuples(entry)) for entry in content[name]]
             content["counts"] = Counts(**content["counts"])
             content["timings"] = Timings(**content["timings"])
-            return cls(**content)
-        except (KeyError, TypeError) as exc:
+            trace = cls(**content)
+        except (AttributeError, KeyError, TypeError) as exc:
             raise PromptError(f"not a trace: {exc}") from exc
+        check_trace(trace)
+        return trace
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -245,10 +295,10 @@ class Trace:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise PromptError(f"cannot read the trace {path}: {exc}") from exc
+        except (OSError, RecursionError, ValueError) as exc:
+            raise PromptError(f"cannot read the trace {Path(path).name}: {exc}") from exc
         if not isinstance(content, dict):
-            raise PromptError(f"{path} is not a trace: expected a JSON object")
+            raise PromptError(f"{Path(path).name} is not a trace: expected a JSON object")
         return cls.from_dict(content)
 
 

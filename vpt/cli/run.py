@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 
-from vpt.cli import ask, data, depth_tokenizer, init
+from vpt.cli import ask, data, demo, depth_tokenizer, init
 from vpt.cli import set as setting
 from vpt.cli.parser import Command, CommandGroup, build_parser
 from vpt.cli.terminal import say
@@ -33,6 +33,7 @@ from vpt.errors import (
 
 COMMANDS: Mapping[str, Command | CommandGroup] = {
     "ask": ask.COMMAND,
+    "demo": demo.COMMAND,
     "init": init.COMMAND,
     "set": setting.COMMAND,
     "data": data.COMMANDS,

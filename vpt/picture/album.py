@@ -13,7 +13,7 @@ from PIL import Image
 from vpt.boxes import PixelBox, rescale
 from vpt.errors import ImageError
 from vpt.images import load_image
-from vpt.trace import ImageRecord, Trace
+from vpt.trace import CallRecord, ImageRecord, Trace
 
 
 class Album:
@@ -45,9 +45,7 @@ class Album:
 
     def root(self, index: int) -> int:
         """The given image that an image stems from."""
-        while (parent := self.trace.images[index].parent) is not None:
-            index = parent
-        return index
+        return self.trace.root(index)
 
     def number(self, index: int) -> int:
         """How a person counts the given image that an image stems from."""
@@ -65,6 +63,23 @@ class Album:
         x0, y0, x1, y1 = rescale(box_xyxy_px, self.trace.images[root].size_wh, image.size)
         left, top = min(math.floor(x0), image.width - 1), min(math.floor(y0), image.height - 1)
         return image.crop((left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)))
+
+    def brought(self, call: CallRecord) -> Image.Image:
+        """What a region call brought: the crop as the trace keeps it, or cut out again."""
+        if call.result_image is not None:
+            record = self.trace.images[call.result_image]
+            if record.thumbnail is not None:
+                return _thumbnail(record)
+        return self.cut(call.image, call.box_xyxy_px or self.frame(call.image))
+
+
+def fitted(picture: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
+    """A picture as large as the room allows; what is tiny grows 64-fold at most."""
+    scale = min(room_wh[0] / picture.width, room_wh[1] / picture.height, 64)
+    size_wh = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    if scale > 4:  # show the pixels as they are
+        return picture.resize(size_wh, Image.Resampling.NEAREST)
+    return picture.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def base_name(source: str) -> str:

@@ -15,6 +15,7 @@ from vpt.boxes import Box, clamp, rescale
 from vpt.errors import PromptError
 from vpt.picture.lettering import INK, PAPER, QUIET, SHADE, latin_font
 from vpt.tokens import BRANCH_TOKENS
+from vpt.trace import CallRecord, Trace
 
 # Eleven steps of viridis, even in lightness (Smith and van der Walt, CC0,
 # https://bids.github.io/colormap); between them colours are interpolated.
@@ -60,6 +61,28 @@ def seen_box_px(
     elif settings.get("do_pad"):
         box = (0, 0, *_sides(settings["pad_size"]))
     return rescale(box, (width, height), size_wh)
+
+
+def score_map(call: CallRecord) -> NDArray[np.float32] | None:
+    """The scores of a call as ``[h, w]``, ``None`` if it has none.
+
+    Raises:
+        PromptError: if they do not fit the grid.
+    """
+    if not call.scores or call.grid_hw is None:
+        return None
+    if len(call.scores) != math.prod(call.grid_hw):
+        raise PromptError(
+            f"the trace holds {len(call.scores)} scores for a grid of "
+            f"{call.grid_hw[0]}x{call.grid_hw[1]}; expected one per place"
+        )
+    return np.asarray(call.scores, dtype=np.float32).reshape(call.grid_hw)
+
+
+def seen_of_call(trace: Trace, call: CallRecord) -> Box:
+    """Over which part of its image a call's features lie; XYXY as of :func:`seen_box_px`."""
+    preprocess = trace.model.get("preprocess", {}).get(call.branch)
+    return seen_box_px(call.branch, trace.images[call.image].size_wh, preprocess)
 
 
 def heat_over(

@@ -6,18 +6,14 @@ model named, and beside them one panel per call with what it brought; the answer
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from vpt.boxes import Box, rescale
-from vpt.errors import PromptError
-from vpt.picture.album import Album, base_name
-from vpt.picture.heat import colour_bar, heat_over, seen_box_px
+from vpt.boxes import rescale
+from vpt.picture.album import Album, base_name, fitted
+from vpt.picture.heat import colour_bar, heat_over, score_map, seen_of_call
 from vpt.picture.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
 from vpt.picture.marks import CHIP_HEIGHT, call_colour, chip_width, draw_chip, draw_marks, marks_on
 from vpt.tokens import BRANCH_TOKENS
@@ -125,7 +121,7 @@ def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image
     if marks:
         key = "tinted: the cells it named; outlined: what was cut out, one cell wider"
         texts.append(Text(key, 14, QUIET, 2))
-    shown = _shown(album.given[index], (width, max_height))
+    shown = fitted(album.given[index], (width, max_height))
     left = (width - shown.width) // 2
     row = Image.new("RGB", (width, shown.height), PAPER)
     row.paste(shown, (left, 0))
@@ -172,29 +168,27 @@ class _Panel:
             self._paste_heat(area)
         elif self.call.box_xyxy_px is not None:
             picture = self.album.cut(self.call.image, self.call.box_xyxy_px)
-            _paste_centred(area, _shown(picture, area.size), area.height)
+            _paste_centred(area, fitted(picture, area.size), area.height)
         return area
 
     def _paste_heat(self, area: Image.Image) -> None:
         """The score map over the image, and its colour bar."""
         image, room = self.call.image, area.height - BAR_HEIGHT
         picture = self.album.cut(image, self.album.frame(image))
-        photo, scores = _shown(picture, (area.width, room)), _score_map(self.call)
+        photo, scores = fitted(picture, (area.width, room)), score_map(self.call)
         if scores is None:
             bar = Image.new("RGB", (area.width, BAR_HEIGHT), SHADE)
             _write_centred(bar, "no score map")
         else:
-            seen = rescale(self._seen(), self.album.trace.images[image].size_wh, photo.size)
+            seen = rescale(
+                seen_of_call(self.album.trace, self.call),
+                self.album.trace.images[image].size_wh,
+                photo.size,
+            )
             photo, low, high = heat_over(photo, scores, seen)
             bar = colour_bar(low, high, (area.width, BAR_HEIGHT))
         _paste_centred(area, photo, room)
         area.paste(bar, (0, room))
-
-    def _seen(self) -> Box:
-        """Part of the image over which the features lie, in its pixels."""
-        call, preprocess = self.call, self.album.trace.model.get("preprocess", {})
-        size_wh = self.album.trace.images[call.image].size_wh
-        return seen_box_px(call.branch, size_wh, preprocess.get(call.branch))
 
     def _facts(self) -> str:
         call = self.call
@@ -215,21 +209,10 @@ class _Panel:
             return f"box {', '.join(map(str, box))} of image {number}"
         words, (width, height) = f"image {number}", record.size_wh
         if self.is_encoded:
-            x0, y0, x1, y1 = self._seen()
+            x0, y0, x1, y1 = seen_of_call(self.album.trace, self.call)
             if x1 - x0 < width - 1 or y1 - y0 < height - 1:
                 words += ", the framed part"
         return words + (", known features" if call.reused else "")
-
-
-def _score_map(call: CallRecord) -> NDArray[np.float32] | None:
-    if not call.scores or call.grid_hw is None:
-        return None
-    if len(call.scores) != math.prod(call.grid_hw):
-        raise PromptError(
-            f"the trace holds {len(call.scores)} scores for a grid of "
-            f"{call.grid_hw[0]}x{call.grid_hw[1]}; expected one per place"
-        )
-    return np.asarray(call.scores, dtype=np.float32).reshape(call.grid_hw)
 
 
 # Paper
@@ -255,15 +238,6 @@ def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.I
             block.paste(cell, (column * (cell.width + gap), top))
         top += height + gap
     return block
-
-
-def _shown(picture: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
-    """A picture as large as the room allows; what is tiny grows 64-fold at most."""
-    scale = min(room_wh[0] / picture.width, room_wh[1] / picture.height, 64)
-    size_wh = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-    if scale > 4:  # show the pixels as they are
-        return picture.resize(size_wh, Image.Resampling.NEAREST)
-    return picture.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def _paste_centred(area: Image.Image, picture: Image.Image, height: int) -> None:

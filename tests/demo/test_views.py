@@ -1,0 +1,187 @@
+"""What the demo shows of a trace: its lines, its pictures, and traces that are broken."""
+
+import copy
+import json
+
+import pytest
+
+from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
+from vpt.demo.timeline import timeline_html
+from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_calls
+from vpt.errors import ImageError, PromptError, RegionError, VPTError
+from vpt.trace import Trace
+from vpt.watching import Watcher
+
+QUESTION = "What number is on the blue one?"
+SETTINGS = Settings("auto", 4, 256, True, 0.0, 1.0, 0, 0)
+
+
+def run(runtime, picture, question=QUESTION, **changes):
+    settings = Settings(**{**vars(SETTINGS), **changes})
+    watcher = Watcher(runtime)
+    requests = make_requests(runtime, str(picture), question, settings)
+    return [glimpse.trace for glimpse in watcher.watch(requests)][-1]
+
+
+@pytest.fixture(scope="module")
+def region(embedded, picture):
+    return run(embedded, picture)
+
+
+@pytest.fixture(scope="module")
+def heat(embedded, picture):
+    return run(embedded, picture, perception="dino")
+
+
+def test_a_growing_trace_shows_what_the_whole_one_shows(embedded, picture):
+    requests = make_requests(embedded, str(picture), QUESTION, SETTINGS)
+    lines = []
+    for glimpse in Watcher(embedded).watch(requests):
+        lines.append(timeline_html(glimpse.trace))
+        grown = copy.deepcopy(glimpse.trace)
+        if not grown.stop_reason:
+            before = grown
+    assert [line.count("<li") for line in lines] == sorted(line.count("<li") for line in lines)
+    assert "…" in lines[7]  # the call is made, its result not there yet
+    whole = glimpse.trace
+    assert before.tokens == whole.tokens and before.calls == whole.calls
+    assert before.answer == whole.answer
+    assert before.images == [
+        type(one)(**{**vars(one), "num_tokens": grown.num_tokens})
+        for one, grown in zip(whole.images, before.images, strict=True)
+    ]
+    assert draw_views(before).crop.tobytes() == draw_views(whole).crop.tobytes()
+
+
+def test_closing_a_watched_run_frees_its_place(endless, picture):
+    requests = make_requests(endless, str(picture), "x", SETTINGS)
+    glimpses = Watcher(endless).watch(requests)
+    next(glimpses)
+    engine = endless.engine(0)
+    busy, read = engine.num_free_slots, engine.num_tokens_run
+    glimpses.close()
+    assert engine.num_free_slots == busy + 1 and engine.num_tokens_run == read
+
+
+def test_a_region_shows_its_box_and_its_crop(region):
+    views = draw_views(region)
+    assert views.photo.size == (640, 640) and views.heat is None
+    box = region.calls[0].box_xyxy_px
+    assert views.crop.size == (640, 640) and box_to_edit(region) == box
+    plain = copy.deepcopy(region)
+    plain.calls.clear()
+    left, top = (round(side * 640 / 448) for side in box[:2])
+    outline = views.photo.getpixel((left + 40, top)), draw_views(plain).photo.getpixel((left, top))
+    assert outline[0] == (224, 36, 94) != outline[1]
+
+
+def test_a_re_encoding_shows_its_score_map(heat):
+    views = draw_views(heat)
+    photo, over = views.heat
+    assert photo.size == over.size and photo.tobytes() != over.tobytes()
+    assert views.ends == (min(heat.calls[0].scores), max(heat.calls[0].scores))
+    assert views.crop is None and box_to_edit(heat) is None
+
+
+def test_a_saved_trace_shows_the_same(region, tmp_path):
+    region.save(tmp_path / "t.json")
+    again = Trace.load(tmp_path / "t.json")
+    assert timeline_html(again) == timeline_html(region)
+    assert draw_views(again).crop.tobytes() == draw_views(region).crop.tobytes()
+    assert shown_calls(again) == [("1 · region x 3, y 2", 1)]
+
+
+def test_a_trace_without_pictures_of_it_is_refused_with_words(region):
+    bare = copy.deepcopy(region)
+    for record in bare.images:
+        record.thumbnail = None
+    with pytest.raises(ImageError, match=r"the trace holds no picture of tags.jpg"):
+        draw_views(bare)
+
+
+def test_points_of_the_photo_are_points_of_the_picture(region):
+    assert point_on_image(region, (320, 160)) == (224, 112)
+
+
+def test_what_others_wrote_is_escaped(region):
+    evil = copy.deepcopy(region)
+    evil.question = evil.tokens[0].text = evil.images[0].source = "<img src=x onerror=hack()>"
+    evil.calls[0].branch = evil.calls[0].text = evil.stop_reason = '"><script>'
+    evil.calls[0].region = None
+    html = timeline_html(evil)
+    assert "<img" not in html and "<script" not in html and 'title="&lt;img' in html
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("calls.0.image", 7, "names image 7 of 2"),
+        ("calls.0.image", "0", "image cannot be '0'"),
+        ("calls.0.box_xyxy_px", [0, 0, 999, 9], "is not in an image"),
+        ("calls.0.scores", [1.0], "has 1 scores for a grid"),
+        ("calls.0.turn", 10**9, "turns from"),
+        ("calls.0", 3, "not a trace"),
+        ("images.1.parent", 1, "cut from image 1"),
+        ("images.0.size_wh", [0, 448], "size_wh is"),
+        ("images.0.thumbnail", "data:image/png;base64,AAAA", "cannot be decoded|is no picture"),
+        ("images.0.thumbnail", "nonsense", "damaged"),
+        ("settings", [], "settings cannot be"),
+        ("settings.grid_size", 0, "grid_size"),
+        ("model.preprocess", "x", "the trace cannot be drawn"),
+        ("tokens.0.ms", None, "ms cannot be"),
+        ("version", 99, "expected a trace of version"),
+    ],
+)
+def test_a_broken_trace_is_refused_with_words(heat, region, path, value, said):
+    base = heat if path.startswith("model") else region
+    content = json.loads(base.to_json())
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = content
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    with pytest.raises(VPTError, match=said):
+        trace = Trace.from_dict(content)
+        draw_views(trace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"question": "x" * (MOST_CHARACTERS + 1)}, PromptError, "2001 characters"),
+        ({"question": " "}, PromptError, "the question is empty"),
+        ({"box": (1, 2, None, 4)}, PromptError, "four numbers"),
+        ({"box": (500, 500, 600, 600)}, RegionError, "covers nothing"),
+        ({"box": (0, 0, 9, 9), "picture": None}, PromptError, "no picture to look at"),
+        ({"picture": __file__}, ImageError, "'test_views.py' is no picture we read"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_words(embedded, picture, changes, error, said):
+    given = {"picture": str(picture), "question": QUESTION, **changes}
+    with pytest.raises(error, match=said):
+        make_requests(embedded, settings=SETTINGS, **given)
+
+
+def test_settings_have_bounds():
+    with pytest.raises(PromptError, match="top p is empty"):
+        Settings(**{**vars(SETTINGS), "top_p": None})
+    with pytest.raises(PromptError, match="max_new_tokens can be 2048 at most"):
+        Settings(**{**vars(SETTINGS), "max_new_tokens": 10**9})
+
+
+def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
+    (request,) = make_requests(
+        embedded, str(picture), QUESTION, SETTINGS, box=(310.0, 290.0, 380.0, 325.0)
+    )
+    trace = [glimpse.trace for glimpse in Watcher(embedded).watch([request])][-1]
+    x0, y0, x1, y1 = trace.calls[0].box_xyxy_px
+    assert x0 <= 310 and y0 <= 290 and x1 >= 380 and y1 >= 325
+    assert x1 - x0 == y1 - y0 == 3 * 56
+    assert trace.answer == "4"  # it now reads the black one
+
+
+def test_two_answers_are_written_side_by_side(embedded, picture):
+    requests = make_requests(embedded, str(picture), QUESTION, SETTINGS, compare=True)
+    traces = {glimpse.index: glimpse.trace for glimpse in Watcher(embedded).watch(requests)}
+    assert traces[0].answer == "3" and traces[0].calls
+    assert traces[1].perception == "none" and not traces[1].calls

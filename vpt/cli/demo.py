@@ -1,0 +1,87 @@
+"""``vpt demo``: a page in the browser, where one sees the model look again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.parser import Command, whole_number
+from vpt.cli.terminal import say
+from vpt.errors import CheckpointError, PromptError
+
+if TYPE_CHECKING:
+    from vpt.runtime import Runtime
+
+PAGES = "vpt.demo"
+"""Group of entry points; ``page`` in it serves the demo. So this package needs no gradio."""
+NO_GRADIO = 'the demo needs gradio; pip install -e ".[demo]"'
+
+Serve = Callable[["Runtime | CheckpointError", argparse.Namespace], None]
+"""Serves the page of a runtime, or of none and why, as the arguments say, until it is ended."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    page = parser.add_argument_group("page")
+    page.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
+    )
+    page.add_argument(
+        "--port", type=whole_number(0), default=7860, metavar="N", help="(default: 7860)"
+    )
+    page.add_argument(
+        "--share", action="store_true", help="also make a public link through gradio's servers"
+    )
+    page.add_argument(
+        "--anyway",
+        action="store_true",
+        help="serve the page even if the model cannot be loaded: it says why, and replays traces",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show library messages and tracebacks"
+    )
+
+
+def run_demo(args: argparse.Namespace, serve: Serve) -> None:
+    """Load the model that the arguments name, and serve the page.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded, unless the page is wanted anyway.
+        PromptError: if an argument is of no use.
+    """
+    check_model_arguments(args)
+    if args.port > 65535:
+        raise PromptError(f"--port must be at most 65535, not {args.port}")
+    try:
+        model: Runtime | CheckpointError = load_runtime(args)
+    except CheckpointError as exc:
+        if not args.anyway:
+            raise
+        say(f"error: {exc}")
+        model = exc
+    serve(model, args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if find_spec("gradio") is None:
+        raise PromptError(NO_GRADIO)
+    pages = [entry for entry in entry_points(group=PAGES) if entry.name == "page"]
+    if not pages:
+        raise PromptError("this installation has no page; pip install it again, or run app.py")
+    run_demo(args, pages[0].load())
+
+
+COMMAND = Command(
+    help="see the model look again, in the browser",
+    description=(
+        "Serve a page on which the model answers questions about pictures, and shows each look\n"
+        "it takes. Only this machine can open it, unless --host or --share say otherwise."
+    ),
+    examples="examples:\n  vpt demo\n  vpt demo --model ./my-model --device cuda --port 8000",
+    add_arguments=_add_arguments,
+    run=_run,
+)

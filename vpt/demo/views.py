@@ -1,0 +1,145 @@
+"""The pictures the demo shows of a trace: the photo with its regions, and what a call brought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from vpt.boxes import Box, rescale
+from vpt.errors import PromptError, VPTError
+from vpt.picture.album import Album, fitted
+from vpt.picture.heat import heat_over, score_map, seen_of_call
+from vpt.picture.lettering import INK, PAPER
+from vpt.picture.marks import draw_marks, marks_on
+from vpt.trace import CallRecord, Trace
+from vpt.wording import call_words
+
+ROOM_WH = (640, 640)
+
+# What a trace of another program or hand may provoke where its parts do not fit each other.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The pictures of a trace, with one call chosen.
+
+    Attributes:
+        photo: the given image that the call looks at, with all regions on it; ``None`` without
+            images.
+        number: of the chosen call, from 1; 0 for none.
+        crop: what it brought, if that is a picture.
+        heat: photo and score map over it, if it has scores.
+        ends: lowest and highest of these.
+    """
+
+    photo: Image.Image | None = None
+    number: int = 0
+    crop: Image.Image | None = None
+    heat: tuple[Image.Image, Image.Image] | None = None
+    ends: tuple[float, float] | None = None
+
+
+def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = None) -> Views:
+    """Draw the pictures of a trace that keeps its thumbnails.
+
+    Args:
+        trace: of a run, finished or not.
+        number: the call to show, from 1; by default the latest that brought something.
+        drawn_box: XYXY in pixels of the given image, marked on the photo by a dashed frame.
+
+    Raises:
+        PromptError: if the trace's parts do not fit each other.
+        VPTError: if it holds no pictures, or damaged ones.
+    """
+    try:
+        return _draw(trace, number, drawn_box)
+    except VPTError:
+        raise
+    except _MISFITS as exc:
+        raise PromptError(f"the trace cannot be drawn: {exc}") from exc
+
+
+def shown_calls(trace: Trace) -> list[tuple[str, int]]:
+    """What calls brought something, as words, each with its number."""
+    return [
+        (f"{number} · {call_words(call)}", number)
+        for number, call in enumerate(trace.calls, 1)
+        if _is_done(call)
+    ]
+
+
+def point_on_image(trace: Trace, point_xy: tuple[float, float]) -> tuple[float, float]:
+    """Turn a point of the shown photo, in its pixels, into one of the given image.
+
+    Raises:
+        PromptError: if the trace has no image.
+    """
+    if not trace.images:
+        raise PromptError("there is no picture to mark")
+    album = Album(trace, None)
+    shown_wh = fitted(album.given[0], ROOM_WH).size
+    x, y, _, _ = rescale((*point_xy, *point_xy), shown_wh, trace.images[0].size_wh)
+    return x, y
+
+
+def box_to_edit(trace: Trace) -> Box | None:
+    """The box of the first region, in pixels of the given image: where editing begins."""
+    boxes = (call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None)
+    return next(boxes, None)
+
+
+def _is_done(call: CallRecord) -> bool:
+    return call.outcome == "executed" and call.grid_hw is not None
+
+
+def _draw(trace: Trace, number: int | None, drawn_box: Box | None) -> Views:
+    album = Album(trace, None)
+    done = [n for _, n in shown_calls(trace)]
+    number = number if number in done else next(reversed(done), 0)
+    if not album.given:
+        return Views()
+    call = trace.calls[number - 1] if number else None
+    root = 0 if call is None else album.root(call.image)
+    photo = _photo(album, root, drawn_box)
+    if call is None:
+        return Views(photo)
+    if call.box_xyxy_px is not None:
+        return Views(photo, number, crop=fitted(album.brought(call), ROOM_WH))
+    return _heated(album, call, Views(photo, number))
+
+
+def _photo(album: Album, index: int, drawn_box: Box | None) -> Image.Image:
+    """A given image with its regions."""
+    size_wh = album.trace.images[index].size_wh
+    photo = fitted(album.given[index], ROOM_WH).copy()
+    draw_marks(photo, marks_on(album, index), size_wh, (0, 0, *photo.size))
+    if drawn_box is not None:
+        _dash(photo, rescale(drawn_box, size_wh, photo.size))
+    return photo
+
+
+def _dash(photo: Image.Image, box: Box, length: int = 9) -> None:
+    """A dashed frame that is seen on any ground."""
+    pen, (x0, y0, x1, y1) = ImageDraw.Draw(photo), map(round, box)
+    x1, y1 = max(x1 - 1, x0), max(y1 - 1, y0)
+    pen.rectangle((x0, y0, x1, y1), outline=PAPER, width=3)
+    for x in range(x0, x1, 2 * length):
+        for y in (y0, max(y1 - 2, y0)):
+            pen.rectangle((x, y, min(x + length, x1), y + 2), fill=INK)
+    for y in range(y0, y1, 2 * length):
+        for x in (x0, max(x1 - 2, x0)):
+            pen.rectangle((x, y, x + 2, min(y + length, y1)), fill=INK)
+
+
+def _heated(album: Album, call: CallRecord, views: Views) -> Views:
+    """The picture that a branch looked at, and its scores over it."""
+    picture = fitted(album.cut(call.image, album.frame(call.image)), ROOM_WH)
+    scores = score_map(call)
+    if scores is None:
+        return Views(views.photo, views.number, crop=picture)
+    size_wh = album.trace.images[call.image].size_wh
+    seen = rescale(seen_of_call(album.trace, call), size_wh, picture.size)
+    heated, low, high = heat_over(picture, scores, seen)
+    return Views(views.photo, views.number, heat=(picture, heated), ends=(low, high))

@@ -1,4 +1,4 @@
-"""The page, served once for each file of tests, by the embedded model and by one that writes on and on."""
+"""The page, served by the embedded model and by one that never stops writing, once per file."""
 
 import gc
 import shutil

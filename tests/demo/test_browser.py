@@ -45,6 +45,11 @@ class Visit:
         self.page.locator("input[type=file]").first.set_input_files(str(path))
         self.page.locator("[data-testid=image] img, .image-frame img").first.wait_for()
 
+    def replay(self, path):
+        with self.page.expect_file_chooser() as chooser:
+            self.button("Replay a trace").click()
+        chooser.value.set_files(str(path))
+
     def ask(self, question=QUESTION):
         self.question().fill(question)
         self.button("Ask").click()
@@ -200,7 +205,7 @@ def test_a_trace_is_downloaded_and_replayed(visit, picture, tmp_path, browser, u
     got.value.save_as(tmp_path / "trace.json")
     assert vpt.Trace.load(tmp_path / "trace.json").answer == "3"
     later = Visit(browser, url)
-    later.page.locator("input[type=file]").last.set_input_files(str(tmp_path / "trace.json"))
+    later.replay(tmp_path / "trace.json")
     expect(later.answer).to_have_value("3")
     expect(later.crop).to_be_visible()
     assert later.stream.inner_text() == visit.stream.inner_text()
@@ -220,7 +225,7 @@ def test_errors_are_words_on_the_page(visit, tmp_path):
     visit.page.reload()
     visit.button("Ask").wait_for()
     (tmp_path / "t.json").write_text(json.dumps({"version": 7}))
-    visit.page.locator("input[type=file]").last.set_input_files(str(tmp_path / "t.json"))
+    visit.replay(tmp_path / "t.json")
     expect(visit.toast).to_contain_text("expected a trace of version 1")
     assert "Traceback" not in visit.page.content()
 

@@ -23,6 +23,15 @@ def app_module():
     return app
 
 
+@pytest.fixture(scope="module", autouse=True)
+def closed_after():
+    """What gradio and its clients leave open is closed here, and not in somebody else's test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
 @pytest.fixture(scope="module")
 def serve(app_module):
     """Serves the page of a model; returns its address."""
@@ -42,7 +51,6 @@ def serve(app_module):
     for page in served:
         page.close()
     served.clear()
-    gc.collect()  # what gradio leaves open is closed now, where nobody minds
 
 
 @pytest.fixture(scope="session")

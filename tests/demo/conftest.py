@@ -1,5 +1,6 @@
 """The page, served by the embedded model and by one that never stops writing, once per file."""
 
+import asyncio
 import gc
 import shutil
 import warnings
@@ -25,8 +26,15 @@ def app_module():
 
 @pytest.fixture(scope="module", autouse=True)
 def closed_after():
-    """What gradio and its clients leave open is closed here, and not in somebody else's test."""
+    """What gradio and its clients leave open is closed here, and not in somebody else's test.
+
+    gradio asks for the event loop of the thread, which would make one that nobody closes.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     yield
+    asyncio.set_event_loop(None)
+    loop.close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gc.collect()

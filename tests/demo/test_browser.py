@@ -1,10 +1,13 @@
 """The page in a real browser, as a person uses it."""
 
+import base64
+import io
 import json
 import re
 import time
 
 import pytest
+from PIL import Image
 
 import vpt
 
@@ -85,6 +88,23 @@ def test_an_upload_and_a_question_bring_answer_box_and_crop(visit, picture):
     expect(visit.crop).to_be_visible()
     assert visit.size(visit.crop) == [640, 640]
     expect(visit.page.locator("#photo img")).to_be_visible()
+
+
+def test_a_picture_can_be_pasted(visit, picture, url):
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url.rstrip("/"))
+    buffer = io.BytesIO()
+    Image.open(picture).save(buffer, "PNG")
+    visit.page.evaluate(
+        """async base64 => {
+            const bytes = await (await fetch("data:image/png;base64," + base64)).blob();
+            await navigator.clipboard.write([new ClipboardItem({"image/png": bytes})]);
+        }""",
+        base64.b64encode(buffer.getvalue()).decode(),
+    )
+    visit.page.locator("button[aria-label='Paste from clipboard']").first.click()
+    visit.page.locator("[data-testid=image] img, .image-frame img").first.wait_for()
+    visit.ask()
+    expect(visit.answer).to_have_value("3")
 
 
 def test_a_click_on_an_example_is_enough(visit):

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
+import vpt
 from vpt import cli
 from vpt.building import tiny_model
 from vpt.config import load_config
@@ -44,6 +46,20 @@ def test_what_is_set_is_in_the_folder_and_nothing_else_changes(run, folder):
     assert (config.alignment, config.para_mask_id, config.para_mask_ratio) == (False, 2, 0.25)
 
 
+def test_pictures_can_be_read_in_more_tokens(run, folder):
+    runtime = vpt.load(str(folder), device="cpu")
+    old = runtime.processor.image_processor.size["longest_edge"]
+    assert run("set", folder, "--max-pixels", 784)[1] == f"max-pixels  {old} -> 784\n"
+    assert run("set", folder, "--max-pixels", 784)[1] == "max-pixels  784, as it was\n"
+    smallest = vpt.load(str(folder), device="cpu").processor.image_processor
+    assert smallest.size == {"shortest_edge": 784, "longest_edge": 784}
+    assert run("set", folder, "--max-pixels", 50176)[0] == 0
+    answer = vpt.load(str(folder), device="cpu").ask(
+        Image.new("RGB", (448, 448)), "?", max_new_tokens=1, perception="none"
+    )
+    assert answer.trace.images[0].num_tokens == 64
+
+
 def test_one_stage_follows_another(run, folder):
     assert run("set", folder, "--alignment", "on", "--mask", "none")[0] == 0
     assert load_config(str(folder)).alignment is True
@@ -70,7 +86,7 @@ def test_a_released_folder_becomes_one_that_llamafactory_loads(run, goldens, tmp
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "there is nothing to set; give --alignment, --mask or --mask-ratio"),
+        ([], 2, "there is nothing to set; give --alignment, --mask, --mask-ratio or --max-pixels"),
         (["--mask", "answer"], 2, "invalid choice: 'answer'"),
         (["--mask", "question", "--mask-ratio", "2"], 2, "expected a number from 0 to 1, got 2"),
         (["--mask-ratio", "0.5"], 2, "--mask-ratio needs a mask"),

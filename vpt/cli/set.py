@@ -1,4 +1,4 @@
-"""``vpt set``: how the model in a folder is trained next, where no YAML key can say it."""
+"""``vpt set``: how the model in a folder is trained next and sees, where no YAML key can say it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from vpt.cli.files import write_file
 from vpt.cli.model import quieten
-from vpt.cli.parser import Command, number
+from vpt.cli.parser import Command, number, whole_number
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
 
 MASKS = ("none", "question", "question+image")
 """What may be hidden from the final pass; the index is ``para_mask_id``."""
 
+_TOKEN_PX = 28
 _NAMES = {"alignment": "alignment", "para_mask_id": "mask", "para_mask_ratio": "mask-ratio"}
 
 
@@ -73,6 +74,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a VPT model, as saved")
     add_training_arguments(parser)
     parser.add_argument(
+        "--max-pixels",
+        type=whole_number(_TOKEN_PX**2),
+        metavar="N",
+        help="pixels that a picture or a crop is shrunk to, at most; 28x28 are one token",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="show library messages and tracebacks"
     )
 
@@ -80,11 +87,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _set(args: argparse.Namespace) -> None:
     """Check, write, and say what changed."""
     settings = training_settings(args)
-    if not settings:
-        raise PromptError("there is nothing to set; give --alignment, --mask or --mask-ratio")
+    if not settings and args.max_pixels is None:
+        raise PromptError(
+            "there is nothing to set; give --alignment, --mask, --mask-ratio or --max-pixels"
+        )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
     quieten(args)
+    if settings:
+        _set_training(args, settings)
+    if args.max_pixels is not None:
+        _set_max_pixels(args.folder, args.max_pixels)
+
+
+def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     from vpt.config import load_config
 
     config = load_config(str(args.folder))
@@ -97,6 +113,20 @@ def _set(args: argparse.Namespace) -> None:
         kept = new[name] == old[name]
         said = ", as it was" if kept else f" -> {_word(name, new[name])}"
         put(f"{_NAMES[name]:<11} {_word(name, old[name])}{said}")
+
+
+def _set_max_pixels(folder: Path, max_pixels: int) -> None:
+    from vpt.model_files import read_json
+    from vpt.processing import build_image_processor
+
+    file = folder / "preprocessor_config.json"
+    processor = build_image_processor(read_json(file))
+    old = processor.size["longest_edge"]  # the names are transformers'; both are pixels in all
+    smallest = min(processor.size["shortest_edge"], max_pixels)
+    processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    write_file(processor.save_pretrained, folder)
+    kept = ", as it was" if old == max_pixels else f" -> {max_pixels}"
+    put(f"{'max-pixels':<11} {old}{kept}")
 
 
 def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
@@ -122,8 +152,8 @@ def _word(name: str, value: Any) -> str:
 COMMAND = Command(
     help="say how a model is trained next",
     description=(
-        "Set what LLaMA-Factory's YAML has no key for, in config.json of a model folder.\n"
-        "Whether calls steer features (--alignment) also holds when the model is asked."
+        "Set what LLaMA-Factory's YAML has no key for, in a model folder.\n"
+        "--alignment and --max-pixels also hold when the model is asked."
     ),
     examples="example:\n  vpt set ./my-model --alignment off --mask question --mask-ratio 0.5",
     add_arguments=_add_arguments,

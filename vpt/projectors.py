@@ -87,7 +87,7 @@ class Projector(nn.Module):
             features: values ``[N, C]`` on a grid.
             condition: ``[condition_scale * D]`` control state(s), or ``None`` (alignment).
         """
-        projected = self._project_features(features)  # [N, D]
+        projected = self.project_features(features.values, features.grid_hw)  # [N, D]
         grid_hw = self.output_grid(features.grid_hw)
         if condition is None:
             return Projected(projected, None, grid_hw)
@@ -95,13 +95,20 @@ class Projector(nn.Module):
         scores = projected @ steer  # [N]
         return Projected(torch.addcmul(projected, scores[:, None], steer[None]), scores, grid_hw)
 
-    def _project_features(self, features: Features) -> Tensor:
-        values = features.values
+    def project_features(self, values: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """The stem alone, before any steering.
+
+        Args:
+            values: ``[..., h * w, C]``.
+            grid_hw: ``(h, w)``, row-major.
+
+        Returns:
+            ``[..., N, D]``.
+        """
         if self.stem == "identity":
             return values
         values = self.layernorm_feature(values.to(self.layernorm_feature.weight.dtype))
         if self.stem == "linear":
             return self.linear_feature(values)
-        h, w = features.grid_hw
-        maps = values.view(1, h, w, -1).permute(0, 3, 1, 2)  # [1, C, h, w]
-        return self.conv_feature(maps).flatten(2).transpose(1, 2).squeeze(0)
+        maps = values.transpose(-1, -2).unflatten(-1, grid_hw)  # [..., C, h, w]
+        return self.conv_feature(maps).flatten(-2).transpose(-1, -2)

@@ -62,7 +62,7 @@ def test_the_view_of_the_tower_is_the_tower(fresh):
 
 
 def test_views_are_seeded_by_their_number(tmp_path):
-    views = Views("tower", settings(tmp_path), "train", 4)
+    views = Views("tower", settings(tmp_path), "train")
     one, same, other = views[1], views[1], views[2]
     assert set(one) == {"pixels", "is_close", *HEADS}
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -94,12 +94,13 @@ def test_heads_count_something_and_nothing_apart():
 
 def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_encoder("dino", settings(whole))
-    train_encoder("dino", settings(broken))
+    for folder in (whole, broken):
+        train_encoder("tower", settings(folder))
+        train_encoder("dino", settings(folder))
     after_four = torch.load(broken / "dino.pt", weights_only=True)["trained"]
     code = (
         "import vpt.training.embedded.vision as v, os\n"
-        f"s = v.Settings({str(broken)!r}, steps={{'dino': 4}}, batch_size={{'dino': 4}}, "
+        f"s = v.Settings({str(broken)!r}, steps=dict(tower=4, dino=4), batch_size=dict(dino=4), "
         "num_workers=0, save_steps=2)\n"
         "real = v._save\n"
         "v._save = lambda *a: (real(*a), os._exit(9))\n"
@@ -120,10 +121,27 @@ def test_the_model_is_put_together_when_every_encoder_is_finished(tmp_path):
         wanted = settings(tmp_path, steps=dict.fromkeys(ENCODERS, num_steps))
         return [encoder for encoder in ENCODERS if is_finished(encoder, wanted)]
 
-    for encoder in ("dino", "sam"):
+    for encoder in ("tower", "sam"):
         train_encoder(encoder, settings(tmp_path, steps=dict.fromkeys(ENCODERS, 1)))
-    assert finished(1) == ["dino", "sam"]
+    assert finished(1) == ["tower", "sam"]
     assert finished(2) == []
+
+
+def test_branches_are_read_by_the_heads_of_the_tower(tmp_path):
+    chosen = settings(tmp_path)
+    with pytest.raises(ValueError, match="train it first \\(encoders=tower\\)"):
+        train_encoder("sam", chosen)
+    states = {}
+    for encoder in ("tower", "sam"):
+        train_encoder(encoder, chosen)
+        states[encoder] = torch.load(tmp_path / f"{encoder}.pt", weights_only=True)["trained"]
+    heads = [name for name in states["sam"] if name.startswith("heads.")]
+    assert heads
+    assert all(torch.equal(states["sam"][name], states["tower"][name]) for name in heads)
+    stem = "view.projector.conv_feature.weight"
+    assert not torch.equal(
+        states["sam"][stem], fresh_model(1)[0].projector("sam").conv_feature.weight
+    )
 
 
 def test_the_parts_make_a_model_that_answers(tmp_path):

@@ -65,7 +65,8 @@ def label_view(items: Iterable[Item], box: Box, num_cells: int, *, reads_fine: b
     shape = np.full((n, n), len(SHAPES))
     quarter = np.full((2 * n, 2 * n), len(COLORS))
     best = np.zeros((n, n))  # share of a small tile that a token shows
-    is_close = step < 50  # a crop of 3 cells shows 42 px per token, a first look 112
+    # A crop of 3 cells shows 42 px per token, a first look 112; so close, frames fill tokens, too.
+    is_close = step < 50
     for item in items:
         reads = not item.fine or (is_close if item.kind == "tag" else reads_fine)
         value = CONTENTS.index(item.value) if reads and item.kind != "thing" else len(CONTENTS) - 1
@@ -74,7 +75,7 @@ def label_view(items: Iterable[Item], box: Box, num_cells: int, *, reads_fine: b
             _label_place(quarter, item, box)
             continue
         inside = _covers(item.tile, xs, ys)
-        color[inside] = list(COLORS).index(item.color)
+        color[_covers(item.box if is_close else item.tile, xs, ys)] = list(COLORS).index(item.color)
         color[_touches(item.box, xs, ys, step) & ~_covers(item.box, xs, ys)] = IGNORE
         if item.kind == "thing":
             shape[inside] = SHAPES.index(item.value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,10 +30,12 @@ from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
+from vpt.projectors import Projector
 from vpt.training.embedded.shape import FIRST_LOOK_PX, fresh_model
 
 ENCODERS = ("tower", "dino", "sam")
 _VIEW_PX = {"tower": FIRST_LOOK_PX, "dino": 256, "sam": 256}
+_LABELS_PER_SIDE = {"tower": FIRST_LOOK_PX // 28, "dino": 16, "sam": 4}
 _FIRST_DIGIT = CONTENTS.index("0")
 _FEATURE_STD = 0.5  # of the tower's tokens in the end: about that of word embeddings
 
@@ -74,14 +76,13 @@ class Views(Dataset[dict[str, Tensor]]):
         encoder: one of ``ENCODERS``.
         settings: of the run.
         split: ``"train"`` or ``"heldout"``.
-        num_cells: labels along a side of a view.
     """
 
-    def __init__(self, encoder: str, settings: Settings, split: str, num_cells: int) -> None:
+    def __init__(self, encoder: str, settings: Settings, split: str) -> None:
         self.encoder = encoder
         self.settings = settings
         self.split = split
-        self.num_cells = num_cells
+        self.num_cells = _LABELS_PER_SIDE[encoder]
 
     def __len__(self) -> int:
         return self.settings.steps[self.encoder]
@@ -149,17 +150,17 @@ class DenseHeads(nn.Module):
 
     Args:
         feature_dim: width of the features.
+        names: which of ``HEADS``.
     """
 
-    def __init__(self, feature_dim: int) -> None:
+    def __init__(self, feature_dim: int, names: Iterable[str] = HEADS) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(feature_dim)
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.Linear(feature_dim, 4 * (size // 4 + 1) if name == "tag" else size + 1)
-                for name, size in HEADS.items()
-            }
-        )
+        self.heads = nn.ModuleDict()
+        for name in names:
+            size = HEADS[name]
+            num_classes = 4 * (size // 4 + 1) if name == "tag" else size + 1
+            self.heads[name] = nn.Linear(feature_dim, num_classes)
 
     def forward(
         self, features: Tensor, batch: Mapping[str, Tensor]
@@ -269,26 +270,30 @@ def _turned(x: Tensor) -> Tensor:
 
 
 class BranchView(nn.Module):
-    """A branch's encoder on square views.
+    """A branch on square views: its encoder, and its projector without a condition.
 
     Args:
         branch: DINO or SAM.
+        projector: of the branch.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, branch: Any) -> None:
+    def __init__(self, branch: Any, projector: Projector) -> None:
         super().__init__()
         self.branch = branch
+        self.projector = projector
         settings = branch.preprocess_config
         self.register_buffer("mean", torch.tensor(settings["image_mean"]) * 255)
         self.register_buffer("std", torch.tensor(settings["image_std"]) * 255)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[B, V, V, 3]`` -> ``[B, h * w, C]``."""
+        """uint8 ``[B, V, V, 3]`` -> ``[B, N, D]``."""
         values = ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-        return torch.stack([features.values for features in self.branch.encode(values)])
+        features = self.branch.encode(values)
+        stacked = torch.stack([one.values for one in features])  # [B, h * w, C]
+        return self.projector.project_features(stacked, features[0].grid_hw)
 
 
 def whiten_patches(weight: Tensor, patches: Tensor, generator: torch.Generator) -> None:
@@ -319,18 +324,25 @@ def whiten_patches(weight: Tensor, patches: Tensor, generator: torch.Generator) 
 def train_encoder(encoder: str, settings: Settings) -> None:
     """Train one encoder, or go on where it was stopped.
 
+    A branch is trained together with its projector, and read by the heads of the tower as they
+    are: what the language model learns to read from one, it can then read from all.
+
     Args:
         encoder: one of ``ENCODERS``.
         settings: of the run.
+
+    Raises:
+        ValueError: for a branch, before the tower is trained.
     """
     torch.manual_seed(settings.seed)
     model, processor = fresh_model(settings.seed)
-    view, feature_dim, num_cells = _view_of(encoder, model, processor)
-    heads = DenseHeads(feature_dim)
-    views = Views(encoder, settings, "train", num_cells)
+    view = _view_of(encoder, model, processor)
+    width = model.config.text_config.hidden_size
+    heads = DenseHeads(width) if encoder == "tower" else _heads_of_tower(width, settings)
+    views = Views(encoder, settings, "train")
     _whiten(encoder, view, views[0]["pixels"], settings.seed)
     trained = nn.ModuleDict({"view": view, "heads": heads})
-    parameters = list(trained.parameters())
+    parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
             {
@@ -356,8 +368,7 @@ def train_encoder(encoder: str, settings: Settings) -> None:
     bar = tqdm(batches, desc=encoder, initial=first, total=len(views), mininterval=10)
     mean: dict[str, float] = {}
     for step, batch in enumerate(cast(Iterator[dict[str, Tensor]], bar), first + 1):
-        features = view(batch["pixels"])
-        loss, right = heads(_pooled(features, num_cells), batch)
+        loss, right = heads(view(batch["pixels"]), batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -372,25 +383,22 @@ def train_encoder(encoder: str, settings: Settings) -> None:
 
 def _view_of(
     encoder: str, model: VPTForConditionalGeneration, processor: VPTProcessor
-) -> tuple[nn.Module, int, int]:
-    """The encoder as a module over views, its width, and how many labels along a side it has."""
+) -> TowerView | BranchView:
     if encoder == "tower":
-        return (
-            TowerView(model, processor),
-            model.config.text_config.hidden_size,
-            FIRST_LOOK_PX // 28,
+        return TowerView(model, processor)
+    return BranchView(model.branches[encoder], model.projector(encoder))
+
+
+def _heads_of_tower(width: int, settings: Settings) -> DenseHeads:
+    """The tower's heads, frozen; not those for tags, whose places depend on the size of a token."""
+    if not is_finished("tower", settings):
+        raise ValueError(
+            "the branches are read by the heads of the tower: train it first (encoders=tower)"
         )
-    branch: Any = model.branches[encoder]
-    return BranchView(branch), branch.feature_dim, 8
-
-
-def _pooled(features: Tensor, num_cells: int) -> Tensor:
-    """Average features ``[B, h * w, C]`` on a finer grid to ``[B, n * n, C]``."""
-    side = math.isqrt(features.shape[1])
-    if side == num_cells:
-        return features
-    maps = features.transpose(1, 2).unflatten(2, (side, side))
-    return F.adaptive_avg_pool2d(maps, num_cells).flatten(2).transpose(1, 2)
+    heads = DenseHeads(width, [name for name in HEADS if name != "tag"])
+    state = torch.load(Path(settings.output_dir) / "tower.pt", weights_only=True)["trained"]
+    heads.load_state_dict({name: state[f"heads.{name}"] for name in heads.state_dict()})
+    return heads.requires_grad_(False)
 
 
 def _whiten(encoder: str, view: Any, pixels: Tensor, seed: int) -> None:
@@ -457,15 +465,15 @@ def is_finished(encoder: str, settings: Settings) -> bool:
 def put_together(settings: Settings) -> None:
     """Make a model folder of the trained encoders.
 
-    The tower's last layer is shifted and scaled so that its tokens are centred, with the spread of
-    word embeddings: the language model starts from there.
+    The last layers are shifted and scaled so that the tower's tokens are centred, with the spread
+    of word embeddings: the language model starts from there.
 
     Args:
         settings: of the run.
     """
     model, processor = fresh_model(settings.seed)
     for encoder in ENCODERS:
-        view, _, _ = _view_of(encoder, model, processor)
+        view = _view_of(encoder, model, processor)
         state = torch.load(Path(settings.output_dir) / f"{encoder}.pt", weights_only=True)
         weights = {
             name.removeprefix("view."): value
@@ -474,14 +482,16 @@ def put_together(settings: Settings) -> None:
         }
         view.load_state_dict(weights)
     tower = TowerView(model, processor)
-    pixels = Views("tower", settings, "train", FIRST_LOOK_PX // 28)[0]["pixels"]
+    pixels = Views("tower", settings, "train")[0]["pixels"]
+    last_layers: list[Any] = [model.model.visual.merger.mlp[2]]
+    last_layers += [model.projector("dino").linear_feature, model.projector("sam").conv_feature]
     with torch.no_grad():
         tokens = tower(pixels).flatten(0, 1)
         center = tokens.mean(0)
         scale = _FEATURE_STD / (tokens - center).std()
-        last: Any = model.model.visual.merger.mlp[2]
-        last.bias.sub_(center).mul_(scale)
-        last.weight.mul_(scale)
+        for last in last_layers:
+            last.bias.sub_(center).mul_(scale)
+            last.weight.mul_(scale)
     model.save_pretrained(settings.output_dir)
     processor.save_pretrained(settings.output_dir)
 
@@ -525,10 +535,10 @@ def main() -> None:
     args = parser.parse_args()
     try:
         settings = read_settings(args.config, args.overrides)
-    except (OSError, ValueError) as exc:
+        for encoder in settings.encoders:
+            train_encoder(encoder, settings)
+    except ValueError as exc:
         parser.error(str(exc))
-    for encoder in settings.encoders:
-        train_encoder(encoder, settings)
     if unfinished := [encoder for encoder in ENCODERS if not is_finished(encoder, settings)]:
         tqdm.write(f"still to train: {', '.join(unfinished)}")
         return

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vpt.config import VPTConfig
     from vpt.controller import (
         CallEvent,
+        ContentEvent,
         Request,
         ResultEvent,
         StopEvent,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "CallEvent",
+    "ContentEvent",
     "Request",
     "ResultEvent",
     "Runtime",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     "Answer": "vpt.runtime",
     "CallEvent": "vpt.controller",
+    "ContentEvent": "vpt.controller",
     "Request": "vpt.controller",
     "ResultEvent": "vpt.controller",
     "Runtime": "vpt.runtime",

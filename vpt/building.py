@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from vpt.checkpoint import check_account, saying
+from vpt.checkpoint import check_account, read_model, saying
 from vpt.config import VPTConfig
 from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
@@ -19,11 +20,13 @@ from vpt.processing import VPTProcessor, build_image_processor
 from vpt.tokens import (
     BRANCH_TOKENS,
     IMAGE_PAD,
+    NO_CONTENT,
     RELEASED_GRID_SIZE,
     TURN_END,
     TURN_START,
     VISION_END,
     VISION_START,
+    ContentTokens,
     branches_named,
     perception_tokens,
 )
@@ -55,6 +58,7 @@ def build_from_base(
     *,
     encoders: Mapping[str, str] | None = None,
     grid_size: int = RELEASED_GRID_SIZE,
+    content: ContentTokens = NO_CONTENT,
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
@@ -69,6 +73,7 @@ def build_from_base(
         encoders: name -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
             by default the released choice.
         grid_size: cells per side of the region grid.
+        content: what it shall write by itself.
         dtype: of the weights; ``"auto"`` for the base model's.
         seed: of everything drawn.
 
@@ -89,11 +94,9 @@ def build_from_base(
     encoder_branches = {
         name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
     }
-    add_perception_tokens(processor.tokenizer, wanted, grid_size)
-    # Qwen2-VL has more rows than tokens; shrink never, grow only if the new ones do not fit.
-    if len(processor.tokenizer) > llm.get_input_embeddings().num_embeddings:
-        llm.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
-    config = vpt_config(llm.config, processor.tokenizer, wanted, grid_size)
+    add_perception_tokens(processor.tokenizer, wanted, grid_size, content)
+    _make_room(llm, processor.tokenizer, seed)
+    config = vpt_config(llm.config, processor.tokenizer, wanted, grid_size, content)
     for name, branch in encoder_branches.items():
         config.branch_configs[name] = {
             "encoder": branch.encoder.config.to_dict(),
@@ -108,21 +111,83 @@ def build_from_base(
         raise CheckpointError(f"the base model {base} does not have the weights of a Qwen2-VL")
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
-    _draw_new_embeddings(model, processor.tokenizer, wanted, grid_size, seed)
+    special, ordinary = perception_tokens(wanted, grid_size, content)
+    _draw_new_embeddings(model, processor.tokenizer, [*special, *ordinary], seed)
     return model.eval(), processor
+
+
+def add_content(
+    source: str, content: ContentTokens, *, dtype: str | torch.dtype = "auto", seed: int = 0
+) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
+    """Give a VPT model the tokens of perception content that it lacks; all else stays as it is.
+
+    Args:
+        source: folder or hub id of a VPT model.
+        content: what it shall write by itself, beside what it writes already.
+        dtype: of the weights; ``"auto"`` for the stored one.
+        seed: of the new embedding rows, drawn as those of :func:`build_from_base`.
+
+    Raises:
+        CheckpointError: if it cannot be loaded, writes that already, or in other sizes.
+    """
+    if _model_type(source) == "qwen2_vl":
+        raise CheckpointError(
+            f"the base model {source} is a plain Qwen2-VL; name branches, or an empty list of "
+            "them, to make a VPT model of it"
+        )
+    model = read_model(source, dtype=dtype)
+    processor = VPTProcessor.from_pretrained(source)
+    config = model.config
+    old = config.content_tokens
+    if known := [kind for kind in content.kinds if kind in old.kinds]:
+        raise CheckpointError(f"{source} has the tokens of {', '.join(known)} already")
+    sizes = {"depth": ("num_codes", "num_cells"), "boxes": ("num_pixels",)}
+    kept = {name: getattr(old, name) for kind in old.kinds for name in sizes[kind]}
+    whole = dataclasses.replace(content, kinds=(*old.kinds, *content.kinds), **kept)
+    vocab = processor.tokenizer.get_vocab()
+    new = [token for token in whole.tokens if token not in vocab]
+    processor.tokenizer.add_tokens(new)
+    _make_room(model, processor.tokenizer, seed)
+    for name, value in _content_settings(whole).items():
+        setattr(config, name, value)
+    if new:
+        _draw_new_embeddings(model, processor.tokenizer, new, seed)
+    return model.eval(), processor
+
+
+def _make_room(model: Any, tokenizer: Any, seed: int) -> None:
+    """Rows for all tokens: Qwen2-VL has more than tokens; shrink never, grow only if need be."""
+    if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # rows that stay without a token are drawn too
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+
+
+def _content_settings(content: ContentTokens) -> dict[str, Any]:
+    """Fields of the configuration that record perception content."""
+    return {
+        "perception_content": list(content.kinds),
+        "depth_num_codes": content.num_codes,
+        "depth_num_cells": content.num_cells,
+        "box_num_pixels": content.num_pixels,
+    }
 
 
 def _check_base(base: str) -> None:
     """A VPT model, say, would load with most of its weights drawn anew: refuse it."""
+    if (model_type := _model_type(base)) != "qwen2_vl":
+        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
+
+
+def _model_type(base: str) -> Any:
     try:
         file = find_file(base, "config.json")
         if file is None:
             raise CheckpointError("it has no config.json, or the hub did not give it")
-        model_type = read_json(file).get("model_type")
+        return read_json(file).get("model_type")
     except CheckpointError as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
-    if model_type != "qwen2_vl":
-        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
 
 
 def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
@@ -136,16 +201,22 @@ def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
         return SamBranch.from_pretrained(source, dtype=dtype)
 
 
-def add_perception_tokens(tokenizer: Any, branches: Iterable[str], grid_size: int) -> int:
+def add_perception_tokens(
+    tokenizer: Any, branches: Iterable[str], grid_size: int, content: ContentTokens = NO_CONTENT
+) -> int:
     """Add the tokens that are not there yet; returns how many that were."""
-    special, ordinary = perception_tokens(branches, grid_size)
+    special, ordinary = perception_tokens(branches, grid_size, content)
     known = tokenizer.get_vocab()
     added = tokenizer.add_tokens([t for t in special if t not in known], special_tokens=True)
     return added + tokenizer.add_tokens([t for t in ordinary if t not in known])
 
 
 def vpt_config(
-    base: Any, tokenizer: Any, branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+    base: Any,
+    tokenizer: Any,
+    branches: Iterable[str],
+    grid_size: int = RELEASED_GRID_SIZE,
+    content: ContentTokens = NO_CONTENT,
 ) -> VPTConfig:
     """Configuration of a VPT model on a base Qwen2-VL configuration.
 
@@ -154,10 +225,11 @@ def vpt_config(
         tokenizer: with the perception tokens in it.
         branches: keys of ``BRANCH_TOKENS``.
         grid_size: cells per side of the region grid.
+        content: what the model writes by itself.
     """
     ids = tokenizer.get_vocab()
     rows = [BRANCH_TOKENS[branch] for branch in branches]
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = _content_settings(content)
     for row in rows:
         settings[f"{row.released}_image_token_id"] = ids[row.pad]
         settings[f"{row.released}_action_id"] = ids[row.action]
@@ -175,15 +247,11 @@ def vpt_config(
 
 
 def _draw_new_embeddings(
-    model: VPTForConditionalGeneration,
-    tokenizer: Any,
-    branches: Iterable[str],
-    grid_size: int,
-    seed: int,
+    model: VPTForConditionalGeneration, tokenizer: Any, tokens: list[str], seed: int
 ) -> None:
+    """Draw rows for tokens around the mean of those in front of them, as spread as these are."""
     generator = torch.Generator().manual_seed(seed)
-    special, ordinary = perception_tokens(branches, grid_size)
-    rows = tokenizer.convert_tokens_to_ids([*special, *ordinary])
+    rows = tokenizer.convert_tokens_to_ids(tokens)
     old = min(rows)
     tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.lm_head)}
     for weight in tables.values():
@@ -244,6 +312,7 @@ def tiny_model(
     num_layers: int = 2,
     max_pixels: int = 28 * 28 * 256,
     tie_word_embeddings: bool = False,
+    content: ContentTokens = NO_CONTENT,
     **text_settings: Any,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """A small model with random weights, the same for the same arguments.
@@ -255,13 +324,14 @@ def tiny_model(
         num_layers: of the LLM.
         max_pixels: of an image before the tower.
         tie_word_embeddings: whether the head is the embedding table.
+        content: what it writes by itself.
         **text_settings: other fields of ``Qwen2VLTextConfig``.
     """
     from transformers import Qwen2VLConfig
 
     wanted = branches_named(branches)
     tokenizer = byte_tokenizer()
-    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE)
+    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content)
     ids = tokenizer.get_vocab()
     head_dim = hidden_size // 4
     text = {
@@ -291,7 +361,7 @@ def tiny_model(
         vision_end_token_id=ids[VISION_END],
         tie_word_embeddings=tie_word_embeddings,
     )
-    config = vpt_config(base, tokenizer, wanted)
+    config = vpt_config(base, tokenizer, wanted, content=content)
     for name, encoder in (("dino", TINY_DINO), ("sam", TINY_SAM)):
         config.branch_configs[name] = {"encoder": encoder, "preprocess": TINY_PREPROCESS[name]}
     with torch.random.fork_rng(devices=[]):

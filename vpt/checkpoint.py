@@ -60,10 +60,26 @@ def load_model(
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
     """
-    config = load_config(path_or_id, **hub_kwargs)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device.type == "cpu":
         dtype = torch.float32
+    return read_model(path_or_id, dtype=dtype, **hub_kwargs).to(device).eval()
+
+
+def read_model(
+    path_or_id: str, *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
+) -> VPTForConditionalGeneration:
+    """Read a VPT model as it is stored, to be asked, changed or trained.
+
+    Args:
+        path_or_id: folder or hub id, in the released format or our own.
+        dtype: of the weights; ``"auto"`` for the stored one.
+        **hub_kwargs: as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if the folder or a weight is missing, or a weight is unknown.
+    """
+    config = load_config(path_or_id, **hub_kwargs)
     with saying(f"cannot make a model of {path_or_id}"):
         model, account = VPTForConditionalGeneration.from_pretrained(
             path_or_id,
@@ -74,7 +90,7 @@ def load_model(
             **hub_kwargs,
         )
     check_account(path_or_id, account)
-    return model.to(device).eval()
+    return model
 
 
 def check_account(path_or_id: str, account: dict[str, Any]) -> None:

@@ -15,7 +15,15 @@ from transformers import AutoConfig, Qwen2VLConfig
 from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
 from vpt.shim import KeepsOwnShim, auto_map, write_shim
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    ENCODER_TO_BRANCH,
+    RELEASED_DEPTH_CELLS,
+    RELEASED_DEPTH_CODES,
+    RELEASED_GRID_SIZE,
+    RELEASED_PIXELS,
+    ContentTokens,
+)
 
 SIDE_FILES = {
     "dino": ("dinov2_config.json", "dinov2_preprocessor_config.json"),
@@ -33,6 +41,12 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
             DINOv2 or SAM vision configuration as a dict. Branches not named here have the
             released encoders (DINOv2-large, SAM ViT-L).
         grid_size: cells per side of the region grid.
+        perception_content: what the model writes by itself, out of ``depth``, ``boxes``; the ids
+            of the tokens are found in the tokenizer.
+        depth_num_codes: of the codebook of its depth maps.
+        depth_num_cells: codes of a depth map.
+        box_num_pixels: side of the image in which its boxes lie.
+        depth_tokenizer: folder or file of the depth tokenizer, relative to the model's folder.
         image_resolution: longer side, in pixels, to which images are shrunk before the tower and
             DINOv2, as LLaMA-Factory did for the released models; ``None`` for no such limit.
             Crops are cut from the image as given, and shrunk after.
@@ -65,6 +79,11 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
     projector_scale: int = 1
     alignment: bool = False
     grid_size: int = RELEASED_GRID_SIZE
+    perception_content: Any = None  # list of kinds; a comma-separated string is read too
+    depth_num_codes: int = RELEASED_DEPTH_CODES
+    depth_num_cells: int = RELEASED_DEPTH_CELLS
+    box_num_pixels: int = RELEASED_PIXELS
+    depth_tokenizer: str = "depth_tokenizer"
     image_resolution: int | None = 512
     seg_image_resolution: int | None = 1024
     vision_encoder_ls: Any = None  # list of names; a comma-separated string is read too
@@ -74,6 +93,8 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
         names = self.vision_encoder_ls or []
         self.vision_encoder_ls = names.split(",") if isinstance(names, str) else list(names)
         self.branch_configs = dict(self.branch_configs or {})
+        kinds = self.perception_content or []
+        self.perception_content = kinds.split(",") if isinstance(kinds, str) else list(kinds)
         super().__post_init__(**kwargs)
         text = self.text_config
         if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
@@ -82,6 +103,7 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
         self._check()
 
     def _check(self) -> None:
+        _ = self.content_tokens  # checks itself
         if unknown := [n for n in self.vision_encoder_ls if n not in ENCODER_TO_BRANCH]:
             raise CheckpointError(
                 f"unknown branch {unknown[0]!r} in vision_encoder_ls; "
@@ -114,6 +136,16 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
     def branches(self) -> tuple[str, ...]:
         """Re-encoding branches of this model, keys of ``BRANCH_TOKENS``, in table order."""
         return tuple(b for b, row in BRANCH_TOKENS.items() if row.encoder in self.vision_encoder_ls)
+
+    @property
+    def content_tokens(self) -> ContentTokens:
+        """Perception content of this model.
+
+        Raises:
+            CheckpointError: if a kind is unknown or a size impossible.
+        """
+        sizes = (self.depth_num_codes, self.depth_num_cells, self.box_num_pixels)
+        return ContentTokens(tuple(self.perception_content), *sizes)
 
     def max_side(self, branch: str) -> int | None:
         """Longer side to which images are shrunk before a branch."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
+from vpt.content import parse_content, record_content
 from vpt.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
 from vpt.engine import LookResult
 from vpt.errors import PromptError, RegionError
@@ -24,6 +25,7 @@ from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProce
 from vpt.tokens import (
     BRANCH_TOKENS,
     LOOK_AT,
+    NO_CONTENT,
     TURN_END,
     PerceptionCall,
     Vocabulary,
@@ -33,7 +35,7 @@ from vpt.tokens import (
     parse_turn,
     split_symbols,
 )
-from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
+from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
 
 REPLACED_LOOKS = ("blank", "random")
 _BLANK_RGB = (127, 127, 127)
@@ -152,13 +154,20 @@ class ResultEvent:
 
 
 @dataclass(frozen=True)
+class ContentEvent:
+    """The turn that has ended holds this depth map or these boxes, which the model wrote itself."""
+
+    content: ContentRecord
+
+
+@dataclass(frozen=True)
 class StopEvent:
     """The run has ended; ``trace`` is its whole record."""
 
     trace: Trace
 
 
-Event = TokenEvent | CallEvent | ResultEvent | StopEvent
+Event = TokenEvent | ContentEvent | CallEvent | ResultEvent | StopEvent
 Conversation = Generator[Append | Event, Step | None, None]
 
 
@@ -189,6 +198,9 @@ class _Loop:
         self.grammar = PerceptionGrammar(vocabulary)
         available = vocabulary.branches if request.images else ()
         self.permitted = branches_of_mode(request.perception, available)
+        writes = bool(request.images) and request.perception != "none"
+        self.content = vocabulary.content.kinds if writes else ()
+        self.expected = vocabulary.content if request.images else NO_CONTENT
         self.forced = request.perception not in ("auto", "none") and request.max_calls > 0
         self.prescribed = self._prescribed_ids()  # tokens of the first turn that are not chosen
         self.images = list(request.images)
@@ -220,6 +232,9 @@ class _Loop:
                 "grid_size": vocabulary.grid_size,
             },
         )
+        if vocabulary.content.kinds:
+            self.trace.settings["num_pixels"] = vocabulary.content.num_pixels
+            self.trace.settings["num_cells"] = vocabulary.content.num_cells
         for image in self.images:
             self.trace.add_image(image)
 
@@ -231,7 +246,10 @@ class _Loop:
         calls: list[CallRecord] = []
         while True:
             turn_ids, ended = yield from self._write_turn(pieces, calls)
+            first = len(self.trace.content)
             wanted = self._close_turn(turn_ids)
+            for content in self.trace.content[first:]:
+                yield ContentEvent(content)
             reason = self._reason_to_stop(wanted, ended)
             calls = [self._record(call, turn_ids, reason) for call in wanted]
             for call in calls:
@@ -299,9 +317,9 @@ class _Loop:
         if not self.request.constrain:
             return None
         if self.no_more_calls or self.num_rounds >= self.request.max_calls:
-            return self.grammar.rule(state, ())
+            return self.grammar.rule(state, self.content)
         must_call = self.forced and num_written == 0 and self.num_rounds == 0
-        return self.grammar.rule(state, self.permitted, must_call)
+        return self.grammar.rule(state, (*self.permitted, *self.content), must_call)
 
     def _reason_to_stop(self, calls: Sequence[PerceptionCall], ended: bool) -> str:
         """Why the run ends with this turn; empty if it goes on."""
@@ -449,9 +467,15 @@ class _Loop:
         """Record a finished turn; returns the calls in it that this model can make."""
         turn = len(self.trace.turns)
         self.trace.turns.append(self._raw(turn_ids))
-        self.trace.answer = self._readable(turn_ids).strip()
-        parsed = parse_turn(self.vocabulary.symbols(turn_ids), self.vocabulary.grid_size)
-        for bad in parsed.malformed:
+        symbols = self.vocabulary.symbols(turn_ids)
+        parsed = parse_turn(symbols, self.vocabulary.grid_size)
+        written = parse_content(symbols, self.expected)
+        behind = self._readable(turn_ids[written.answer_start :]).strip()
+        self.trace.answer = behind or self._readable(turn_ids).strip()
+        first_token, source = len(self.trace.tokens) - len(turn_ids), self._image_looked_at()
+        for span in written.spans:
+            record_content(self.trace, span, first_token, source, self.vocabulary.content)
+        for bad in sorted((*parsed.malformed, *written.malformed), key=lambda bad: bad.start):
             text = self._raw(turn_ids[bad.start : bad.end])
             self.trace.malformed.append(MalformedRecord(text, turn, bad.reason))
         calls = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from transformers import LogitsProcessor
 
 from vpt.tokens import (
     BRANCH_TOKENS,
+    DEPTH_END,
+    DEPTH_START,
     IMAGE_PAD,
     REGION_END,
     REGION_START,
@@ -26,7 +29,10 @@ from vpt.tokens import (
     VISION_START,
     Vocabulary,
     coordinate_tokens,
+    depth_tokens,
+    is_content,
     is_coordinate,
+    pixel_tokens,
 )
 
 
@@ -59,7 +65,7 @@ class TokenRule:
         return logits
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids as a tensor, made once: rules are few and come again with every token."""
     return torch.tensor(ids, device=device)
@@ -72,10 +78,14 @@ class TurnState:
     Attributes:
         name: a state of :class:`PerceptionGrammar`.
         num_regions: regions written in this turn.
+        num_written: codes of the depth map, or coordinates of the box, that is being written.
+        corner: ``(x, y)`` of the box that is being written, as far as they are there.
     """
 
     name: str = "free"
     num_regions: int = 0
+    num_written: int = 0
+    corner: tuple[int, ...] = ()
 
 
 class PerceptionGrammar:
@@ -83,7 +93,11 @@ class PerceptionGrammar:
 
     A region is start, ``x y``, optionally a second ``x y``, end; behind it only a further region
     or the end of the turn may come. Behind a branch's start token come its action and end tokens
-    and the end of the turn, and nothing else. Elsewhere text is free.
+    and the end of the turn, and nothing else. A depth map is start, all its codes, end; a box is
+    four pixels: left, top, then right and bottom that are no smaller; behind either text goes on.
+    Elsewhere text is free.
+
+    What may come next is found in constant time, however long the turn is.
 
     Args:
         vocabulary: ids of the control tokens.
@@ -109,6 +123,22 @@ class PerceptionGrammar:
                 self._forced[ids[row.start]] = ids[row.action]
                 self._forced[ids[row.action]] = ids[row.end]
                 self._forced[ids[row.end]] = self._turn_end
+        self._read_content()
+        self._rules: dict[tuple[Any, ...], TokenRule] = {}  # made once, they come again
+
+    def _read_content(self) -> None:
+        """Ids of depth maps and boxes; none of what this model does not write."""
+        ids, content = self.vocabulary.ids, self.vocabulary.content
+        self._depth_start = self._depth_end = -1
+        self._codes: dict[int, int] = {}  # id -> code
+        self._pixels: dict[int, int] = {}  # id -> pixel, in ascending order
+        if "depth" in content.kinds:
+            self._depth_start, self._depth_end = ids[DEPTH_START], ids[DEPTH_END]
+            codes = depth_tokens(content.num_codes)[2:]
+            self._codes = {ids[token]: code for code, token in enumerate(codes)}
+        if "boxes" in content.kinds:
+            pixels = pixel_tokens(content.num_pixels)
+            self._pixels = {ids[token]: pixel for pixel, token in enumerate(pixels)}
 
     @cached_property
     def _controls(self) -> tuple[int, ...]:
@@ -116,7 +146,7 @@ class PerceptionGrammar:
         ids = self.vocabulary.ids
         names = [IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, REGION_START, REGION_END]
         controls = {ids[name] for name in names if name in ids}
-        controls |= {i for token, i in ids.items() if is_coordinate(token)}
+        controls |= {i for token, i in ids.items() if is_coordinate(token) or is_content(token)}
         for row in BRANCH_TOKENS.values():
             controls |= {ids[token] for token in row.tokens if token in ids}
         return tuple(sorted(controls))
@@ -128,18 +158,33 @@ class PerceptionGrammar:
 
         Args:
             state: where the turn stands.
-            permitted: branches that may be called now (``"crop"`` for regions).
+            permitted: branches that may be called now (``"crop"`` for regions), and kinds of
+                content that may be written.
             must_call: in free text, permit nothing but a call.
         """
         if state.name == "free":
-            openers = tuple(self.vocabulary.opener(branch) for branch in permitted)
-            if must_call and openers:
-                return TokenRule(only=openers)
-            banned = tuple(i for i in self._controls if i not in openers)
-            return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
-        if state.name == "after_region":
-            more = state.num_regions < self.max_regions and "crop" in permitted
-            return TokenRule(only=(self._region_start, self._turn_end)[0 if more else 1 :])
+            key: tuple[Any, ...] = ("free", tuple(permitted), must_call)
+        elif state.name == "after_region":
+            key = ("after_region", state.num_regions < self.max_regions and "crop" in permitted)
+        elif state.name == "depth":
+            key = ("depth", state.num_written < self.vocabulary.content.num_cells)
+        elif state.name == "box":
+            key = ("box", state.corner[state.num_written - 2] if state.num_written > 1 else 0)
+        else:
+            key = (state.name,)
+        if (rule := self._rules.get(key)) is None:
+            rule = self._rules[key] = self._make_rule(*key)
+        return rule
+
+    def _make_rule(self, name: str, *given: Any) -> TokenRule:
+        if name == "free":
+            return self._free_rule(*given)
+        if name == "after_region":
+            return TokenRule(only=(self._region_start, self._turn_end)[0 if given[0] else 1 :])
+        if name == "depth":
+            return TokenRule(only=tuple(self._codes) if given[0] else (self._depth_end,))
+        if name == "box":
+            return TokenRule(only=tuple(self._pixels)[given[0] :])
         only = {
             "x1": self._x,
             "y1": self._y,
@@ -147,9 +192,22 @@ class PerceptionGrammar:
             "y2": self._y,
             "end": (self._region_end,),
         }
-        if state.name in only:
-            return TokenRule(only=only[state.name])
-        return TokenRule(only=(int(state.name.removeprefix("forced:")),))
+        if name in only:
+            return TokenRule(only=only[name])
+        return TokenRule(only=(int(name.removeprefix("forced:")),))
+
+    def _free_rule(self, permitted: Sequence[str], must_call: bool) -> TokenRule:
+        branches = [one for one in permitted if one in self.vocabulary.branches]
+        openers = tuple(self.vocabulary.opener(branch) for branch in branches)
+        if must_call and openers:
+            return TokenRule(only=openers)
+        allowed = set(openers)
+        if "depth" in permitted:
+            allowed.add(self._depth_start)
+        if "boxes" in permitted:
+            allowed.update(self._pixels)
+        banned = tuple(i for i in self._controls if i not in allowed)
+        return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
 
     def advance(self, state: TurnState, token_id: int) -> TurnState:
         """State behind ``token_id``. Tokens that break the grammar lead back to free text."""
@@ -157,6 +215,12 @@ class PerceptionGrammar:
             return TurnState("x1", state.num_regions)
         if token_id in self._forced:
             return TurnState(f"forced:{self._forced[token_id]}", state.num_regions)
+        if token_id == self._depth_start:
+            return TurnState("depth", state.num_regions)
+        if token_id in self._codes:
+            return self._behind_code(state)
+        if token_id in self._pixels:
+            return self._behind_pixel(state, self._pixels[token_id])
         follows = {
             "x1": (self._x, "y1"),
             "y1": (self._y, "x2_or_end"),
@@ -168,14 +232,33 @@ class PerceptionGrammar:
         expected, following = follows.get(state.name, ((), "free"))
         return TurnState(following if token_id in expected else "free", state.num_regions)
 
+    def _behind_code(self, state: TurnState) -> TurnState:
+        num_written = state.num_written + 1
+        if state.name != "depth" or num_written > self.vocabulary.content.num_cells:
+            return TurnState("free", state.num_regions)
+        return TurnState("depth", state.num_regions, num_written)
+
+    def _behind_pixel(self, state: TurnState, pixel: int) -> TurnState:
+        if state.name != "box":
+            return TurnState("box", state.num_regions, 1, (pixel,))
+        if state.num_written == 1:
+            return TurnState("box", state.num_regions, 2, (*state.corner, pixel))
+        if state.num_written == 2 and pixel >= state.corner[0]:
+            return TurnState("box", state.num_regions, 3, state.corner)
+        return TurnState("free", state.num_regions)  # the box is complete, or none
+
 
 class PerceptionLogitsProcessor(LogitsProcessor):
     """The grammar for transformers' ``generate``.
 
+    Each call reads what is new since the last one; rows that are no longer the same, as after a
+    beam search's reordering, are read anew.
+
     Args:
         grammar: the automaton.
         prompt_length: tokens in front of the generated ones; the turn begins behind them.
-        permitted: branches that may be called; all of the vocabulary by default.
+        permitted: branches that may be called, and kinds of content that may be written; all of
+            the vocabulary by default.
     """
 
     def __init__(
@@ -186,17 +269,29 @@ class PerceptionLogitsProcessor(LogitsProcessor):
     ) -> None:
         self.grammar = grammar
         self.prompt_length = prompt_length
-        self.permitted = grammar.vocabulary.branches if permitted is None else tuple(permitted)
+        vocabulary = grammar.vocabulary
+        everything = (*vocabulary.branches, *vocabulary.content.kinds)
+        self.permitted = everything if permitted is None else tuple(permitted)
+        self._read: Tensor | None = None  # [B, S], what the states stand behind
+        self._states: list[TurnState] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Ban what the grammar does not permit; ``scores`` is ``[B, V]``."""
         scores = scores.clone()
-        for row, generated in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            state = TurnState()
-            for token_id in generated:
-                state = self.grammar.advance(state, token_id)
+        for row, state in enumerate(self._advance(input_ids[:, self.prompt_length :])):
             self.grammar.rule(state, self.permitted).apply_(scores[row])
         return scores
+
+    def _advance(self, generated: Tensor) -> list[TurnState]:
+        """States behind ``[B, S]`` ids."""
+        num_read = 0 if self._read is None else self._read.shape[1]
+        if self._read is None or not torch.equal(generated[:, :num_read], self._read):
+            num_read, self._states = 0, [TurnState()] * len(generated)
+        for row, new in enumerate(generated[:, num_read:].tolist()):
+            for token_id in new:
+                self._states[row] = self.grammar.advance(self._states[row], token_id)
+        self._read = generated
+        return self._states
 
 
 @dataclass(frozen=True)

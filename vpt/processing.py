@@ -27,7 +27,15 @@ from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model_files import find_file, read_json
 from vpt.shim import KeepsOwnShim, write_processor_entry, write_shim
-from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, split_symbols
+from vpt.tokens import (
+    IMAGE_PAD,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+    find_content,
+    split_symbols,
+)
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
@@ -199,7 +207,8 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError(f"the {name} is not valid text: it holds half of a surrogate pair")
         known = self.tokenizer.get_added_vocab()
-        if found := [symbol for symbol in split_symbols(text) if symbol in known]:
+        symbols = [*split_symbols(text), *find_content(text)]
+        if found := [symbol for symbol in symbols if symbol in known]:
             raise PromptError(
                 f"the {name} holds the control token {found[0]}; remove it, or write it otherwise"
             )

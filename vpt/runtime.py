@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 
 from vpt.checkpoint import load_model
-from vpt.controller import Event, Request, StopEvent, converse
+from vpt.controller import ContentEvent, Event, Request, StopEvent, converse
 from vpt.decoding import Sampling
+from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.engine import Engine
-from vpt.errors import PromptError, VPTError
+from vpt.errors import CheckpointError, PromptError, VPTError
 from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
+from vpt.model_files import find_file
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
 from vpt.scheduler import drive
@@ -63,6 +66,8 @@ class Runtime:
         name: where it came from; goes into traces.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
+        depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
+            only.
 
     Attributes:
         description: what traces say about the model: its name, and its branches' preprocessing.
@@ -76,6 +81,7 @@ class Runtime:
         name: str = "",
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
+        depth_tokenizer: DepthTokenizer | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -83,12 +89,18 @@ class Runtime:
         self.limits = limits
         self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
         self.vocabulary = Vocabulary.from_tokenizer(
-            processor.tokenizer, model.config.branches, model.config.grid_size
+            processor.tokenizer,
+            model.config.branches,
+            model.config.grid_size,
+            model.config.content_tokens,
         )
-        self.description = {
+        self.description: dict[str, Any] = {
             "name": name,
             "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
         }
+        self.depth_tokenizer = depth_tokenizer
+        if depth_tokenizer is not None:
+            _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
         self._engine: Engine | None = None
 
     @property
@@ -198,6 +210,8 @@ class Runtime:
         for index, event in drive(self.engine(batch_size), conversations, batch_size):
             if isinstance(event, StopEvent):
                 event.trace.model = dict(self.description)
+            elif isinstance(event, ContentEvent) and self.depth_tokenizer is not None:
+                event.content.keep_depth_map(self.depth_tokenizer.decode)
             yield (index, event) if with_index else event
 
 
@@ -209,6 +223,7 @@ def load(
     feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
     limits: ImageLimits = DEFAULT_LIMITS,
     image_resolution: int | None = None,
+    depth_tokenizer: str | os.PathLike[str] | None = None,
     **hub_kwargs: Any,
 ) -> Runtime:
     """Load a model and make a runtime of it.
@@ -222,6 +237,8 @@ def load(
         limits: of images taken in.
         image_resolution: longer side to which images are shrunk before the model sees them, 0 for
             no limit; by default what the model's configuration says (released models: 512).
+        depth_tokenizer: folder or file of what decodes the model's depth maps; by default the one
+            in the model's folder, if there is one.
         **hub_kwargs: ``revision``, ``cache_dir``, ``token``.
 
     Raises:
@@ -239,4 +256,38 @@ def load(
         name=name,
         feature_cache_bytes=feature_cache_bytes,
         limits=limits,
+        depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub_kwargs),
     )
+
+
+def _load_depth_tokenizer(
+    source: str,
+    model: VPTForConditionalGeneration,
+    given: str | os.PathLike[str] | None,
+    hub: dict[str, Any],
+) -> DepthTokenizer | None:
+    """The one that is given, or that of the model's folder, or none.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    if given is not None:
+        return load_depth_tokenizer(given)
+    if "depth" not in model.config.content_tokens.kinds:
+        return None
+    name = model.config.depth_tokenizer
+    if Path(source, name).exists():
+        return load_depth_tokenizer(Path(source, name))
+    files = [find_file(source, f"{name}/{file}", **hub) for file in (CONFIG, WEIGHTS)]
+    return None if files[0] is None else load_depth_tokenizer(files[0].parent)
+
+
+def _check_depth_tokenizer(tokenizer: DepthTokenizer, vocabulary: Vocabulary) -> None:
+    content, config = vocabulary.content, tokenizer.config
+    if "depth" not in content.kinds:
+        raise CheckpointError("there is a depth tokenizer, but this model writes no depth maps")
+    if (content.num_codes, content.num_cells) != (config.num_codes, config.num_cells):
+        raise CheckpointError(
+            f"the depth tokenizer makes {config.num_cells} codes of {config.num_codes}; the model "
+            f"writes {content.num_cells} of {content.num_codes}"
+        )

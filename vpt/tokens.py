@@ -1,21 +1,24 @@
-"""The perception vocabulary: every token by which a model asks to look again.
+"""The perception vocabulary: every token by which a model looks again, or draws what it sees.
 
-One table (:data:`BRANCH_TOKENS`) and one grid describe them all. Region Selection tokens name a
+One table (:data:`BRANCH_TOKENS`) and one grid describe the calls. Region Selection tokens name a
 box of cells on a ``k x k`` grid; Vision Re-Encoding tokens name a vision branch. Token strings
 are those of the released checkpoints (arXiv 2502.17425) and must not change; the code calls each
-branch by what it is, the released name survives in the strings only.
+branch by what it is, the released name survives in the strings only. Perception content, which a
+model writes by itself and reads on behind (arXiv 2412.03548), has the table
+:data:`CONTENT_TOKENS`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vpt.boxes import GridBox
 from vpt.errors import CheckpointError, DataError, PromptError, RegionError
 
 RELEASED_GRID_SIZE = 8
+_NUM_NAMED = 8  # tokens to list in a message
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START = "<|vision_start|>"
@@ -142,6 +145,70 @@ class ParsedTurn:
     malformed: tuple[MalformedCall, ...]
 
 
+RELEASED_DEPTH_CODES = 128
+RELEASED_DEPTH_CELLS = 100
+RELEASED_PIXELS = 336
+
+DEPTH_START = "<DEPTH_START>"
+DEPTH_END = "<DEPTH_END>"
+
+_DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]*)>")
+_PIXEL = re.compile(r"<PIXEL_(0|[1-9][0-9]*)>")
+_CONTENT = re.compile(r"<DEPTH_(?:START|END|[0-9]+)>|<PIXEL_[0-9]+>")
+
+
+def depth_tokens(num_codes: int = RELEASED_DEPTH_CODES) -> list[str]:
+    """Tokens of depth maps (Aurora, arXiv 2412.03548): start, end, and a code each."""
+    return [DEPTH_START, DEPTH_END, *(f"<DEPTH_{code}>" for code in range(num_codes))]
+
+
+def pixel_tokens(num_pixels: int = RELEASED_PIXELS) -> list[str]:
+    """Tokens of box coordinates (Aurora): one per pixel of an image brought to this side."""
+    return [f"<PIXEL_{pixel}>" for pixel in range(num_pixels)]
+
+
+@dataclass(frozen=True)
+class ContentTokens:
+    """Perception content that a model writes: which kinds, and in which sizes.
+
+    Attributes:
+        kinds: keys of :data:`CONTENT_TOKENS`, in table order.
+        num_codes: of the depth codebook.
+        num_cells: codes of a depth map.
+        num_pixels: side of the image in which boxes lie.
+    """
+
+    kinds: tuple[str, ...] = ()
+    num_codes: int = RELEASED_DEPTH_CODES
+    num_cells: int = RELEASED_DEPTH_CELLS
+    num_pixels: int = RELEASED_PIXELS
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.kinds if kind not in CONTENT_TOKENS]:
+            raise CheckpointError(
+                f"unknown perception content {unknown[0]!r}; available: {', '.join(CONTENT_TOKENS)}"
+            )
+        for name in ("num_codes", "num_cells", "num_pixels"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise CheckpointError(f"expected {name} of at least 1, got {value!r}")
+        ordered = tuple(kind for kind in CONTENT_TOKENS if kind in self.kinds)
+        object.__setattr__(self, "kinds", ordered)
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens of these kinds, in table order."""
+        return [token for kind in self.kinds for token in CONTENT_TOKENS[kind](self)]
+
+
+CONTENT_TOKENS: dict[str, Callable[[ContentTokens], list[str]]] = {
+    "depth": lambda content: depth_tokens(content.num_codes),
+    "boxes": lambda content: pixel_tokens(content.num_pixels),
+}
+"""Kinds of perception content, each with the tokens it takes."""
+
+NO_CONTENT = ContentTokens()
+
+
 def coordinate_tokens(axis: str, grid_size: int = RELEASED_GRID_SIZE) -> list[str]:
     """Tokens of one axis (``"x"`` or ``"y"``), in cell order."""
     return [f"<|{axis}_{cell}|>" for cell in range(grid_size)]
@@ -158,13 +225,16 @@ def region_tokens(grid_size: int = RELEASED_GRID_SIZE) -> list[str]:
 
 
 def perception_tokens(
-    branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+    branches: Iterable[str],
+    grid_size: int = RELEASED_GRID_SIZE,
+    content: ContentTokens = NO_CONTENT,
 ) -> tuple[list[str], list[str]]:
-    """Tokens a model with these branches needs.
+    """Tokens a model with these branches and this content needs.
 
     Args:
         branches: keys of :data:`BRANCH_TOKENS`.
         grid_size: cells per side of the region grid.
+        content: what it writes by itself.
 
     Returns:
         ``(special, ordinary)``. Pads are special tokens; those the model writes are ordinary
@@ -175,7 +245,7 @@ def perception_tokens(
     ordinary = region_tokens(grid_size)
     for row in rows:
         ordinary += [row.start, row.action, row.end]
-    return special, ordinary
+    return special, [*ordinary, *content.tokens]
 
 
 def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
@@ -192,6 +262,27 @@ def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
 
 _SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
 _COORDINATE = re.compile(r"<\|([xy])_(0|[1-9][0-9]*)\|>")
+
+
+def is_content(token: str) -> bool:
+    """Whether a token is of a depth map or a box, of whatever size."""
+    return _CONTENT.fullmatch(token) is not None
+
+
+def content_value(token: str, kind: str) -> int | None:
+    """The code or pixel that a token names; ``None`` if it is no such token of this kind.
+
+    Args:
+        token: any.
+        kind: a key of :data:`CONTENT_TOKENS`.
+    """
+    found = {"depth": _DEPTH_CODE, "boxes": _PIXEL}[kind].fullmatch(token)
+    return None if found is None else int(found[1])
+
+
+def find_content(text: str) -> list[str]:
+    """What in a text has the form of a token of a depth map or a box."""
+    return _CONTENT.findall(text)
 
 
 def is_coordinate(token: str) -> bool:
@@ -378,12 +469,14 @@ class Vocabulary:
         branches: what the tokens permit: ``"crop"`` and keys of :data:`BRANCH_TOKENS`.
         grid_size: cells per side of the region grid.
         size: number of ids the tokenizer can write; rows of the head beyond are unused.
+        content: what the model writes by itself.
     """
 
     ids: Mapping[str, int]
     branches: tuple[str, ...]
     grid_size: int
     size: int
+    content: ContentTokens = NO_CONTENT
     _symbols: Mapping[int, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -391,7 +484,11 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: object, branches: Iterable[str], grid_size: int = RELEASED_GRID_SIZE
+        cls,
+        tokenizer: object,
+        branches: Iterable[str],
+        grid_size: int = RELEASED_GRID_SIZE,
+        content: ContentTokens = NO_CONTENT,
     ) -> Vocabulary:
         """Look the control tokens up.
 
@@ -399,6 +496,7 @@ class Vocabulary:
             tokenizer: a transformers tokenizer.
             branches: re-encoding branches the model has; their tokens must be there.
             grid_size: cells per side; ``"crop"`` is permitted if the region tokens are there.
+            content: what the model writes by itself; its tokens must be there.
 
         Raises:
             CheckpointError: if a token that the model needs is missing.
@@ -407,19 +505,21 @@ class Vocabulary:
         branches = tuple(branches)
         needed = [IMAGE_PAD, VISION_START, VISION_END, TURN_START, TURN_END]
         needed += [token for branch in branches for token in BRANCH_TOKENS[branch].tokens]
+        needed += content.tokens
         if missing := [token for token in needed if token not in known]:
+            some = ", ".join(missing[:_NUM_NAMED]) + (", ..." if missing[_NUM_NAMED:] else "")
             raise CheckpointError(
-                f"the tokenizer lacks {', '.join(missing)}; add them with `vpt init`, "
+                f"the tokenizer lacks {some}; add them with `vpt init`, "
                 "or use the tokenizer that was saved with the model"
             )
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
         optional = [*region, "<|video_pad|>", "<|endoftext|>"]
-        optional += [token for token in known if is_coordinate(token)]
+        optional += [token for token in known if is_coordinate(token) or is_content(token)]
         optional += [token for row in BRANCH_TOKENS.values() for token in row.tokens]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
         permitted = (("crop",) if has_region else ()) + branches
-        return cls(ids, permitted, grid_size, len(tokenizer))  # type: ignore[arg-type]
+        return cls(ids, permitted, grid_size, len(tokenizer), content)  # type: ignore[arg-type]
 
     def symbols(self, token_ids: Iterable[int]) -> list[str]:
         """Control-token strings of ``token_ids``; ``""`` for every other token."""
@@ -429,27 +529,6 @@ class Vocabulary:
         """Id of the token that opens a call of ``branch``."""
         token = REGION_START if branch == "crop" else BRANCH_TOKENS[branch].start
         return self.ids[token]
-
-
-RELEASED_DEPTH_CODES = 128
-RELEASED_DEPTH_CELLS = 100
-RELEASED_PIXELS = 336
-
-DEPTH_START = "<DEPTH_START>"
-DEPTH_END = "<DEPTH_END>"
-
-_DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]*)>")
-_PIXEL = re.compile(r"<PIXEL_(0|[1-9][0-9]*)>")
-
-
-def depth_tokens(num_codes: int = RELEASED_DEPTH_CODES) -> list[str]:
-    """Tokens of depth maps (Aurora, arXiv 2412.03548): start, end, and a code each."""
-    return [DEPTH_START, DEPTH_END, *(f"<DEPTH_{code}>" for code in range(num_codes))]
-
-
-def pixel_tokens(num_pixels: int = RELEASED_PIXELS) -> list[str]:
-    """Tokens of box coordinates (Aurora): one per pixel of an image brought to this side."""
-    return [f"<PIXEL_{pixel}>" for pixel in range(num_pixels)]
 
 
 def format_depth(

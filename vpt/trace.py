@@ -9,11 +9,13 @@ import base64
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.errors import PromptError
@@ -22,6 +24,7 @@ from vpt.trace_checks import check_trace
 
 TRACE_VERSION = 1
 THUMBNAIL_SIDE = 768
+DEPTH_SIDE = 160  # a decoded map has 10 x 10 codes, so it is smooth
 
 
 @dataclass
@@ -86,8 +89,57 @@ class CallRecord:
 
 
 @dataclass
+class ContentRecord:
+    """A depth map, or boxes that follow each other, that the model wrote itself.
+
+    Attributes:
+        kind: ``"depth"`` or ``"boxes"``.
+        turn: index of the assistant turn.
+        image: index of the image it is of.
+        start: index of its first token in the trace's tokens.
+        end: index after its last token.
+        is_whole: whether it came to its end; else the token limit cut it off.
+        ms: wall time of writing it.
+        codes: of a depth map, in reading order, as far as they are there.
+        boxes: left, top, right, bottom, all four pixels of the image at ``settings["num_pixels"]``
+            a side.
+        boxes_xyxy_px: the same in pixels of the *given* image, the last two exclusive.
+        picture: of a depth map that was decoded, a grey PNG as a data URI; near is bright.
+    """
+
+    kind: str
+    turn: int
+    image: int
+    start: int
+    end: int
+    is_whole: bool
+    ms: float = 0.0
+    codes: list[int] | None = None
+    boxes: list[tuple[int, int, int, int]] | None = None
+    boxes_xyxy_px: list[tuple[int, int, int, int]] | None = None
+    picture: str | None = None
+
+    def keep_depth_map(self, decode: Callable[[Sequence[int]], NDArray[np.float32]]) -> None:
+        """Store the map that the codes stand for; what is cut off, or no depth map, has none.
+
+        Args:
+            decode: codes -> ``[H, W]``, 0 (farthest) to 1 (nearest), as that of
+                :class:`vpt.depth.tokenizer.DepthTokenizer`.
+
+        Raises:
+            DataError: if it cannot decode them.
+        """
+        if not self.codes or not self.is_whole:
+            return
+        grey = np.rint(np.clip(decode(self.codes), 0, 1) * 255).astype(np.uint8)
+        small = Image.fromarray(grey)
+        small.thumbnail((DEPTH_SIDE, DEPTH_SIDE), Image.Resampling.BOX)
+        self.picture = _data_uri(small, "PNG", optimize=True)
+
+
+@dataclass
 class MalformedRecord:
-    """Perception tokens that made no call.
+    """Perception tokens that made no call and no content.
 
     Attributes:
         text: the tokens as written.
@@ -125,11 +177,13 @@ class Turn:
         tokens: as written.
         malformed: perception tokens among them that made no call.
         calls: it made, each with its number in the run, from 1.
+        content: it holds, each with its number in the run, from 1.
     """
 
     tokens: list[TokenRecord] = field(default_factory=list)
     malformed: list[MalformedRecord] = field(default_factory=list)
     calls: list[tuple[int, CallRecord]] = field(default_factory=list)
+    content: list[tuple[int, ContentRecord]] = field(default_factory=list)
 
 
 @dataclass
@@ -175,13 +229,16 @@ class Trace:
     Attributes:
         question: as asked.
         perception: mode.
-        settings: budgets, decoding and seed, size of the region grid.
+        settings: budgets, decoding and seed, size of the region grid; of content, the side of the
+            image in which boxes lie, and the codes of a depth map.
         model: its name, and the preprocessing of its branches.
         images: given ones first, then crops in the order they were made.
         calls: in order.
         malformed: in order.
+        content: what the model wrote of the image itself, in order.
         tokens: every generated token.
-        answer: text of the last turn, without control tokens.
+        answer: text of the last turn, without control tokens; behind its last depth map, if there
+            is text behind it.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         counts: sizes.
@@ -196,6 +253,7 @@ class Trace:
     images: list[ImageRecord] = field(default_factory=list)
     calls: list[CallRecord] = field(default_factory=list)
     malformed: list[MalformedRecord] = field(default_factory=list)
+    content: list[ContentRecord] = field(default_factory=list)
     tokens: list[TokenRecord] = field(default_factory=list)
     answer: str = ""
     turns: list[str] = field(default_factory=list)
@@ -239,7 +297,7 @@ class Trace:
 
     def timeline(self) -> list[Turn]:
         """The token stream behind the prompt, turn by turn, as far as it has come."""
-        records: list[Any] = [*self.tokens, *self.malformed, *self.calls]
+        records: list[Any] = [*self.tokens, *self.malformed, *self.content, *self.calls]
         turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
         for token in self.tokens:
             turns[token.turn].tokens.append(token)
@@ -247,6 +305,8 @@ class Trace:
             turns[bad.turn].malformed.append(bad)
         for number, call in enumerate(self.calls, 1):
             turns[call.turn].calls.append((number, call))
+        for number, content in enumerate(self.content, 1):
+            turns[content.turn].content.append((number, content))
         return turns
 
     def to_json(self) -> str:
@@ -274,7 +334,7 @@ class Trace:
                 f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
                 "make it again with this release"
             )
-        content = dict(content)
+        content = {"content": [], **content}  # traces of before content was known have none
         try:
             for name, record in _RECORD_LISTS.items():
                 content[name] = [record(**_tuples(entry)) for entry in content[name]]
@@ -306,22 +366,32 @@ _RECORD_LISTS: dict[str, type[Any]] = {
     "images": ImageRecord,
     "calls": CallRecord,
     "malformed": MalformedRecord,
+    "content": ContentRecord,
     "tokens": TokenRecord,
 }
 _TUPLE_FIELDS = {"size_wh", "box_xyxy_px", "region", "grid_hw"}
+_TUPLE_LISTS = {"boxes", "boxes_xyxy_px"}
 
 
 def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists only; give the fixed-length fields their type back."""
-    return {
-        key: tuple(value) if key in _TUPLE_FIELDS and value is not None else value
-        for key, value in entry.items()
-    }
+    read = dict(entry)
+    for key, value in entry.items():
+        if key in _TUPLE_FIELDS and value is not None:
+            read[key] = tuple(value)
+        elif key in _TUPLE_LISTS and value is not None:
+            read[key] = [tuple(one) for one in value]
+    return read
 
 
 def _thumbnail(pixels: Image.Image) -> str:
     small = pixels.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return _data_uri(small, "JPEG", quality=85)
+
+
+def _data_uri(pixels: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    pixels.save(buffer, format=kind, **options)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{encoded}"

@@ -10,9 +10,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from vpt.errors import PromptError
+from vpt.tokens import CONTENT_TOKENS
 
 if TYPE_CHECKING:
-    from vpt.trace import CallRecord, Trace
+    from vpt.trace import CallRecord, ContentRecord, Trace
 
 MOST_TURNS = 10_000  # a larger number is damage, and would ask for much memory
 
@@ -28,7 +29,9 @@ def check_trace(trace: Trace) -> None:
         _check_image(trace, index)
     for index, call in enumerate(trace.calls):
         _check_call(call, trace, f"calls[{index}]")
-    records: list[Any] = [*trace.tokens, *trace.malformed, *trace.calls]
+    for index, one in enumerate(trace.content):
+        _check_content(one, trace, f"content[{index}]")
+    records: list[Any] = [*trace.tokens, *trace.malformed, *trace.content, *trace.calls]
     turns = [record.turn for record in records]
     if turns and not 0 <= min(turns) <= max(turns) < MOST_TURNS:
         raise PromptError(f"not a trace: turns from {min(turns)} to {max(turns)}")
@@ -61,6 +64,24 @@ def _check_call(call: CallRecord, trace: Trace, name: str) -> None:
         raise PromptError(
             f"not a trace: {name} has {len(call.scores)} scores for a grid of {call.grid_hw}"
         )
+
+
+def _check_content(one: ContentRecord, trace: Trace, name: str) -> None:
+    """Content is of an image that is there, at a possible place in the stream and on the image."""
+    num_images = len(trace.images)
+    if not 0 <= one.image < num_images:
+        raise PromptError(f"not a trace: {name} names image {one.image} of {num_images}")
+    if not 0 <= one.start < one.end <= len(trace.tokens):
+        raise PromptError(
+            f"not a trace: {name} spans tokens {one.start} to {one.end} of {len(trace.tokens)}"
+        )
+    if one.kind not in CONTENT_TOKENS or (one.codes is None) == (one.kind == "depth"):
+        raise PromptError(f"not a trace: {name} is of kind {one.kind!r}, without what that holds")
+    on_grid, on_image = one.boxes or [], one.boxes_xyxy_px or []
+    if len(on_grid) != len(on_image):
+        raise PromptError(f"not a trace: {name} has {len(on_grid)} boxes at {len(on_image)} places")
+    for box in on_image:
+        _check_box(box, trace.images[trace.root(one.image)].size_wh, name)
 
 
 def _check_box(box: tuple[int, ...], size_wh: tuple[int, int], name: str) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vpt.boxes import PixelBox
-from vpt.controller import CallEvent, Event, Request, ResultEvent, StopEvent, TokenEvent
+from vpt.controller import (
+    CallEvent,
+    ContentEvent,
+    Event,
+    Request,
+    ResultEvent,
+    StopEvent,
+    TokenEvent,
+)
 from vpt.images import LoadedImage, from_pixels
 from vpt.runtime import Runtime
 from vpt.trace import CallRecord, Trace
@@ -80,6 +88,8 @@ class _GrowingTrace:
             is_fresh = not trace.tokens or trace.tokens[-1].turn != event.token.turn
             trace.answer = event.text.lstrip() if is_fresh else trace.answer + event.text
             trace.tokens.append(event.token)
+        elif isinstance(event, ContentEvent):
+            trace.content.append(event.content)
         elif isinstance(event, CallEvent):
             trace.calls.append(event.call)
         elif isinstance(event, ResultEvent):

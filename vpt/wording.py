@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vpt.tokens import BRANCH_TOKENS
 
 if TYPE_CHECKING:
-    from vpt.trace import CallRecord
+    from vpt.trace import CallRecord, ContentRecord
 
 STOP_WORDS = {
     "stop": "the model finished",
@@ -38,6 +38,16 @@ def call_words(call: CallRecord) -> str:
         return f"region x {_span(x_min, x_max)}, y {_span(y_min, y_max)}"
     row = BRANCH_TOKENS.get(call.branch)
     return row.encoder if row else call.branch
+
+
+def content_words(content: ContentRecord) -> str:
+    """Name what a model wrote of an image: ``"depth map of 100 codes"``, ``"3 boxes"``."""
+    if content.kind == "depth":
+        codes = count_words(len(content.codes or ()), "code")
+        return f"depth map of {codes}" if content.is_whole else f"depth map, cut off after {codes}"
+    number = len(content.boxes or ())
+    words = "1 box" if number == 1 else f"{number} boxes"
+    return words if content.is_whole else f"{words}, then one cut off"
 
 
 def count_words(number: int, noun: str) -> str:

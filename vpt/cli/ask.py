@@ -14,7 +14,7 @@ from vpt.cli.sampling import add_sampling_arguments
 from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
 from vpt.tokens import LOOK_AT, PERCEPTION_MODES, invite
-from vpt.wording import STOP_WORDS, count_words
+from vpt.wording import STOP_WORDS, content_words, count_words
 
 if TYPE_CHECKING:
     from vpt.controller import Request
@@ -101,6 +101,7 @@ def _ask(args: argparse.Namespace) -> None:
     if args.json:
         put(json.dumps(trace.to_dict()))
     _write_outputs(trace, images, args)
+    _note_content(trace, runtime)
     if trace.malformed:
         say(f"note: {count_words(len(trace.malformed), 'malformed call')} read as text")
     if trace.stop_reason in CUT_SHORT:
@@ -176,6 +177,22 @@ def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Names
     if args.trace:
         trace.keep_thumbnails(images)
         write_file(trace.save, args.trace)
+
+
+def _note_content(trace: Trace, runtime: Runtime) -> None:
+    """Say what of the model's own drawings cannot be used."""
+    for one in trace.content:
+        if one.is_whole:
+            continue
+        most = runtime.vocabulary.content.num_cells
+        of = f" of {most}" if one.kind == "depth" else ""
+        say(f"note: {content_words(one)}{of}; allow more with --max-new-tokens")
+    has_map = any(one.kind == "depth" and one.is_whole for one in trace.content)
+    if has_map and runtime.depth_tokenizer is None:
+        say(
+            "note: the depth map is kept as codes; this model has no depth tokenizer to decode "
+            "them, name one with --depth-tokenizer"
+        )
 
 
 def _summarise(trace: Trace) -> None:

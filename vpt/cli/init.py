@@ -1,10 +1,12 @@
-"""``vpt init``: a VPT model made of a Qwen2-VL one, in a folder of its own."""
+"""``vpt init``: a VPT model made of a Qwen2-VL one or of another, in a folder of its own."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vpt.cli.files import write_file
 from vpt.cli.model import DTYPES, quieten
@@ -12,20 +14,51 @@ from vpt.cli.parser import Command, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
-from vpt.tokens import ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, branches_named, perception_tokens
+from vpt.tokens import (
+    CONTENT_TOKENS,
+    ENCODER_TO_BRANCH,
+    NO_CONTENT,
+    RELEASED_GRID_SIZE,
+    ContentTokens,
+    branches_named,
+    perception_tokens,
+)
+
+if TYPE_CHECKING:
+    from vpt.depth.tokenizer import DepthTokenizer
+    from vpt.modeling import VPTForConditionalGeneration
+    from vpt.processing import VPTProcessor
+
+DEPTH_TOKENIZER = "depth_tokenizer"
+"""Folder within that of a model."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base", required=True, metavar="ID_OR_FOLDER", help="a Qwen2-VL model to start from"
+        "--base",
+        required=True,
+        metavar="ID_OR_FOLDER",
+        help="a Qwen2-VL model to start from; or a VPT one, to give it --content",
     )
     parser.add_argument(
         "--branches",
-        required=True,
         type=_branches,
         metavar="LIST",
         help=f"out of {','.join(ENCODER_TO_BRANCH)}; regions can always be asked for, so an "
-        "empty list is possible",
+        "empty list is possible. Left out where --base is a VPT model, which keeps its own",
+    )
+    parser.add_argument(
+        "--content",
+        type=_content,
+        default=(),
+        metavar="LIST",
+        help=f"what the model shall write of a picture itself, out of {','.join(CONTENT_TOKENS)}",
+    )
+    parser.add_argument(
+        "--depth-tokenizer",
+        type=Path,
+        metavar="DIR_OR_PTH",
+        help="copied into the folder, to decode the depth maps that the model writes",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--dino", metavar="ID", help="DINOv2 encoder, if not the released one")
@@ -57,6 +90,13 @@ def _branches(text: str) -> tuple[str, ...]:
     return names
 
 
+def _content(text: str) -> tuple[str, ...]:
+    try:
+        return ContentTokens(words(text)).kinds
+    except CheckpointError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
 def _init(args: argparse.Namespace) -> None:
     """Check the arguments, build, save, and say what was made."""
     encoders = _checked_encoders(args)
@@ -65,28 +105,64 @@ def _init(args: argparse.Namespace) -> None:
         {"alignment": False, "para_mask_id": 0, **settings}, has_ratio=args.mask_ratio is not None
     )
     quieten(args)
-    from vpt.building import build_from_base
-
-    model, processor = build_from_base(
-        args.base,
-        args.branches,
-        encoders=encoders,
-        grid_size=args.grid_size,
-        dtype=args.dtype,
-        seed=args.seed,
-    )
+    model, processor, tokens = _build(args, encoders, tokenizer := _read_depth_tokenizer(args))
+    if tokenizer is not None:
+        settings["depth_tokenizer"] = DEPTH_TOKENIZER
     for name, value in settings.items():
         setattr(model.config, name, value)
     write_file(model.save_pretrained, args.out)
     write_file(processor.save_pretrained, args.out)
-    special, ordinary = perception_tokens(branches_named(args.branches), args.grid_size)
+    if tokenizer is not None:
+        write_file(tokenizer.save, args.out / DEPTH_TOKENIZER)
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
     put(f"made {args.out} of {args.base}")
-    put(f"  branches    {', '.join(['region', *args.branches])}")
-    put(f"  parameters  {num_all:,}, of which {num_new:,} in untrained projectors")
-    put(f"  tokens      {len(special) + len(ordinary)} for perception, untrained")
+    put(f"  branches    {', '.join(['region', *model.config.vision_encoder_ls])}")
+    if kinds := model.config.content_tokens.kinds:
+        decoded = "; no depth tokenizer, so maps are codes only"
+        decoded = decoded if "depth" in kinds and tokenizer is None else ""
+        put(f"  content     {', '.join(kinds)}{decoded}")
+    untrained = "" if args.branches is None else " untrained"
+    put(f"  parameters  {num_all:,}, of which {num_new:,} in{untrained} projectors")
+    put(f"  tokens      {len(tokens)} for perception, untrained")
     put(f'ask it:  vpt ask --model {shlex.quote(str(args.out))} photo.jpg "What is this?"')
+
+
+def _build(
+    args: argparse.Namespace, encoders: dict[str, str], tokenizer: DepthTokenizer | None
+) -> tuple[VPTForConditionalGeneration, VPTProcessor, list[str]]:
+    """Model, processor, and the tokens that were added."""
+    from vpt.building import add_content, build_from_base
+
+    content = NO_CONTENT
+    if args.content:
+        content = ContentTokens(args.content)
+    if tokenizer is not None and "depth" in args.content:
+        sizes = tokenizer.config
+        content = replace(content, num_codes=sizes.num_codes, num_cells=sizes.num_cells)
+    options = {"dtype": args.dtype, "seed": args.seed}
+    if args.branches is None:
+        return *add_content(args.base, content, **options), content.tokens
+    made = build_from_base(
+        args.base,
+        args.branches,
+        encoders=encoders,
+        grid_size=args.grid_size,
+        content=content,
+        **options,
+    )
+    special, ordinary = perception_tokens(branches_named(args.branches), args.grid_size, content)
+    return *made, [*special, *ordinary]
+
+
+def _read_depth_tokenizer(args: argparse.Namespace) -> DepthTokenizer | None:
+    """The one that is given, or that of a VPT base in a folder; it is copied."""
+    from vpt.depth.tokenizer import load_depth_tokenizer
+
+    if args.depth_tokenizer is not None:
+        return load_depth_tokenizer(args.depth_tokenizer)
+    own = Path(args.base) / DEPTH_TOKENIZER
+    return load_depth_tokenizer(own) if args.branches is None and own.is_dir() else None
 
 
 def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
@@ -97,8 +173,15 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
         raise PromptError(
             f"--out: {args.out} is not empty; choose another folder, or --force to write into it"
         )
+    if args.branches is None and not args.content:
+        raise PromptError(
+            "give --branches to make a VPT model of a Qwen2-VL one, or --content to have a VPT "
+            "model write it"
+        )
+    if args.depth_tokenizer is not None and "depth" not in args.content:
+        raise PromptError("--depth-tokenizer needs depth among --content")
     encoders = {name: source for name in ("dino", "sam") if (source := getattr(args, name))}
-    if stray := [name for name in encoders if name not in args.branches]:
+    if stray := [name for name in encoders if name not in (args.branches or ())]:
         raise PromptError(f"--{stray[0]} is given, but {stray[0]} is not among --branches")
     return encoders
 
@@ -107,11 +190,13 @@ COMMAND = Command(
     help="make a VPT model of a Qwen2-VL one",
     description=(
         "Make a VPT model of a Qwen2-VL one: add perception tokens, vision branches and\n"
-        "projectors. What is added is untrained."
+        "projectors. Or give a VPT model the tokens by which it writes depth maps and boxes.\n"
+        "What is added is untrained."
     ),
     examples=(
-        "example:\n"
-        "  vpt init --base Qwen/Qwen2-VL-2B-Instruct --branches clip,dino --out ./my-model"
+        "examples:\n"
+        "  vpt init --base Qwen/Qwen2-VL-2B-Instruct --branches clip,dino --out ./my-model\n"
+        "  vpt init --base ./my-model --content depth,boxes --out ./my-depth-model"
     ),
     add_arguments=_add_arguments,
     run=_init,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpt.cli.parser import whole_number
@@ -35,6 +36,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="longer side to which images are shrunk before the model sees them, 0 for no limit "
         "(default: as the model says; released models: 512)",
     )
+    model.add_argument(
+        "--depth-tokenizer",
+        type=Path,
+        metavar="DIR_OR_PTH",
+        help="decodes the depth maps that the model writes; by default that in the model's folder",
+    )
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
 
 
@@ -66,6 +73,7 @@ def load_runtime(args: argparse.Namespace) -> Runtime:
         device=args.device,
         dtype=args.dtype,
         image_resolution=args.image_resolution,
+        depth_tokenizer=args.depth_tokenizer,
         **hub,
     )
 

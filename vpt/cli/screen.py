@@ -1,4 +1,4 @@
-"""A run as it happens on a terminal: the model's words, and a line for each look."""
+"""A run as it happens on a terminal: the model's words, and a line for each look and drawing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vpt.boxes import PixelBox
 from vpt.cli.terminal import put, say
-from vpt.controller import CallEvent, Event, ResultEvent, TokenEvent
+from vpt.controller import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
 from vpt.trace import CallRecord
-from vpt.wording import call_words, count_words
+from vpt.wording import call_words, content_words, count_words
 
 
 class Screen:
@@ -41,6 +41,8 @@ class Screen:
             self._num_calls += 1
             if event.call.outcome != "executed":
                 say(self._refusal(event.call), name="")
+        elif isinstance(event, ContentEvent):
+            say(f"[drew: {content_words(event.content)}, {event.content.ms:.0f} ms]", name="")
         elif isinstance(event, ResultEvent):
             say(self._result(event.call), name="")
 

@@ -26,11 +26,11 @@ import vpt.demo
 from branches import BranchError
 from vpt.cli.parser import build_command_parser
 from vpt.cli.run import EXIT_CODES, run
-from vpt.controller import ResultEvent, TokenEvent
+from vpt.controller import ContentEvent, ResultEvent, TokenEvent
 from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
 from vpt.demo.examples import read_examples
 from vpt.demo.timeline import timeline_html
-from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_calls
+from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
 from vpt.tokens import PERCEPTION_MODES
@@ -152,7 +152,7 @@ class _Outputs:
             with gr.Column(visible=False, min_width=240) as self.crop_side:
                 self.crop = _picture("What it got", elem_id="crop")
             with gr.Column(visible=False, min_width=240) as self.heat_side:
-                self.heat = _picture("Photo | score map", gr.ImageSlider, elem_id="heat")
+                self.heat = _picture("Photo | score or depth map", gr.ImageSlider, elem_id="heat")
         with gr.Column(visible=False) as self.looks_side:
             self.looks = gr.Radio([], label="Show look", elem_id="looks")
         self.stream = gr.HTML(WELCOME, elem_id="stream")
@@ -174,7 +174,7 @@ class _Outputs:
         return [*shown, self.download, self.looks, *self.box, *sides, self.trace, self.corner]
 
     def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
-        """Photo, and what the chosen call brought."""
+        """Photo, and what the chosen call brought or the chosen depth map shows."""
         views = draw_views(trace, number)
         return {
             self.photo: views.photo,
@@ -187,8 +187,8 @@ class _Outputs:
     def whole(self, trace: Trace) -> dict[Any, Any]:
         """Everything of a run that has ended, the answer without looking again left out."""
         pictures = self.pictures(trace)
-        calls = shown_calls(trace)
-        last = calls[-1][1] if calls else None
+        looks = shown_looks(trace)
+        last = looks[-1][1] if looks else None
         file = save_bytes_to_cache(
             trace.to_json().encode(errors="backslashreplace"),
             "trace.json",
@@ -198,8 +198,8 @@ class _Outputs:
             **pictures,
             self.answer: printable(trace.answer) or "(nothing)",
             self.stream: timeline_html(trace),
-            self.looks: gr.Radio(choices=calls, value=last),
-            self.looks_side: gr.Column(visible=len(calls) > 1),
+            self.looks: gr.Radio(choices=looks, value=last),
+            self.looks_side: gr.Column(visible=len(looks) > 1),
             self.after_side: gr.Column(visible=True),
             **dict(zip(self.box, box_to_edit(trace) or [None] * 4, strict=True)),
             self.download: file,
@@ -329,7 +329,8 @@ class _Handlers:
             if one.index:
                 yield {out.plain: answer}
                 continue
-            pictures = out.pictures(one.trace) if isinstance(one.event, ResultEvent) else {}
+            has_more = isinstance(one.event, ContentEvent | ResultEvent)
+            pictures = out.pictures(one.trace) if has_more else {}
             yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
         plain = printable(traces[1].answer) if 1 in traces else ""
         yield {**out.whole(traces[0]), out.plain: plain}

@@ -7,7 +7,7 @@ import pytest
 
 from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
 from vpt.demo.timeline import timeline_html
-from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_calls
+from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace import Trace
 from vpt.watching import Watcher
@@ -88,7 +88,7 @@ def test_a_saved_trace_shows_the_same(region, tmp_path):
     again = Trace.load(tmp_path / "t.json")
     assert timeline_html(again) == timeline_html(region)
     assert draw_views(again).crop.tobytes() == draw_views(region).crop.tobytes()
-    assert shown_calls(again) == [("1 · region x 3, y 2", 1)]
+    assert shown_looks(again) == [("1 · region x 3, y 2", 1)]
 
 
 def test_a_trace_without_pictures_of_it_is_refused_with_words(region):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from itertools import groupby
 
 from vpt.picture.album import base_name
+from vpt.picture.depth import why_no_picture
 from vpt.picture.marks import call_colour
-from vpt.tokens import split_symbols
-from vpt.trace import CallRecord, MalformedRecord, TokenRecord, Trace
-from vpt.wording import OUTCOME_WORDS, STOP_WORDS, call_words, count_words, printable
+from vpt.tokens import is_content, split_symbols
+from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
+from vpt.wording import (
+    OUTCOME_WORDS,
+    STOP_WORDS,
+    call_words,
+    content_words,
+    count_words,
+    printable,
+)
 
 MOST_TOKENS = 400  # of a turn that are drawn one by one; of more, the last ones
+MOST_BOXES = 8  # of those written together that are listed
 
 WHY_NOT = {
     "repeated": "the same call as the one before",
@@ -63,13 +73,31 @@ def _turns(trace: Trace) -> Iterator[str]:
             yield _line("writes", "writes", _tokens(turn.tokens), facts, style)
         for bad in turn.malformed:
             yield _malformed(bad)
+        for _, one in turn.content:
+            yield _content(one)
         for number, call in turn.calls:
             yield _call(number, call, len(turn.calls))
 
 
 def _tokens(tokens: list[TokenRecord]) -> str:
     left_out = '<span class="token">…</span>' if len(tokens) > MOST_TOKENS else ""
-    return left_out + "".join(map(_token, tokens[-MOST_TOKENS:]))
+    groups = groupby(tokens[-MOST_TOKENS:], lambda token: _family(token.text))
+    return left_out + "".join(
+        _run(family, list(group)) if family else "".join(map(_token, group))
+        for family, group in groups
+    )
+
+
+def _family(text: str) -> str:
+    """``"DEPTH"`` or ``"PIXEL"`` for tokens of content, else nothing."""
+    return text[1:].partition("_")[0] if is_content(text) else ""
+
+
+def _run(family: str, tokens: list[TokenRecord]) -> str:
+    """Tokens of content, which only a map or a picture makes readable."""
+    title = f"{tokens[0].text} to {tokens[-1].text} · {sum(t.ms for t in tokens):,.1f} ms"
+    words = f"{len(tokens)} {family}"
+    return f'<span class="control" title="{_shown(title)}">{_shown(words)}</span>'
 
 
 def _token(token: TokenRecord) -> str:
@@ -107,6 +135,25 @@ def _brought(call: CallRecord) -> str:
     if call.scores:
         words += f"; scores {min(call.scores):.2g} (violet) to {max(call.scores):.2g} (yellow)"
     return words
+
+
+def _content(one: ContentRecord) -> str:
+    body = f"<b>{_shown(content_words(one))}</b>"
+    facts = f"{count_words(one.end - one.start, 'token')} · {one.ms:,.0f} ms"
+    kind = "content" if one.is_whole else "content refused"
+    return _line(kind, "draws", body + _shown(_drawn(one)), facts)
+
+
+def _drawn(one: ContentRecord) -> str:
+    """What there is to see of a map, or where boxes lie; nothing of a map that was cut off."""
+    if one.kind == "depth":
+        if one.picture is not None:
+            return ", from far (violet) to near (yellow)"
+        return f", {why_no_picture(one)}" if one.is_whole else ""
+    boxes = one.boxes_xyxy_px or []
+    places = [f"{x0},{y0} to {x1},{y1}" for x0, y0, x1, y1 in boxes[:MOST_BOXES]]
+    places += ["…"] if len(boxes) > MOST_BOXES else []
+    return f": {'; '.join(places)}" if places else ""
 
 
 def _malformed(bad: MalformedRecord) -> str:

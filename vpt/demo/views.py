@@ -1,4 +1,4 @@
-"""The pictures the demo shows of a trace: the photo with its regions, and what a call brought."""
+"""The pictures the demo shows of a trace: photo, what a call brought, what the model wrote."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from PIL import Image, ImageDraw
 from vpt.boxes import Box, rescale
 from vpt.errors import PromptError, VPTError
 from vpt.picture.album import Album, fitted
+from vpt.picture.depth import depth_picture
 from vpt.picture.heat import heat_over, score_map, seen_of_call
 from vpt.picture.lettering import INK, PAPER
-from vpt.picture.marks import draw_marks, marks_on
-from vpt.trace import CallRecord, Trace
-from vpt.wording import call_words
+from vpt.picture.marks import boxes_on, draw_marks, marks_on
+from vpt.trace import CallRecord, ContentRecord, Trace
+from vpt.wording import call_words, content_words
 
 ROOM_WH = (640, 640)
 
@@ -23,15 +24,15 @@ _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True)
 class Views:
-    """The pictures of a trace, with one call chosen.
+    """The pictures of a trace, with one call or depth map chosen.
 
     Attributes:
-        photo: the given image that the call looks at, with all regions on it; ``None`` without
-            images.
-        number: of the chosen call, from 1; 0 for none.
+        photo: the given image that the call looks at, with all regions and written boxes on it;
+            ``None`` without images.
+        number: of the chosen call, from 1; of a depth map, from -1 downwards; 0 for none.
         crop: what it brought, if that is a picture.
-        heat: photo and score map over it, if it has scores.
-        ends: lowest and highest of these.
+        heat: photo and score map over it, if it has scores; photo and depth map.
+        ends: lowest and highest score.
     """
 
     photo: Image.Image | None = None
@@ -46,7 +47,7 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
 
     Args:
         trace: of a run, finished or not.
-        number: the call to show, from 1; by default the latest that brought something.
+        number: the call or depth map to show, as in :class:`Views`; by default the latest.
         drawn_box: XYXY in pixels of the given image, marked on the photo by a dashed frame.
 
     Raises:
@@ -61,13 +62,17 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
         raise PromptError(f"the trace cannot be drawn: {exc}") from exc
 
 
-def shown_calls(trace: Trace) -> list[tuple[str, int]]:
-    """What calls brought something, as words, each with its number."""
-    return [
-        (f"{number} · {call_words(call)}", number)
-        for number, call in enumerate(trace.calls, 1)
-        if _is_done(call)
+def shown_looks(trace: Trace) -> list[tuple[str, int]]:
+    """What calls brought something and what depth maps were decoded, each with its number."""
+    found = [
+        (one.turn, 0, (content_words(one), -number))
+        for number, one in enumerate(trace.content, 1)
+        if one.picture is not None
     ]
+    for number, call in enumerate(trace.calls, 1):
+        if _is_done(call):
+            found.append((call.turn, 1, (f"{number} · {call_words(call)}", number)))
+    return [look for _, _, look in sorted(found, key=lambda entry: entry[:2])]
 
 
 def point_on_image(trace: Trace, point_xy: tuple[float, float]) -> tuple[float, float]:
@@ -96,10 +101,12 @@ def _is_done(call: CallRecord) -> bool:
 
 def _draw(trace: Trace, number: int | None, drawn_box: Box | None) -> Views:
     album = Album(trace, None)
-    done = [n for _, n in shown_calls(trace)]
+    done = [n for _, n in shown_looks(trace)]
     number = number if number in done else next(reversed(done), 0)
     if not album.given:
         return Views()
+    if number < 0:
+        return _mapped(album, number, trace.content[-number - 1], drawn_box)
     call = trace.calls[number - 1] if number else None
     root = 0 if call is None else album.root(call.image)
     photo = _photo(album, root, drawn_box)
@@ -110,11 +117,21 @@ def _draw(trace: Trace, number: int | None, drawn_box: Box | None) -> Views:
     return _heated(album, call, Views(photo, number))
 
 
+def _mapped(album: Album, number: int, one: ContentRecord, drawn_box: Box | None) -> Views:
+    """The picture that a depth map is of, and the map."""
+    photo = _photo(album, album.root(one.image), drawn_box)
+    picture = fitted(album.cut(one.image, album.frame(one.image)), ROOM_WH)
+    drawn = depth_picture(one, picture.size)
+    assert drawn is not None  # only those are shown
+    return Views(photo, number, heat=(picture, drawn.resize(picture.size)))
+
+
 def _photo(album: Album, index: int, drawn_box: Box | None) -> Image.Image:
-    """A given image with its regions."""
+    """A given image with its regions, and the boxes that the model wrote on it."""
     size_wh = album.trace.images[index].size_wh
     photo = fitted(album.given[index], ROOM_WH).copy()
-    draw_marks(photo, marks_on(album, index), size_wh, (0, 0, *photo.size))
+    marks = [*marks_on(album, index), *boxes_on(album, index)]
+    draw_marks(photo, marks, size_wh, (0, 0, *photo.size))
     if drawn_box is not None:
         _dash(photo, rescale(drawn_box, size_wh, photo.size))
     return photo

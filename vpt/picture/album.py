@@ -82,6 +82,25 @@ def fitted(picture: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
     return picture.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
+def read_data_uri(uri: str, name: str) -> Image.Image:
+    """Open a picture that a trace holds.
+
+    Args:
+        uri: ``data:image/...;base64,...``.
+        name: for the message.
+
+    Raises:
+        ImageError: if it is damaged.
+    """
+    head, _, body = uri.partition(";base64,")
+    try:
+        if not head.startswith("data:image/"):
+            raise ValueError("expected a data URI")
+        return load_image(base64.b64decode(body, validate=True)).pixels
+    except (binascii.Error, ValueError) as exc:
+        raise ImageError(f"{name} is damaged: {exc}") from exc
+
+
 def base_name(source: str) -> str:
     """Last part of a path of any system."""
     return PureWindowsPath(source).name or source
@@ -104,10 +123,4 @@ def _thumbnail(record: ImageRecord) -> Image.Image:
             f"the trace holds no picture of {name}; pass images=, or save traces "
             "after keep_thumbnails()"
         )
-    head, _, body = record.thumbnail.partition(";base64,")
-    try:
-        if not head.startswith("data:image/"):
-            raise ValueError("expected a data URI")
-        return load_image(base64.b64decode(body, validate=True)).pixels
-    except (binascii.Error, ValueError) as exc:
-        raise ImageError(f"the thumbnail of {name} is damaged: {exc}") from exc
+    return read_data_uri(record.thumbnail, f"the thumbnail of {name}")

@@ -119,29 +119,28 @@ def heat_over(
     grey = photo.convert("L").convert("RGB")
     result = Image.blend(grey, Image.new("RGB", photo.size, PAPER), 0.55)
     inside = grey.crop((left, top, right, bottom))
-    result.paste(Image.blend(inside, _coloured(share), HEAT_SHARE), (left, top))
+    result.paste(Image.blend(inside, coloured(share), HEAT_SHARE), (left, top))
     if inside.size != photo.size:
         frame = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(result).rectangle(frame, outline=INK, width=max(photo.width // 200, 1))
     return result, low, high
 
 
-def colour_bar(low: float, high: float, size_wh: tuple[int, int]) -> Image.Image:
-    """Draw the colour scale between two scores, which stand at its ends."""
+def colour_bar(words: tuple[str, str], size_wh: tuple[int, int]) -> Image.Image:
+    """Draw the colour scale, with words at its low and its high end."""
     bar, font = Image.new("RGB", size_wh, SHADE), latin_font(13)
     pen, middle = ImageDraw.Draw(bar), size_wh[1] // 2
-    words = (f"{low:.3g}", f"{high:.3g}")
     pen.text((8, middle), words[0], QUIET, font, anchor="lm")
     pen.text((size_wh[0] - 8, middle), words[1], QUIET, font, anchor="rm")
     start, end = (math.ceil(font.getlength(word)) + 16 for word in words)
     if (length := size_wh[0] - start - end) > 0:
         ramp = np.broadcast_to(np.linspace(0, 1, length), (10, length))
-        bar.paste(_coloured(ramp), (start, middle - 5))
+        bar.paste(coloured(ramp), (start, middle - 5))
     return bar
 
 
-def _coloured(share: NDArray[Any]) -> Image.Image:
-    """Viridis of values in [0, 1], ``[H, W]``."""
+def coloured(share: NDArray[Any]) -> Image.Image:
+    """Draw values in [0, 1], ``[H, W]``, in viridis: low is violet, high is yellow."""
     steps = np.linspace(0, 1, len(VIRIDIS))
     mixed = [np.interp(share, steps, channel) for channel in zip(*VIRIDIS, strict=True)]
     return Image.fromarray(np.stack(mixed, axis=-1).round().astype(np.uint8))

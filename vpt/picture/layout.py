@@ -1,35 +1,31 @@
 """Draw a trace so that a person can read it.
 
 The picture has four parts, one under the other: what was asked; the images with every region the
-model named, and beside them one panel per call with what it brought; the answer; the numbers.
+model named and every box it wrote, and beside them one panel per call with what it brought and
+one per depth map it wrote; the answer; the numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
-from vpt.boxes import rescale
 from vpt.picture.album import Album, base_name, fitted
-from vpt.picture.heat import colour_bar, heat_over, score_map, seen_of_call
-from vpt.picture.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
-from vpt.picture.marks import CHIP_HEIGHT, call_colour, chip_width, draw_chip, draw_marks, marks_on
-from vpt.tokens import BRANCH_TOKENS
-from vpt.trace import CallRecord, Trace
-from vpt.wording import OUTCOME_WORDS, STOP_WORDS, call_words, count_words, printable
+from vpt.picture.lettering import INK, PAPER, QUIET, SHADE, Text, set_text
+from vpt.picture.marks import boxes_on, draw_marks, marks_on
+from vpt.picture.panels import FAULT_INK, GAP, draw_panels, grid, num_panels
+from vpt.trace import Trace
+from vpt.wording import STOP_WORDS, count_words, printable
 
 WIDTH = 1200
-PAD, GAP = 28, 20
+PAD = 28
 INNER = WIDTH - 2 * PAD
 HALF, QUARTER = (INNER - GAP) // 2, (INNER - 3 * GAP) // 4
-BAR_HEIGHT = 30
 MOST_MALFORMED = 20  # listed one by one
 
-LINE = "#d5dae1"
 TITLE_PAPER, TITLE_INK, TITLE_QUIET = INK, PAPER, "#a9b4c4"
-FAULT_PAPER, FAULT_INK = "#fde8e6", "#8c1d18"
+FAULT_PAPER = "#fde8e6"
 
 
 def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Image:
@@ -49,7 +45,7 @@ def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Ima
         PromptError: if score maps do not fit their grids.
     """
     album = Album(trace, images)
-    return _grid([_title(trace), *_body(album), *_end(trace)], 1, gap=0)
+    return grid([_title(trace), *_body(album), *_end(trace)], 1, gap=0)
 
 
 def _title(trace: Trace) -> Image.Image:
@@ -63,26 +59,23 @@ def _title(trace: Trace) -> Image.Image:
 
 def _body(album: Album) -> Iterator[Image.Image]:
     """Images and panels: side by side where the shape of the images allows it."""
-    numbered = list(enumerate(album.trace.calls, 1))
-
-    def panels(width: int) -> list[Image.Image]:
-        return [_Panel(album, number, call, width).draw() for number, call in numbered]
-
-    if album.given and numbered and max(i.width / i.height for i in album.given.values()) <= 2.2:
+    number = num_panels(album)
+    if album.given and number and max(i.width / i.height for i in album.given.values()) <= 2.2:
         photos = _photos(album, HALF, 600, columns=min(len(album.given), 2))
-        cells, columns = (panels(HALF), 1) if len(numbered) == 1 else (panels(QUARTER), 2)
+        width, columns = (HALF, 1) if number == 1 else (QUARTER, 2)
+        cells = draw_panels(album, width)
         # Half a row more than the images are high looks better than one row under them.
         num_rows = max(round((photos.height + GAP) / (cells[0].height + GAP)), 1)
-        beside = _grid(cells[: num_rows * columns], columns)
-        yield _framed(_grid([photos, beside], 2))
+        beside = grid(cells[: num_rows * columns], columns)
+        yield _framed(grid([photos, beside], 2))
         if rest := cells[num_rows * columns :]:
-            yield _framed(_grid(rest, 4))
+            yield _framed(grid(rest, 4))
         return
     if album.given:
         yield _framed(_photos(album, INNER, 460, columns=min(len(album.given), 4)))
-    if numbered:
-        columns = max(2, min(4, len(numbered))) if album.given else 3
-        yield _framed(_grid(panels((INNER - GAP * (columns - 1)) // columns), columns))
+    if number:
+        columns = max(2, min(4, number)) if album.given else 3
+        yield _framed(grid(draw_panels(album, (INNER - GAP * (columns - 1)) // columns), columns))
 
 
 def _end(trace: Trace) -> Iterator[Image.Image]:
@@ -109,110 +102,29 @@ def _end(trace: Trace) -> Iterator[Image.Image]:
 
 def _photos(album: Album, width: int, max_height: int, columns: int) -> Image.Image:
     cell = (width - GAP * (columns - 1)) // columns
-    return _grid([_photo(album, i, cell, max_height) for i in album.given], columns)
+    return grid([_photo(album, i, cell, max_height) for i in album.given], columns)
 
 
 def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image:
     """One given image, its regions, and a line of words."""
-    record, marks = album.trace.images[index], marks_on(album, index)
+    record = album.trace.images[index]
+    marks, boxes = marks_on(album, index), boxes_on(album, index)
     words = [f"image {album.number(index)}", printable(base_name(record.source))]
     words += [f"{record.size_wh[0]}x{record.size_wh[1]}", f"{record.num_tokens} tokens"]
     texts = [Text("  ·  ".join(words), 14, QUIET, 2)]
     if marks:
         key = "tinted: the cells it named; outlined: what was cut out, one cell wider"
         texts.append(Text(key, 14, QUIET, 2))
+    if boxes:
+        names = dict.fromkeys((boxes[0].words, boxes[-1].words))
+        texts.append(Text(f"{' to '.join(names)}: written by the model", 14, QUIET, 2))
     shown = fitted(album.given[index], (width, max_height))
     left = (width - shown.width) // 2
     row = Image.new("RGB", (width, shown.height), PAPER)
     row.paste(shown, (left, 0))
-    block = _grid([row, set_text(texts, width, centred=True)], 1, gap=8)
-    draw_marks(block, marks, record.size_wh, (left, 0, left + shown.width, shown.height))
+    block = grid([row, set_text(texts, width, centred=True)], 1, gap=8)
+    draw_marks(block, [*marks, *boxes], record.size_wh, (left, 0, left + shown.width, shown.height))
     return block
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """What one call brought, with words under it."""
-
-    album: Album
-    number: int
-    call: CallRecord
-    width: int
-
-    @property
-    def is_executed(self) -> bool:
-        return self.call.outcome == "executed"
-
-    @property
-    def is_encoded(self) -> bool:
-        return self.is_executed and self.call.branch in BRANCH_TOKENS
-
-    def draw(self) -> Image.Image:
-        area = self._area()
-        ImageDraw.Draw(area).rectangle((0, 0, area.width - 1, area.height - 1), outline=LINE)
-        chip, left = str(self.number), chip_width(str(self.number)) + 9
-        head = Image.new("RGB", (self.width, CHIP_HEIGHT + 2), PAPER)
-        head.paste(set_text([Text(call_words(self.call), 17, INK)], self.width - left), (left, 0))
-        draw_chip(ImageDraw.Draw(head), chip, call_colour(self.number), (0, 0))
-        facts = Text(self._facts(), 14, QUIET if self.is_executed else FAULT_INK)
-        words = set_text([facts, Text(self._place(), 14)], self.width)
-        return _grid([area, _grid([head, words], 1, gap=0)], 1, gap=10)
-
-    def _area(self) -> Image.Image:
-        first = next(iter(self.album.given.values()), None)
-        shape = min(max(first.height / first.width, 0.6), 1.0) if first else 0.75
-        area = Image.new("RGB", (self.width, round(self.width * shape)), SHADE)
-        if not self.is_executed:
-            _write_centred(area, OUTCOME_WORDS.get(self.call.outcome, self.call.outcome))
-        elif self.is_encoded:
-            self._paste_heat(area)
-        elif self.call.box_xyxy_px is not None:
-            picture = self.album.cut(self.call.image, self.call.box_xyxy_px)
-            _paste_centred(area, fitted(picture, area.size), area.height)
-        return area
-
-    def _paste_heat(self, area: Image.Image) -> None:
-        """The score map over the image, and its colour bar."""
-        image, room = self.call.image, area.height - BAR_HEIGHT
-        picture = self.album.cut(image, self.album.frame(image))
-        photo, scores = fitted(picture, (area.width, room)), score_map(self.call)
-        if scores is None:
-            bar = Image.new("RGB", (area.width, BAR_HEIGHT), SHADE)
-            _write_centred(bar, "no score map")
-        else:
-            seen = rescale(
-                seen_of_call(self.album.trace, self.call),
-                self.album.trace.images[image].size_wh,
-                photo.size,
-            )
-            photo, low, high = heat_over(photo, scores, seen)
-            bar = colour_bar(low, high, (area.width, BAR_HEIGHT))
-        _paste_centred(area, photo, room)
-        area.paste(bar, (0, room))
-
-    def _facts(self) -> str:
-        call = self.call
-        if not self.is_executed:
-            return OUTCOME_WORDS.get(call.outcome, call.outcome)
-        siblings = sum(other.turn == call.turn for other in self.album.trace.calls)
-        shared = f" (all {siblings})" if siblings > 1 else ""
-        tokens = count_words(call.num_tokens, "token")
-        return f"executed  ·  {tokens}  ·  {call.encode_ms + call.run_ms:,.0f} ms{shared}"
-
-    def _place(self) -> str:
-        """Where it looked."""
-        call = self.call
-        if call.image >= len(self.album.trace.images):
-            return ""
-        record, number = self.album.trace.images[call.image], self.album.number(call.image)
-        if (box := call.box_xyxy_px or record.box_xyxy_px) is not None:
-            return f"box {', '.join(map(str, box))} of image {number}"
-        words, (width, height) = f"image {number}", record.size_wh
-        if self.is_encoded:
-            x0, y0, x1, y1 = seen_of_call(self.album.trace, self.call)
-            if x1 - x0 < width - 1 or y1 - y0 < height - 1:
-                words += ", the framed part"
-        return words + (", known features" if call.reused else "")
 
 
 # Paper
@@ -224,27 +136,3 @@ def _banner(texts: Sequence[Text], paper: str) -> Image.Image:
 
 def _framed(content: Image.Image) -> Image.Image:
     return ImageOps.expand(content, (PAD, PAD, PAD, 8), PAPER)
-
-
-def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
-    """Put images of one width row by row."""
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    width = len(rows[0]) * (rows[0][0].width + gap) - gap
-    block = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), PAPER)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            block.paste(cell, (column * (cell.width + gap), top))
-        top += height + gap
-    return block
-
-
-def _paste_centred(area: Image.Image, picture: Image.Image, height: int) -> None:
-    """In the upper part of an area."""
-    area.paste(picture, ((area.width - picture.width) // 2, (height - picture.height) // 2))
-
-
-def _write_centred(area: Image.Image, words: str) -> None:
-    pen, centre = ImageDraw.Draw(area), (area.width / 2, area.height / 2)
-    pen.text(centre, printable(words), QUIET, latin_font(16), anchor="mm")

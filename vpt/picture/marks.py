@@ -1,4 +1,4 @@
-"""Regions marked on a photo: cells tinted, cuts outlined, calls numbered."""
+"""Places marked on a photo: regions with their calls' numbers, and boxes the model wrote."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ CHIP_HEIGHT = 24
 
 @dataclass
 class Mark:
-    """A region on a given image.
+    """A region or a written box on a given image.
 
     Attributes:
-        cells: XYXY, pixels of the cells that were named.
-        cut: XYXY, pixels that were cut out.
-        numbers: of the calls that named it, from 1.
+        cells: XYXY, pixels of the cells that were named; of a box, its own.
+        cut: XYXY, pixels that were cut out; of a box, its own.
+        numbers: of the calls that named it, from 1; of a box, its own.
+        colour: of its first call; of a box, one that no call has, if there are enough.
+        is_box: whether the model wrote it as a box.
     """
 
     cells: PixelBox
     cut: PixelBox
     numbers: list[int]
+    colour: str
+    is_box: bool = False
 
     @property
-    def colour(self) -> str:
-        """Of its first call."""
-        return call_colour(self.numbers[0])
+    def words(self) -> str:
+        """What stands at it: ``"1, 3"`` for two calls, ``"b2"`` for a box."""
+        return ("b" if self.is_box else "") + ", ".join(map(str, self.numbers))
 
 
 def call_colour(number: int) -> str:
@@ -60,8 +64,20 @@ def marks_on(album: Album, index: int) -> list[Mark]:
             for margin in (0, 1)
         )
         cut = call.box_xyxy_px or cut
-        marks.setdefault((cells, cut), Mark(cells, cut, [])).numbers.append(number)
+        mark = marks.setdefault((cells, cut), Mark(cells, cut, [], call_colour(number)))
+        mark.numbers.append(number)
     return list(marks.values())
+
+
+def boxes_on(album: Album, index: int) -> list[Mark]:
+    """Boxes the model wrote on a given image, numbered from 1 in the order they were written."""
+    written = [one for one in album.trace.content if album.root(one.image) == index]
+    boxes = [box for one in written for box in one.boxes_xyxy_px or ()]
+    first = len(album.trace.calls)
+    return [
+        Mark(box, box, [number], call_colour(first + number), is_box=True)
+        for number, box in enumerate(boxes, 1)
+    ]
 
 
 def draw_marks(
@@ -84,6 +100,8 @@ def draw_marks(
 
     tint = ImageDraw.Draw(block, "RGBA")  # blends
     for mark in marks:
+        if mark.is_box:
+            continue
         tint.rectangle(place(mark.cells), (*ImageColor.getrgb(mark.colour)[:3], 70))
     pen = ImageDraw.Draw(block)
     for mark in marks:
@@ -92,9 +110,8 @@ def draw_marks(
         pen.rectangle((x0, y0, x1, y1), outline=mark.colour, width=3)
     taken: list[PixelBox] = []
     for mark in marks:
-        text = ", ".join(map(str, mark.numbers))
-        taken.append(_free_place(place(mark.cut), chip_width(text), block.size, taken))
-        draw_chip(pen, text, mark.colour, taken[-1][:2])
+        taken.append(_free_place(place(mark.cut), chip_width(mark.words), block.size, taken))
+        draw_chip(pen, mark.words, mark.colour, taken[-1][:2])
 
 
 def _free_place(

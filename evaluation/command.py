@@ -175,6 +175,7 @@ def _asker(args: argparse.Namespace) -> Asker:
         "device": args.device,
         "dtype": args.dtype,
         "image_resolution": args.image_resolution,
+        "depth_tokenizer": args.depth_tokenizer,
         **({"revision": args.revision} if args.revision else {}),
     }
     return RayAsker(options, args.workers)

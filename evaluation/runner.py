@@ -10,6 +10,7 @@ from zlib import crc32
 from evaluation.conditions import Condition
 from evaluation.records import Record
 from evaluation.samples import BadRow, Sample
+from evaluation.scores.map_support import Decode, map_supports_answer
 from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
 from vpt.controller import Request, StopEvent
@@ -115,6 +116,8 @@ class _Batch:
         self.runtime = runtime
         self.task = task
         self.decoding = decoding
+        tokenizer = runtime.depth_tokenizer
+        self.decode = None if tokenizer is None else tokenizer.decode
         self.asked: list[Sample] = []
         self.waiting: dict[int, Request] = {}
         self.spoilt: list[Record] = []
@@ -124,7 +127,7 @@ class _Batch:
             yield from self._take_spoilt()
             if isinstance(event, StopEvent):
                 del self.waiting[index]
-                yield finished_record(self.task, self.asked[index], event.trace)
+                yield finished_record(self.task, self.asked[index], event.trace, self.decode)
         yield from self._take_spoilt()
 
     def finish_alone(self) -> Iterator[Record]:
@@ -137,7 +140,7 @@ class _Batch:
             except VPTError as exc:
                 yield failed_record(self.task, sample, "run", str(exc))
             else:
-                yield finished_record(self.task, sample, answer.trace)
+                yield finished_record(self.task, sample, answer.trace, self.decode)
 
     def _take_spoilt(self) -> Iterator[Record]:
         spoilt, self.spoilt = self.spoilt, []
@@ -182,15 +185,26 @@ class _Batch:
         )
 
 
-def finished_record(task: Task, sample: Sample, trace: Trace) -> Record:
-    """The record of a sample that was answered, scored; an error if its row allows no score."""
+def finished_record(
+    task: Task, sample: Sample, trace: Trace, decode: Decode | None = None
+) -> Record:
+    """The record of a sample that was answered, scored; an error if its row allows no score.
+
+    Args:
+        task: it belongs to.
+        sample: that was asked.
+        trace: of the run.
+        decode: of the model's depth tokenizer, to see whether its depth maps say what it answers.
+    """
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
     if sample.box is not None and boxes:
         regions["region_shown"] = float(is_shown(boxes, sample.box))
         regions["region_iou"] = best_iou(boxes, sample.box)
     try:
-        scores = task.score.per_sample(trace.answer, sample)
+        scores = dict(task.score.per_sample(trace.answer, sample))
+        if (support := map_supports_answer(trace, sample, decode)) is not None:
+            scores["map_supports_answer"] = support
     except DataError as exc:
         return failed_record(task, sample, "row", str(exc))
     return Record(

@@ -32,7 +32,7 @@ class Split:
         file: relative to the folder of data.
         prompt: sample -> what is put to the model.
         score: name in the table of scores.
-        max_new_tokens: per answer, calls included.
+        max_new_tokens: per answer, calls and what the model draws included.
         judged: whether a judge may score it: what was published for it is a judge's score, or it
             is somebody's own file with open questions.
         version: rises when prompt, score or reading change what comes out.
@@ -89,6 +89,9 @@ _HUB = "https://huggingface.co/datasets"
 _VPT = f"{_HUB}/rp-yu/VPT_Datasets"
 _AURORA = "https://github.com/mahtabbigverdi/Aurora-perception"
 
+_WITH_CONTENT = 320
+"""Tokens for an answer with a depth map (102) or dozens of boxes (4 each) before it."""
+
 
 def _released(
     name: str, kind: str, score: str, about: str, paper: str, images: str, num_tokens: int = 64
@@ -138,6 +141,8 @@ def _hardblink(num_points: int) -> Split:
         format="aurora",
         file=f"hardblink/questions/{name}.jsonl",
         score="multiple_choice",
+        max_new_tokens=_WITH_CONTENT,
+        version=2,
         elsewhere=("hardblink/questions.jsonl",) if num_points == 3 else (),
         choices=tuple(LETTERS[:num_points]),
     )
@@ -171,6 +176,8 @@ def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
         file=f"{folder}/questions.jsonl",
         score="count_accuracy",
         prompt=ask_for_number,
+        max_new_tokens=_WITH_CONTENT,
+        version=2,
     )
 
 

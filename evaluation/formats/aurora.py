@@ -31,7 +31,8 @@ def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
 
     Questions are ``{"question_id", "image", "text", "category"}``, answers ``{"question_id",
     "text"}``; of an answer ``"(A)"`` the letter is taken. The category becomes the group. An
-    answer that no question asks for is a bad row at the end.
+    answer that no question asks for is a bad row at the end. A question may have ``points``, as
+    :func:`evaluation.scores.map_support.read_points` takes them; they become a fact.
 
     Args:
         file: of questions, with ``questions`` in its name.
@@ -53,6 +54,7 @@ def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
             question=text_of(row, "text"),
             answers=_answers_to(name, answers),
             group=name_of(row, "category"),
+            facts={key: row[key] for key in ("points",) if row.get(key) is not None},
         )
 
     yield from read_rows(read_entries(file), read_row, lambda row: text_of(row, "question_id"))

@@ -6,14 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from evaluation.records import Record
-from evaluation.report.figures import Figure, look_figures, photo_figures
+from evaluation.report.figures import Figure, depth_figures, look_figures, photo_figures
 from evaluation.report.photos import PhotoShelf
 from evaluation.report.pictures import PictureTable
 from evaluation.report.verdict import change_of, verdict_of
 from vpt.errors import ImageError, VPTError
 from vpt.picture.album import base_name
 from vpt.trace import Trace
-from vpt.wording import OUTCOME_WORDS, STOP_WORDS, call_words
+from vpt.wording import OUTCOME_WORDS, STOP_WORDS, call_words, content_words
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Card:
         verdict: ``"right"``, ``"wrong"``, ``"unscored"`` or ``"error"``.
         change: against not looking again: ``"better"``, ``"worse"``, ``"same"`` or empty.
         trace: of the run; ``None`` if there is none.
-        figures: photos first, then what calls brought.
+        figures: photos first, then what calls brought, then depth maps the model wrote.
         problem: why figures are missing; empty if none are.
     """
 
@@ -60,6 +60,16 @@ class Card:
             call_words(call) + ("" if call.outcome == "executed" else f" ({outcome})")
             for call, outcome in zip(self.trace.calls, outcomes, strict=True)
         ]
+
+    @property
+    def drawings(self) -> list[str]:
+        """Each depth map that the model wrote, in words, and how many boxes in all."""
+        written = self.trace.content if self.trace else []
+        words = [content_words(one) for one in written if one.kind == "depth"]
+        if any(one.kind == "boxes" for one in written):
+            number = sum(len(one.boxes or ()) for one in written)
+            words.append("1 box" if number == 1 else f"{number} boxes")
+        return words
 
     @property
     def stop_words(self) -> str:
@@ -97,6 +107,7 @@ class CardMaker:
                 album = self.shelf.album(record, trace)
                 figures += photo_figures(record, album, self.pictures)
                 figures += look_figures(album, self.pictures)
+                figures += depth_figures(album, self.pictures)
             elif record.error and record.error["kind"] == "run":
                 figures += self._plain_photos(record)
         except ImageError as exc:

@@ -1,4 +1,4 @@
-"""The figures of a sample: its photos with boxes over them, and what each call brought."""
+"""The figures of a sample: photos with boxes, what calls brought, what the model drew."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from evaluation.report.pictures import PictureTable, Thumbnail, shown_size
 from vpt.boxes import Box, rescale, to_unit
 from vpt.errors import PromptError
 from vpt.picture.album import Album, base_name
+from vpt.picture.depth import depth_picture
 from vpt.picture.heat import heat_over, seen_box_px
-from vpt.picture.marks import call_colour, marks_on
+from vpt.picture.marks import boxes_on, call_colour, marks_on
 from vpt.trace import CallRecord
-from vpt.wording import call_words
+from vpt.wording import call_words, content_words
 
 MOST_PHOTOS = 4
 MOST_LOOKS = 4
@@ -30,7 +31,8 @@ class Outline:
     """A box over a figure.
 
     Attributes:
-        kind: ``"cells"`` that were named, what was ``"cut"`` out of it, or ``"evidence"``.
+        kind: ``"cells"`` that were named, what was ``"cut"`` out of it, a ``"box"`` that the
+            model wrote, or ``"evidence"``.
         box_unit: XYXY in unit coordinates of the figure.
         colour: ``"#rrggbb"``.
     """
@@ -48,7 +50,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Label:
-    """Numbers of the calls that a box belongs to.
+    """Numbers of the calls that a box belongs to, or of the box itself.
 
     Attributes:
         words: the numbers.
@@ -66,14 +68,14 @@ class Figure:
     """A picture with words under it.
 
     Attributes:
-        kind: ``"photo"``, ``"crop"`` or ``"heat"``.
+        kind: ``"photo"``, ``"crop"``, ``"heat"`` or ``"depth"``.
         thumbnail: to show.
         words: under it.
         outlines: over it.
         labels: over these.
         colour: of the call that brought it; empty for a photo.
         number: of that call, from 1; 0 for a photo.
-        ends: lowest and highest score of a score map.
+        ends: lowest and highest score of a score map, or words for the ends of a depth map.
     """
 
     kind: str
@@ -83,7 +85,7 @@ class Figure:
     labels: tuple[Label, ...] = ()
     colour: str = ""
     number: int = 0
-    ends: tuple[float, float] | None = None
+    ends: tuple[float, float] | tuple[str, str] | None = None
 
 
 def photo_figures(record: Record, album: Album, pictures: PictureTable) -> Iterator[Figure]:
@@ -106,7 +108,7 @@ def photo_figures(record: Record, album: Album, pictures: PictureTable) -> Itera
 
 
 def _mark(album: Album, index: int) -> tuple[list[Outline], list[Label]]:
-    """Cells that calls named on a given image, what was cut out of it, and the calls' numbers."""
+    """What calls named on a given image and cut out of it, boxes the model wrote, and numbers."""
     calls, size_wh = album.trace.calls, album.trace.images[index].size_wh
     outlines: list[Outline] = []
     labels: list[Label] = []
@@ -115,7 +117,11 @@ def _mark(album: Album, index: int) -> tuple[list[Outline], list[Label]]:
         if any(calls[number - 1].outcome == "executed" for number in mark.numbers):
             outlines.append(Outline("cut", to_unit(mark.cut, size_wh), mark.colour))
         corner = _free_corner(outlines[-1].place[:2], [label.left_top for label in labels])
-        labels.append(Label(", ".join(map(str, mark.numbers)), mark.colour, corner))
+        labels.append(Label(mark.words, mark.colour, corner))
+    for box in boxes_on(album, index):
+        outlines.append(Outline("box", to_unit(box.cut, size_wh), box.colour))
+        corner = _free_corner(outlines[-1].place[:2], [label.left_top for label in labels])
+        labels.append(Label(box.words, box.colour, corner))
     return outlines, labels
 
 
@@ -158,6 +164,23 @@ def look_figures(album: Album, pictures: PictureTable) -> Iterator[Figure]:
             words = words if call.region is not None else f"{words} · no score map"
             thumbnail = pictures.add(picture)
             yield Figure("crop", thumbnail, words, colour=colour, number=number)
+
+
+def depth_figures(album: Album, pictures: PictureTable) -> Iterator[Figure]:
+    """The depth maps the model wrote and that were decoded, `MOST_LOOKS` at most.
+
+    Raises:
+        ImageError: if one is damaged.
+    """
+    trace = album.trace
+    drawn = [
+        (one, picture)
+        for one in trace.content
+        if (picture := depth_picture(one, trace.images[one.image].size_wh)) is not None
+    ]
+    for one, picture in drawn[:MOST_LOOKS]:
+        words = f"{content_words(one)}, written by the model"
+        yield Figure("depth", pictures.add(picture), words, ends=("far", "near"))
 
 
 def _heat(

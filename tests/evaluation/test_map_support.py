@@ -1,0 +1,143 @@
+"""Whether a written map supports the answer; and answers are scored without what was drawn."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.conditions import find_conditions
+from evaluation.formats.image_roots import ImageRoots
+from evaluation.records import Record
+from evaluation.report.cards import CardMaker
+from evaluation.report.photos import PhotoShelf
+from evaluation.report.pictures import PictureTable
+from evaluation.runner import Task, finished_record
+from evaluation.samples import ImageRef, Sample
+from evaluation.scores.map_support import map_supports_answer, read_points
+from evaluation.scores.table import SCORES
+from evaluation.splits import SPLITS, ask_as_is, read_split
+from vpt.errors import DataError
+from vpt.images import from_pixels
+from vpt.trace import ContentRecord, ImageRecord, TokenRecord, Trace
+
+POINTS = [{"letter": "A", "x": 30, "y": 100}, {"letter": "B", "x": 300, "y": 100}]
+CODES = [1, 2, 3, 4]
+
+
+def decode(codes):
+    assert list(codes) == CODES
+    return np.tile(np.linspace(0, 1, 32, dtype=np.float32), (32, 1))  # near on the right
+
+
+def sample(points=POINTS, **more):
+    facts = {} if points is None else {"points": points}
+    image = ImageRef("a.png", "a.png")
+    return Sample("1", (image,), "Which?", answers=("B",), choices=("A", "B"), facts=facts, **more)
+
+
+def make_trace(answer="The answer is (B).", *contents):
+    trace = Trace("Which?", "auto", answer=answer, stop_reason="stop", turns=["..."])
+    trace.images = [ImageRecord("a.png", (64, 48), "d")]
+    trace.tokens = [TokenRecord(i, "x", 0, 1.0) for i in range(9)]
+    whole = ContentRecord("depth", 0, 0, 0, 6, True, 6.0, codes=CODES)
+    trace.content = list(contents) or [whole]
+    return trace
+
+
+@pytest.mark.parametrize(("answer", "value"), [("B", 1.0), ("(A)", 0.0), ("The answer is A.", 0.0)])
+def test_the_map_supports_the_answer_or_not(answer, value):
+    assert map_supports_answer(make_trace(answer), sample(), decode) == value
+
+
+def test_the_last_whole_map_counts():
+    first = ContentRecord("depth", 0, 0, 0, 2, True, 1.0, codes=[9] * 4)
+    second = ContentRecord("depth", 0, 0, 2, 4, True, 1.0, codes=CODES)
+    cut = ContentRecord("depth", 0, 0, 4, 6, False, 1.0, codes=[9])
+    assert map_supports_answer(make_trace("B", first, second, cut), sample(), decode) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (make_trace("B"), sample(points=None), decode),
+        (make_trace("B"), sample(), None),
+        (make_trace("neither"), sample(), decode),
+        (make_trace("B", ContentRecord("depth", 0, 0, 0, 3, False, codes=[1])), sample(), decode),
+        (make_trace("B", ContentRecord("boxes", 0, 0, 0, 4, True, boxes=[])), sample(), decode),
+    ],
+    ids=["no points", "no tokenizer", "no letter", "cut off", "boxes"],
+)
+def test_nothing_is_said_where_nothing_can_be(given):
+    assert map_supports_answer(*given) is None
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("A", "expected 'points' to be a list, got str"),
+        ([{"letter": "A", "x": 1}], "expected a point as"),
+        (["A"], "expected a point as"),
+        ([{"letter": "A", "x": "left", "y": 1}], "expected a point as"),
+        (POINTS[::-1], "expected points A, B, got B, A"),
+    ],
+)
+def test_points_that_make_no_sense_are_told(points, message):
+    with pytest.raises(DataError, match=message):
+        read_points(points)
+
+
+def task():
+    (condition,) = find_conditions(["auto"])
+    return Task("HardBLINK_3", condition, ask_as_is, SCORES["multiple_choice"], 320)
+
+
+def test_a_record_keeps_the_content_and_the_check():
+    record = finished_record(task(), sample(), make_trace(), decode)
+    assert (record.scores["multiple_choice"], record.scores["map_supports_answer"]) == (1, 1)
+    again = Record.from_line(record.to_line())
+    assert again.read_trace().content[0].codes == CODES
+    assert "map_supports_answer" not in finished_record(task(), sample(), make_trace()).scores
+    assert (
+        finished_record(task(), sample(points=["?"]), make_trace(), decode).error["kind"] == "row"
+    )
+
+
+def test_a_card_shows_photo_with_boxes_and_map():
+    boxes = ContentRecord(
+        *("boxes", 0, 0, 6, 9, True), boxes=[(0, 0, 9, 9)], boxes_xyxy_px=[(4, 4, 20, 20)]
+    )
+    trace = make_trace("B")
+    trace.content.append(boxes)
+    trace.content[0].keep_depth_map(decode)
+    photo = Image.new("RGB", (64, 48), "#336699")
+    trace.keep_thumbnails([from_pixels(photo, "a.png")])
+    record = finished_record(task(), sample(), trace, decode)
+    card = CardMaker(PhotoShelf(lambda record: []), PictureTable()).make(record, "multiple_choice")
+    assert not card.problem
+    assert [figure.kind for figure in card.figures] == ["photo", "depth"]
+    assert [outline.kind for outline in card.figures[0].outlines] == ["box"]
+    assert [label.words for label in card.figures[0].labels] == ["b1"]
+    assert card.figures[1].ends == ("far", "near")
+    assert card.drawings == ["depth map of 4 codes", "1 box"]
+
+
+def test_hardblink_questions_may_have_points(tmp_path):
+    folder = tmp_path / "hardblink"
+    folder.mkdir()
+    points = [*POINTS, {"letter": "C", "x": 9, "y": 9}]
+    rows = [
+        {"question_id": i, "image": "0.png", "text": "Which?", **more}
+        for i, more in enumerate(({"points": points}, {}))
+    ]
+    answers = [{"question_id": i, "text": "(A)"} for i in range(2)]
+    for name, content in (("questions", rows), ("answers", answers)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    with_points, without = read_split(SPLITS["HardBLINK_3"], tmp_path, ImageRoots())
+    assert read_points(with_points.facts["points"]).keys() == {"A", "B", "C"}
+    assert "points" not in without.facts
+
+
+def test_splits_that_are_answered_behind_drawings_have_room_for_them():
+    for name in ("HardBLINK_3", "HardBLINK_5", "BLINK_count", "SEED_count"):
+        assert SPLITS[name].max_new_tokens >= 102 + 64

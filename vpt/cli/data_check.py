@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpt.cli.data_make_curriculum import epoch_lines
 from vpt.cli.data_target import Target, find_target
 from vpt.cli.model import quieten
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
@@ -208,6 +209,7 @@ def _as_json(
         "num_rows_with_findings": report.num_with_findings,
         "num_images_opened": num_images,
         "row_kinds": dict(report.row_kinds),
+        "epochs": {epoch: dict(tasks) for epoch, tasks in report.epochs.items()},
         "findings": {
             kind: {
                 "meaning": target.findings[kind],
@@ -228,6 +230,8 @@ def _show(
     )
     for row_kind, number in sorted(report.row_kinds.items()):
         put(f"  {number:>7,}  {row_kind}")
+    for line in epoch_lines(report.epochs):
+        put(f"  {line}")
     for kind, entries in report.findings.items():
         num_rows = len({number for number, _ in entries})
         put(f"\n{kind}: {count_words(num_rows, 'row')}: {target.findings[kind]}")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vpt.data.aurora.curriculum import EPOCH
+from vpt.data.aurora.rows import TASKS, read_note
 from vpt.data.call_checks import check_calls, check_crops
+from vpt.data.content_checks import check_content, check_note
 from vpt.data.findings import FINDINGS, Finding
 from vpt.data.image_checks import check_boxes, check_columns, check_files, check_placeholders
 from vpt.data.image_sizes import Images
 from vpt.data.row_view import RowView, image_paths, view_row
 from vpt.data.turn_checks import KnownTokens, check_turns, known_tokens
+from vpt.errors import DataError
 from vpt.rows import KINDS
 from vpt.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
 
@@ -34,11 +38,13 @@ class ModelFacts:
         branches: re-encoding branches it has.
         cutoff_len: tokens a row may have; ``None`` for any number.
         lengths: counts them.
+        added_tokens: of its tokenizer; ``None`` where they are not known.
     """
 
     branches: tuple[str, ...]
     cutoff_len: int | None
     lengths: RowLengths
+    added_tokens: Collection[str] | None = None
 
 
 class RowChecker:
@@ -75,11 +81,12 @@ class RowChecker:
         """A checker that knows the tokens, branches and lengths of a model."""
         from vpt.data.lengths import RowLengths
 
+        added = processor.tokenizer.get_added_vocab()
         return cls(
             images,
             grid_size=config.grid_size,
-            known=known_tokens(config.grid_size, processor.tokenizer.get_added_vocab()),
-            model=ModelFacts(config.branches, cutoff_len, RowLengths(config, processor)),
+            known=known_tokens(config.grid_size, added),
+            model=ModelFacts(config.branches, cutoff_len, RowLengths(config, processor), added),
         )
 
     def check(self, row: object) -> tuple[str, list[Finding]]:
@@ -94,12 +101,16 @@ class RowChecker:
             files = [*check_files(paths, self.images), *check_boxes(paths, self.images)]
             return _BROKEN, [view, *files]
         assert isinstance(row, Mapping)  # or there would be no view
-        return view.kind, list(self._check_view(row, view))
+        task = _note_of(row).get("task")
+        return TASKS[task] if task else view.kind, list(self._check_view(row, view))
 
     def _check_view(self, row: Mapping[str, Any], view: RowView) -> Iterator[Finding]:
         paths = [path for paths in view.images.values() for path in paths]
         yield from check_turns(view, self.known)
         yield from check_calls(view, self.known)
+        added_tokens = None if self.model is None else self.model.added_tokens
+        yield from check_content(view, added_tokens)
+        yield from check_note(row, view)
         yield from check_columns(row)
         yield from check_placeholders(view)
         yield from check_files(paths, self.images)
@@ -121,12 +132,14 @@ class Report:
         num_with_findings: rows that have any.
         row_kinds: how many rows of each kind.
         findings: kind of finding -> ``(number of the row, counted from 0, detail)``.
+        epochs: of a curriculum: epoch -> task -> rows.
     """
 
     num_rows: int = 0
     num_with_findings: int = 0
     row_kinds: Counter[str] = field(default_factory=Counter)
     findings: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    epochs: dict[int, Counter[str]] = field(default_factory=dict)
 
 
 def check_rows(rows: Iterable[object], checker: RowChecker, ignored: Iterable[str] = ()) -> Report:
@@ -141,11 +154,17 @@ def check_rows(rows: Iterable[object], checker: RowChecker, ignored: Iterable[st
     found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in FINDINGS}
     wanted = set(FINDINGS) - set(ignored)
     first_with: dict[bytes, int] = {}
+    latest = 0  # epoch so far
     for number, row in enumerate(rows):
         row_kind, findings = checker.check(row)
         same = number if row_kind == _BROKEN else first_with.setdefault(_digest(row), number)
         if same != number:
             findings.append(Finding("duplicate-row", f"the same as row {same}"))
+        if row_kind != _BROKEN and isinstance(epoch := _note_of(row).get(EPOCH), int):
+            if epoch < latest:
+                findings.append(Finding("epoch-order", f"epoch {epoch} behind epoch {latest}"))
+            latest = max(latest, epoch)
+            report.epochs.setdefault(epoch, Counter())[_note_of(row)["task"]] += 1
         findings = [finding for finding in findings if finding.kind in wanted]
         for finding in findings:
             found[finding.kind].append((number, finding.detail))
@@ -157,10 +176,19 @@ def check_rows(rows: Iterable[object], checker: RowChecker, ignored: Iterable[st
 
 
 def _digest(row: object) -> bytes:
-    """Stands for what training sees of a row: equal rows share it, and no others."""
+    """Stands for what training sees of a row in an epoch: equal rows share it, and no others."""
     assert isinstance(row, Mapping)  # broken ones have no business here
     content = [row["messages"], *(row.get(kind.column) or [] for kind in KINDS.values())]
+    content.append(_note_of(row).get(EPOCH))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+
+
+def _note_of(row: object) -> Mapping[str, Any]:
+    """The note of a row; empty if there is none that can be read, which is a finding elsewhere."""
+    try:
+        return read_note(row) if isinstance(row, Mapping) else {}
+    except DataError:
+        return {}
 
 
 def _check_branches(view: RowView, model: ModelFacts) -> Iterator[Finding]:

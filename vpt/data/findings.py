@@ -34,6 +34,12 @@ FINDINGS = {
     "crop-outside": "a crop suffix that is empty, or reaches out of the image",
     "crop-mismatch": "a crop that is not the one that the runtime cuts for the region",
     "missing-branch": "a call or re-encoded image of a branch that the model lacks",
+    "bad-depth-map": "depth tokens that are not a map of exactly 100 known codes",
+    "bad-box": "pixel tokens that are no boxes: not four each, out of range, or reversed",
+    "answer-mismatch": "an answer that disagrees with the note of the row",
+    "bad-note": "a note that is damaged, or contradicts itself",
+    "epoch-order": "an epoch behind a later one; the order of the file is the curriculum",
+    "missing-content": "tokens of depth maps or boxes that the model's tokenizer lacks",
     "too-long": "more tokens than --cutoff-len; training would cut the row",
     "duplicate-row": "the same messages and images as a row before it",
 }

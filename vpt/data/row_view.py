@@ -10,7 +10,14 @@ from typing import Any
 from vpt.data.findings import Finding
 from vpt.errors import PromptError
 from vpt.rows import KINDS, list_images, read_turns
-from vpt.tokens import BRANCH_TOKENS, ParsedTurn, PerceptionCall, parse_turn, split_symbols
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    DEPTH_START,
+    ParsedTurn,
+    PerceptionCall,
+    parse_turn,
+    split_symbols,
+)
 
 Images = Mapping[str, Sequence[str]]
 
@@ -59,11 +66,15 @@ class RowView:
         if any(turn.parsed.malformed for turn in self.turns):
             return "malformed call"
         branches = dict.fromkeys(call.branch for turn in self.turns for call in turn.calls)
-        if names := sorted(_NAMES[branch] for branch in branches):
+        content = [word for token, word in _CONTENT.items() if self._says(token)]
+        if names := [*sorted(_NAMES[branch] for branch in branches), *content]:
             return "+".join(names)
         if shown := [_NAMES[branch] for branch in BRANCH_TOKENS if self.images[branch]]:
             return f"{'+'.join(shown)} alignment"
         return "direct" if self.images["image"] else "text only"
+
+    def _says(self, token: str) -> bool:
+        return any(token in turn.answered for turn in self.turns)
 
     def images_by_turn(self, kind: str) -> list[Sequence[str]] | None:
         """Paths of one kind, as the placeholders of each turn take them up.
@@ -79,6 +90,7 @@ class RowView:
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTENT = {DEPTH_START: "depth map", "<PIXEL_": "boxes"}
 _NAMES = {"crop": "region", **{row.branch: row.encoder for row in BRANCH_TOKENS.values()}}
 
 

@@ -1,0 +1,155 @@
+"""Measure small models that write depth maps or boxes before they answer, and one that does not.
+
+Run ``python benchmarks/aurora_models.py count --data data/aurora/count-heldout
+--model models/aurora/count --direct models/aurora/count-direct``, or ``depth`` likewise with the
+depth tokenizer. The first model is asked to write down the steps, the second to answer at once.
+Intervals are 95 % ones of Wilson.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import vpt
+from evaluation.statistics import wilson_interval
+from vpt.boxes import iou
+from vpt.data.aurora import counting_rows, depth_rows
+from vpt.depth.reading import answer_from_map
+from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.runtime import Answer, Runtime
+
+Entry = Mapping[str, Any]
+_MAX_NEW_TOKENS = 320
+
+
+def read_entries(folder: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Questions, each with its ``answer``."""
+    questions, answers = (
+        [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
+        for name in ("questions.jsonl", "answers.jsonl")
+    )
+    by_id = {answer["question_id"]: answer["text"] for answer in answers}
+    entries = [{**question, "answer": by_id[question["question_id"]]} for question in questions]
+    return entries[:limit]
+
+
+def ask_all(
+    runtime: Runtime, entries: Sequence[Entry], folder: Path, suffix: str, batch_size: int
+) -> list[Answer]:
+    """Answers in order; calls of branches are not permitted, content is."""
+    requests = [
+        {
+            "images": str(folder / entry["image"]),
+            "question": f"{entry['text']} {suffix}".strip(),
+            "max_new_tokens": _MAX_NEW_TOKENS,
+            "max_calls": 0,
+        }
+        for entry in entries
+    ]
+    answers = runtime.ask_many(requests, batch_size=batch_size)
+    return list(tqdm(answers, total=len(requests), desc=runtime.description["name"], mininterval=5))
+
+
+def right_depth(entry: Entry, answer: Answer) -> bool:
+    """Whether the letter that the answer ends with is the expected one."""
+    return f"({depth_rows.read_letter(answer.text)})" == entry["answer"]
+
+
+def right_count(entry: Entry, answer: Answer) -> bool:
+    """Whether the number that the answer ends with is the expected one."""
+    return str(counting_rows.read_count(answer.text)) == entry["answer"]
+
+
+def depth_facts(
+    entries: Sequence[Entry], answers: Sequence[Answer], tokenizer: DepthTokenizer
+) -> dict[str, str]:
+    """What the written maps and places are worth."""
+    whole, on_map, supported, off = [], [], [], []
+    for entry, answer in zip(entries, answers, strict=True):
+        maps = [one for one in answer.trace.content if one.kind == "depth" and one.is_whole]
+        whole.append(bool(maps))
+        places = depth_rows.read_places(answer.trace.turns[-1])
+        true = {point["letter"]: (point["x"], point["y"]) for point in entry["points"]}
+        off += [np.hypot(*np.subtract(places[name], true[name])) for name in true if name in places]
+        if maps and maps[-1].codes:
+            read = answer_from_map(tokenizer.decode(maps[-1].codes), true)
+            on_map.append(f"({read.nearest})" == entry["answer"])
+            supported.append(read.nearest == depth_rows.read_letter(answer.text))
+    return {
+        "wrote a whole map": share(whole),
+        "the written map shows the right point": share(on_map),
+        "the written map supports the answer": share(supported),
+        "median error of a point's place, of 336": f"{np.median(off):.1f}" if off else "-",
+    }
+
+
+def count_facts(entries: Sequence[Entry], answers: Sequence[Answer]) -> dict[str, str]:
+    """What the written boxes are worth."""
+    as_many, found, real = [], [], []
+    for entry, answer in zip(entries, answers, strict=True):
+        boxes = [box for one in answer.trace.content for box in one.boxes or ()]
+        if not boxes:
+            continue
+        as_many.append(len(boxes) == counting_rows.read_count(answer.text))
+        overlap = np.array([[iou(box, tuple(true)) for true in entry["boxes"]] for box in boxes])
+        found += list(overlap.max(0) >= 0.5)
+        real += list(overlap.max(1) >= 0.5)
+    return {
+        "the answer is the number of written boxes": share(as_many),
+        "true boxes that were written (IoU 0.5)": share(found),
+        "written boxes that are true (IoU 0.5)": share(real),
+    }
+
+
+def share(values: Sequence[bool]) -> str:
+    """Share of ``True`` with its interval."""
+    if not values:
+        return "-"
+    interval = wilson_interval(int(sum(values)), len(values))
+    return f"{interval.mean:.3f} [{interval.low:.2f}, {interval.high:.2f}] of {len(values)}"
+
+
+def main() -> None:
+    """Ask, print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("task", choices=("depth", "count"))
+    parser.add_argument("--data", type=Path, required=True, help="folder with questions.jsonl")
+    parser.add_argument("--model", required=True, help="writes maps or boxes")
+    parser.add_argument("--direct", help="trained to answer at once")
+    parser.add_argument("--depth-tokenizer", type=Path, help="for depth")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--batch-size", type=int, default=16)
+    args = parser.parse_args()
+    entries = read_entries(args.data, args.limit)
+    is_right: Callable[[Entry, Answer], bool]
+    suffix, is_right = {
+        "depth": (depth_rows.STEPS, right_depth),
+        "count": (counting_rows.STEPS, right_count),
+    }[args.task]
+    runtime = vpt.load(args.model, device="cpu")
+    steps = ask_all(runtime, entries, args.data, suffix, args.batch_size)
+    rows = {"through its own content": share([*map(is_right, entries, steps)])}
+    if args.direct:
+        direct = ask_all(
+            vpt.load(args.direct, device="cpu"), entries, args.data, "", args.batch_size
+        )
+        rows["from direct labels"] = share([*map(is_right, entries, direct)])
+    if args.task == "count":
+        rows |= count_facts(entries, steps)
+    elif args.depth_tokenizer:
+        rows |= depth_facts(entries, steps, load_depth_tokenizer(args.depth_tokenizer))
+    chance = [1 / (len(e["points"]) if args.task == "depth" else 8) for e in entries]
+    rows["a guess"] = f"{np.mean(chance):.3f}"
+    for name, value in rows.items():
+        print(f"| {name} | {value} |")
+
+
+if __name__ == "__main__":
+    main()

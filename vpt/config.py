@@ -53,6 +53,8 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
         seg_image_resolution: the same for SAM.
         num_inner_forward_run: 2 steers the projectors by control states, 1 does not.
         alignment: project without condition, whatever ``num_inner_forward_run`` says.
+        freeze_stems: train of a projector only what steers it, and leave what alignment, or
+            pretraining, made of its stem.
         para_mask_id: which paragraphs are hidden from the final pass in training: 0 none,
             1 the question, 2 the question and the re-encoded image, drawn independently.
         para_mask_ratio: probability of each such draw, per sample.
@@ -78,6 +80,7 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
     num_inner_forward_run: int = 2
     projector_scale: int = 1
     alignment: bool = False
+    freeze_stems: bool = False
     grid_size: int = RELEASED_GRID_SIZE
     perception_content: Any = None  # list of kinds; a comma-separated string is read too
     depth_num_codes: int = RELEASED_DEPTH_CODES

@@ -69,7 +69,11 @@ class VPTForConditionalGeneration(
                 self.branches[name] = branch
                 feature_dim = branch.feature_dim
             self.projectors[name] = Projector(
-                PROJECTOR_STEMS[name], feature_dim, hidden_size, config.projector_scale
+                PROJECTOR_STEMS[name],
+                feature_dim,
+                hidden_size,
+                config.projector_scale,
+                freeze_stem=config.freeze_stems,
             )
         self.post_init()
         for name in self.projectors:

@@ -48,13 +48,22 @@ class Projector(nn.Module):
         feature_dim: ``C``, width of the branch's features.
         hidden_size: ``D``, width of the LLM.
         condition_scale: number of control states that make one condition.
+        freeze_stem: let no gradient into the stem. (Trainers and ``from_pretrained`` set
+            ``requires_grad`` as they think fit.)
     """
 
     def __init__(
-        self, stem: str, feature_dim: int, hidden_size: int, condition_scale: int = 1
+        self,
+        stem: str,
+        feature_dim: int,
+        hidden_size: int,
+        condition_scale: int = 1,
+        *,
+        freeze_stem: bool = False,
     ) -> None:
         super().__init__()
         self.stem = stem
+        self.freeze_stem = freeze_stem
         self.condition_scale = condition_scale
         if stem == "linear":
             self.layernorm_feature = nn.LayerNorm(feature_dim)
@@ -88,6 +97,8 @@ class Projector(nn.Module):
             condition: ``[condition_scale * D]`` control state(s), or ``None`` (alignment).
         """
         projected = self.project_features(features.values, features.grid_hw)  # [N, D]
+        if self.freeze_stem:
+            projected = projected.detach()
         grid_hw = self.output_grid(features.grid_hw)
         if condition is None:
             return Projected(projected, None, grid_hw)

@@ -46,6 +46,13 @@ def test_what_is_set_is_in_the_folder_and_nothing_else_changes(run, folder):
     assert (config.alignment, config.para_mask_id, config.para_mask_ratio) == (False, 2, 0.25)
 
 
+def test_stems_can_be_frozen(run, folder):
+    assert run("set", folder, "--stems", "frozen")[1] == "stems       trained -> frozen\n"
+    model = vpt.load(str(folder), device="cpu").model
+    assert model.projector("dino").freeze_stem
+    assert run("set", folder, "--stems", "trained")[1] == "stems       frozen -> trained\n"
+
+
 def test_pictures_can_be_read_in_more_tokens(run, folder):
     runtime = vpt.load(str(folder), device="cpu")
     old = runtime.processor.image_processor.size["longest_edge"]
@@ -86,11 +93,12 @@ def test_a_released_folder_becomes_one_that_llamafactory_loads(run, goldens, tmp
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "there is nothing to set; give --alignment, --mask, --mask-ratio or --max-pixels"),
+        ([], 2, "there is nothing to set; give --alignment, --stems, --mask"),
         (["--mask", "answer"], 2, "invalid choice: 'answer'"),
         (["--mask", "question", "--mask-ratio", "2"], 2, "expected a number from 0 to 1, got 2"),
         (["--mask-ratio", "0.5"], 2, "--mask-ratio needs a mask"),
         (["--alignment", "on", "--mask", "question"], 2, "nothing is masked in alignment"),
+        (["--alignment", "on", "--stems", "frozen"], 2, "alignment trains the stems"),
     ],
 )
 def test_what_cannot_be_set_is_told_and_changes_nothing(run, folder, words, code, message):

@@ -74,3 +74,17 @@ def test_features_of_a_detector_can_be_projected():
     out = made("linear", feature_dim=256)(queries, torch.randn(8))
     assert out.values.shape == (5, 8)
     assert out.scores.shape == (5,)
+
+
+@pytest.mark.parametrize("stem", ["linear", "conv"])
+def test_a_frozen_stem_gets_no_gradient_and_what_steers_does(stem):
+    torch.manual_seed(0)
+    projector = Projector(stem, 6, 8, freeze_stem=True)
+    free = Projector(stem, 6, 8)
+    free.load_state_dict(projector.state_dict())
+    features, condition = Features(torch.randn(16, 6), (4, 4)), torch.randn(8)
+    frozen_values = projector(features, condition).values
+    assert torch.equal(frozen_values, free(features, condition).values)
+    frozen_values.square().sum().backward()
+    trained = {name for name, value in projector.named_parameters() if value.grad is not None}
+    assert trained and all("condition" in name for name in trained)

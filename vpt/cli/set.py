@@ -17,7 +17,12 @@ MASKS = ("none", "question", "question+image")
 """What may be hidden from the final pass; the index is ``para_mask_id``."""
 
 _TOKEN_PX = 28
-_NAMES = {"alignment": "alignment", "para_mask_id": "mask", "para_mask_ratio": "mask-ratio"}
+_NAMES = {
+    "alignment": "alignment",
+    "freeze_stems": "stems",
+    "para_mask_id": "mask",
+    "para_mask_ratio": "mask-ratio",
+}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--alignment",
         choices=("on", "off"),
         help="on: re-encoded features are not steered by the model, as in the first stage",
+    )
+    training.add_argument(
+        "--stems",
+        choices=("frozen", "trained"),
+        help="frozen: of the projectors only what steers is trained; for steps so large that they "
+        "would undo the alignment",
     )
     training.add_argument(
         "--mask",
@@ -47,6 +58,8 @@ def training_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if args.alignment is not None:
         settings["alignment"] = args.alignment == "on"
+    if args.stems is not None:
+        settings["freeze_stems"] = args.stems == "frozen"
     if args.mask is not None:
         settings["para_mask_id"] = MASKS.index(args.mask)
     if args.mask_ratio is not None:
@@ -58,7 +71,7 @@ def check_training_settings(settings: dict[str, Any], *, has_ratio: bool) -> Non
     """Refuse what would be without effect.
 
     Args:
-        settings: ``alignment`` and ``para_mask_id`` as they will be.
+        settings: ``alignment``, ``freeze_stems`` and ``para_mask_id`` as they will be.
         has_ratio: whether ``--mask-ratio`` is given.
 
     Raises:
@@ -66,6 +79,8 @@ def check_training_settings(settings: dict[str, Any], *, has_ratio: bool) -> Non
     """
     if settings["alignment"] and settings["para_mask_id"]:
         raise PromptError("nothing is masked in alignment; add --mask none, or --alignment off")
+    if settings["alignment"] and settings.get("freeze_stems"):
+        raise PromptError("alignment trains the stems; add --stems trained, or --alignment off")
     if has_ratio and not settings["para_mask_id"]:
         raise PromptError("--mask-ratio needs a mask; add --mask question or question+image")
 
@@ -89,7 +104,8 @@ def _set(args: argparse.Namespace) -> None:
     settings = training_settings(args)
     if not settings and args.max_pixels is None:
         raise PromptError(
-            "there is nothing to set; give --alignment, --mask, --mask-ratio or --max-pixels"
+            "there is nothing to set; give --alignment, --stems, --mask, --mask-ratio or "
+            "--max-pixels"
         )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
@@ -146,6 +162,8 @@ def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
 def _word(name: str, value: Any) -> str:
     if name == "para_mask_id":
         return MASKS[value]
+    if name == "freeze_stems":
+        return "frozen" if value else "trained"
     return {True: "on", False: "off"}[value] if name == "alignment" else str(value)
 
 

@@ -39,6 +39,7 @@ from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, T
 
 REPLACED_LOOKS = ("blank", "random")
 _BLANK_RGB = (127, 127, 127)
+_BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
 
 
 @dataclass(frozen=True)
@@ -472,6 +473,8 @@ class _Loop:
         written = parse_content(symbols, self.expected)
         behind = self._readable(turn_ids[written.answer_start :]).strip()
         self.trace.answer = behind or self._readable(turn_ids).strip()
+        if any(span.kind == "boxes" for span in written.spans):
+            self.trace.answer = self.trace.answer.lstrip(_BETWEEN_BOXES)
         first_token, source = len(self.trace.tokens) - len(turn_ids), self._image_looked_at()
         for span in written.spans:
             record_content(self.trace, span, first_token, source, self.vocabulary.content)

@@ -238,7 +238,7 @@ class Trace:
         content: what the model wrote of the image itself, in order.
         tokens: every generated token.
         answer: text of the last turn, without control tokens; behind its last depth map, if there
-            is text behind it.
+            is text behind it, and without the commas of a list of boxes in front of it.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         counts: sizes.

@@ -48,6 +48,7 @@ def test_the_model_is_small_and_the_same_for_the_same_seed(fresh):
         assert torch.equal(one, other)
     assert processor.decode(processor.encode_text("Wörter wie 42?").ids) == "Wörter wie 42?"
     assert model.config.para_mask_id == 1
+    assert model.projector("sam").freeze_stem
 
 
 def test_the_view_of_the_tower_is_the_tower(fresh):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from drawing import CONTENT, SHAPE, eager_model, noise
 from test_building import save_base
+from test_controller import Script
 from test_decoding import Eager
 from transformers import LogitsProcessorList, set_seed
 
@@ -16,7 +17,7 @@ from vpt.content import parse_content
 from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
-from vpt.tokens import NO_CONTENT, ContentTokens, Vocabulary, parse_turn
+from vpt.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary, parse_turn
 from vpt.trace import Trace
 from vpt.watching import Watcher
 
@@ -279,3 +280,19 @@ def test_the_config_refuses_what_cannot_be():
     settings = model.config.to_dict()
     with pytest.raises(CheckpointError, match="unknown perception content 'maps'"):
         type(model.config).from_dict({**settings, "perception_content": ["maps"]})
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ("{box}, {box}. The answer is 2.", "The answer is 2."),
+        ("The left one {box}, and another.", "The left one , and another."),
+        ("{box}, {box}.", ""),
+        (", no boxes", ", no boxes"),
+    ],
+)
+def test_a_list_of_boxes_leaves_no_commas_in_front_of_the_answer(written, answer):
+    content = ContentTokens(("boxes",), num_pixels=12)
+    runtime = vpt.Runtime(*tiny_model(("clip",), content=content))
+    text = written.format(box="<PIXEL_1><PIXEL_2><PIXEL_3><PIXEL_4>") + TURN_END
+    assert Script(runtime.processor, runtime.vocabulary, text).trace.answer == answer

@@ -101,6 +101,8 @@ def fresh_model(seed: int) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     # nearest neighbour, which turns fine lines into coarse ones.
     config.image_resolution = config.seg_image_resolution = None
     config.para_mask_id, config.para_mask_ratio = 1, 0.5
+    # Stage 1 aligns the stems; the large steps of the later stages would undo that.
+    config.freeze_stems = True
     for name, encoder in (("dino", _DINO), ("sam", _SAM)):
         config.branch_configs[name] = {"encoder": encoder, "preprocess": _PREPROCESS[name]}
     with torch.random.fork_rng(devices=[]):

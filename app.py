@@ -152,7 +152,7 @@ class _Outputs:
             with gr.Column(visible=False, min_width=240) as self.crop_side:
                 self.crop = _picture("What it got", elem_id="crop")
             with gr.Column(visible=False, min_width=240) as self.heat_side:
-                self.heat = _picture("Photo | score or depth map", gr.ImageSlider, elem_id="heat")
+                self.heat = _picture("Photo | map", gr.ImageSlider, elem_id="heat")
         with gr.Column(visible=False) as self.looks_side:
             self.looks = gr.Radio([], label="Show look", elem_id="looks")
         self.stream = gr.HTML(WELCOME, elem_id="stream")

@@ -286,6 +286,16 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(browser, url):
     visit.context.close()
 
 
+@pytest.mark.parametrize("width", [700, 900, 1200])
+def test_no_line_of_the_stream_is_squeezed(browser, url, picture, width):
+    visit = Visit(browser, url, viewport={"width": width, "height": 900})
+    visit.upload(picture)
+    visit.ask()
+    visit.ended()
+    assert visit.stream.locator("li.end").bounding_box()["height"] < 90
+    visit.context.close()
+
+
 def test_dark_screens_get_a_dark_page(browser, url):
     found = []
     for scheme in ("light", "dark"):

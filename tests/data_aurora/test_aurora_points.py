@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vpt.data.aurora.circles import draw_points, label_box_px, position_px
-from vpt.data.aurora.points import LAYOUTS, Point, PointRule, depth_at, nearest, place_points
+from vpt.data.aurora.points import LAYOUTS, Point, PointRule, nearest, place_points
+from vpt.depth.reading import depth_at
 from vpt.errors import DataError
 
 

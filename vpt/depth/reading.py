@@ -25,6 +25,20 @@ class MapAnswer:
     lead: float
 
 
+def depth_at(depth: Floats, x: float, y: float, num_pixels: int = RELEASED_PIXELS) -> float:
+    """Value of a map at a point.
+
+    Args:
+        depth: ``[H, W]`` of any size.
+        x: column on a grid over the whole image.
+        y: row on it.
+        num_pixels: side of that grid; by default that of box tokens.
+    """
+    height, width = depth.shape
+    row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)
+    return float(depth[min(row, height - 1), min(column, width - 1)])
+
+
 def answer_from_map(
     depth: Floats, points: Mapping[str, tuple[float, float]], num_pixels: int = RELEASED_PIXELS
 ) -> MapAnswer:
@@ -40,13 +54,11 @@ def answer_from_map(
     """
     if len(points) < 2:
         raise DataError(f"expected at least two points to compare, got {len(points)}")
-    height, width = depth.shape
     depths = {}
     for name, (x, y) in points.items():
         if not (0 <= x < num_pixels and 0 <= y < num_pixels):
             raise DataError(f"point {name} is at {x}, {y}; expected 0 to {num_pixels - 1}")
-        row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)
-        depths[name] = float(depth[min(row, height - 1), min(column, width - 1)])
+        depths[name] = depth_at(depth, x, y, num_pixels)
     first, second = sorted(depths, key=lambda name: -depths[name])[:2]
     lead = depths[first] - depths[second]
     return MapAnswer(depths, first if lead > 0 else None, lead)

@@ -22,7 +22,8 @@ from vpt.data.aurora.parts import (
     work_in_parts,
     write_index,
 )
-from vpt.data.aurora.points import Floats, Point, PointRule, depth_at, nearest, place_points
+from vpt.data.aurora.points import Floats, Point, PointRule, nearest, place_points
+from vpt.depth.reading import depth_at
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError, ImageError
 from vpt.tokens import RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vpt.data.aurora.points import Floats, Point, depth_at, nearest
+from vpt.data.aurora.points import Floats, Point, nearest
 from vpt.data.aurora.rows import (
     DEPTH_DIRECT,
     DEPTH_MAP,
@@ -18,6 +18,7 @@ from vpt.data.aurora.rows import (
     Row,
     build_content_row,
 )
+from vpt.depth.reading import depth_at
 from vpt.errors import DataError
 from vpt.tokens import format_depth
 

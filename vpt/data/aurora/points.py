@@ -110,20 +110,6 @@ def place_points(
     )
 
 
-def depth_at(depth: Floats, x: int, y: int) -> float:
-    """Value of a map at a point of the 336 grid.
-
-    Args:
-        depth: ``[H, W]`` of any size.
-        x: column on the grid.
-        y: row on the grid.
-    """
-    height, width = depth.shape
-    row = min(int((y + 0.5) * height / RELEASED_PIXELS), height - 1)
-    column = min(int((x + 0.5) * width / RELEASED_PIXELS), width - 1)
-    return float(depth[row, column])
-
-
 def nearest(points: Sequence[Point]) -> Point:
     """The point nearest to the camera: the one with the greatest value."""
     return max(points, key=lambda point: point.depth)
@@ -198,7 +184,7 @@ def _draw(
 
 
 def _read(depth: Floats, columns: NDArray[np.int64], rows: NDArray[np.int64]) -> Floats:
-    """As :func:`depth_at`, for many points."""
+    """As :func:`vpt.depth.reading.depth_at`, for many points of the 336 grid."""
     height, width = depth.shape
     at_row = ((rows + 0.5) * height / RELEASED_PIXELS).astype(int).clip(0, height - 1)
     at_column = ((columns + 0.5) * width / RELEASED_PIXELS).astype(int).clip(0, width - 1)

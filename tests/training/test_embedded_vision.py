@@ -21,6 +21,7 @@ from vpt.training.embedded.vision import (
     TowerView,
     Views,
     is_finished,
+    main,
     put_together,
     read_settings,
     train_encoder,
@@ -179,3 +180,17 @@ def test_settings_can_be_set_on_the_command_line(tmp_path):
     file.write_text("output_dir: out\nseed: 1\n")
     read = read_settings(file, ["seed=5", "encoders=[dino, sam]"])
     assert (read.seed, read.encoders) == (5, ("dino", "sam"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["missing.yaml"], "missing.yaml"), (["a.yaml", "encoders=sam"], "train it first")],
+)
+def test_a_command_that_cannot_start_ends_with_a_line(tmp_path, monkeypatch, capsys, words, said):
+    (tmp_path / "a.yaml").write_text("output_dir: out\nsteps: {tower: 1, sam: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["vision", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

@@ -389,12 +389,16 @@ def _view_of(
     return BranchView(model.branches[encoder], model.projector(encoder))
 
 
-def _heads_of_tower(width: int, settings: Settings) -> DenseHeads:
-    """The tower's heads, frozen; not those for tags, whose places depend on the size of a token."""
+def _check_tower(settings: Settings) -> None:
     if not is_finished("tower", settings):
         raise ValueError(
             "the branches are read by the heads of the tower: train it first (encoders=tower)"
         )
+
+
+def _heads_of_tower(width: int, settings: Settings) -> DenseHeads:
+    """The tower's heads, frozen; not those for tags, whose places depend on the size of a token."""
+    _check_tower(settings)
     heads = DenseHeads(width, [name for name in HEADS if name != "tag"])
     state = torch.load(Path(settings.output_dir) / "tower.pt", weights_only=True)["trained"]
     heads.load_state_dict({name: state[f"heads.{name}"] for name in heads.state_dict()})
@@ -535,10 +539,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         settings = read_settings(args.config, args.overrides)
-        for encoder in settings.encoders:
-            train_encoder(encoder, settings)
-    except ValueError as exc:
+        if settings.encoders[0] != "tower":
+            _check_tower(settings)
+    except (OSError, ValueError) as exc:
         parser.error(str(exc))
+    for encoder in settings.encoders:
+        train_encoder(encoder, settings)
     if unfinished := [encoder for encoder in ENCODERS if not is_finished(encoder, settings)]:
         tqdm.write(f"still to train: {', '.join(unfinished)}")
         return

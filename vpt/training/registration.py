@@ -13,6 +13,7 @@ from vpt.errors import TrainingError
 from vpt.processing import DEFAULT_SYSTEM
 from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START
 from vpt.training.dataset import VPTDatasetConverter
+from vpt.training.muon import orthogonalize_in_float32_on_cpu
 from vpt.training.plugin import VPTPlugin
 from vpt.training.template import TEMPLATE_NAME, VPTTemplate
 from vpt.training.tested import TESTED
@@ -43,6 +44,7 @@ def register_with_llamafactory() -> None:
         _register_template()
     for config in (VPTConfig, VRTConfig):
         register_parts(config.model_type)
+    orthogonalize_in_float32_on_cpu()
 
 
 def _register_template() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +56,20 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a JSON object in {file}, found {type(content).__name__}")
     return content
+
+
+def copy_part(folder: str, name: str, target: str | os.PathLike[str]) -> None:
+    """Copy a file or folder of a model to where the model is saved, if it has one and that has not.
+
+    Args:
+        folder: of the model, or an id: nothing is copied of that.
+        name: of the part, relative to ``folder``; one outside of it stays where it is.
+        target: folder to copy into.
+    """
+    source, copy = Path(folder, name), Path(target, name)
+    if not folder or not source.exists() or copy.exists() or ".." in Path(name).parts:
+        return
+    if source.is_dir():
+        shutil.copytree(source, copy)
+    else:
+        shutil.copy2(source, copy)

@@ -20,6 +20,7 @@ from branches.reencode import split_tower_tokens
 from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
 from vpt.errors import FeatureCountError, PositionError
 from vpt.generation import CallingGenerationMixin
+from vpt.model_files import copy_part
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
 from vpt.segments import Call, SegmentReader, in_rounds
@@ -90,10 +91,17 @@ class VPTForConditionalGeneration(
         kwargs.setdefault("key_mapping", KEY_MAPPING)
         return super().from_pretrained(path_or_id, *args, config=config, **kwargs)
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, under this class's own parameter names."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """Save as transformers does, under this class's own parameter names.
+
+        The depth tokenizer in the folder that the model was loaded from is saved with it.
+        """
         kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if "depth" in self.config.content_tokens.kinds:
+            copy_part(self.name_or_path, self.config.depth_tokenizer, save_directory)
 
     def tower(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Run the backbone's vision tower.

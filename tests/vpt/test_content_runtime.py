@@ -17,6 +17,7 @@ from vpt.content import parse_content
 from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
+from vpt.modeling import VPTForConditionalGeneration
 from vpt.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary, parse_turn
 from vpt.trace import Trace
 from vpt.watching import Watcher
@@ -197,6 +198,20 @@ def test_a_model_is_loaded_with_its_content_and_its_depth_tokenizer(
     settings["depth_tokenizer"] = "elsewhere"
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert vpt.load(folder, device="cpu").depth_tokenizer is not None
+
+
+def test_a_model_is_saved_with_the_depth_tokenizer_it_came_with(tmp_path, made, depth_tokenizer):
+    folder = save(tmp_path / "first", *made)
+    depth_tokenizer.save(tmp_path / "first" / "depth_tokenizer")
+    model = VPTForConditionalGeneration.from_pretrained(folder)
+    second = tmp_path / "second"
+    model.save_pretrained(second)
+    made[1].save_pretrained(second)
+    assert vpt.load(second, device="cpu").depth_tokenizer is not None
+    model.save_pretrained(second)  # what lies there stays
+    model.config.depth_tokenizer = "../first/depth_tokenizer"
+    model.save_pretrained(tmp_path / "third")
+    assert not (tmp_path / "third" / "depth_tokenizer").exists()
 
 
 def test_a_broken_depth_tokenizer_is_told(tmp_path, made, depth_tokenizer):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from vpt.building import tiny_model
-from vpt.tokens import BRANCH_TOKENS, REGION_END, REGION_START, TURN_END
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    DEPTH_START,
+    REGION_END,
+    REGION_START,
+    TURN_END,
+    ContentTokens,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,18 @@ def test_each_kind_is_counted(accuracy, tokenizer):
         "accuracy_turn_end": 0.5,
         "num_turn_end": 2,
     }
+
+
+def test_depth_maps_and_boxes_are_kinds_of_their_own(factory):
+    from vpt.training.accuracy import TokenClassAccuracy, token_classes
+
+    tokenizer = tiny_model((), content=ContentTokens(("depth", "boxes")))[1].tokenizer
+    accuracy = TokenClassAccuracy(token_classes(tokenizer))
+    content = [(DEPTH_START, DEPTH_START), ("<DEPTH_3>", "<DEPTH_4>"), ("<PIXEL_9>", "<PIXEL_9>")]
+    result = accuracy(predictions(tokenizer, content))
+    assert (result["accuracy_depth"], result["num_depth"]) == (0.5, 2)
+    assert (result["accuracy_box"], result["num_box"]) == (1.0, 1)
+    assert "num_reencode" not in result
 
 
 def test_batches_add_up_and_the_next_evaluation_begins_anew(accuracy, tokenizer):

@@ -11,10 +11,18 @@ from llamafactory.train.sft import metric, workflow
 
 from vpt.errors import TrainingError
 from vpt.rows import IGNORE_INDEX
-from vpt.tokens import BRANCH_TOKENS, REGION_END, REGION_START, TURN_END, is_coordinate
+from vpt.tokens import (
+    BRANCH_TOKENS,
+    REGION_END,
+    REGION_START,
+    TURN_END,
+    content_value,
+    is_content,
+    is_coordinate,
+)
 from vpt.training.tested import TESTED
 
-CLASSES = ("text", "region", "coordinate", "reencode", "turn_end", "control")
+CLASSES = ("text", "region", "coordinate", "reencode", "depth", "box", "turn_end", "control")
 """Kinds of tokens. Control tokens are forced, so no accuracy is reported of them."""
 
 
@@ -23,7 +31,7 @@ class TokenClassAccuracy:
 
     Reports ``accuracy``, as LLaMA-Factory does the mean over rows, and for each kind of token
     ``accuracy_KIND`` over all tokens of the kind, and their number ``num_KIND``. Of a kind that did
-    not occur there is no accuracy.
+    not occur there is no accuracy, and nothing of a kind that the model does not have.
 
     Args:
         class_of_id: token id -> index in :data:`CLASSES`; ids that are not there are text.
@@ -33,6 +41,7 @@ class TokenClassAccuracy:
         self.class_of_id = np.zeros(max(class_of_id, default=0) + 1, dtype=np.int64)
         for token_id, number in class_of_id.items():
             self.class_of_id[token_id] = number
+        self.reported = sorted({CLASSES.index("text"), *class_of_id.values()} - {_CONTROL})
         self._reset()
 
     def _reset(self) -> None:
@@ -74,9 +83,8 @@ class TokenClassAccuracy:
         result: dict[str, float | int] = {}
         if self.rows:
             result["accuracy"] = float(np.mean(self.rows))
-        for number, name in enumerate(CLASSES):
-            if number == _CONTROL:
-                continue
+        for number in self.reported:
+            name = CLASSES[number]
             if self.num_all[number]:
                 result[f"accuracy_{name}"] = float(self.num_right[number] / self.num_all[number])
             result[f"num_{name}"] = int(self.num_all[number])
@@ -98,6 +106,8 @@ def token_classes(tokenizer: Any) -> dict[int, int]:
         names |= {row.start: "reencode", row.end: "reencode", row.action: "control"}
     vocabulary = tokenizer.get_vocab()
     names |= {token: "coordinate" for token in vocabulary if is_coordinate(token)}
+    for token in filter(is_content, vocabulary):
+        names[token] = "depth" if content_value(token, "boxes") is None else "box"
     return {vocabulary[t]: CLASSES.index(name) for t, name in names.items() if t in vocabulary}
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vpt.depth.tokenizer import DepthTokenizer
     from vpt.modeling import VPTForConditionalGeneration
     from vpt.runtime import Runtime
 
@@ -29,8 +34,17 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
         model: on any device, in any precision; the precision is part of the hash.
     """
     config = _without(model.config.to_dict(), _NOT_THE_MODEL)
+    return _hash(config, model.state_dict())
+
+
+def hash_depth_tokenizer(tokenizer: DepthTokenizer) -> str:
+    """Likewise, of the depth tokenizer: what a model's codes mean."""
+    return _hash(dataclasses.asdict(tokenizer.config), tokenizer.network.state_dict())
+
+
+def _hash(config: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         values = tensor.detach().flatten()
         stride = max(len(values) // _HASHED_VALUES, 1)
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -47,14 +61,17 @@ def _without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
 
 
 def describe_model(runtime: Runtime) -> dict[str, Any]:
-    """Name, hash, size and precision of a model."""
+    """Name, hash, size and precision of a model, and the hash of its depth tokenizer if any."""
     model = runtime.model
-    return {
+    described = {
         "name": runtime.name,
         "hash": hash_model(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    if runtime.depth_tokenizer is not None:
+        described["depth_tokenizer"] = hash_depth_tokenizer(runtime.depth_tokenizer)
+    return described
 
 
 def describe_surroundings(runtime: Runtime) -> dict[str, Any]:

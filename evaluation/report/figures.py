@@ -103,6 +103,9 @@ def photo_figures(record: Record, album: Album, pictures: PictureTable) -> Itera
             box_unit = to_unit(record.box, seen.size_wh)
             outlines.append(Outline("evidence", box_unit, EVIDENCE_COLOUR))
         words = f"{base_name(seen.source)} · {seen.size_wh[0]}x{seen.size_wh[1]}"
+        if boxes := [box.words for box in boxes_on(album, index)]:
+            names = boxes[0] if len(boxes) == 1 else f"{boxes[0]} to {boxes[-1]}"
+            words += f" · {names}: written by the model"
         thumbnail = pictures.add(photo, seen.digest)
         yield Figure("photo", thumbnail, words, tuple(outlines), tuple(labels))
 

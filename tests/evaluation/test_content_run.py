@@ -1,6 +1,7 @@
 """A whole evaluation of a model that draws before it answers."""
 
 import json
+import re
 
 import pytest
 from drawing import SHAPE, eager_model, noise
@@ -11,6 +12,7 @@ from evaluation.records import read_records
 from evaluation.run_folder import RunFolder
 from evaluation.runner import Decoding
 from vpt.depth.tokenizer import DepthTokenizer
+from vpt.errors import DataError
 from vpt.runtime import Runtime
 
 NUM_SAMPLES = 3
@@ -58,3 +60,18 @@ def test_records_keep_what_was_drawn_and_the_report_shows_it(runtime, data, tmp_
     assert "depth map of 4 codes, written by the model" in page
     assert 'far <span class="ramp"></span> near' in page and '<rect class="box"' in page
     assert "<dt>Drew</dt>" in page
+    assert re.search(r"b1(?: to b\d+)?: written by the model", page)
+
+
+def test_another_depth_tokenizer_is_another_model(runtime, data, tmp_path):
+    plan = make_plan(splits=["HardBLINK_3"], conditions=["none"], data=data)
+    folder = RunFolder(tmp_path / "out")
+    evaluate(LocalAsker(runtime), plan, Decoding(max_new_tokens=2), folder)
+    other = Runtime(
+        runtime.model,
+        runtime.processor,
+        name="eager",
+        depth_tokenizer=DepthTokenizer(SHAPE.build(4), SHAPE),
+    )
+    with pytest.raises(DataError, match=r"holds a run with model .*depth_tokenizer"):
+        evaluate(LocalAsker(other), plan, Decoding(max_new_tokens=2), folder)

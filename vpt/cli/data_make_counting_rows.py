@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpt.cli.files import check_out_folder
+from vpt.cli.left_out import say_left_out
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import say
@@ -15,8 +17,6 @@ from vpt.wording import count_words
 if TYPE_CHECKING:
     from vpt.data.aurora.lvis import Annotations
     from vpt.data.aurora.parts import Part
-
-NUM_LISTED = 5
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +67,7 @@ def _make(args: argparse.Namespace) -> None:
     """Read annotations, make rows, say what came of it and what was left out."""
     if not args.images.is_dir():
         raise PromptError(f"--images: there is no folder {args.images}")
-    for folder in (args.out, *args.out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise PromptError(f"--out: {folder} is a file; expected a folder")
+    check_out_folder(args.out)
     from vpt.data.aurora.counting_files import CountingRecipe, CountingRowMaker
     from vpt.data.aurora.lvis import read_lvis
 
@@ -94,10 +92,7 @@ def _report(folder: Path, annotations: Annotations, made: Part) -> None:
         say(f"left out, categories of pictures with {why}: {number:,}")
     if num_without := sum(not one.categories for one in annotations.pictures):
         say(f"{count_words(num_without, 'picture')} without anything left to ask about")
-    if made.problems:
-        say(f"{count_words(len(made.problems), 'picture')} left out:")
-        for which, why in made.problems[:NUM_LISTED]:
-            say(f"  {which}: {why}")
+    say_left_out(made.problems, "picture")
 
 
 COMMAND = Command(

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, estimate_maps, find_photos
+from vpt.cli.files import check_out_folder
+from vpt.cli.left_out import say_left_out
 from vpt.cli.parser import Command, number, whole_number
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import say
 from vpt.errors import PromptError
-from vpt.wording import count_words
 
 if TYPE_CHECKING:
     from vpt.data.aurora.depth_sources import DepthSource
     from vpt.data.aurora.parts import Part
 
 NUM_POINTS = (2, 5)
-NUM_LISTED = 5
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +130,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise PromptError("--maps belongs to --photos; scenes bring theirs")
     if (args.depth_model or args.distances) and (args.photos is None or args.maps is not None):
         raise PromptError("--depth-model and --distances are for --photos without --maps")
-    for folder in (args.out, *args.out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise PromptError(f"--out: {folder} is a file; expected a folder")
+    check_out_folder(args.out)
 
 
 def _find_sources(args: argparse.Namespace) -> list[DepthSource]:
@@ -157,10 +155,7 @@ def _report(marked: Path, made: Part) -> None:
     guess = sum(count / int(key.split()[0]) for key, count in points.items()) / total
     lowest = made.counts["lowest is nearest"] / total
     say(f"the lowest point is the nearest in {lowest:.0%} of the questions; a guess is {guess:.0%}")
-    if made.problems:
-        say(f"{count_words(len(made.problems), 'photo')} left out:")
-        for which, why in made.problems[:NUM_LISTED]:
-            say(f"  {which}: {why}")
+    say_left_out(made.problems, "photo")
 
 
 COMMAND = Command(

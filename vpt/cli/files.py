@@ -46,3 +46,17 @@ def write_file(save: Callable[[Path], object], target: Path) -> None:
         save(target)
     except OSError as exc:
         raise PromptError(f"cannot write {target}: {exc.strerror or exc}") from exc
+
+
+def check_out_folder(out: Path) -> None:
+    """Find out now whether a folder can be made there.
+
+    Args:
+        out: what was given as ``--out``.
+
+    Raises:
+        PromptError: if it, or a folder above it, is a file.
+    """
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise PromptError(f"--out: {folder} is a file; expected a folder")

@@ -6,16 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from vpt.data.making import keep_recipe, save_picture
 from vpt.data.row_files import write_whole
 from vpt.depth.maps import write_map
 from vpt.depth.rendering import Scene, draw_scene
-from vpt.errors import PromptError
 
-IMAGES, DEPTH, OBJECTS, RECIPE = "images", "depth", "objects.jsonl", "recipe.json"
-
-_JPEG = {"quality": 92, "subsampling": 0}
+IMAGES, DEPTH, OBJECTS = "images", "depth", "objects.jsonl"
 
 
 def write_scenes(
@@ -39,7 +36,7 @@ def write_scenes(
         OSError: if a file cannot be written.
         PromptError: if the folder holds other scenes.
     """
-    _keep_recipe(folder, {"split": split, "seed": seed, "size_px": size_px})
+    keep_recipe(folder, {"split": split, "seed": seed, "size_px": size_px})
     for name in (IMAGES, DEPTH):
         (folder / name).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -47,27 +44,11 @@ def write_scenes(
         scene = draw_scene(seed, number, split, size_px)
         image, depth = f"{IMAGES}/{number:06d}.jpg", f"{DEPTH}/{number:06d}.png"
         if not (folder / depth).exists():  # it comes last
-            draft = folder / f"{image}.part"
-            scene.image.save(draft, "JPEG", **_JPEG)
-            draft.replace(folder / image)
+            save_picture(scene.image, folder / image)
             write_map(scene.depth, folder / depth)
         lines.append(_line(scene, image, depth))
         yield number
     write_whole("".join(lines), folder / OBJECTS)
-
-
-def _keep_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    """Write down what decides the scenes, or find out that it differs from what is there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / RECIPE
-    wanted = json.dumps(recipe) + "\n"
-    if not file.exists():
-        write_whole(wanted, file)
-    elif (found := file.read_text(encoding="utf-8")) != wanted:
-        raise PromptError(
-            f"{folder} holds scenes of {found.strip()}, not of {wanted.strip()}; "
-            "choose another folder"
-        )
 
 
 def _line(scene: Scene, image: str, depth: str) -> str:

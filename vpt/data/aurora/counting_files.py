@@ -12,7 +12,8 @@ import numpy as np
 
 from vpt.data.aurora.counting_rows import counting_question, counting_rows
 from vpt.data.aurora.lvis import AnnotatedPicture, Annotations
-from vpt.data.aurora.parts import Part, join_parts, keep_recipe, work_in_parts, write_index
+from vpt.data.aurora.parts import Part, join_parts, work_in_parts, write_index
+from vpt.data.making import keep_recipe
 from vpt.errors import DataError, ImageError
 from vpt.images import load_image
 

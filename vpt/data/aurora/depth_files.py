@@ -14,15 +14,9 @@ import numpy as np
 from vpt.data.aurora.circles import draw_points
 from vpt.data.aurora.depth_rows import POINT_QUESTION, map_row, point_rows
 from vpt.data.aurora.depth_sources import DepthSource, describe, open_source
-from vpt.data.aurora.parts import (
-    Part,
-    join_parts,
-    keep_recipe,
-    save_picture,
-    work_in_parts,
-    write_index,
-)
+from vpt.data.aurora.parts import Part, join_parts, work_in_parts, write_index
 from vpt.data.aurora.points import Floats, Point, PointRule, nearest, place_points
+from vpt.data.making import keep_recipe, save_picture
 from vpt.depth.reading import depth_at
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError, ImageError

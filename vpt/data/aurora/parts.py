@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vpt.data.dataset_info import dataset_entry, write_dataset_info
 from vpt.data.row_files import write_whole
-from vpt.errors import PromptError
 
-RECIPE, INFO = "recipe.json", "dataset_info.json"
+INFO = "dataset_info.json"
 
 _PARTS = ".parts"
 _PART_SIZE = 100
-_JPEG = {"quality": 92, "subsampling": 0}
 
 
 @dataclass
@@ -35,29 +31,6 @@ class Part:
     lines: dict[str, list[Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[tuple[str, str]] = field(default_factory=list)
-
-
-def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write down what decides the content of a folder, or find out that it differs.
-
-    Args:
-        folder: made if need be.
-        recipe: can be written as JSON.
-
-    Raises:
-        PromptError: if the folder holds something else.
-        OSError: if it cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / RECIPE
-    wanted = json.dumps(recipe, ensure_ascii=False) + "\n"
-    if not file.exists():
-        write_whole(wanted, file)
-    elif (found := file.read_text(encoding="utf-8")) != wanted:
-        raise PromptError(
-            f"{folder} holds data made by {found.strip()}, not by {wanted.strip()}; "
-            "choose another folder"
-        )
 
 
 def work_in_parts(
@@ -130,17 +103,6 @@ def write_index(folder: Path, names: Iterable[str]) -> None:
     """
     info = {name: dataset_entry(f"{name}.jsonl") for name in names}
     write_dataset_info(info, folder / INFO)
-
-
-def save_picture(picture: Image.Image, file: Path) -> None:
-    """Write a picture as JPEG, wholly or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    draft = file.with_name(f".{file.name}.part")
-    picture.save(draft, "JPEG", **_JPEG)
-    draft.replace(file)
 
 
 def _part_file(folder: Path, first: int) -> Path:

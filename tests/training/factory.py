@@ -112,6 +112,19 @@ def arguments(model, data, output, **changes):
     return {key: value for key, value in settings.items() if value is not None}
 
 
+def export_arguments(model, adapter, output):
+    """What a YAML would hold to merge an adapter."""
+    return {
+        "model_name_or_path": str(model),
+        "adapter_name_or_path": str(adapter),
+        "template": "vpt_qwen2_vl",
+        "trust_remote_code": True,
+        "finetuning_type": "lora",
+        "export_dir": str(output),
+        "infer_dtype": "float32",
+    }
+
+
 def environment(cache, **changes):
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     env |= {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from factory import IGNORE_TYING, arguments, save_images, save_rows
+from factory import IGNORE_TYING, arguments, export_arguments, save_images, save_rows
 from safetensors.torch import load_file
 
 import vpt
@@ -49,16 +49,7 @@ def test_new_tokens_are_trained_and_merged(factory, model, tmp_path):
     settings |= {"disable_shuffling": True, "freeze_multi_modal_projector": None}
     settings |= {"freeze_language_model": None}
     factory.run_exp(arguments(model, data, out, **settings))
-    exporting = {
-        "model_name_or_path": str(model),
-        "adapter_name_or_path": str(out),
-        "template": "vpt_qwen2_vl",
-        "trust_remote_code": True,
-        "finetuning_type": "lora",
-        "export_dir": str(merged),
-        "infer_dtype": "float32",
-    }
-    factory.export_model(exporting)
+    factory.export_model(export_arguments(model, out, merged))
     runtime = vpt.load(str(merged), device="cpu")
     ids = [runtime.vocabulary.ids[f"<PIXEL_{pixel}>"] for pixel in BOX]
     name = "model.language_model.embed_tokens.weight"

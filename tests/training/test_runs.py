@@ -5,7 +5,15 @@ import shutil
 
 import pytest
 import torch
-from factory import IGNORE_TYING, arguments, losses, make_row, save_model, save_rows
+from factory import (
+    IGNORE_TYING,
+    arguments,
+    export_arguments,
+    losses,
+    make_row,
+    save_model,
+    save_rows,
+)
 from safetensors.torch import load_file
 from test_trainable import LORA
 
@@ -207,16 +215,7 @@ def test_lora_trains_resumes_merges_and_is_exported(factory, data, tmp_path, tie
     assert losses(again) == losses(out)
     name = "adapter_model.safetensors"
     assert largest_difference(load_file(out / name), load_file(again / name)) == 0
-    exporting = {
-        "model_name_or_path": str(model),
-        "adapter_name_or_path": str(out),
-        "template": "vpt_qwen2_vl",
-        "trust_remote_code": True,
-        "finetuning_type": "lora",
-        "export_dir": str(merged),
-        "infer_dtype": "float32",
-    }
-    factory.export_model(exporting)
+    factory.export_model(export_arguments(model, out, merged))
     trained = pytest.approx(results(out)["eval_loss"], rel=1e-5)
     assert evaluate(factory, merged, data, tmp_path / "m")["eval_loss"] == trained
     runtime = vpt.load(str(merged))

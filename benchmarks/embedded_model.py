@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ from tqdm import tqdm
 import vpt
 from evaluation.statistics import wilson_interval
 from vpt.boxes import GridBox, contains
+from vpt.data.embedded.make import answering_row
+from vpt.data.embedded.questions import Question
+from vpt.images import load_image
+from vpt.rows import IGNORE_INDEX, RowEncoder, collate
 from vpt.runtime import Answer, Runtime
+from vpt.segments import SegmentReader
 
 Entry = Mapping[str, Any]
 GRID_SIZE = 8
@@ -72,15 +78,20 @@ def is_hit(entry: Entry, answer: Answer) -> bool:
     return bool(calls) and contains(calls[0].box_xyxy_px, tuple(entry["box"]))
 
 
-def accuracies(entries: Sequence[Entry], answers: Iterable[Answer]) -> dict[str, dict[str, Any]]:
+def accuracies(entries: Sequence[Entry], answers: Sequence[Answer]) -> dict[str, Any]:
     """Per mode and family, per mode, and overall: right, total, share, interval."""
+    return tally(entries, [is_right(e, a) for e, a in zip(entries, answers, strict=True)])
+
+
+def tally(entries: Sequence[Entry], are_right: Iterable[bool]) -> dict[str, Any]:
+    """Likewise, of what is known to be right."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for entry, answer in zip(entries, answers, strict=True):
+    for entry, is_it in zip(entries, are_right, strict=True):
         mode, family = entry["mode"], entry["family"]
         for name in (f"{mode}-{family}", mode, "all"):
             total[name] += 1
-            right[name] += is_right(entry, answer)
+            right[name] += is_it
     return {name: _share(right[name], total[name]) for name in sorted(total)}
 
 
@@ -107,6 +118,67 @@ def shuffled(runtime: Runtime, batch_size: int) -> Callable[[Tensor], Tensor]:
         return held.pop(0) if len(held) > 1 else torch.roll(state, 1)
 
     return swap
+
+
+def answers_hidden(
+    runtime: Runtime, entries: Sequence[Entry], folder: Path, batch_size: int, zeroed: bool
+) -> list[bool]:
+    """Whether re-encodings are answered rightly with the question hidden, as in training.
+
+    The whole first turn is hidden from the answer, picture and question: what is asked is known
+    by the control state alone.
+
+    Args:
+        runtime: of the model.
+        entries: whose look is a re-encoding.
+        folder: of their pictures.
+        batch_size: rows at once.
+        zeroed: whether the control states are taken away, too.
+    """
+    model, processor = runtime.model, runtime.processor
+    encoder = RowEncoder(model.config, processor, lambda path: load_image(folder / path))
+    last_state = SegmentReader.last_state
+
+    def state(reader: SegmentReader, row: int) -> Tensor:
+        own = last_state(reader, row)
+        return torch.zeros_like(own) if zeroed else own
+
+    masked = {"para_mask_id": 1, "para_mask_ratio": 1.0}
+    before = {name: getattr(model.config, name) for name in masked}
+    what = "question hidden, control state zeroed" if zeroed else "question hidden"
+    found: list[bool] = []
+    try:
+        for name, value in masked.items():
+            setattr(model.config, name, value)
+        model.train()
+        for first in tqdm(range(0, len(entries), batch_size), desc=what, mininterval=5):
+            rows = [
+                answering_row(
+                    Question(entry["family"], entry["mode"], entry["question"], entry["answer"]),
+                    entry["image"],
+                )
+                for entry in entries[first : first + batch_size]
+            ]
+            samples = [encoder.encode(row) for row in rows]
+            batch = collate(samples, processor.tokenizer.pad_token_id)
+            with patch.object(SegmentReader, "last_state", state):
+                logits = model(**{name: v.to(runtime.device) for name, v in batch.items()}).logits
+            found += [
+                _last_answer_is_right(*one) for one in zip(logits, batch["labels"], strict=True)
+            ]
+    finally:
+        model.eval()
+        for name, value in before.items():
+            setattr(model.config, name, value)
+    return found
+
+
+def _last_answer_is_right(logits: Tensor, labels: Tensor) -> bool:
+    """Whether each token of the last turn is the likeliest, the ones before it given."""
+    counted = labels.ne(IGNORE_INDEX).nonzero().flatten().tolist()
+    first = max(place for place in counted if place - 1 not in counted)
+    places = torch.arange(first, counted[-1] + 1)
+    return bool((logits[places - 1].argmax(-1).cpu() == labels[places]).all())
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,6 +210,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         results[name] = accuracies(reencoded, run(runtime, reencoded, name))
         assert runtime.engine(args.batch_size) is engine
     engine.intervene = None
+    for zeroed in (False, True):
+        name = "question hidden" + ", state zeroed" * zeroed
+        right = answers_hidden(runtime, reencoded, args.data, args.batch_size, zeroed)
+        results[name] = tally(reencoded, right)
     if args.baseline:
         baseline = vpt.load(args.baseline, device=args.device)
         answers = run(baseline, entries, "baseline", perception="none")

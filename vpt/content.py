@@ -10,16 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vpt.boxes import PixelBox, compose, rescale
+from vpt.calls import MalformedCall
+from vpt.content_text import parse_pixel_boxes
 from vpt.errors import RegionError
-from vpt.tokens import (
-    DEPTH_END,
-    DEPTH_START,
-    ContentTokens,
-    MalformedCall,
-    content_value,
-    is_content,
-    parse_pixel_boxes,
-)
+from vpt.tokens import DEPTH_END, DEPTH_START, ContentTokens, content_value, is_content
 from vpt.trace import ContentRecord, Trace
 
 GridBoxes = tuple[tuple[int, int, int, int], ...]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
+from vpt.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.content import parse_content, record_content
 from vpt.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
 from vpt.engine import LookResult
@@ -27,13 +28,9 @@ from vpt.tokens import (
     LOOK_AT,
     NO_CONTENT,
     TURN_END,
-    PerceptionCall,
     Vocabulary,
     branches_of_mode,
-    format_region,
     invite,
-    parse_turn,
-    split_symbols,
 )
 from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
 

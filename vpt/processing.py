@@ -22,20 +22,13 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from vpt.calls import split_symbols
 from vpt.config import register_configs
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model_files import find_file, read_json
 from vpt.shim import KeepsOwnShim, write_processor_entry, write_shim
-from vpt.tokens import (
-    IMAGE_PAD,
-    TURN_END,
-    TURN_START,
-    VISION_END,
-    VISION_START,
-    find_content,
-    split_symbols,
-)
+from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, find_content
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 

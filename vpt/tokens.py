@@ -11,11 +11,10 @@ model writes by itself and reads on behind (arXiv 2412.03548), has the table
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from vpt.boxes import GridBox
-from vpt.errors import CheckpointError, DataError, PromptError, RegionError
+from vpt.errors import CheckpointError, PromptError
 
 RELEASED_GRID_SIZE = 8
 _NUM_NAMED = 8  # tokens to list in a message
@@ -103,48 +102,6 @@ LOOK_AT = ("first", "latest")
 """Which image a call concerns: the first one given, or the latest in the stream."""
 
 
-@dataclass(frozen=True)
-class PerceptionCall:
-    """One request by the model to look again.
-
-    Attributes:
-        branch: ``"crop"`` or a key of :data:`BRANCH_TOKENS`.
-        start: index of the call's first token in the parsed sequence.
-        end: index after its last token.
-        region: for ``"crop"`` the cells it names, else ``None``.
-    """
-
-    branch: str
-    start: int
-    end: int
-    region: GridBox | None = None
-
-
-@dataclass(frozen=True)
-class MalformedCall:
-    """Perception tokens that make no call, and why.
-
-    Attributes:
-        start: index of the first token concerned.
-        end: index after the last one.
-        text: the tokens as written.
-        reason: what is wrong with them.
-    """
-
-    start: int
-    end: int
-    text: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ParsedTurn:
-    """The calls of one assistant turn, well-formed and malformed, each in reading order."""
-
-    calls: tuple[PerceptionCall, ...]
-    malformed: tuple[MalformedCall, ...]
-
-
 RELEASED_DEPTH_CODES = 128
 RELEASED_DEPTH_CELLS = 100
 RELEASED_PIXELS = 336
@@ -152,8 +109,8 @@ RELEASED_PIXELS = 336
 DEPTH_START = "<DEPTH_START>"
 DEPTH_END = "<DEPTH_END>"
 
-_DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]*)>")
-_PIXEL = re.compile(r"<PIXEL_(0|[1-9][0-9]*)>")
+DEPTH_CODE = re.compile(r"<DEPTH_(0|[1-9][0-9]*)>")
+PIXEL = re.compile(r"<PIXEL_(0|[1-9][0-9]*)>")
 _CONTENT = re.compile(r"<DEPTH_(?:START|END|[0-9]+)>|<PIXEL_[0-9]+>")
 
 
@@ -248,19 +205,6 @@ def perception_tokens(
     return special, [*ordinary, *content.tokens]
 
 
-def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
-    """Write a region as tokens: ``x_min y_min x_max y_max`` between start and end.
-
-    Raises:
-        RegionError: if the region does not fit the grid.
-    """
-    if max(region.x_max, region.y_max) >= grid_size:
-        raise RegionError(f"{region} does not fit a {grid_size}x{grid_size} grid")
-    corners = f"<|x_{region.x_min}|><|y_{region.y_min}|><|x_{region.x_max}|><|y_{region.y_max}|>"
-    return REGION_START + corners + REGION_END
-
-
-_SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
 _COORDINATE = re.compile(r"<\|([xy])_(0|[1-9][0-9]*)\|>")
 
 
@@ -276,7 +220,7 @@ def content_value(token: str, kind: str) -> int | None:
         token: any.
         kind: a key of :data:`CONTENT_TOKENS`.
     """
-    found = {"depth": _DEPTH_CODE, "boxes": _PIXEL}[kind].fullmatch(token)
+    found = {"depth": DEPTH_CODE, "boxes": PIXEL}[kind].fullmatch(token)
     return None if found is None else int(found[1])
 
 
@@ -287,107 +231,13 @@ def find_content(text: str) -> list[str]:
 
 def is_coordinate(token: str) -> bool:
     """Whether a token names a column or row of some grid, of whatever size."""
-    return _COORDINATE.fullmatch(token) is not None
+    return read_coordinate(token) is not None
 
 
-def split_symbols(text: str) -> list[str]:
-    """Cut text into control tokens and the runs of plain text between them."""
-    symbols: list[str] = []
-    position = 0
-    for match in _SYMBOL.finditer(text):
-        if match.start() > position:
-            symbols.append(text[position : match.start()])
-        symbols.append(match.group())
-        position = match.end()
-    if position < len(text):
-        symbols.append(text[position:])
-    return symbols
-
-
-def find_symbols(text: str) -> list[str]:
-    """What in a text has the form of a control token, known or not."""
-    return _SYMBOL.findall(text)
-
-
-def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -> ParsedTurn:
-    """Find the perception calls in what the model wrote. Nothing is guessed.
-
-    A region is one or more coordinate tokens between start and end, at least one per axis; it
-    spans their extremes, in whatever order they come. A re-encoding is called by its start
-    token; the two tokens behind it, if they are there, belong to the call. All else that holds
-    perception tokens is reported as malformed.
-
-    Args:
-        turn: text, or a sequence of symbols (one string per token; plain text may be anything
-            that is not a control token, the empty string included).
-        grid_size: cells per side of the region grid.
-    """
-    symbols = split_symbols(turn) if isinstance(turn, str) else turn
-    branch_of_start = {row.start: row for row in BRANCH_TOKENS.values()}
-    calls: list[PerceptionCall] = []
-    malformed: list[MalformedCall] = []
-
-    def report(start: int, end: int, reason: str) -> None:
-        malformed.append(MalformedCall(start, end, "".join(symbols[start:end]), reason))
-
-    position = 0
-    while position < len(symbols):
-        symbol, start = symbols[position], position
-        if symbol == REGION_START:
-            position = _end_of_coordinates(symbols, position + 1)
-            if position < len(symbols) and symbols[position] == REGION_END:
-                position += 1
-                region, reason = _read_region(symbols[start + 1 : position - 1], grid_size)
-                if region is not None:
-                    calls.append(PerceptionCall("crop", start, position, region))
-                else:
-                    report(start, position, reason)
-            else:
-                report(start, position, "region is not closed")
-        elif symbol in branch_of_start:
-            row = branch_of_start[symbol]
-            position += 1
-            for rest in (row.action, row.end):
-                if position < len(symbols) and symbols[position] == rest:
-                    position += 1
-            calls.append(PerceptionCall(row.branch, start, position))
-        elif _is_stray(symbol):
-            while position < len(symbols) and _is_stray(symbols[position]):
-                position += 1
-            report(start, position, "perception tokens outside a call")
-        else:
-            position += 1
-    return ParsedTurn(tuple(calls), tuple(malformed))
-
-
-def _end_of_coordinates(symbols: Sequence[str], position: int) -> int:
-    while position < len(symbols) and is_coordinate(symbols[position]):
-        position += 1
-    return position
-
-
-def _read_region(symbols: Sequence[str], grid_size: int) -> tuple[GridBox | None, str]:
-    cells: dict[str, list[int]] = {"x": [], "y": []}
-    for symbol in symbols:
-        match = _COORDINATE.fullmatch(symbol)
-        assert match is not None  # the caller stops at the first other symbol
-        cells[match[1]].append(int(match[2]))
-    if not symbols:
-        return None, "region names no cell"
-    if outside := [s for s in symbols if int(_COORDINATE.fullmatch(s)[2]) >= grid_size]:  # type: ignore[index]
-        return None, f"{outside[0]} lies outside the {grid_size}x{grid_size} grid"
-    for axis in "xy":
-        if not cells[axis]:
-            return None, f"region has no {axis} coordinate"
-    x, y = cells["x"], cells["y"]
-    return GridBox(min(x), min(y), max(x), max(y)), ""
-
-
-_STRAY = {REGION_END} | {token for row in BRANCH_TOKENS.values() for token in (row.action, row.end)}
-
-
-def _is_stray(symbol: str) -> bool:
-    return symbol in _STRAY or is_coordinate(symbol)
+def read_coordinate(token: str) -> tuple[str, int] | None:
+    """Axis, ``"x"`` or ``"y"``, and number of the column or row; ``None`` if it names none."""
+    match = _COORDINATE.fullmatch(token)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def invite(question: str, perception: str) -> str:
@@ -529,109 +379,3 @@ class Vocabulary:
         """Id of the token that opens a call of ``branch``."""
         token = REGION_START if branch == "crop" else BRANCH_TOKENS[branch].start
         return self.ids[token]
-
-
-def format_depth(
-    codes: Sequence[int],
-    num_codes: int = RELEASED_DEPTH_CODES,
-    num_cells: int = RELEASED_DEPTH_CELLS,
-) -> str:
-    """Write the codes of a depth map as tokens.
-
-    Args:
-        codes: in reading order.
-        num_codes: of the codebook.
-        num_cells: codes of a map.
-
-    Raises:
-        DataError: for another number of codes, or one that the codebook lacks.
-    """
-    _check_depth_codes(codes, num_codes, num_cells)
-    return "".join([DEPTH_START, *(f"<DEPTH_{code}>" for code in codes), DEPTH_END])
-
-
-def parse_depth(
-    text: str, num_codes: int = RELEASED_DEPTH_CODES, num_cells: int = RELEASED_DEPTH_CELLS
-) -> tuple[int, ...]:
-    """Read the codes of a text that is one depth map; space between tokens does not matter.
-
-    Args:
-        text: as :func:`format_depth` writes it.
-        num_codes: of the codebook.
-        num_cells: codes of a map.
-
-    Raises:
-        DataError: if something else stands in it, for another number of codes, or one that the
-            codebook lacks.
-    """
-    inner = text.strip()
-    if not (inner.startswith(DEPTH_START) and inner.endswith(DEPTH_END)):
-        raise DataError(f"expected {DEPTH_START} ... {DEPTH_END}, got {_short(inner)}")
-    inner = inner[len(DEPTH_START) : -len(DEPTH_END)]
-    if rest := _DEPTH_CODE.sub(" ", inner).split():
-        raise DataError(f"expected only codes as <DEPTH_0> in a depth map, got {_short(rest[0])}")
-    codes = tuple(int(code) for code in _DEPTH_CODE.findall(inner))
-    _check_depth_codes(codes, num_codes, num_cells)
-    return codes
-
-
-def _check_depth_codes(codes: Sequence[int], num_codes: int, num_cells: int) -> None:
-    if len(codes) != num_cells:
-        raise DataError(f"expected a depth map of {num_cells} codes, got {len(codes)}")
-    if unknown := [code for code in codes if not 0 <= code < num_codes]:
-        raise DataError(f"unknown depth code {unknown[0]}; the codebook has 0 to {num_codes - 1}")
-
-
-def format_pixel_box(box: Sequence[int], num_pixels: int = RELEASED_PIXELS) -> str:
-    """Write a box as four tokens.
-
-    Args:
-        box: left, top, right, bottom, in pixels of the image brought to ``num_pixels`` a side;
-            all four are pixels of the image.
-        num_pixels: side of that image.
-
-    Raises:
-        RegionError: if this is no box of that image.
-    """
-    _check_pixel_box(box, num_pixels)
-    return "".join(f"<PIXEL_{value}>" for value in box)
-
-
-def parse_pixel_boxes(
-    text: str, num_pixels: int = RELEASED_PIXELS
-) -> tuple[tuple[int, int, int, int], ...]:
-    """Find the boxes of a text, in reading order; other text may stand around each.
-
-    Args:
-        text: with runs of pixel tokens, four per box; space within a run does not matter.
-        num_pixels: side of the image they lie in.
-
-    Raises:
-        RegionError: if a run is no whole number of boxes, or one lies outside the image.
-    """
-    boxes: list[tuple[int, int, int, int]] = []
-    for run in re.finditer(rf"(?:{_PIXEL.pattern}\s*)+", text):
-        values = [int(value) for value in _PIXEL.findall(run[0])]
-        if len(values) % 4:
-            raise RegionError(
-                f"expected four pixel tokens per box, got {len(values)} in {_short(run[0])}"
-            )
-        for x0, y0, x1, y1 in zip(*(values[i::4] for i in range(4)), strict=True):
-            _check_pixel_box((x0, y0, x1, y1), num_pixels)
-            boxes.append((x0, y0, x1, y1))
-    return tuple(boxes)
-
-
-def _check_pixel_box(box: Sequence[int], num_pixels: int) -> None:
-    if len(box) != 4:
-        raise RegionError(f"expected left, top, right, bottom, got {len(box)} numbers")
-    x0, y0, x1, y1 = box
-    if not (0 <= x0 <= x1 < num_pixels and 0 <= y0 <= y1 < num_pixels):
-        raise RegionError(
-            f"expected a box within 0 to {num_pixels - 1}, left to right and top to bottom, "
-            f"got {tuple(box)}"
-        )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:30]}...")

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vpt.building import tiny_model
-from vpt.tokens import BRANCH_TOKENS, GridBox, format_region
+from vpt.calls import format_region
+from vpt.tokens import BRANCH_TOKENS, GridBox
 
 ROOT = Path(__file__).parents[2]
 IGNORE_TYING = pytest.mark.filterwarnings(

@@ -13,12 +13,13 @@ from transformers import LogitsProcessorList, set_seed
 
 import vpt
 from vpt.building import add_content, build_from_base, tiny_model
+from vpt.calls import parse_turn
 from vpt.content import parse_content
 from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.modeling import VPTForConditionalGeneration
-from vpt.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary, parse_turn
+from vpt.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary
 from vpt.trace import Trace
 from vpt.watching import Watcher
 

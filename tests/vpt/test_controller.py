@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from vpt.building import tiny_model
+from vpt.calls import format_region, parse_turn
 from vpt.controller import (
     Append,
     CallEvent,
@@ -18,7 +19,7 @@ from vpt.engine import LookResult
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.processing import FeaturePiece, ImagePiece, TokenPiece
-from vpt.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, format_region, parse_turn
+from vpt.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
 
 IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
 

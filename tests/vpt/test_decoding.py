@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
 from vpt.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.calls import parse_turn
 from vpt.decoding import (
     PerceptionGrammar,
     PerceptionLogitsProcessor,
@@ -16,7 +17,7 @@ from vpt.decoding import (
     TokenRule,
     TurnState,
 )
-from vpt.tokens import BRANCH_TOKENS, Vocabulary, parse_turn
+from vpt.tokens import BRANCH_TOKENS, Vocabulary
 
 ALL_BRANCHES = tuple(BRANCH_TOKENS)
 OPENERS = ("crop", *ALL_BRANCHES)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vpt.boxes import GridBox
 from vpt.building import add_perception_tokens, byte_tokenizer
+from vpt.calls import format_region, parse_turn, split_symbols
 from vpt.errors import CheckpointError, PromptError, RegionError
 from vpt.tokens import (
     BRANCH_TOKENS,
@@ -23,12 +24,9 @@ from vpt.tokens import (
     Vocabulary,
     branches_of_mode,
     coordinate_tokens,
-    format_region,
     invite,
-    parse_turn,
     perception_tokens,
     region_tokens,
-    split_symbols,
 )
 
 TABLE = json.loads((GOLDENS / "goldens" / "region_table.json").read_text())

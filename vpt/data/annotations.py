@@ -8,10 +8,10 @@ from math import inf
 from typing import Any
 
 from vpt.boxes import Box
+from vpt.calls import find_symbols
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError
 from vpt.rows import KINDS, split_crop_suffix
-from vpt.tokens import find_symbols
 
 KEYS = ("image", "question", "answer", "box", "kind")
 

@@ -13,18 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.boxes import GridBox, PixelBox, contains, crop_box_px
+from vpt.calls import format_region
 from vpt.data.annotations import Annotation, read_annotation
 from vpt.data.image_sizes import Images
 from vpt.data.regions import region_to_show
 from vpt.errors import DataError, RegionError
 from vpt.rows import KINDS, ROLES, split_crop_suffix
-from vpt.tokens import (
-    BRANCH_TOKENS,
-    ENCODER_TO_BRANCH,
-    RELEASED_GRID_SIZE,
-    format_region,
-    invite,
-)
+from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
 
 Row = dict[str, Any]
 

@@ -7,17 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vpt.calls import ParsedTurn, PerceptionCall, parse_turn, split_symbols
 from vpt.data.findings import Finding
 from vpt.errors import PromptError
 from vpt.rows import KINDS, list_images, read_turns
-from vpt.tokens import (
-    BRANCH_TOKENS,
-    DEPTH_START,
-    ParsedTurn,
-    PerceptionCall,
-    parse_turn,
-    split_symbols,
-)
+from vpt.tokens import BRANCH_TOKENS, DEPTH_START
 
 Images = Mapping[str, Sequence[str]]
 

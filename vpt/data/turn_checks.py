@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from vpt.calls import find_symbols
 from vpt.data.findings import Finding
 from vpt.data.row_view import RowView, Turn
 from vpt.tokens import (
@@ -15,7 +16,6 @@ from vpt.tokens import (
     TURN_START,
     VISION_END,
     VISION_START,
-    find_symbols,
     perception_tokens,
 )
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 
+from vpt.calls import split_symbols
 from vpt.picture.album import base_name
 from vpt.picture.depth import why_no_picture
 from vpt.picture.marks import call_colour
-from vpt.tokens import is_content, split_symbols
+from vpt.tokens import is_content
 from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
 from vpt.wording import (
     OUTCOME_WORDS,

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vpt.content_text import format_depth, parse_depth
 from vpt.depth.maps import as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
-from vpt.tokens import format_depth, parse_depth
 
 Floats = NDArray[np.float32]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vpt.boxes import crop_box_px
+from vpt.calls import format_region
 from vpt.data.dataset_info import dataset_entry, write_dataset_info
 from vpt.data.embedded.questions import (
     Question,
@@ -24,7 +25,7 @@ from vpt.data.embedded.questions import (
 )
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.row_files import write_whole
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, format_region, invite
+from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
 
 Row = dict[str, Any]
 

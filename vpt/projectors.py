@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from branches import Features
 
 CONV_STRIDE = 4  # 64x64 SAM features -> 16x16 tokens, as released
+_FRESH_SCALE = 0.1
 PROJECTOR_STEMS = {"reencode": "identity", "dino": "linear", "sam": "conv"}
 
 
@@ -84,6 +85,18 @@ class Projector(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm | nn.Conv2d):
                 module.reset_parameters()
+
+    def reset_steering(self) -> None:
+        """Fresh weights of the condition, ten times smaller than released: ``y`` is nearly ``f``.
+
+        With a long ``c`` the second term drowns what the first says of a place, and what cannot
+        be read is not learned to be.
+        """
+        self.layernorm_condition.reset_parameters()
+        nn.init.xavier_uniform_(self.linear_condition.weight)
+        nn.init.zeros_(self.linear_condition.bias)
+        with torch.no_grad():
+            self.linear_condition.weight.mul_(_FRESH_SCALE)
 
     def output_grid(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         """Grid of the tokens made from features on ``grid_hw``."""

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vpt
 from vpt import cli
@@ -51,6 +53,37 @@ def test_stems_can_be_frozen(run, folder):
     model = vpt.load(str(folder), device="cpu").model
     assert model.projector("dino").freeze_stem
     assert run("set", folder, "--stems", "trained")[1] == "stems       frozen -> trained\n"
+
+
+def test_steering_begins_anew_from_small_weights(run, folder):
+    before = load_file(folder / "model.safetensors")
+    names = sorted(file.name for file in folder.iterdir())
+    code, out, err = run("set", folder, "--fresh-steering", "dino", "--seed", 3)
+    assert (code, err, out) == (0, "", "steering    of dino, anew\n")
+    after = load_file(folder / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    weight = "projectors.dino.linear_condition.weight"
+    assert weight in changed and all("condition" in name for name in changed)
+    assert after[weight].std() < 0.2 * before[weight].std()
+    assert sorted(file.name for file in folder.iterdir()) == names
+    vpt.load(str(folder), device="cpu")
+    run("set", folder, "--fresh-steering", "dino", "--seed", 3)
+    assert torch.equal(after[weight], load_file(folder / "model.safetensors")[weight])
+
+
+def test_steering_of_a_released_folder_begins_anew(run, goldens, tmp_path):
+    folder = shutil.copytree(goldens / "checkpoints" / "dino", tmp_path / "model")
+    assert run("set", folder, "--fresh-steering", "dino")[0] == 0
+    assert [file.name for file in folder.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(folder.glob("*.bin"))
+    vpt.load(str(folder), device="cpu")
+
+
+def test_steering_of_a_branch_that_is_not_there(run, folder):
+    code, _, err = run("set", folder, "--fresh-steering", "sam")
+    assert code == 2 and f"no branch sam in {folder}; it has: dino" in err
+    code, _, err = run("set", folder, "--fresh-steering", "eyes")
+    assert code == 2 and "unknown branch 'eyes'; available: clip, dino, sam" in err
 
 
 def test_pictures_can_be_read_in_more_tokens(run, folder):

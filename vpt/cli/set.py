@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from vpt.cli.files import write_file
 from vpt.cli.model import quieten
-from vpt.cli.parser import Command, number, whole_number
+from vpt.cli.parser import Command, number, whole_number, words
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
+from vpt.tokens import BRANCH_TOKENS, branches_named
+
+if TYPE_CHECKING:
+    from vpt.modeling import VPTForConditionalGeneration
 
 MASKS = ("none", "question", "question+image")
 """What may be hidden from the final pass; the index is ``para_mask_id``."""
 
 _TOKEN_PX = 28
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 _NAMES = {
     "alignment": "alignment",
     "freeze_stems": "stems",
@@ -95,17 +103,34 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels that a picture or a crop is shrunk to, at most; 28x28 are one token",
     )
     parser.add_argument(
+        "--fresh-steering",
+        type=_branches,
+        metavar="NAMES",
+        help="begin anew, from small weights, with how the model steers these branches, e.g. "
+        "dino,sam; for where steering has drowned what there is to see",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="S", help="of those weights (default: 0)"
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="show library messages and tracebacks"
     )
+
+
+def _branches(text: str) -> tuple[str, ...]:
+    try:
+        return branches_named(words(text))
+    except CheckpointError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _set(args: argparse.Namespace) -> None:
     """Check, write, and say what changed."""
     settings = training_settings(args)
-    if not settings and args.max_pixels is None:
+    if not settings and args.max_pixels is None and args.fresh_steering is None:
         raise PromptError(
-            "there is nothing to set; give --alignment, --stems, --mask, --mask-ratio or "
-            "--max-pixels"
+            "there is nothing to set; give --alignment, --stems, --mask, --mask-ratio, "
+            "--max-pixels or --fresh-steering"
         )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
@@ -114,6 +139,8 @@ def _set(args: argparse.Namespace) -> None:
         _set_training(args, settings)
     if args.max_pixels is not None:
         _set_max_pixels(args.folder, args.max_pixels)
+    if args.fresh_steering is not None:
+        _refresh_steering(args.folder, args.fresh_steering, args.seed)
 
 
 def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -145,6 +172,35 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
     put(f"{'max-pixels':<11} {old}{kept}")
 
 
+def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
+    import torch
+
+    from vpt.checkpoint import read_model
+
+    model = read_model(str(folder))
+    if missing := [name for name in branches if name not in model.projectors]:
+        encoders = ", ".join(model.config.vision_encoder_ls) or "none"
+        wanted = BRANCH_TOKENS[missing[0]].encoder
+        raise PromptError(f"--fresh-steering: no branch {wanted} in {folder}; it has: {encoders}")
+    torch.manual_seed(seed)
+    for name in branches:
+        model.projector(name).reset_steering()
+        put(f"{'steering':<11} of {BRANCH_TOKENS[name].encoder}, anew")
+    write_file(partial(_replace_weights, model), folder)
+
+
+def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
+    """Write beside the old weights, which may be mapped into memory, then take their place."""
+    old = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern)}
+    with TemporaryDirectory(dir=folder) as draft:
+        model.save_pretrained(draft)
+        new = {file.name: file for pattern in _WEIGHTS for file in Path(draft).glob(pattern)}
+        for name, file in sorted(new.items()):  # the index comes last
+            file.replace(folder / name)
+    for name in old - set(new):
+        (folder / name).unlink()
+
+
 def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
     """Write the settings, and what LLaMA-Factory needs to find the code of a released folder."""
     from vpt.model_files import read_json
@@ -171,7 +227,8 @@ COMMAND = Command(
     help="say how a model is trained next",
     description=(
         "Set what LLaMA-Factory's YAML has no key for, in a model folder.\n"
-        "--alignment and --max-pixels also hold when the model is asked."
+        "--alignment and --max-pixels also hold when the model is asked; --fresh-steering\n"
+        "changes weights."
     ),
     examples="example:\n  vpt set ./my-model --alignment off --mask question --mask-ratio 0.5",
     add_arguments=_add_arguments,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vpt.boxes import GridBox
 from vpt.building import tiny_model
 from vpt.calls import format_region
-from vpt.tokens import BRANCH_TOKENS, GridBox
+from vpt.tokens import BRANCH_TOKENS
 
 ROOT = Path(__file__).parents[2]
 IGNORE_TYING = pytest.mark.filterwarnings(

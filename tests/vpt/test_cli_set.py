@@ -82,6 +82,11 @@ def test_steering_of_a_released_folder_begins_anew(run, goldens, tmp_path):
 def test_steering_of_a_branch_that_is_not_there(run, folder):
     code, _, err = run("set", folder, "--fresh-steering", "sam")
     assert code == 2 and f"no branch sam in {folder}; it has: dino" in err
+    before = (folder / "config.json").read_text()
+    assert run("set", folder, "--mask", "question", "--fresh-steering", "sam")[0] == 2
+    code, _, err = run("set", folder, "--fresh-steering", "")
+    assert code == 2 and "expected names of branches, as in dino,sam" in err
+    assert (folder / "config.json").read_text() == before
     code, _, err = run("set", folder, "--fresh-steering", "eyes")
     assert code == 2 and "unknown branch 'eyes'; available: clip, dino, sam" in err
 

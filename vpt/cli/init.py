@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.files import write_file
+from vpt.cli.files import check_out_folder, write_file
 from vpt.cli.model import DTYPES, quieten
-from vpt.cli.parser import Command, whole_number, words
+from vpt.cli.parser import Command, branch_names, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
@@ -42,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--branches",
-        type=_branches,
+        type=branch_names,
         metavar="LIST",
         help=f"out of {','.join(ENCODER_TO_BRANCH)}; regions can always be asked for, so an "
         "empty list is possible. Left out where --base is a VPT model, which keeps its own",
@@ -79,15 +79,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show library messages and tracebacks"
     )
-
-
-def _branches(text: str) -> tuple[str, ...]:
-    names = words(text)
-    try:
-        branches_named(names)
-    except CheckpointError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-    return names
 
 
 def _content(text: str) -> tuple[str, ...]:
@@ -167,8 +158,7 @@ def _read_depth_tokenizer(args: argparse.Namespace) -> DepthTokenizer | None:
 
 def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
     """Encoders that are not the released ones, once folder and branches are found to be fine."""
-    if args.out.exists() and not args.out.is_dir():
-        raise PromptError(f"--out: {args.out} is a file; expected a folder")
+    check_out_folder(args.out)
     if args.out.is_dir() and any(args.out.iterdir()) and not args.force:
         raise PromptError(
             f"--out: {args.out} is not empty; choose another folder, or --force to write into it"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpt import __version__
+from vpt.errors import CheckpointError
+from vpt.tokens import branches_named
 
 EXIT_FAULTS = 1
 """A command did what it was asked to, and found that something is wrong with the data."""
@@ -163,6 +165,16 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def branch_names(text: str) -> tuple[str, ...]:
+    """A type of argument: names of re-encoding branches, with commas between them."""
+    names = words(text)
+    try:
+        branches_named(names)
+    except CheckpointError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return names
 
 
 def words(text: str) -> tuple[str, ...]:

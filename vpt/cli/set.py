@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.files import write_file
 from vpt.cli.model import quieten
-from vpt.cli.parser import Command, number, whole_number, words
+from vpt.cli.parser import Command, branch_names, number, whole_number
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
 from vpt.tokens import BRANCH_TOKENS, branches_named
@@ -104,7 +104,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fresh-steering",
-        type=_branches,
+        type=branch_names,
         metavar="NAMES",
         help="begin anew, from small weights, with how the model steers these branches, e.g. "
         "dino,sam; for where steering has drowned what there is to see",
@@ -115,13 +115,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show library messages and tracebacks"
     )
-
-
-def _branches(text: str) -> tuple[str, ...]:
-    try:
-        return branches_named(words(text))
-    except CheckpointError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _set(args: argparse.Namespace) -> None:
@@ -135,12 +128,13 @@ def _set(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
     quieten(args)
+    steered = _steered_branches(args.folder, args.fresh_steering)
     if settings:
         _set_training(args, settings)
     if args.max_pixels is not None:
         _set_max_pixels(args.folder, args.max_pixels)
-    if args.fresh_steering is not None:
-        _refresh_steering(args.folder, args.fresh_steering, args.seed)
+    if steered:
+        _refresh_steering(args.folder, steered, args.seed)
 
 
 def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -172,16 +166,27 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
     put(f"{'max-pixels':<11} {old}{kept}")
 
 
+def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Branches whose steering is to begin anew; found out before anything is written."""
+    from vpt.config import load_config
+
+    if names is None:
+        return ()
+    encoders = load_config(str(folder)).vision_encoder_ls
+    if not names:
+        raise PromptError("--fresh-steering: expected names of branches, as in dino,sam")
+    if missing := [name for name in names if name not in encoders]:
+        known = ", ".join(encoders) or "none"
+        raise PromptError(f"--fresh-steering: no branch {missing[0]} in {folder}; it has: {known}")
+    return branches_named(names)
+
+
 def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
     import torch
 
     from vpt.checkpoint import read_model
 
     model = read_model(str(folder))
-    if missing := [name for name in branches if name not in model.projectors]:
-        encoders = ", ".join(model.config.vision_encoder_ls) or "none"
-        wanted = BRANCH_TOKENS[missing[0]].encoder
-        raise PromptError(f"--fresh-steering: no branch {wanted} in {folder}; it has: {encoders}")
     torch.manual_seed(seed)
     for name in branches:
         model.projector(name).reset_steering()

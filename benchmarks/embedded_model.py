@@ -1,6 +1,6 @@
 """Measure the embedded model on its held-out questions, and what its second looks are worth.
 
-Run ``python benchmarks/embedded_model.py --model models/embedded/3-instructions --baseline
+Run ``python benchmarks/embedded_model.py --model models/embedded/5-looks --baseline
 models/embedded/3-baseline --data data/embedded --out results``. Intervals are 95 % ones of Wilson.
 """
 

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+from vpt.cli.files import check_out_folder
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.terminal import say
-from vpt.errors import PromptError
 from vpt.wording import count_words
 
 
@@ -47,8 +47,7 @@ def _fraction(text: str) -> float:
 
 def _make(args: argparse.Namespace) -> None:
     """Draw every part; what an earlier run has drawn is kept."""
-    if args.out.exists() and not args.out.is_dir():
-        raise PromptError(f"--out: {args.out} is a file; expected a folder")
+    check_out_folder(args.out)
     from tqdm import tqdm
 
     from vpt.data.embedded.handwriting import digit_pictures

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, check_source, estimate_maps
-from vpt.cli.files import write_file
+from vpt.cli.files import check_out_folder, write_file
 from vpt.cli.parser import Command, number, whole_number
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import put, say
@@ -66,8 +66,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> None:
     """Train from where an earlier run was stopped; measure, draw and save."""
     check_source(args)
-    if args.out.exists() and not args.out.is_dir():
-        raise PromptError(f"--out: {args.out} is a file; expected a folder")
+    check_out_folder(args.out)
     write_file(lambda folder: folder.mkdir(parents=True, exist_ok=True), args.out)
     import torch
 

@@ -24,6 +24,7 @@ from vpt.data.embedded.questions import (
     reading_questions,
 )
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
+from vpt.data.making import save_picture
 from vpt.data.row_files import write_whole
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
 
@@ -31,7 +32,6 @@ Row = dict[str, Any]
 
 _CHUNK = 250  # scenes per task of a worker
 _INVITED = 0.1  # share of calls that the question asks for in so many words
-_JPEG = {"quality": 92, "subsampling": 0}
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,7 @@ def _make_chunk(part: Part, folder: Path, first: int) -> dict[str, list[str]]:
         scene = draw_scene(rng, part.split)
         path = f"{part.name}/{number:06d}.jpg"
         if not (folder / path).exists():
-            whole = folder / f"{path}.part"
-            scene.image.save(whole, "JPEG", **_JPEG)
-            whole.replace(folder / path)
+            save_picture(scene.image, folder / path)
         asking_seed = int(rng.integers(2**32))
         for name in part.files:
             rows = WRITERS[name](scene, path, np.random.default_rng(asking_seed))

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from vpt.checkpoint import check_account, read_model, saying
 from vpt.config import VPTConfig
+from vpt.embeddings import draw_embeddings
 from vpt.errors import CheckpointError
 from vpt.model_files import find_file, read_json
 from vpt.modeling import VPTForConditionalGeneration
@@ -59,13 +61,14 @@ def build_from_base(
     encoders: Mapping[str, str] | None = None,
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
+    codebook: Tensor | None = None,
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """Make a VPT model of a Qwen2-VL one.
 
     Perception tokens are added to the tokenizer; new embedding rows are drawn around the mean
-    of the old ones; projectors start from their released initialisation.
+    of the old ones (:func:`draw_embeddings`); projectors start from their released initialisation.
 
     Args:
         base: folder or hub id of a Qwen2-VL model, e.g. ``Qwen/Qwen2-VL-2B-Instruct``.
@@ -74,6 +77,7 @@ def build_from_base(
             by default the released choice.
         grid_size: cells per side of the region grid.
         content: what it shall write by itself.
+        codebook: ``[K, D]``, vectors of the depth codes, by which their rows begin in order.
         dtype: of the weights; ``"auto"`` for the base model's.
         seed: of everything drawn.
 
@@ -112,18 +116,24 @@ def build_from_base(
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
     special, ordinary = perception_tokens(wanted, grid_size, content)
-    _draw_new_embeddings(model, processor.tokenizer, [*special, *ordinary], seed)
+    _draw_new_embeddings(model, processor.tokenizer, [*special, *ordinary], seed, codebook)
     return model.eval(), processor
 
 
 def add_content(
-    source: str, content: ContentTokens, *, dtype: str | torch.dtype = "auto", seed: int = 0
+    source: str,
+    content: ContentTokens,
+    *,
+    codebook: Tensor | None = None,
+    dtype: str | torch.dtype = "auto",
+    seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """Give a VPT model the tokens of perception content that it lacks; all else stays as it is.
 
     Args:
         source: folder or hub id of a VPT model.
         content: what it shall write by itself, beside what it writes already.
+        codebook: as for :func:`build_from_base`.
         dtype: of the weights; ``"auto"`` for the stored one.
         seed: of the new embedding rows, drawn as those of :func:`build_from_base`.
 
@@ -151,7 +161,7 @@ def add_content(
     for name, value in _content_settings(whole).items():
         setattr(config, name, value)
     if new:
-        _draw_new_embeddings(model, processor.tokenizer, new, seed)
+        _draw_new_embeddings(model, processor.tokenizer, new, seed, codebook)
     return model.eval(), processor
 
 
@@ -247,18 +257,17 @@ def vpt_config(
 
 
 def _draw_new_embeddings(
-    model: VPTForConditionalGeneration, tokenizer: Any, tokens: list[str], seed: int
+    model: VPTForConditionalGeneration,
+    tokenizer: Any,
+    tokens: list[str],
+    seed: int,
+    codebook: Tensor | None,
 ) -> None:
-    """Draw rows for tokens around the mean of those in front of them, as spread as these are."""
-    generator = torch.Generator().manual_seed(seed)
+    """Let tokens begin in both tables, which may be one, as :func:`draw_embeddings` says."""
     rows = tokenizer.convert_tokens_to_ids(tokens)
-    old = min(rows)
     tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.lm_head)}
-    for weight in tables.values():
-        values = weight.data[:old].float()
-        drawn = torch.randn(
-            len(rows), weight.shape[1], generator=generator
-        ) * values.std() + values.mean(0)
+    for number, weight in enumerate(tables.values()):
+        drawn = draw_embeddings(weight.data[: min(rows)], tokens, seed + number, codebook)
         weight.data[rows] = drawn.to(weight)
 
 

@@ -3,12 +3,16 @@
 import json
 
 import pytest
+import torch
 from drawing import CONTENT, SHAPE, eager_model, noise
 from test_building import save_base
 
 from vpt import cli
 from vpt.building import tiny_model
+from vpt.checkpoint import read_model
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.embeddings import draw_embeddings
+from vpt.tokens import depth_tokens, pixel_tokens
 from vpt.trace import Trace
 
 
@@ -88,6 +92,22 @@ def test_init_gives_a_vpt_model_content_and_keeps_its_depth_tokenizer(
     assert load_depth_tokenizer(third / "depth_tokenizer").config == SHAPE
     code, out, err = run("init", "--base", third, "--content", "boxes", "--out", tmp_path / "d")
     assert (code, out) == (4, "") and "has the tokens of boxes already" in err
+
+
+def test_codes_begin_as_the_vectors_of_the_depth_tokenizer(run, tokenizer_folder, tmp_path):
+    source, made = tmp_path / "source", tmp_path / "made"
+    model, processor = tiny_model(("clip",))
+    model.save_pretrained(source)
+    processor.save_pretrained(source)
+    words = ("--content", "depth,boxes", "--depth-tokenizer", tokenizer_folder, "--seed", 3)
+    code, _, err = run("init", "--base", source, *words, "--out", made)
+    assert code == 0, err
+    num_old = len(processor.tokenizer)
+    rows = read_model(str(made)).get_input_embeddings().weight.data[num_old:]
+    codebook = load_depth_tokenizer(tokenizer_folder).network.codebook.vectors
+    old = model.get_input_embeddings().weight.data[:num_old]
+    tokens = [*depth_tokens(SHAPE.num_codes), *pixel_tokens()]
+    assert torch.equal(rows[: len(tokens)], draw_embeddings(old, tokens, 3, codebook))
 
 
 def test_init_without_a_depth_tokenizer_says_so(run, base, tmp_path):

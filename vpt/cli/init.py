@@ -131,7 +131,8 @@ def _build(
     if tokenizer is not None and "depth" in args.content:
         sizes = tokenizer.config
         content = replace(content, num_codes=sizes.num_codes, num_cells=sizes.num_cells)
-    options = {"dtype": args.dtype, "seed": args.seed}
+    codebook = None if tokenizer is None else tokenizer.network.codebook.vectors
+    options = {"codebook": codebook, "dtype": args.dtype, "seed": args.seed}
     if args.branches is None:
         return *add_content(args.base, content, **options), content.tokens
     made = build_from_base(

@@ -72,6 +72,11 @@ class Codebook(nn.Module):
             )
         return self._embedding[codes]
 
+    @property
+    def vectors(self) -> Tensor:
+        """``[K, D]``, one per code."""
+        return self._embedding
+
     @torch.no_grad()
     def update(self, vectors: Tensor, codes: Tensor) -> None:
         """Move every code towards the vectors that it stands for.

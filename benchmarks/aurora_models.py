@@ -3,7 +3,8 @@
 Run ``python benchmarks/aurora_models.py count --data data/aurora/count-heldout
 --model models/aurora/count --direct models/aurora/count-direct``, or ``depth`` likewise with the
 depth tokenizer. The first model is asked to write down the steps, the second to answer at once.
-Intervals are 95 % ones of Wilson.
+Intervals are 95 % ones: of Wilson for shares, of the bootstrap over pairs for the difference.
+``--picture`` draws what the first questions made the model write, beside what is there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aurora_pictures import draw_boxes, draw_maps
 from tqdm import tqdm
 
 import vpt
-from evaluation.statistics import wilson_interval
+from evaluation.statistics import Interval, difference_interval, wilson_interval
 from vpt.boxes import iou
 from vpt.data.aurora import counting_rows, depth_rows
+from vpt.depth.maps import fit_map, read_map
 from vpt.depth.reading import answer_from_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.runtime import Answer, Runtime
@@ -68,10 +71,11 @@ def right_count(entry: Entry, answer: Answer) -> bool:
 
 
 def depth_facts(
-    entries: Sequence[Entry], answers: Sequence[Answer], tokenizer: DepthTokenizer
+    entries: Sequence[Entry], answers: Sequence[Answer], folder: Path, tokenizer: DepthTokenizer
 ) -> dict[str, str]:
     """What the written maps and places are worth."""
     whole, on_map, supported, off = [], [], [], []
+    errors: list[tuple[float, float]] = []
     for entry, answer in zip(entries, answers, strict=True):
         maps = [one for one in answer.trace.content if one.kind == "depth" and one.is_whole]
         whole.append(bool(maps))
@@ -79,13 +83,22 @@ def depth_facts(
         true = {point["letter"]: (point["x"], point["y"]) for point in entry["points"]}
         off += [np.hypot(*np.subtract(places[name], true[name])) for name in true if name in places]
         if maps and maps[-1].codes:
-            read = answer_from_map(tokenizer.decode(maps[-1].codes), true)
+            written = tokenizer.decode(maps[-1].codes)
+            depth = fit_map(read_map(folder / entry["map"]), tokenizer.config.size_px)
+            best = tokenizer.decode(tokenizer.encode(depth))
+            errors.append((np.abs(written - depth).mean(), np.abs(best - depth).mean()))
+            read = answer_from_map(written, true)
             on_map.append(f"({read.nearest})" == entry["answer"])
             supported.append(read.nearest == depth_rows.read_letter(answer.text))
     return {
         "wrote a whole map": share(whole),
         "the written map shows the right point": share(on_map),
         "the written map supports the answer": share(supported),
+        "mean error of the written map, of its true codes": "{:.3f}, {:.3f}".format(
+            *np.mean(errors, axis=0)
+        )
+        if errors
+        else "-",
         "median error of a point's place, of 336": f"{np.median(off):.1f}" if off else "-",
     }
 
@@ -112,8 +125,12 @@ def share(values: Sequence[bool]) -> str:
     """Share of ``True`` with its interval."""
     if not values:
         return "-"
-    interval = wilson_interval(int(sum(values)), len(values))
-    return f"{interval.mean:.3f} [{interval.low:.2f}, {interval.high:.2f}] of {len(values)}"
+    return f"{say(wilson_interval(int(sum(values)), len(values)))} of {len(values)}"
+
+
+def say(interval: Interval) -> str:
+    """Mean and ends."""
+    return f"{interval.mean:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def main() -> None:
@@ -124,9 +141,14 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="writes maps or boxes")
     parser.add_argument("--direct", help="trained to answer at once")
     parser.add_argument("--depth-tokenizer", type=Path, help="for depth")
+    parser.add_argument("--picture", type=Path, help="draw the first questions: .png or .jpg")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
+    if args.picture and args.task == "depth" and not args.depth_tokenizer:
+        parser.error("--picture of depth maps needs --depth-tokenizer")
+    if args.picture and not args.picture.parent.is_dir():
+        parser.error(f"--picture: there is no folder {args.picture.parent}")
     entries = read_entries(args.data, args.limit)
     is_right: Callable[[Entry, Answer], bool]
     suffix, is_right = {
@@ -135,16 +157,25 @@ def main() -> None:
     }[args.task]
     runtime = vpt.load(args.model, device="cpu")
     steps = ask_all(runtime, entries, args.data, suffix, args.batch_size)
-    rows = {"through its own content": share([*map(is_right, entries, steps)])}
+    right = [*map(is_right, entries, steps)]
+    rows = {"through its own content": share(right)}
     if args.direct:
         direct = ask_all(
             vpt.load(args.direct, device="cpu"), entries, args.data, "", args.batch_size
         )
-        rows["from direct labels"] = share([*map(is_right, entries, direct)])
+        right_at_once = [*map(is_right, entries, direct)]
+        rows["from direct labels"] = share(right_at_once)
+        rows["difference"] = say(difference_interval(right, right_at_once))
+    picture = None
     if args.task == "count":
         rows |= count_facts(entries, steps)
+        picture = draw_boxes(entries, steps, args.data)
     elif args.depth_tokenizer:
-        rows |= depth_facts(entries, steps, load_depth_tokenizer(args.depth_tokenizer))
+        tokenizer = load_depth_tokenizer(args.depth_tokenizer)
+        rows |= depth_facts(entries, steps, args.data, tokenizer)
+        picture = draw_maps(entries, steps, args.data, tokenizer)
+    if args.picture and picture is not None:
+        picture.save(args.picture)
     chance = [1 / (len(e["points"]) if args.task == "depth" else 8) for e in entries]
     rows["a guess"] = f"{np.mean(chance):.3f}"
     for name, value in rows.items():

@@ -3,10 +3,14 @@
 import json
 
 import aurora_models
+import numpy as np
 import pytest
-from drawing import CONTENT, noise
+from aurora_pictures import draw_boxes, draw_maps
+from drawing import CONTENT, SHAPE, noise
+from PIL import Image
 
 from vpt.building import tiny_model
+from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.runtime import Answer
 from vpt.trace import ContentRecord, Trace
 
@@ -35,21 +39,78 @@ def test_boxes_are_matched_with_the_true_ones():
     assert set(aurora_models.count_facts([entry], [answer("2")]).values()) == {"-"}
 
 
-@pytest.mark.parametrize("task", ["depth", "count"])
-def test_both_models_are_asked(task, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, a depth tokenizer, and one question for either task."""
+    folder = tmp_path_factory.mktemp("aurora")
     model, processor = tiny_model(("clip",), content=CONTENT)
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    noise(1).save(tmp_path / "a.png")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    DepthTokenizer(SHAPE.build(3), SHAPE).save(folder / "tokenizer")
+    noise(1).save(folder / "a.png")
+    noise(2).convert("L").save(folder / "map.png")
     point = {"letter": "A", "x": 10, "y": 10}
-    question = {"question_id": 1, "image": "a.png", "text": "?", "boxes": [[0, 0, 9, 9]]}
-    question["points"] = [point, {**point, "letter": "B", "x": 300}]
-    (tmp_path / "questions.jsonl").write_text(json.dumps(question))
-    (tmp_path / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "1"}))
-    folder = str(tmp_path / "model")
-    words = [task, "--data", str(tmp_path), "--model", folder, "--direct", folder]
-    monkeypatch.setattr("sys.argv", ["aurora_models.py", *words])
-    monkeypatch.setattr(aurora_models, "_MAX_NEW_TOKENS", 8)
-    aurora_models.main()
+    question = {"question_id": 1, "image": "a.png", "map": "map.png", "text": "?"}
+    question |= {"boxes": [[0, 0, 9, 9]], "points": [point, {**point, "letter": "B", "x": 300}]}
+    (folder / "questions.jsonl").write_text(json.dumps(question))
+    (folder / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "1"}))
+    return folder
+
+
+def words_for(folder, task, *more):
+    model = folder / "model"
+    return [task, "--data", folder, "--model", model, "--direct", model, *more]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def command(words):
+        monkeypatch.setattr("sys.argv", ["aurora_models.py", *map(str, words)])
+        monkeypatch.setattr(aurora_models, "_MAX_NEW_TOKENS", 8)
+        aurora_models.main()
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"), [("depth", ("asked", "true", "its codes", "written")), ("count", (1, 2))]
+)
+def test_both_models_are_asked(run, folder, task, rows, tmp_path, capsys):
+    file = tmp_path / "look.png"
+    more = ("--depth-tokenizer", folder / "tokenizer") if task == "depth" else ()
+    run(words_for(folder, task, *more, "--picture", file))
     printed = capsys.readouterr().out
-    assert "| through its own content | " in printed and "| from direct labels | " in printed
+    for name in ("through its own content", "from direct labels", "difference"):
+        assert f"| {name} | " in printed
+    with Image.open(file) as picture:
+        assert len(rows) * 160 < picture.height < (len(rows) + 1) * 160
+
+
+def test_maps_are_drawn_beside_the_true_ones(folder):
+    tokenizer = load_depth_tokenizer(folder / "tokenizer")
+    entry = {"image": "a.png", "map": "map.png", "answer": "(A)"}
+    codes = (0,) * SHAPE.num_cells
+    one, other = answer("It is (B)."), answer("")
+    one.trace.content.append(ContentRecord("depth", 0, 0, 0, 6, True, codes=codes))
+    picture = np.asarray(draw_maps([entry, entry], [one, other], folder, tokenizer))
+    with_map, without = (picture[3 * 164 : 3 * 164 + 160, x : x + 160] for x in (92, 256))
+    assert not np.array_equal(with_map, without)
+    assert (without == without[0, 0]).all()  # it wrote none
+
+
+def test_boxes_are_drawn_where_they_are(folder):
+    entry = {"image": "a.png", "boxes": [[0, 0, 168, 168]], "answer": "1"}
+    picture = draw_boxes([entry], [answer("1", [(168, 168, 335, 335)])], folder)
+    assert picture.getpixel((92 + 80, 40)) == (0x1F, 0xA3, 0x4A)
+    assert picture.getpixel((92 + 80, 164 + 120)) == (0xE0, 0x24, 0x5E)
+
+
+def test_a_picture_that_cannot_be_made_is_refused_before_the_models_are_asked(
+    run, folder, tmp_path, capsys
+):
+    with pytest.raises(SystemExit):
+        run(words_for(folder, "depth", "--picture", tmp_path / "look.png"))
+    assert "--picture of depth maps needs --depth-tokenizer" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(words_for(folder, "count", "--picture", tmp_path / "no" / "look.png"))
+    assert "--picture: there is no folder" in capsys.readouterr().err

@@ -24,8 +24,8 @@ from vpt.boxes import GridBox, contains
 from vpt.data.embedded.make import answering_row
 from vpt.data.embedded.questions import Question
 from vpt.images import load_image
-from vpt.rows import IGNORE_INDEX, RowEncoder, collate
 from vpt.runtime import Answer, Runtime
+from vpt.samples import IGNORE_INDEX, RowEncoder, collate
 from vpt.segments import SegmentReader
 
 Entry = Mapping[str, Any]

@@ -19,7 +19,7 @@ from vpt.images import LoadedImage
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.positions import batch_mrope_positions
 from vpt.processing import VPTProcessor
-from vpt.rows import RowEncoder, collate
+from vpt.samples import RowEncoder, collate
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH
 
 REGION = "<|region_token_start|><|x_2|><|y_1|><|x_5|><|y_4|><|region_token_end|>"

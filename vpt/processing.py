@@ -28,9 +28,15 @@ from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model_files import find_file, read_json
 from vpt.shim import KeepsOwnShim, write_processor_entry, write_shim
-from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START, VISION_END, VISION_START, find_content
-
-DEFAULT_SYSTEM = "You are a helpful assistant."
+from vpt.tokens import (
+    DEFAULT_SYSTEM,
+    IMAGE_PAD,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+    find_content,
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+"""The system words of Qwen2-VL, where none are given."""
+
 REGION_START = "<|region_token_start|>"
 REGION_END = "<|region_token_end|>"
 

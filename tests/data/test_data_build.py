@@ -18,7 +18,8 @@ from vpt.decoding import Sampling
 from vpt.engine import Engine
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
-from vpt.rows import RowEncoder, open_image
+from vpt.rows import open_image
+from vpt.samples import RowEncoder
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, TURN_END
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row

@@ -20,7 +20,8 @@ from vpt.data.row_view import image_paths, view_row
 from vpt.data.turn_checks import known_tokens
 from vpt.images import from_pixels
 from vpt.processing import VPTProcessor
-from vpt.rows import RowEncoder, open_image, split_crop_suffix
+from vpt.rows import open_image, split_crop_suffix
+from vpt.samples import RowEncoder
 
 VARIANTS = ("clip", "dino", "sam")
 IMAGES = {

@@ -8,7 +8,8 @@ from vpt.building import tiny_model
 from vpt.config import load_config
 from vpt.errors import FeatureCountError
 from vpt.processing import VPTProcessor
-from vpt.rows import KINDS, RowEncoder, drop_cut_images, open_image
+from vpt.rows import KINDS, open_image
+from vpt.samples import RowEncoder, drop_cut_images
 from vpt.tokens import VISION_END, VISION_START
 
 

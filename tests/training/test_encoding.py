@@ -12,7 +12,8 @@ from vpt import cli
 from vpt.config import load_config
 from vpt.errors import PositionError
 from vpt.processing import VPTProcessor
-from vpt.rows import RowEncoder, collate, open_image
+from vpt.rows import open_image
+from vpt.samples import RowEncoder, collate
 
 
 def recorded(variant):

@@ -164,7 +164,8 @@ def test_control_tokens_do_not_count_in_the_loss(factory, model, data, tmp_path)
     from vpt.checkpoint import load_model
     from vpt.config import load_config
     from vpt.processing import VPTProcessor
-    from vpt.rows import RowEncoder, collate, open_image
+    from vpt.rows import open_image
+    from vpt.samples import RowEncoder, collate
 
     metrics = evaluate(
         factory, model, data, tmp_path / "out", dataset="calls", per_device_eval_batch_size=8

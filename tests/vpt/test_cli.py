@@ -56,6 +56,16 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.endswith(b"\n[]\n"), done.stderr
 
 
+def test_rows_are_made_and_checked_without_torch():
+    code = (
+        "import sys, vpt.data.build, vpt.data.check, vpt.data.embedded, vpt.depth.scene_files;"
+        "import vpt.data.aurora.counting_files, vpt.data.aurora.curriculum;"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = run_python("-c", code)
+    assert done.stdout == b"[]\n", done.stderr
+
+
 def test_help_documents_every_exit_code(ask):
     for command in COMMANDS:
         code, out, _ = ask("--help", command=command)

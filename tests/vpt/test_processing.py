@@ -10,7 +10,8 @@ from vpt.config import load_config
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor, build_image_processor
-from vpt.rows import RowEncoder, open_image
+from vpt.rows import open_image
+from vpt.samples import RowEncoder
 from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD, TURN_END
 
 

@@ -10,7 +10,8 @@ from golden_data import GOLDENS, VARIANTS
 from vpt.config import load_config
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.processing import VPTProcessor
-from vpt.rows import RowEncoder, collate, open_image, share_room, split_crop_suffix
+from vpt.rows import open_image, split_crop_suffix
+from vpt.samples import RowEncoder, collate, share_room
 
 
 def recorded(variant):

@@ -10,7 +10,7 @@ import numpy as np
 from llamafactory.train.sft import metric, workflow
 
 from vpt.errors import TrainingError
-from vpt.rows import IGNORE_INDEX
+from vpt.samples import IGNORE_INDEX
 from vpt.tokens import (
     BRANCH_TOKENS,
     REGION_END,

@@ -14,7 +14,8 @@ from vpt.errors import PromptError, TrainingError
 from vpt.images import LoadedImage, load_image
 from vpt.pixels import Pixels, join_pixels
 from vpt.processing import VPTProcessor
-from vpt.rows import ROLES, drop_cut_images, open_image, write_placeholders
+from vpt.rows import ROLES, open_image, write_placeholders
+from vpt.samples import drop_cut_images
 
 Item = tuple[str, Any]
 """Kind and source of an image."""

@@ -10,8 +10,7 @@ from llamafactory.model.model_utils import visual
 
 from vpt.config import VPTConfig, VRTConfig
 from vpt.errors import TrainingError
-from vpt.processing import DEFAULT_SYSTEM
-from vpt.tokens import IMAGE_PAD, TURN_END, TURN_START
+from vpt.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
 from vpt.training.dataset import VPTDatasetConverter
 from vpt.training.muon import orthogonalize_in_float32_on_cpu
 from vpt.training.plugin import VPTPlugin

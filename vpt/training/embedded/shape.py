@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 from vpt.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
 from vpt.data.embedded.questions import all_texts
 from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import DEFAULT_SYSTEM, VPTProcessor, build_image_processor
+from vpt.processing import VPTProcessor, build_image_processor
 from vpt.tokens import (
+    DEFAULT_SYSTEM,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,
     TURN_END,

@@ -36,22 +36,25 @@ def draw_embeddings(
     generator = torch.Generator().manual_seed(seed)
     width = old.shape[1]
     drawn = torch.randn(len(tokens), width, generator=generator)
-    pixels = [content_value(token, "boxes") for token in tokens]
-    places = [row for row, pixel in enumerate(pixels) if pixel is not None]
-    if places:
-        values = [pixel for pixel in pixels if pixel is not None]
-        drawn[places] = _mix(_waves(max(values) + 1)[values], width, generator)
-    codes = [content_value(token, "depth") for token in tokens]
-    places = [row for row, code in enumerate(codes) if code is not None]
-    if places and codebook is not None:
-        values = [code for code in codes if code is not None]
-        if max(values) >= len(codebook):
+    rows, pixels = _numbered(tokens, "boxes")
+    if rows:
+        drawn[rows] = _mix(_waves(max(pixels) + 1)[pixels], width, generator)
+    rows, codes = _numbered(tokens, "depth")
+    if rows and codebook is not None:
+        if max(codes) >= len(codebook):
             raise CheckpointError(
-                f"the codebook has {len(codebook)} vectors; there are {max(values) + 1} codes"
+                f"the codebook has {len(codebook)} vectors; there are {max(codes) + 1} codes"
             )
-        drawn[places] = _mix(codebook[values].float().cpu(), width, generator)
+        drawn[rows] = _mix(codebook[codes].float().cpu(), width, generator)
     old = old.float()
     return drawn * old.std() + old.mean(0)
+
+
+def _numbered(tokens: Sequence[str], kind: str) -> tuple[list[int], list[int]]:
+    """Indices of the tokens of a kind of content, and what each of them names."""
+    values = {row: content_value(token, kind) for row, token in enumerate(tokens)}
+    named = {row: value for row, value in values.items() if value is not None}
+    return [*named], [*named.values()]
 
 
 def _waves(num: int) -> Tensor:

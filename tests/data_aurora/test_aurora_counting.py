@@ -85,7 +85,7 @@ def test_too_many_boxes_and_unsure_categories_are_left_out(tmp_path):
     images = copy.deepcopy(SOUND["images"])
     images[0]["not_exhaustive_category_ids"] = [2]
     read = read_lvis(lvis(tmp_path, images=images))
-    assert read.left_out == {"not annotated exhaustively": 1}
+    assert read.left_out == {"annotation that is not exhaustive": 1}
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def _report(folder: Path, annotations: Annotations, made: Part) -> None:
     counts = sorted((int(count), number) for count, number in made.counts.items())
     say("counts: " + ", ".join(f"{count}: {number:,}" for count, number in counts))
     for why, number in sorted(annotations.left_out.items()):
-        say(f"left out, categories of pictures with {why}: {number:,}")
+        say(f"left out, categories of a picture, for {why}: {number:,}")
     if num_without := sum(not one.categories for one in annotations.pictures):
         say(f"{count_words(num_without, 'picture')} without anything left to ask about")
     say_left_out(made.problems, "picture")

@@ -167,7 +167,7 @@ def _problem(
 ) -> str:
     """Why the objects of a category cannot be counted; empty if they can."""
     if is_unsure:
-        return "not annotated exhaustively"
+        return "annotation that is not exhaustive"
     if any(entry.get("iscrowd") for entry in entries):
         return "a crowd"
     if len(entries) > max_boxes:

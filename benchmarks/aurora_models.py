@@ -145,6 +145,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
+    if not (args.data / "questions.jsonl").is_file():
+        parser.error(f"--data: there is no {args.data / 'questions.jsonl'}; make it with vpt data")
     if args.picture and args.task == "depth" and not args.depth_tokenizer:
         parser.error("--picture of depth maps needs --depth-tokenizer")
     if args.picture and not args.picture.parent.is_dir():

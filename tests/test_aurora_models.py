@@ -114,3 +114,9 @@ def test_a_picture_that_cannot_be_made_is_refused_before_the_models_are_asked(
     with pytest.raises(SystemExit):
         run(words_for(folder, "count", "--picture", tmp_path / "no" / "look.png"))
     assert "--picture: there is no folder" in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_are_named(run, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(["depth", "--data", tmp_path, "--model", folder / "model"])
+    assert f"--data: there is no {tmp_path / 'questions.jsonl'}" in capsys.readouterr().err

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aurora_pictures import draw_boxes, draw_maps
+from aurora_pictures import draw_boxes, draw_maps, true_maps, written_boxes
 from tqdm import tqdm
 
 import vpt
 from evaluation.statistics import Interval, difference_interval, wilson_interval
 from vpt.boxes import iou
 from vpt.data.aurora import counting_rows, depth_rows
-from vpt.depth.maps import fit_map, read_map
 from vpt.depth.reading import answer_from_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.runtime import Answer, Runtime
@@ -77,15 +76,14 @@ def depth_facts(
     whole, on_map, supported, off = [], [], [], []
     errors: list[tuple[float, float]] = []
     for entry, answer in zip(entries, answers, strict=True):
-        maps = [one for one in answer.trace.content if one.kind == "depth" and one.is_whole]
-        whole.append(bool(maps))
+        codes = answer.trace.map_codes
+        whole.append(codes is not None)
         places = depth_rows.read_places(answer.trace.turns[-1])
         true = {point["letter"]: (point["x"], point["y"]) for point in entry["points"]}
         off += [np.hypot(*np.subtract(places[name], true[name])) for name in true if name in places]
-        if maps and maps[-1].codes:
-            written = tokenizer.decode(maps[-1].codes)
-            depth = fit_map(read_map(folder / entry["map"]), tokenizer.config.size_px)
-            best = tokenizer.decode(tokenizer.encode(depth))
+        if codes:
+            written = tokenizer.decode(codes)
+            depth, best = true_maps(entry, folder, tokenizer)
             errors.append((np.abs(written - depth).mean(), np.abs(best - depth).mean()))
             read = answer_from_map(written, true)
             on_map.append(f"({read.nearest})" == entry["answer"])
@@ -107,7 +105,7 @@ def count_facts(entries: Sequence[Entry], answers: Sequence[Answer]) -> dict[str
     """What the written boxes are worth."""
     as_many, found, real = [], [], []
     for entry, answer in zip(entries, answers, strict=True):
-        boxes = [box for one in answer.trace.content for box in one.boxes or ()]
+        boxes = written_boxes(answer)
         if not boxes:
             continue
         as_many.append(len(boxes) == counting_rows.read_count(answer.text))
@@ -151,6 +149,8 @@ def main() -> None:
         parser.error("--picture of depth maps needs --depth-tokenizer")
     if args.picture and not args.picture.parent.is_dir():
         parser.error(f"--picture: there is no folder {args.picture.parent}")
+    if args.picture and args.picture.suffix.lower() not in (".png", ".jpg"):
+        parser.error(f"--picture: expected a name that ends in .png or .jpg, got {args.picture}")
     entries = read_entries(args.data, args.limit)
     is_right: Callable[[Entry, Answer], bool]
     suffix, is_right = {
@@ -168,16 +168,15 @@ def main() -> None:
         right_at_once = [*map(is_right, entries, direct)]
         rows["from direct labels"] = share(right_at_once)
         rows["difference"] = say(difference_interval(right, right_at_once))
-    picture = None
     if args.task == "count":
         rows |= count_facts(entries, steps)
-        picture = draw_boxes(entries, steps, args.data)
+        if args.picture:
+            draw_boxes(entries, steps, args.data).save(args.picture)
     elif args.depth_tokenizer:
         tokenizer = load_depth_tokenizer(args.depth_tokenizer)
         rows |= depth_facts(entries, steps, args.data, tokenizer)
-        picture = draw_maps(entries, steps, args.data, tokenizer)
-    if args.picture and picture is not None:
-        picture.save(args.picture)
+        if args.picture:
+            draw_maps(entries, steps, args.data, tokenizer).save(args.picture)
     chance = [1 / (len(e["points"]) if args.task == "depth" else 8) for e in entries]
     rows["a guess"] = f"{np.mean(chance):.3f}"
     for name, value in rows.items():

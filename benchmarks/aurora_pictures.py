@@ -40,10 +40,9 @@ def draw_maps(
     """
     columns = []
     for entry, answer in _some(entries, answers):
-        true = fit_map(read_map(folder / entry["map"]), tokenizer.config.size_px)
-        codes = [one.codes for one in answer.trace.content if one.kind == "depth" and one.is_whole]
-        written = tokenizer.decode(codes[-1]) if codes and codes[-1] else None
-        maps = [true, tokenizer.decode(tokenizer.encode(true)), written]
+        codes = answer.trace.map_codes
+        written = tokenizer.decode(codes) if codes else None
+        maps = [*true_maps(entry, folder, tokenizer), written]
         drawn = [_photo(folder / entry["image"]), *map(_map, maps)]
         columns.append((drawn, _verdict(answer.text, entry["answer"])))
     return _sheet(("asked", "true", "its codes", "written"), columns)
@@ -61,11 +60,26 @@ def draw_boxes(
     """
     columns = []
     for entry, answer in _some(entries, answers):
-        written = [box for one in answer.trace.content for box in one.boxes or ()]
         photo = _photo(folder / entry["image"])
-        drawn = [_boxes(photo, entry["boxes"], _TRUE), _boxes(photo, written, _WRITTEN)]
+        drawn = [
+            _boxes(photo, entry["boxes"], _TRUE),
+            _boxes(photo, written_boxes(answer), _WRITTEN),
+        ]
         columns.append((drawn, _verdict(answer.text, entry["answer"])))
     return _sheet(("true", "written"), columns)
+
+
+def true_maps(
+    entry: Mapping[str, Any], folder: Path, tokenizer: DepthTokenizer
+) -> tuple[Floats, Floats]:
+    """The depth of a question's photo, and what its codes keep of it, in the same size."""
+    true = fit_map(read_map(folder / entry["map"]), tokenizer.config.size_px)
+    return true, tokenizer.decode(tokenizer.encode(true))
+
+
+def written_boxes(answer: Answer) -> list[Sequence[int]]:
+    """All boxes that the model wrote, XYXY on the grid of its box tokens."""
+    return [box for one in answer.trace.content for box in one.boxes or ()]
 
 
 def _some(

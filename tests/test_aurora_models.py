@@ -114,6 +114,9 @@ def test_a_picture_that_cannot_be_made_is_refused_before_the_models_are_asked(
     with pytest.raises(SystemExit):
         run(words_for(folder, "count", "--picture", tmp_path / "no" / "look.png"))
     assert "--picture: there is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(words_for(folder, "count", "--picture", tmp_path / "look.text"))
+    assert "expected a name that ends in .png or .jpg" in capsys.readouterr().err
 
 
 def test_data_that_are_not_there_are_named(run, folder, tmp_path, capsys):

@@ -295,6 +295,12 @@ class Trace:
             index = parent
         return index
 
+    @property
+    def map_codes(self) -> list[int] | None:
+        """Codes of the last whole depth map; ``None`` if there is none."""
+        maps = [one.codes for one in self.content if one.kind == "depth" and one.is_whole]
+        return maps[-1] if maps else None
+
     def timeline(self) -> list[Turn]:
         """The token stream behind the prompt, turn by turn, as far as it has come."""
         records: list[Any] = [*self.tokens, *self.malformed, *self.content, *self.calls]

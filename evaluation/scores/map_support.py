@@ -32,14 +32,13 @@ def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> 
     Raises:
         DataError: if the points make no sense.
     """
-    maps = [one.codes for one in trace.content if one.kind == "depth" and one.is_whole]
     points = read_points(sample.facts.get("points"))
-    if not points or not maps or decode is None or maps[-1] is None:
+    if not points or trace.map_codes is None or decode is None:
         return None
     answered = extract_choice(trace.answer, len(points))
     if answered is None:
         return None
-    return float(answer_from_map(decode(maps[-1]), points).nearest == answered)
+    return float(answer_from_map(decode(trace.map_codes), points).nearest == answered)
 
 
 def read_points(value: object) -> dict[str, tuple[float, float]]:

@@ -168,10 +168,10 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
 
 def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, ...]:
     """Branches whose steering is to begin anew; found out before anything is written."""
-    from vpt.config import load_config
-
     if names is None:
         return ()
+    from vpt.config import load_config
+
     encoders = load_config(str(folder)).vision_encoder_ls
     if not names:
         raise PromptError("--fresh-steering: expected names of branches, as in dino,sam")

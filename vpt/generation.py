@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vpt.config import VPTConfig
 from vpt.errors import PositionError
 from vpt.positions import batch_mrope_positions
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+"""Name of the key-value cache in what models take and return; transformers 5.24 changed it."""
 
 PREFILL_ONLY = (
     "pixel_values",
@@ -96,7 +100,7 @@ class CallingGenerationMixin:
 
         Stock Qwen2-VL falls back to text positions in silence if those are not passed.
         """
-        past: Cache | None = model_kwargs.get("past_key_values")
+        past: Cache | None = model_kwargs.get(CACHE)
         if past is not None and past.get_seq_length() > 0:
             raise PositionError("generate cannot continue a cache; pass the whole stream")
         input_ids = model_kwargs.get("input_ids")

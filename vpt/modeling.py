@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.cache_utils import Cache
@@ -19,7 +20,7 @@ from branches import Branch, Features
 from branches.reencode import split_tower_tokens
 from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
 from vpt.errors import FeatureCountError, PositionError
-from vpt.generation import CallingGenerationMixin
+from vpt.generation import CACHE, CallingGenerationMixin
 from vpt.model_files import copy_part
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
@@ -43,6 +44,9 @@ UNUSED_RELEASED_KEYS = [
     r"^projectors\.sam\.linear_feature\.",
 ]
 """Weights the released projectors carry but never use."""
+
+_NOT_NEEDED = {"cache_position", "num_items_in_batch"}
+"""Inputs of the forward that change nothing, or are read elsewhere."""
 
 
 class VPTForConditionalGeneration(
@@ -131,6 +135,7 @@ class VPTForConditionalGeneration(
         seg_images: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
@@ -155,17 +160,20 @@ class VPTForConditionalGeneration(
             mm_token_type_ids: accepted and not needed: types follow from ``input_ids``.
             past_key_values: filled with the stream, or, if it holds one already, continued by
                 ``input_ids`` ``[B, 1]``.
+            cache: the same by the name that transformers uses from 5.24 on.
             inputs_embeds: refused: calls and placeholders are found by their ids.
             logits_to_keep: compute only the last so many logits; 0 for all.
-            **kwargs: ``num_items_in_batch`` for the loss; others are not needed.
+            **kwargs: ``num_items_in_batch`` for the loss, and settings that change no value.
 
         Raises:
             FeatureCountError: if placeholders and features differ in number.
-            PositionError: if calls and re-encoded images do not fit each other, or positions have
-                another shape.
+            PositionError: if calls and re-encoded images do not fit each other, positions have
+                another shape, or there are inputs that this model does not read.
         """
         if input_ids is None or inputs_embeds is not None:
             raise PositionError("input_ids are missing; pass the token ids, not inputs_embeds")
+        _refuse_unread(kwargs)
+        past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return self._continue(input_ids, attention_mask, position_ids, past_key_values)
         if position_ids is None:
@@ -202,7 +210,7 @@ class VPTForConditionalGeneration(
             loss = self._loss(logits, labels, input_ids, kwargs.get("num_items_in_batch"))
         if past_key_values is not None:
             _remember(past_key_values, hidden)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past_key_values})
 
     def _embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
@@ -248,7 +256,7 @@ class VPTForConditionalGeneration(
             embeds = torch.where(is_action, past_key_values.control_states.to(embeds), embeds)
         hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
         _remember(past_key_values, hidden)
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden), **{CACHE: past_key_values})
 
     def projector(self, branch: str) -> Projector:
         """The projector of a branch."""
@@ -368,8 +376,8 @@ class VPTForConditionalGeneration(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=past_key_values is not None,
+            **{CACHE: past_key_values},
         ).last_hidden_state
 
     def _run_conditioned(
@@ -453,6 +461,16 @@ def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) ->
     if (num_places := int(places.sum())) != len(features):
         raise FeatureCountError(f"{num_places} placeholder tokens but {len(features)} features")
     return inputs_embeds.masked_scatter(places.unsqueeze(-1), features.to(inputs_embeds))
+
+
+def _refuse_unread(kwargs: Mapping[str, Any]) -> None:
+    """Make sure that no input is passed over in silence, such as a cache under a new name."""
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor | Cache) and name not in _NOT_NEEDED:
+            raise PositionError(
+                f"this model does not read the input {name!r}; remove it, or, if transformers "
+                f"{transformers.__version__} added it, use a release that vpt-runtime supports"
+            )
 
 
 def _remember(cache: Cache, hidden: Tensor) -> None:

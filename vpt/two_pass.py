@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache
 from branches import Features
 from vpt.engine import Encoded, Extension, LookResult, Stream, as_look
 from vpt.features import Encoders, FeatureCache
+from vpt.generation import CACHE
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.positions import mrope_positions
 from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
@@ -208,6 +209,6 @@ class TwoPassEngine:
         return self._language_model(
             inputs_embeds=embeds,
             position_ids=position_ids,
-            past_key_values=past,
             use_cache=past is not None,
+            **{CACHE: past},
         ).last_hidden_state

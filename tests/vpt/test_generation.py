@@ -8,6 +8,7 @@ from golden_data import GOLDENS, VARIANTS
 from vpt.building import tiny_model
 from vpt.checkpoint import load_model
 from vpt.errors import PositionError
+from vpt.generation import CACHE
 from vpt.tokens import BRANCH_TOKENS
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
@@ -65,9 +66,30 @@ def test_what_generate_cannot_do_is_refused():
         model.generate(ids, num_beams=2, max_new_tokens=3)
     with pytest.raises(PositionError, match="not inputs_embeds"):
         model(inputs_embeds=torch.zeros(1, 2, 64))
-    out = model(input_ids=ids, past_key_values=_empty_cache(model))
+    cache = _empty_cache(model)
+    model(input_ids=ids, past_key_values=cache)
     with pytest.raises(PositionError, match="continued by one token with its position"):
-        model(input_ids=ids, past_key_values=out.past_key_values)
+        model(input_ids=ids, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_is_read_and_returned_under_its_old_and_its_new_name(name):
+    model, processor = tiny_model()
+    ids = torch.tensor([processor.encode_text("hello").ids])
+    whole = model(input_ids=ids).logits
+    out = model(input_ids=ids[:, :-1], **{name: _empty_cache(model)})
+    assert out[CACHE].get_seq_length() == ids.shape[1] - 1
+    position_ids = torch.full((3, 1, 1), ids.shape[1] - 1)
+    step = model(input_ids=ids[:, -1:], position_ids=position_ids, **{name: out[CACHE]})
+    torch.testing.assert_close(step.logits[:, -1], whole[:, -1])
+
+
+def test_an_input_that_is_not_read_is_refused():
+    model, processor = tiny_model()
+    ids = torch.tensor([processor.encode_text("hello").ids])
+    for name, value in (("kv_cache", _empty_cache(model)), ("pixel_values_videos", ids)):
+        with pytest.raises(PositionError, match=f"does not read the input '{name}'"):
+            model(input_ids=ids, **{name: value})
 
 
 def _empty_cache(model):

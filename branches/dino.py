@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
@@ -44,20 +46,22 @@ RELEASED_PREPROCESS: dict[str, Any] = {
     "image_std": [0.229, 0.224, 0.225],
 }
 
-# transformers renamed these parameters between 5.6 and 5.23; released files have the old names.
-# transformers/conversion_mapping.py, "Dinov2Model".
-_RENAMED = {
-    ".attention.attention.query.": ".attention.q_proj.",
-    ".attention.attention.key.": ".attention.k_proj.",
-    ".attention.attention.value.": ".attention.v_proj.",
-    ".attention.output.dense.": ".attention.o_proj.",
+# Parameters that newer transformers name otherwise: 5.20 and later, "Dinov2Model" in its
+# conversion_mapping.py. Stored weights have the older names, as the released files do.
+_NEWER_NAMES = {
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.down_proj.": ".mlp.weights_out.",
 }
+_GATE, _UP, _BOTH = ".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.weights_in."  # of DINOv2-giant
 
 
 class DinoBranch(nn.Module):
     """DINOv2 (arXiv 2304.07193): one feature per patch, without the CLS token.
 
-    `load_state_dict` takes the parameter names of older and newer transformers.
+    `load_state_dict` takes the parameter names of every transformers release.
 
     Args:
         config: of the encoder; any input size is interpolated from ``config.image_size``.
@@ -75,7 +79,7 @@ class DinoBranch(nn.Module):
         self.feature_dim: int = config.hidden_size
         self.encoder = Dinov2Model(config)
         self._image_processor = BitImageProcessorPil(**self.preprocess_config)
-        self.register_load_state_dict_pre_hook(_rename_keys)
+        self.register_load_state_dict_pre_hook(_take_any_names)
 
     @classmethod
     def from_pretrained(
@@ -151,11 +155,52 @@ class DinoBranch(nn.Module):
         return [Features(values, grid_hw) for values in hidden_states[:, 1:]]
 
 
-def _rename_keys(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a branch as folders store them, whatever release of transformers is installed.
+
+    Args:
+        state_dict: of a `DinoBranch`, under the names of any release.
+    """
+    stored = {}
+    for key, value in state_dict.items():
+        up = state_dict.get(key.replace(_GATE, _UP)) if _GATE in key else None
+        if up is not None:
+            stored[key.replace(_GATE, _BOTH)] = torch.cat([value, up])
+        elif _UP not in key or key.replace(_UP, _GATE) not in state_dict:
+            stored[_renamed(key, _NEWER_NAMES)] = value
+    return stored
+
+
+def has_newer_names() -> bool:
+    """Whether the installed transformers uses the newer names."""
+    return not hasattr(modeling_dinov2, "Dinov2SelfAttention")
+
+
+def newer_to_stored_names() -> dict[str, str]:
+    """Patterns and replacements by which an older transformers reads the newer names."""
+    return {re.escape(newer): stored for newer, stored in _NEWER_NAMES.items()}
+
+
+def _take_any_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Give the entries under ``prefix`` the names of the installed transformers, in place."""
-    expected = {prefix + key for key in module.state_dict()}
-    for key in [key for key in state_dict if key.startswith(prefix) and key not in expected]:
-        for old, new in _RENAMED.items():
-            for renamed in (key.replace(old, new), key.replace(new, old)):
-                if renamed != key and renamed in expected:
-                    state_dict[renamed] = state_dict.pop(key)
+    own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    stored = stored_weights(own)
+    state_dict.update(_newer_weights(stored) if has_newer_names() else stored)
+
+
+def _newer_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    newer = {}
+    for key, value in stored.items():
+        if _BOTH in key:
+            gate_and_up = value.chunk(2)
+            for part, half in zip((_GATE, _UP), gate_and_up, strict=True):
+                newer[key.replace(_BOTH, part)] = half
+        else:
+            newer[_renamed(key, {old: new for new, old in _NEWER_NAMES.items()})] = value
+    return newer
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        key = key.replace(old, new)
+    return key

@@ -12,6 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpt.config import VPTConfig
+from vpt.weights import stored_weights
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -19,22 +22,59 @@ if TYPE_CHECKING:
     from vpt.modeling import VPTForConditionalGeneration
     from vpt.runtime import Runtime
 
+# Settings of transformers that decide what a model computes. Its releases add others, which would
+# give the same model another hash.
+_TEXT = (
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_types",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "sliding_window",
+    "vocab_size",
+)
+_ROPE = ("rope_type", "rope_theta", "mrope_section", "factor")
+_VISION = (
+    "depth",
+    "embed_dim",
+    "hidden_act",
+    "hidden_size",
+    "in_channels",
+    "mlp_ratio",
+    "num_heads",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+)
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "tokenizers")
-# What a configuration says of where a model was saved, by which release, and as what.
-_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "auto_map", "architectures", "dtype"}
+# What the stored configuration of an encoder says of the release that wrote it.
+_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 
 
 def hash_model(model: VPTForConditionalGeneration) -> str:
     """A short hash over the configuration and, of each weight, name, shape and sampled values.
 
-    Reading all of a large model would take minutes; two trainings differ in every weight.
+    It is the same with every release of transformers. Reading all of a large model would take
+    minutes; two trainings differ in every weight.
 
     Args:
         model: on any device, in any precision; the precision is part of the hash.
     """
-    config = _without(model.config.to_dict(), _NOT_THE_MODEL)
-    return _hash(config, model.state_dict())
+    config = model.config
+    text, vision = config.text_config, config.vision_config
+    own = {name: getattr(config, name) for name in VPTConfig.__annotations__}
+    settings = {
+        **_without(own, _NOT_THE_MODEL),
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "text": {name: getattr(text, name, None) for name in _TEXT},
+        "rope": {name: text.rope_parameters.get(name) for name in _ROPE},
+        "vision": {name: getattr(vision, name, None) for name in _VISION},
+    }
+    return _hash(settings, stored_weights(model.state_dict()))
 
 
 def hash_depth_tokenizer(tokenizer: DepthTokenizer) -> str:

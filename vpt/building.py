@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
-from vpt.checkpoint import check_account, read_model, saying
+from vpt.checkpoint import read_model, saying
 from vpt.config import VPTConfig
 from vpt.embeddings import draw_embeddings
 from vpt.errors import CheckpointError
@@ -32,6 +32,7 @@ from vpt.tokens import (
     branches_named,
     perception_tokens,
 )
+from vpt.weights import check_account
 
 DEFAULT_ENCODERS = {"dino": "facebook/dinov2-large", "sam": "facebook/sam-vit-large"}
 """The encoders of the released models."""

@@ -81,35 +81,6 @@ def read_model(
     """
     config = load_config(path_or_id, **hub_kwargs)
     with saying(f"cannot make a model of {path_or_id}"):
-        model, account = VPTForConditionalGeneration.from_pretrained(
-            path_or_id,
-            config=config,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,  # check_account names and refuses them
-            output_loading_info=True,
-            **hub_kwargs,
-        )
-    check_account(path_or_id, account)
-    return model
-
-
-def check_account(path_or_id: str, account: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are not exactly those of the model.
-
-    Args:
-        path_or_id: for the message.
-        account: ``loading_info`` of ``from_pretrained``.
-
-    Raises:
-        CheckpointError: naming what is missing, unknown or of another shape.
-    """
-    problems = {
-        "missing": sorted(account["missing_keys"]),
-        "unknown": sorted(account["unexpected_keys"]),
-        "of another shape": sorted(str(key) for key in account["mismatched_keys"]),
-    }
-    if said := [f"{len(v)} {k} ({', '.join(v[:3])}, ...)" for k, v in problems.items() if v]:
-        raise CheckpointError(
-            f"the weights in {path_or_id} do not fit its config.json: {'; '.join(said)}. "
-            "Check vision_encoder_ls and the encoder configs beside the weights"
+        return VPTForConditionalGeneration.from_pretrained(
+            path_or_id, config=config, dtype=dtype, **hub_kwargs
         )

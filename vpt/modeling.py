@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from branches import Branch, Features
+from branches.dino import has_newer_names
 from branches.reencode import split_tower_tokens
 from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
 from vpt.errors import FeatureCountError, PositionError
@@ -27,23 +28,7 @@ from vpt.projectors import PROJECTOR_STEMS, Projector
 from vpt.segments import Call, SegmentReader, in_rounds
 from vpt.shim import KeepsOwnShim
 from vpt.tokens import BRANCH_TOKENS
-
-KEY_MAPPING = {
-    r"^model\.(layers|embed_tokens|norm)\b": r"model.language_model.\1",
-    r"^visual\.": r"model.visual.",
-    r"^detection_model\.": r"branches.dino.encoder.",
-    r"^seg_model\.": r"branches.sam.encoder.",
-    r"^clip_projector\.": r"projectors.reencode.",
-    r"^detection_projector\.": r"projectors.dino.",
-    r"^seg_projector\.": r"projectors.sam.",
-}
-"""Released parameter names -> ours; names that are already ours are left alone."""
-
-UNUSED_RELEASED_KEYS = [
-    r"^projectors\.reencode\.(linear|layernorm)_feature\.",
-    r"^projectors\.sam\.linear_feature\.",
-]
-"""Weights the released projectors carry but never use."""
+from vpt.weights import UNUSED_RELEASED_KEYS, check_account, key_mapping, stored_weights
 
 _NOT_NEEDED = {"cache_position", "num_items_in_batch"}
 """Inputs of the forward that change nothing, or are read elsewhere."""
@@ -88,21 +73,32 @@ class VPTForConditionalGeneration(
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> VPTForConditionalGeneration:
-        """Load as transformers does; released parameter names and side files are understood."""
+        """Load as transformers does; released parameter names and side files are understood.
+
+        Raises:
+            CheckpointError: if the weights are not exactly those of the model.
+        """
         path_or_id = str(pretrained_model_name_or_path)
         config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
         add_side_files(config, path_or_id, **kwargs)
-        kwargs.setdefault("key_mapping", KEY_MAPPING)
-        return super().from_pretrained(path_or_id, *args, config=config, **kwargs)
+        with_account = kwargs.pop("output_loading_info", False)
+        # Weights of another shape are named and refused by check_account.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        kwargs.setdefault("key_mapping", key_mapping())
+        model, account = super().from_pretrained(path_or_id, *args, config=config, **kwargs)
+        check_account(path_or_id, account)
+        return cast(Any, (model, account)) if with_account else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> None:
-        """Save as transformers does, under this class's own parameter names.
+        """Save as transformers does, under names that do not depend on its release.
 
         The depth tokenizer in the folder that the model was loaded from is saved with it.
         """
         kwargs.setdefault("save_original_format", False)
+        if has_newer_names() and "dino" in self.branches:
+            kwargs["state_dict"] = stored_weights(kwargs.get("state_dict") or self.state_dict())
         super().save_pretrained(save_directory, *args, **kwargs)
         if "depth" in self.config.content_tokens.kinds:
             copy_part(self.name_or_path, self.config.depth_tokenizer, save_directory)

@@ -9,7 +9,12 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from branches import Branch, BranchError, DinoBranch
-from branches.dino import _RENAMED, RELEASED_CONFIG, RELEASED_PREPROCESS
+from branches.dino import (
+    RELEASED_CONFIG,
+    RELEASED_PREPROCESS,
+    _newer_weights,
+    stored_weights,
+)
 
 
 def tiny_config(**changes):
@@ -134,17 +139,40 @@ def test_an_unknown_setting_is_rejected():
         DinoBranch(tiny_config(), {"crop_pct": 0.9})
 
 
-def test_older_and_newer_parameter_names_both_load(branch):
-    here = branch.state_dict()
-    for forward in (True, False):
-        other = dict(here)
-        for old, new in _RENAMED.items():
-            source, target = (old, new) if forward else (new, old)
-            other = {key.replace(source, target): value for key, value in other.items()}
-        holder = torch.nn.ModuleDict({"dino": DinoBranch(tiny_config())})
-        holder.load_state_dict({f"dino.{key}": value for key, value in other.items()})
+@pytest.mark.parametrize("use_swiglu_ffn", [False, True])
+def test_older_and_newer_parameter_names_both_load(use_swiglu_ffn):
+    branch = DinoBranch(tiny_config(use_swiglu_ffn=use_swiglu_ffn))
+    stored = stored_weights(branch.state_dict())
+    newer = _newer_weights(stored)
+    assert stored.keys() != newer.keys()
+    for weights in (stored, newer):
+        holder = torch.nn.ModuleDict({"dino": DinoBranch(branch.encoder.config)})
+        holder.load_state_dict({f"dino.{key}": value for key, value in weights.items()})
         for key, value in holder["dino"].state_dict().items():
-            assert torch.equal(value, here[key])
+            assert torch.equal(value, branch.state_dict()[key])
+
+
+def test_stored_names_are_those_of_the_released_files():
+    branch = DinoBranch(tiny_config(use_swiglu_ffn=True))
+    layer = "encoder.encoder.layer.0."
+    names = {key.removeprefix(layer) for key in stored_weights(branch.state_dict()) if layer in key}
+    matrices = {name.removesuffix(".weight") for name in names if "norm" not in name}
+    assert {name for name in matrices if not name.endswith((".bias", ".lambda1"))} == {
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+        "attention.output.dense",
+        "mlp.weights_in",
+        "mlp.weights_out",
+    }
+
+
+def test_a_missing_half_of_a_gated_layer_is_an_error():
+    branch = DinoBranch(tiny_config(use_swiglu_ffn=True))
+    weights = _newer_weights(stored_weights(branch.state_dict()))
+    del weights["encoder.encoder.layer.0.mlp.up_proj.bias"]
+    with pytest.raises(RuntimeError, match=r"layer\.0\.mlp\."):
+        branch.load_state_dict(weights)
 
 
 def test_a_missing_parameter_is_still_an_error(branch):

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import vpt
-from branches.dino import _RENAMED as RENAMED_DINO
 from branches.dino import RELEASED_CONFIG as RELEASED_DINO
 from branches.sam import RELEASED_CONFIG as RELEASED_SAM
 from vpt.building import tiny_model
-from vpt.checkpoint import check_account, load_model
+from vpt.checkpoint import load_model
 from vpt.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
 from vpt.errors import CheckpointError
 from vpt.images import load_image
-from vpt.modeling import KEY_MAPPING, UNUSED_RELEASED_KEYS, VPTForConditionalGeneration
+from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
+from vpt.weights import RELEASED_NAMES, UNUSED_RELEASED_KEYS, check_account, stored_weights
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
@@ -43,7 +43,7 @@ def edit_config(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def stored_weights(folder):
+def read_weights(folder):
     if (file := folder / "model.safetensors").exists():
         return load_file(file)
     return torch.load(folder / "pytorch_model.bin", weights_only=True)
@@ -51,18 +51,25 @@ def stored_weights(folder):
 
 def edit_weights(folder, edit):
     """Rewrite the weights of a safetensors checkpoint."""
-    weights = stored_weights(folder)
+    weights = read_weights(folder)
     edit(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def our_name(released_name, known):
+def our_name(released_name):
     name = released_name
-    for pattern, replacement in KEY_MAPPING.items():
+    for pattern, replacement in RELEASED_NAMES.items():
         name = re.sub(pattern, replacement, name)
-    if name not in known:  # newer versions of transformers renamed DINOv2's attention
-        for old, new in RENAMED_DINO.items():
-            name = name.replace(old, new)
+    return name
+
+
+def newer_name(name):
+    """As transformers names DINOv2's attention from 5.20 on."""
+    names = {"attention.query": "q_proj", "attention.key": "k_proj", "attention.value": "v_proj"}
+    for stored, newer in {**names, "output.dense": "o_proj"}.items():
+        name = re.sub(
+            rf"^(branches\.dino\..*)\.attention\.{stored}\.", rf"\1.attention.{newer}.", name
+        )
     return name
 
 
@@ -79,10 +86,10 @@ def assert_same_weights(model, other):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_released_weight_arrives_under_our_name(variant):
     model = load(CHECKPOINTS / variant)
-    ours = model.state_dict()
+    ours = stored_weights(model.state_dict())
     arrived = set()
-    for name, value in stored_weights(CHECKPOINTS / variant).items():
-        our = our_name(name, ours)
+    for name, value in read_weights(CHECKPOINTS / variant).items():
+        our = our_name(name)
         if not any(re.search(pattern, our) for pattern in UNUSED_RELEASED_KEYS):
             arrived.add(our)
             assert torch.equal(ours[our], value.float()), name
@@ -101,7 +108,7 @@ def test_the_head_is_the_embedding_exactly_where_the_config_says_so(variant):
 
 
 def test_weights_are_float32_on_a_cpu_unless_asked_otherwise():
-    assert stored_weights(CHECKPOINTS / "sam")["lm_head.weight"].dtype == torch.bfloat16
+    assert read_weights(CHECKPOINTS / "sam")["lm_head.weight"].dtype == torch.bfloat16
     assert {p.dtype for p in load(CHECKPOINTS / "sam").parameters()} == {torch.float32}
     model = load_model(str(CHECKPOINTS / "sam"), device="cpu", dtype="bfloat16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -109,7 +116,7 @@ def test_weights_are_float32_on_a_cpu_unless_asked_otherwise():
 
 def test_sharded_pickles_load_like_one(tmp_path):
     folder = copy_of("clip", tmp_path)
-    weights = stored_weights(folder)
+    weights = read_weights(folder)
     (folder / "pytorch_model.bin").unlink()
     names = sorted(weights)
     shards = {f"pytorch_model-0000{n + 1}-of-00003.bin": names[n::3] for n in range(3)}
@@ -149,7 +156,7 @@ class Harm:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     folder = copy_of("clip", tmp_path)
     touched = tmp_path / "touched"
-    weights = {**stored_weights(folder), "harm": Harm(touched)}
+    weights = {**read_weights(folder), "harm": Harm(touched)}
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"cannot make a model of .*[Ww]eights.only"):
         load(folder)
@@ -226,6 +233,40 @@ def test_a_weight_of_another_shape_is_named(tmp_path):
     edit_weights(folder, lambda w: w.update({name: torch.zeros(3)}))
     with pytest.raises(CheckpointError, match=r"projectors\.dino\.linear_condition\.bias"):
         load(folder)
+
+
+def test_saved_names_are_the_released_ones_with_every_transformers(tmp_path):
+    model = load(CHECKPOINTS / "dino")
+    model.save_pretrained(tmp_path)
+    saved, released = read_weights(tmp_path), read_weights(CHECKPOINTS / "dino")
+    assert {our_name(name) for name in released} == set(saved)
+    assert any(newer_name(name) != name for name in saved)
+    assert_same_weights(load(tmp_path), model)
+
+
+def test_names_of_newer_transformers_are_read(tmp_path):
+    model = load(CHECKPOINTS / "dino")
+    model.save_pretrained(tmp_path)
+    newer = {newer_name(name): value for name, value in read_weights(tmp_path).items()}
+    save_file(newer, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_same_weights(load(tmp_path), model)
+
+
+@pytest.mark.parametrize("name", ["branches.dino.encoder.layernorm.bias", "lm_head.weight"])
+def test_weights_that_are_missing_are_refused_at_the_door_of_trainers(tmp_path, name):
+    model, _ = tiny_model()
+    model.save_pretrained(tmp_path)
+    edit_weights(tmp_path, lambda weights: weights.pop(name))
+    vpt.register()
+    with pytest.raises(CheckpointError, match=re.escape(f"1 missing ({name}, ...)")):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_the_account_of_a_loading_is_given_on_demand():
+    _, account = VPTForConditionalGeneration.from_pretrained(
+        CHECKPOINTS / "clip", output_loading_info=True
+    )
+    assert not account["missing_keys"]
 
 
 def test_an_account_names_three_of_many():
@@ -388,7 +429,8 @@ def test_what_is_saved_is_loaded_again(tmp_path, names, tied):
 
 def test_weights_are_saved_under_our_names(saved):
     model, _, folder = saved
-    assert load_file(folder / "model.safetensors").keys() == model.state_dict().keys()
+    names = stored_weights(model.state_dict()).keys()
+    assert load_file(folder / "model.safetensors").keys() == names
 
 
 def test_a_released_checkpoint_saved_anew_is_the_same_model(tmp_path):

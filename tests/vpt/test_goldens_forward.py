@@ -8,7 +8,7 @@ import torch
 from golden_data import GOLDENS, VARIANTS
 
 from vpt.checkpoint import load_model
-from vpt.modeling import KEY_MAPPING
+from vpt.weights import RELEASED_NAMES
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 GROUPS = ("forward", "forward_batch", "forward_masked", "forward_alignment")
@@ -99,7 +99,7 @@ def test_gradients_equal_the_released_ones(variant):
 
 
 def our_name(released_name):
-    for pattern, replacement in KEY_MAPPING.items():
+    for pattern, replacement in RELEASED_NAMES.items():
         released_name = re.sub(pattern, replacement, released_name)
     return released_name
 

@@ -14,10 +14,11 @@ from factory import (
     save_model,
     save_rows,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trainable import LORA
 
 import vpt
+from vpt.errors import CheckpointError
 
 pytestmark = [
     # torch, for reading its own pinned memory setting where there is no GPU
@@ -80,6 +81,15 @@ def test_a_trained_folder_is_trained_on(factory, model, data, tmp_path):
     factory.run_exp(arguments(model, data, tmp_path / "one", max_steps=2))
     factory.run_exp(arguments(tmp_path / "one", data, tmp_path / "two", max_steps=2))
     assert sum(losses(tmp_path / "two")) < sum(losses(tmp_path / "one"))
+
+
+def test_a_model_that_lacks_a_weight_is_not_trained(factory, model, data, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    stored = weights(folder)
+    del stored["projectors.dino.linear_condition.bias"]
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing \(projectors\.dino\.linear_cond"):
+        factory.run_exp(arguments(folder, data, tmp_path / "out"))
 
 
 def test_a_run_resumes_exactly_masking_draws_included(factory, data, tmp_path):

@@ -26,7 +26,7 @@ import vpt.demo
 from branches import BranchError
 from vpt.cli.parser import build_command_parser
 from vpt.cli.run import EXIT_CODES, run
-from vpt.controller import ContentEvent, ResultEvent, TokenEvent
+from vpt.controller import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
 from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
 from vpt.demo.examples import read_examples
 from vpt.demo.timeline import timeline_html
@@ -270,12 +270,12 @@ def _told() -> Iterator[None]:
     """Show errors made on purpose as messages on the page."""
     try:
         yield
-    except (vpt.VPTError, BranchError) as exc:
-        raise gr.Error(printable(str(exc)), print_exception=False) from exc
-    except (MemoryError, RuntimeError) as exc:
-        if not is_out_of_memory(exc):
+    except (vpt.VPTError, BranchError, MemoryError, RuntimeError) as exc:
+        if is_out_of_memory(exc):
+            raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
+        if not isinstance(exc, vpt.VPTError | BranchError):
             raise
-        raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
+        raise gr.Error(printable(str(exc)), print_exception=False) from exc
 
 
 class _Handlers:
@@ -320,8 +320,11 @@ class _Handlers:
         """Runs as they happen, and at the end everything: programs get the last only."""
         out, shown_at = self.outputs, 0.0
         traces: dict[int, Trace] = {}
+        errors: dict[int, vpt.VPTError] = {}
         for one in glimpses:
             traces[one.index] = one.trace
+            if isinstance(one.event, ErrorEvent):
+                errors[one.index] = one.event.error
             is_early = time.monotonic() < shown_at + SHOWN_EVERY_S
             if isinstance(one.event, TokenEvent) and is_early:
                 continue
@@ -333,7 +336,9 @@ class _Handlers:
             pictures = out.pictures(one.trace) if has_more else {}
             yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
         plain = printable(traces[1].answer) if 1 in traces else ""
-        yield {**out.whole(traces[0]), out.plain: plain}
+        yield {**({} if 0 in errors else out.whole(traces[0])), out.plain: plain}
+        for error in errors.values():
+            raise error
 
     def replay(self, file: str) -> dict[Any, Any]:
         with _told():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vpt.controller import (
         CallEvent,
         ContentEvent,
+        ErrorEvent,
         Request,
         ResultEvent,
         StopEvent,
@@ -32,6 +33,7 @@ __all__ = [
     "Answer",
     "CallEvent",
     "ContentEvent",
+    "ErrorEvent",
     "Request",
     "ResultEvent",
     "Runtime",
@@ -51,6 +53,7 @@ _HOMES = {
     "Answer": "vpt.runtime",
     "CallEvent": "vpt.controller",
     "ContentEvent": "vpt.controller",
+    "ErrorEvent": "vpt.controller",
     "Request": "vpt.controller",
     "ResultEvent": "vpt.controller",
     "Runtime": "vpt.runtime",

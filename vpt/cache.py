@@ -53,9 +53,11 @@ class SlotCache:
         self.keys = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.values = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.lengths = [0] * num_slots
+        self._written = [0] * num_slots  # places that may hold something else than zeros
 
     def _new_buffer(self, capacity: int) -> Tensor:
         # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
+        # ``truncate`` sees to it that places behind a stream's end stay zero.
         num_slots, num_kv_heads, head_dim = self._shape
         return torch.zeros(num_slots, num_kv_heads, capacity, head_dim, **self._options)
 
@@ -68,7 +70,7 @@ class SlotCache:
         """Make room for ``capacity`` tokens per slot. Copies what is there only if it must grow."""
         if capacity <= self.capacity:
             return
-        filled = max(self.lengths)
+        filled = max(self._written)
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
                 buffers[layer] = self._new_buffer(capacity)
@@ -91,9 +93,18 @@ class SlotCache:
         """
         return SlotPlan(self, list(slots), 1)
 
+    @torch.inference_mode()  # buffers that have grown are tensors of that mode
     def truncate(self, slot: int, length: int = 0) -> None:
-        """Forget what a stream holds behind ``length``."""
-        self.lengths[slot] = min(length, self.lengths[slot])
+        """Forget what a stream holds behind ``length``: zeros are there from now on."""
+        length = min(length, self.lengths[slot])
+        if (end := self._written[slot]) > length:
+            for buffer in (*self.keys, *self.values):
+                buffer[slot, :, length:end] = 0
+        self.lengths[slot] = self._written[slot] = length
+
+    def note_written(self, slot: int, end: int) -> None:
+        """Note that places of a slot up to ``end`` are about to be written."""
+        self._written[slot] = max(end, self._written[slot])
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,8 @@ class SlotPlan:
                 f"a stream needs room for {needed} tokens, its slot holds {self.cache.capacity}; "
                 "reserve more"
             )
+        for slot, past in zip(self.slots, self._past, strict=True):
+            self.cache.note_written(slot, past + self.num_new)
         self._device = self.cache.keys[0].device
         self._runs = list(self._make_runs()) if self.num_new == 1 else []
         self._slot_index = torch.tensor(self.slots, device=self._device)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import astuple, dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from branches import crop
@@ -20,8 +22,9 @@ from vpt.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.content import parse_content, record_content
 from vpt.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
 from vpt.engine import LookResult
-from vpt.errors import PromptError, RegionError
+from vpt.errors import PromptError, RegionError, VPTError
 from vpt.images import LoadedImage, from_pixels
+from vpt.options import flag, one_of, text, whole_number
 from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.tokens import (
     BRANCH_TOKENS,
@@ -30,12 +33,14 @@ from vpt.tokens import (
     TURN_END,
     Vocabulary,
     branches_of_mode,
+    check_mode,
     invite,
 )
 from vpt.trace import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
 
 REPLACED_LOOKS = ("blank", "random")
 _BLANK_RGB = (127, 127, 127)
+_MOST_RESERVED = 2048  # tokens; a limit reserves no memory that may never be used
 _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
 
 
@@ -60,6 +65,9 @@ class Request:
         replace_looks: one of ``REPLACED_LOOKS``, to see whether it matters what a call brings:
             ``"blank"`` brings a gray picture of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
+
+    Raises:
+        PromptError: naming the attribute that has another type or is out of bounds.
     """
 
     images: Sequence[LoadedImage]
@@ -75,24 +83,47 @@ class Request:
     replace_looks: str | None = None
 
     def __post_init__(self) -> None:
-        if self.look_at not in LOOK_AT:
-            raise PromptError(f"look_at must be one of {LOOK_AT}, not {self.look_at!r}")
-        if self.replace_looks is not None and self.replace_looks not in REPLACED_LOOKS:
-            raise PromptError(
-                f"replace_looks must be one of {REPLACED_LOOKS} or None, not {self.replace_looks!r}"
-            )
-        for name, least in (("max_calls", 0), ("max_new_tokens", 1)):
-            if (value := getattr(self, name)) < least:
-                raise PromptError(f"{name} must be at least {least}, not {value}")
+        checked = {
+            "question": text("question", self.question),
+            "perception": text("perception", self.perception),
+            "max_calls": whole_number("max_calls", self.max_calls, 0),
+            "max_new_tokens": whole_number("max_new_tokens", self.max_new_tokens, 1),
+            "constrain": flag("constrain", self.constrain),
+            "look_at": one_of("look_at", self.look_at, LOOK_AT),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        check_mode(self.perception)
+        if self.system is not None:
+            text("system", self.system)
+        if self.replace_looks is not None:
+            one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
+        self._check_records()
         if not self.images and self.perception not in ("auto", "none"):
             raise PromptError(f"perception={self.perception!r} needs an image to look at")
         if self.region is None:
             return
+        cells = [whole_number("region", cell, 0) for cell in astuple(self.region)]
+        object.__setattr__(self, "region", GridBox(*cells))
         if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
             raise PromptError(
                 "region needs an image, a call (max_calls) and perception 'auto' or 'region'; "
                 f"got perception={self.perception!r}, max_calls={self.max_calls}"
             )
+
+    def _check_records(self) -> None:
+        """Check the types of what holds more than one value."""
+        if not isinstance(self.images, list | tuple):
+            raise PromptError(f"images must be a list, not {type(self.images).__name__}")
+        named: list[tuple[str, object, type]] = [
+            (f"images[{n}]", image, LoadedImage) for n, image in enumerate(self.images)
+        ]
+        named.append(("sampling", self.sampling, Sampling))
+        if self.region is not None:
+            named.append(("region", self.region, GridBox))
+        for name, value, kind in named:
+            if not isinstance(value, kind):
+                raise PromptError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
 
 
 @dataclass(frozen=True)
@@ -165,17 +196,31 @@ class StopEvent:
     trace: Trace
 
 
-Event = TokenEvent | ContentEvent | CallEvent | ResultEvent | StopEvent
+@dataclass(frozen=True)
+class ErrorEvent:
+    """The run has failed; no further event of it follows, others are not concerned."""
+
+    error: VPTError
+
+
+Event = TokenEvent | ContentEvent | CallEvent | ResultEvent | StopEvent | ErrorEvent
 Conversation = Generator[Append | Event, Step | None, None]
+DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
 
 
-def converse(request: Request, processor: VPTProcessor, vocabulary: Vocabulary) -> Conversation:
+def converse(
+    request: Request,
+    processor: VPTProcessor,
+    vocabulary: Vocabulary,
+    decode_map: DecodeMap | None = None,
+) -> Conversation:
     """Drive one question from prompt to answer.
 
     Args:
-        request: what is asked and within which bounds.
+        request: what is asked and within which bounds; checked before the generator is made.
         processor: makes pieces of words and images.
         vocabulary: ids of the model's control tokens.
+        decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
 
     Yields:
         :class:`Append`, to which a :class:`Step` must be sent, and events, to which nothing is.
@@ -183,14 +228,21 @@ def converse(request: Request, processor: VPTProcessor, vocabulary: Vocabulary) 
     Raises:
         PromptError: if the question or the perception mode cannot be used with this model.
     """
-    return _Loop(request, processor, vocabulary).run()
+    return _Loop(request, processor, vocabulary, decode_map).run()
 
 
 class _Loop:
     """State of one conversation."""
 
-    def __init__(self, request: Request, processor: VPTProcessor, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        request: Request,
+        processor: VPTProcessor,
+        vocabulary: Vocabulary,
+        decode_map: DecodeMap | None,
+    ) -> None:
         self.request = request
+        self.decode_map = decode_map
         self.processor = processor
         self.vocabulary = vocabulary
         self.grammar = PerceptionGrammar(vocabulary)
@@ -202,6 +254,9 @@ class _Loop:
         self.forced = request.perception not in ("auto", "none") and request.max_calls > 0
         self.prescribed = self._prescribed_ids()  # tokens of the first turn that are not chosen
         self.images = list(request.images)
+        question = invite(request.question, request.perception)
+        system = {} if request.system is None else {"system": request.system}
+        self.prompt = processor.prompt(question, self.images, **system)
         self.turn_end = vocabulary.ids[TURN_END]
         self.row_of_opener = {
             vocabulary.opener(branch): BRANCH_TOKENS[branch]
@@ -238,15 +293,15 @@ class _Loop:
 
     def run(self) -> Conversation:
         """See :func:`converse`."""
-        question = invite(self.request.question, self.request.perception)
-        system = {} if self.request.system is None else {"system": self.request.system}
-        pieces = self.processor.prompt(question, self.images, **system)
+        pieces: Sequence[Piece] = self.prompt
         calls: list[CallRecord] = []
         while True:
             turn_ids, ended = yield from self._write_turn(pieces, calls)
             first = len(self.trace.content)
             wanted = self._close_turn(turn_ids)
             for content in self.trace.content[first:]:
+                if self.decode_map is not None:
+                    content.keep_depth_map(self.decode_map)
                 yield ContentEvent(content)
             reason = self._reason_to_stop(wanted, ended)
             calls = [self._record(call, turn_ids, reason) for call in wanted]
@@ -411,9 +466,9 @@ class _Loop:
         return x, y, x + box[2] - box[0], y + box[3] - box[1]
 
     def _reserve(self) -> int:
-        """Tokens the stream may yet take: those to be written, and what calls may bring."""
+        """Tokens the stream may soon take: those to be written, and what calls may bring."""
         if not self.images:
-            return self.request.max_new_tokens
+            return min(self.request.max_new_tokens, _MOST_RESERVED)
         factor = (
             self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
         )
@@ -421,7 +476,7 @@ class _Loop:
         limit = self.processor.image_processor.size["longest_edge"]
         per_call = max(min(width * height, limit) // factor**2, 256) + 64
         left = self.request.max_calls - self.num_rounds if self.permitted else 0
-        return self.request.max_new_tokens + left * per_call
+        return min(self.request.max_new_tokens + left * per_call, _MOST_RESERVED)
 
     def _count(self, step: Step, calls: Sequence[CallRecord], is_continuation: bool) -> None:
         """Book what an Append brought: sizes, times and results of calls."""

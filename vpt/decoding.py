@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from vpt.options import real_number, whole_number
 from vpt.tokens import (
     BRANCH_TOKENS,
     DEPTH_END,
@@ -34,6 +35,25 @@ from vpt.tokens import (
     is_coordinate,
     pixel_tokens,
 )
+
+NOT_FINITE = -1
+"""In place of a chosen id: the largest logit is NaN or infinite, so there is nothing to choose."""
+
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Ids of the largest logits.
+
+    Args:
+        logits: ``[..., V]``. NaN counts as the largest.
+
+    Returns:
+        ``[...]`` ids on the device of ``logits``; ``NOT_FINITE`` where the largest is not finite.
+    """
+    ids = logits.argmax(-1, keepdim=True)
+    is_finite = logits.gather(-1, ids).isfinite()
+    return ids.where(is_finite, NOT_FINITE).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -302,7 +322,10 @@ class Sampling:
         temperature: 0 takes the likeliest token; else logits are divided by it.
         top_k: keep so many of the likeliest; 0 for all.
         top_p: keep the likeliest that hold this much probability together; 1 for all.
-        seed: of the random generator; the same seed gives the same tokens.
+        seed: of the random generator, 0 to 2**64 - 1; the same seed gives the same tokens.
+
+    Raises:
+        PromptError: naming the attribute that has another type or is out of bounds.
     """
 
     temperature: float = 0.0
@@ -311,25 +334,37 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < torch.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1; got "
-                f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}"
-            )
+        checked = {
+            "temperature": real_number("temperature", self.temperature, 0),
+            "top_k": whole_number("top_k", self.top_k, 0),
+            "top_p": real_number("top_p", self.top_p, 0, 1, above=True),
+            "seed": whole_number("seed", self.seed, 0, 2**64),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def generator(self) -> torch.Generator | None:
         """A fresh random generator, or ``None`` if none is needed."""
         return None if self.temperature == 0 else torch.Generator().manual_seed(self.seed)
 
     def choose(self, logits: Tensor, generator: torch.Generator | None) -> int:
-        """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree."""
+        """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree.
+
+        Returns:
+            The id, or ``NOT_FINITE`` if the largest logit is NaN or infinite.
+        """
         if generator is None:
-            return int(logits.argmax())
-        scaled = logits.float().cpu() / self.temperature
+            return int(likeliest(logits))
+        logits = logits.float().cpu()
+        if not (largest := logits.max()).isfinite():
+            return NOT_FINITE
+        # Differences to the largest: quotients of extreme temperatures stay numbers.
+        scaled = (logits - largest) / min(max(self.temperature, _FLOAT32.tiny), _FLOAT32.max)
         order = scaled.argsort(descending=True, stable=True)
         probabilities = scaled[order].softmax(-1)
         keep = probabilities.cumsum(-1) - probabilities < self.top_p
-        if self.top_k:
+        if 0 < self.top_k < len(keep):
             keep[self.top_k :] = False
+        keep[0] = True  # also where top_p is 0 in float32
         drawn = torch.multinomial(probabilities * keep, 1, generator=generator)
         return int(order[drawn])

@@ -25,6 +25,8 @@ from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece
 from vpt.projectors import Projected
 from vpt.tokens import BRANCH_TOKENS
 
+_GROWTH = 1024  # tokens of room that a stream gets beyond what it needs, once it needs more
+
 Encoded = list[tuple[Features, bool]]
 """Features of an extension's images, in order, and whether they were at hand already."""
 
@@ -234,6 +236,8 @@ class Engine:
     def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:
         """Append one token to each of several streams; control tokens go through ``extend``.
 
+        If it raises, the streams are as they were.
+
         Args:
             streams: distinct, in any order.
             token_ids: one per stream.
@@ -245,13 +249,17 @@ class Engine:
         sorted_streams = [streams[i] for i in order]
         ids = torch.tensor([[token_ids[i]] for i in order], device=self._device)
         positions = torch.tensor([[s.position] for s in sorted_streams], device=self._device)
+        if (needed := max(s.length for s in streams) + 1) > self.cache.capacity:
+            self.cache.reserve(needed + _GROWTH)
         plan = self.cache.step([s.slot for s in sorted_streams])
         hidden = self._run(self._embed_tokens(ids), positions.expand(3, -1, -1), plan)
+        logits = self.model.lm_head(hidden)
+        # Counted in at the very end: a step that fails can be taken again.
+        plan.commit()
         for row, stream in enumerate(sorted_streams):
             stream.length += 1
             stream.position += 1
             stream.hidden = hidden[row]
-        logits = self.model.lm_head(hidden)
         if order == list(range(len(order))):
             return logits
         back = sorted(range(len(order)), key=order.__getitem__)
@@ -275,7 +283,6 @@ class Engine:
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **shared)
         last = hidden[:, -1:] + attended[:, -1:]
         last = last + layer.mlp(layer.post_attention_layernorm(last))
-        plan.commit()
         return language_model.norm(last)[:, 0]
 
     def _project(self, stream: Stream, branch: str, features: Features) -> Projected:
@@ -359,6 +366,7 @@ class _ChunkBuilder:
         )
         plan = engine.cache.extend(stream.slot, len(self._ids))
         hidden = engine._run(embeds, positions[:, None].to(engine._device), plan)
+        plan.commit()
         stream.hidden = hidden[0]
         stream.length += len(self._ids)
         stream.position = following

@@ -7,20 +7,21 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from vpt.checkpoint import load_model
-from vpt.controller import ContentEvent, Event, Request, StopEvent, converse
+from vpt.controller import Conversation, ErrorEvent, Event, Request, StopEvent, converse
 from vpt.decoding import Sampling
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.engine import Engine
-from vpt.errors import CheckpointError, PromptError, VPTError
+from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
 from vpt.model_files import find_file
 from vpt.modeling import VPTForConditionalGeneration
+from vpt.options import one_of, whole_number
 from vpt.processing import VPTProcessor
 from vpt.scheduler import drive
 from vpt.tokens import Vocabulary
@@ -131,92 +132,159 @@ class Runtime:
 
         Raises:
             ImageError: if an image cannot be used.
-            PromptError: if an option is unknown or out of bounds.
+            PromptError: if the question, or an option, is unknown, of another type or out of
+                bounds, or cannot be used with this model.
         """
         unknown = set(options) - set(_REQUEST_FIELDS) - set(_SAMPLING_FIELDS)
         if unknown:
             known = ", ".join(sorted({*_REQUEST_FIELDS[1:], *_SAMPLING_FIELDS}))
             raise PromptError(f"unknown option {sorted(unknown)[0]!r}; available: {known}")
+        sampling = Sampling(**{k: v for k, v in options.items() if k in _SAMPLING_FIELDS})
+        rest = {k: v for k, v in options.items() if k not in _SAMPLING_FIELDS}
         given = list(images) if isinstance(images, list | tuple) else [images]
         loaded = [
             image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
             for image in given
         ]
-        try:
-            sampling = Sampling(**{k: v for k, v in options.items() if k in _SAMPLING_FIELDS})
-        except ValueError as exc:
-            raise PromptError(str(exc)) from exc
-        rest = {k: v for k, v in options.items() if k not in _SAMPLING_FIELDS}
-        return Request(images=loaded, question=question, sampling=sampling, **rest)
+        request = Request(images=loaded, question=question, sampling=sampling, **rest)
+        self._converse(request).close()  # what the conversation refuses is refused at once
+        return request
 
     def ask(self, images: Any, question: str, **options: Any) -> Answer:
-        """Ask one question; arguments as for :meth:`request`."""
-        return self.ask_many([self.request(images, question, **options)], batch_size=1)[0]
+        """Ask one question.
+
+        Arguments as for :meth:`request`.
+
+        Raises:
+            VPTError: if the request cannot be used, or its run fails; an error that is not of this
+                package is the cause of a ``RunError``.
+        """
+        request = self.request(images, question, **options)
+        (answer,) = self.ask_many([request], batch_size=1, on_error="return")
+        if isinstance(answer, VPTError):
+            raise answer
+        return answer
 
     def stream(self, images: Any, question: str, **options: Any) -> Iterator[Event]:
         """Ask one question and get events as they happen; the last is a ``StopEvent``.
 
-        Closing the iterator ends the computation. Arguments as for :meth:`request`, which is
-        checked at once, before the first event is asked for.
+        Closing the iterator ends the computation. Arguments and errors as for :meth:`ask`; the
+        request is checked at once, before the first event is asked for.
         """
-        request = self.request(images, question, **options)
-        return self._stream_many([request], 1, with_index=False)
+        return self._stream(self.request(images, question, **options))
+
+    def _stream(self, request: Request) -> Iterator[Event]:
+        for _, event in self.stream_many([request], batch_size=1):
+            if isinstance(event, ErrorEvent):
+                raise event.error
+            yield event
+
+    @overload
+    def ask_many(
+        self,
+        requests: Iterable[Request | dict[str, Any]],
+        batch_size: int = 8,
+        on_error: Literal["raise"] = "raise",
+    ) -> list[Answer]: ...
+
+    @overload
+    def ask_many(
+        self,
+        requests: Iterable[Request | dict[str, Any]],
+        batch_size: int = 8,
+        *,
+        on_error: Literal["return"],
+    ) -> list[Answer | VPTError]: ...
 
     def ask_many(
-        self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
-    ) -> list[Answer]:
+        self,
+        requests: Iterable[Request | dict[str, Any]],
+        batch_size: int = 8,
+        on_error: str = "raise",
+    ) -> Any:
         """Ask many questions; streams are decoded together, answers come back in order.
 
+        A request that fails does so alone: all others are answered.
+
         Args:
-            requests: made by :meth:`request`, or dicts of its arguments.
+            requests: made by :meth:`request`, or dicts of its arguments, which are made as room for
+                them comes.
             batch_size: streams at once.
+            on_error: ``"raise"`` raises the first error once all others are answered, ``"return"``
+                returns each error in the place of its answer.
 
         Raises:
-            PromptError: if ``batch_size`` is less than 1.
-            VPTError: if a request cannot be used, naming its index. They are made as room for
-                them comes; whoever wants the answers before it uses :meth:`stream_many`.
+            PromptError: if ``batch_size`` or ``on_error`` is out of bounds.
+            VPTError: under ``"raise"``, naming the index of the first request that failed; its
+                ``answers`` holds all answers and errors, in order.
         """
-        answers: dict[int, Answer] = {}
+        one_of("on_error", on_error, ("raise", "return"))
+        answers: dict[int, Answer | VPTError] = {}
         for index, event in self.stream_many(requests, batch_size):
             if isinstance(event, StopEvent):
                 trace = event.trace
                 answers[index] = Answer(trace.answer, trace.stop_reason, trace)
-        return [answers[index] for index in sorted(answers)]
+            elif isinstance(event, ErrorEvent):
+                answers[index] = event.error
+        ordered = [answers[index] for index in sorted(answers)]
+        if on_error == "raise":
+            _raise_first(ordered)
+        return ordered
 
     def stream_many(
         self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
     ) -> Iterator[tuple[int, Event]]:
-        """Like :meth:`ask_many`, giving ``(index, event)`` as things happen."""
-        if batch_size < 1:
-            raise PromptError(f"batch_size must be at least 1, not {batch_size}")
+        """Like :meth:`ask_many`, giving ``(index, event)`` as things happen.
+
+        The last event of a request is a ``StopEvent``, or an ``ErrorEvent`` if it failed.
+        """
+        batch_size = whole_number("batch_size", batch_size, 1)
         if isinstance(requests, Sequence):
             batch_size = min(batch_size, max(len(requests), 1))
-        return self._stream_many(self._make_requests(requests), batch_size)
+        return self._stream_many(requests, batch_size)
 
-    def _make_requests(self, requests: Iterable[Request | dict[str, Any]]) -> Iterator[Request]:
-        for index, given in enumerate(requests):
-            try:
-                yield given if isinstance(given, Request) else self.request(**given)
-            except VPTError as exc:
-                raise type(exc)(f"request {index}: {exc}") from exc
-
-    def _stream_many(
-        self, requests: Iterable[Request], batch_size: int, with_index: bool = True
-    ) -> Iterator[Any]:
-        conversations = (
-            (converse(request, self.processor, self.vocabulary), request.sampling)
-            for request in requests
-        )
+    def _stream_many(self, requests: Iterable[Any], batch_size: int) -> Iterator[tuple[int, Event]]:
+        conversations = map(self._start, requests)
         for index, event in drive(self.engine(batch_size), conversations, batch_size):
             if isinstance(event, StopEvent):
                 event.trace.model = dict(self.description)
-            elif isinstance(event, ContentEvent) and self.depth_tokenizer is not None:
-                event.content.keep_depth_map(self.depth_tokenizer.decode)
-            yield (index, event) if with_index else event
+            yield index, event
+
+    def _start(self, given: Any) -> tuple[Conversation, Sampling] | VPTError:
+        """The conversation of a request, or why there is none."""
+        try:
+            request = given if isinstance(given, Request) else self._make_request(given)
+            return self._converse(request), request.sampling
+        except Exception as exc:
+            return as_vpt_error(exc)
+
+    def _make_request(self, given: Any) -> Request:
+        if not isinstance(given, dict):
+            kind = type(given).__name__
+            raise PromptError(f"expected a Request or a dict of its arguments, not {kind}")
+        if missing := [name for name in ("images", "question") if name not in given]:
+            raise PromptError(f"the request has no {missing[0]!r}")
+        return self.request(**given)
+
+    def _converse(self, request: Request) -> Conversation:
+        tokenizer = self.depth_tokenizer
+        decode = None if tokenizer is None else tokenizer.decode
+        return converse(request, self.processor, self.vocabulary, decode)
+
+
+def _raise_first(answers: Sequence[Answer | VPTError]) -> None:
+    errors = {index: one for index, one in enumerate(answers) if isinstance(one, VPTError)}
+    for index, first in errors.items():
+        error = type(first)(
+            f"request {index}: {first} ({len(errors)} of {len(answers)} requests failed; the "
+            "others are in the attribute `answers` of this error)"
+        )
+        error.answers = answers
+        raise error from first
 
 
 def load(
-    path_or_id: str | None = None,
+    path_or_id: str | os.PathLike[str] | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
@@ -244,8 +312,8 @@ def load(
     Raises:
         CheckpointError: if the model cannot be loaded.
     """
-    name = "embedded" if path_or_id is None else path_or_id
-    source = str(EMBEDDED_MODEL) if path_or_id is None else path_or_id
+    source = str(EMBEDDED_MODEL if path_or_id is None else path_or_id)
+    name = "embedded" if path_or_id is None else source
     model = load_model(source, device=device, dtype=dtype, **hub_kwargs)
     processor = VPTProcessor.from_pretrained(source, **hub_kwargs)
     if image_resolution is not None:

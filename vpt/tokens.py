@@ -254,7 +254,7 @@ def invite(question: str, perception: str) -> str:
     Raises:
         PromptError: for an empty question or an unknown mode.
     """
-    _check_mode(perception)
+    check_mode(perception)
     if not question.strip():
         raise PromptError("the question is empty; ask something about the image")
     if perception in ("auto", "none"):
@@ -277,7 +277,12 @@ def branches_named(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(branch for name, branch in ENCODER_TO_BRANCH.items() if name in names)
 
 
-def _check_mode(perception: str) -> None:
+def check_mode(perception: str) -> None:
+    """Refuse an unknown perception mode.
+
+    Raises:
+        PromptError: naming those there are.
+    """
     if perception not in PERCEPTION_MODES:
         raise PromptError(
             f"unknown perception mode {perception!r}; available: {', '.join(PERCEPTION_MODES)}"
@@ -294,7 +299,7 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
     Raises:
         PromptError: for an unknown mode, or one that needs a branch the model lacks.
     """
-    _check_mode(perception)
+    check_mode(perception)
     available = tuple(available)
     if perception == "auto":
         return available

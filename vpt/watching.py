@@ -28,7 +28,8 @@ class Glimpse:
     Attributes:
         index: of the request.
         event: what has happened.
-        trace: the record so far, images included; it goes on growing.
+        trace: the record so far, images included; it goes on growing unless ``event`` is an
+            ``ErrorEvent``.
     """
 
     index: int

@@ -101,7 +101,7 @@ def test_every_stop_but_the_good_one_is_explained():
         (["--temperature", "nan", "q"], "expected a number of at least 0, got nan"),
         (["--temperature", "warm", "q"], "expected a number, got 'warm'"),
         (["--top-p", "2", "q"], "expected a number from 0 to 1, got 2"),
-        (["--top-p", "0", "q"], "0 < top_p <= 1"),
+        (["--top-p", "0", "q"], "top_p must be a finite number above 0"),
         ([""], "the question is empty"),
         (["what\udcff"], "the question is not valid text"),
         (["--perception", "sam", "q"], "perception='sam' needs an image"),

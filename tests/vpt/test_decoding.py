@@ -1,7 +1,9 @@
 """The grammar makes malformed calls impossible, and sampling is what its settings say."""
 
+from dataclasses import astuple
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,12 +13,15 @@ from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 from vpt.building import add_perception_tokens, byte_tokenizer, tiny_model
 from vpt.calls import parse_turn
 from vpt.decoding import (
+    NOT_FINITE,
     PerceptionGrammar,
     PerceptionLogitsProcessor,
     Sampling,
     TokenRule,
     TurnState,
+    likeliest,
 )
+from vpt.errors import PromptError
 from vpt.tokens import BRANCH_TOKENS, Vocabulary
 
 ALL_BRANCHES = tuple(BRANCH_TOKENS)
@@ -311,21 +316,59 @@ def draw(sampling, logits, num):
     return [sampling.choose(logits, generator) for _ in range(num)]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "words"),
     [
-        {"temperature": -0.1},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": float("nan")},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
+        *(({"temperature": t}, "finite number of at least 0") for t in (-0.1, NAN, INF, "1", None)),
+        *(({"temperature": t}, "finite number of at least 0") for t in (True, (1,), 10**400)),
+        *(
+            ({"top_p": p}, "finite number above 0 and at most 1")
+            for p in (0.0, 1.1, NAN, "1", None)
+        ),
+        *(({"top_k": k}, "whole number of at least 0") for k in (-1, 1.0, "3", None, True, (2,))),
+        *(({"seed": s}, f"at least 0 and below {2**64}") for s in (2**64, -1, 0.0, "0", None)),
     ],
 )
-def test_impossible_settings_are_an_error(wrong):
-    with pytest.raises(ValueError, match="expected temperature >= 0, top_k >= 0 and 0 < top_p"):
+def test_impossible_settings_are_an_error_by_name(wrong, words):
+    (name,) = wrong
+    with pytest.raises(PromptError, match=f"^{name} must be a .*{words}"):
         Sampling(**wrong)
+
+
+def test_numbers_of_numpy_are_settings_like_others():
+    given = Sampling(np.float32(0.5), np.int64(3), np.float64(0.5), np.uint64(2**64 - 1))
+    assert given == Sampling(0.5, 3, 0.5, 2**64 - 1)
+    assert [type(value) for value in astuple(given)] == [float, int, float, int]
+    assert given.generator() is not None
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-30, 1e-9])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature):
+    logits = TokenRule(banned=(0,)).apply_(torch.tensor([9.0, 1.0, 3.0, -4.0]))
+    assert set(draw(Sampling(temperature, top_p=1e-300, top_k=10**30), logits, 20)) == {2}
+
+
+def test_an_extreme_temperature_draws_evenly_from_what_is_permitted():
+    logits = TokenRule(banned=(0,)).apply_(torch.tensor([9.0, 1.0, 3.0, -4.0]))
+    assert set(draw(Sampling(1e300), logits, 200)) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("odd", [NAN, INF])
+def test_logits_that_are_not_finite_choose_nothing(temperature, odd):
+    logits = torch.tensor([1.0, odd, 3.0])
+    assert draw(Sampling(temperature), logits, 1) == [NOT_FINITE]
+    assert draw(Sampling(temperature), torch.full((3,), -INF), 1) == [NOT_FINITE]
+    ruled = TokenRule(only=(0, 2)).apply_(logits)
+    assert draw(Sampling(temperature, top_k=1), ruled, 1) == [2]
+
+
+def test_the_likeliest_of_many_rows_are_found_at_once():
+    rows = torch.tensor([[1.0, 5.0, 5.0], [NAN, 1.0, 2.0], [0.0, -INF, 2.0]])
+    assert likeliest(rows).tolist() == [1, NOT_FINITE, 2]
 
 
 @given(st.integers(0, 2**32))

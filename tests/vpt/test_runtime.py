@@ -1,5 +1,7 @@
 """The front door: what may be asked, in which forms, and what comes back."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from PIL import Image
 import vpt
 from vpt.boxes import GridBox
 from vpt.building import tiny_model
-from vpt.controller import CallEvent, ResultEvent, StopEvent, TokenEvent
-from vpt.errors import CheckpointError, ImageError, PromptError
+from vpt.controller import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
+from vpt.errors import CheckpointError, ImageError, PromptError, RunError, is_out_of_memory
 from vpt.trace import Trace
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
@@ -174,7 +176,7 @@ def test_seeds_decide_what_is_sampled(runtime):
     ("options", "words"),
     [
         ({"max_token": 3}, "unknown option 'max_token'; available: constrain, look_at"),
-        ({"temperature": -1}, "expected temperature >= 0"),
+        ({"temperature": -1}, "temperature must be a finite number of at least 0, not -1"),
         ({"perception": "dinosaur"}, "unknown perception mode"),
     ],
 )
@@ -186,13 +188,185 @@ def test_bad_options_are_refused_before_anything_runs(runtime, options, words):
 def test_bad_images_and_batches_are_refused(runtime, tmp_path):
     with pytest.raises(ImageError):
         runtime.stream(tmp_path / "none.png", "What?")
-    with pytest.raises(PromptError, match="batch_size must be at least 1"):
+    with pytest.raises(PromptError, match="batch_size must be a whole number of at least 1, not 0"):
         runtime.ask_many([], batch_size=0)
     with pytest.raises(CheckpointError, match="there is no model folder"):
         vpt.load("./nowhere")
     good = {"images": PHOTO, "question": "What?", "max_new_tokens": 2}
     with pytest.raises(ImageError, match=r"request 1: .*none\.png"):
         runtime.ask_many([good, {**good, "images": tmp_path / "none.png"}], batch_size=2)
+
+
+# One bad request among good ones -----------------------------------------------------------------
+
+
+def good_requests(num=8):
+    options = {"images": PHOTO, "max_new_tokens": 6, "perception": "dino", "max_calls": 1}
+    return [{"question": f"Number {n}?", **options} for n in range(num)]
+
+
+BAD_REQUESTS = [
+    ({"images": "missing.png"}, ImageError, "'missing.png' does not exist"),
+    ({"images": None}, ImageError, "expected a path, bytes"),
+    ({"question": "a <|im_end|> b"}, PromptError, r"control token <\|im_end\|>"),
+    ({"question": 3}, PromptError, "question must be text"),
+    ({"question": "  "}, PromptError, "question is empty"),
+    ({"system": "<|im_start|>"}, PromptError, "system prompt holds the control token"),
+    ({"system": b"x"}, PromptError, "system must be text"),
+    ({"perception": "foo"}, PromptError, "unknown perception mode 'foo'"),
+    ({"perception": ["dino"]}, PromptError, "perception must be text"),
+    ({"region": GridBox(0, 0, 9, 9), "perception": "region"}, PromptError, "8x8 grid"),
+    ({"region": (0, 0, 1, 1), "perception": "region"}, PromptError, "region must be GridBox"),
+    ({"region": GridBox(0.5, 0, 1, 1), "perception": "region"}, PromptError, "region must be a wh"),
+    ({"seed": 2**64}, PromptError, "seed must be a whole number"),
+    ({"seed": -1}, PromptError, "seed must be a whole number"),
+    ({"max_calls": "8"}, PromptError, "max_calls must be a whole number of at least 0, not '8'"),
+    ({"max_calls": True}, PromptError, "max_calls must be a whole number of at least 0, not True"),
+    ({"max_new_tokens": None}, PromptError, "max_new_tokens must be a whole number"),
+    ({"max_new_tokens": (3,)}, PromptError, "max_new_tokens must be a whole number"),
+    ({"temperature": "hot"}, PromptError, "temperature must be a finite number"),
+    ({"top_p": float("nan")}, PromptError, "top_p must be a finite number"),
+    ({"top_k": 1.5}, PromptError, "top_k must be a whole number"),
+    ({"constrain": "no"}, PromptError, "constrain must be True or False, not 'no'"),
+    ({"look_at": np.zeros(2)}, PromptError, "look_at must be one of 'first', 'latest'"),
+    ({"replace_looks": 1}, PromptError, "replace_looks must be one of"),
+    ({"max_token": 3}, PromptError, "unknown option 'max_token'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "kind", "words"), BAD_REQUESTS)
+def test_a_bad_request_is_refused_before_anything_runs(runtime, wrong, kind, words):
+    before = runtime.engine().num_forwards
+    with pytest.raises(kind, match=words):
+        runtime.request(**{**good_requests(1)[0], **wrong})
+    assert runtime.engine().num_forwards == before
+
+
+def test_bad_requests_take_no_others_along(runtime):
+    good = good_requests()
+    alone = [runtime.ask(**one).text for one in good]
+    wrong = [{**good[0], **changes} for changes, _, _ in BAD_REQUESTS]
+    wrong += ["a question", None, {"question": "What?"}]
+    mixed = [one for pair in zip(good, wrong[:8], strict=True) for one in pair] + wrong[8:]
+    answers = runtime.ask_many(mixed, batch_size=4, on_error="return")
+    assert len(answers) == len(mixed)
+    assert [answer.text for answer in answers[:16:2]] == alone
+    errors = [*answers[1:16:2], *answers[16:]]
+    for error, (_, kind, words) in zip(errors, BAD_REQUESTS, strict=False):
+        assert type(error) is kind and re.search(words, str(error))
+    assert [str(error) for error in errors[-3:]] == [
+        "expected a Request or a dict of its arguments, not str",
+        "expected a Request or a dict of its arguments, not NoneType",
+        "the request has no 'images'",
+    ]
+    assert runtime.engine().num_free_slots >= 4
+
+
+def test_an_error_is_raised_once_all_others_are_answered(runtime):
+    good = good_requests(5)
+    mixed = [good[0], {**good[1], "images": "missing.png"}, *good[2:4], {**good[4], "seed": -1}]
+    words = r"request 1: 'missing.png' does not exist.* \(2 of 5 requests failed"
+    with pytest.raises(ImageError, match=words) as caught:
+        runtime.ask_many(iter(mixed), batch_size=2)
+    texts = [getattr(answer, "text", None) for answer in caught.value.answers]
+    alone = [runtime.ask(**good[n]).text for n in (0, 2, 3)]
+    assert texts == [alone[0], None, *alone[1:], None]
+    assert isinstance(caught.value.answers[4], PromptError)
+    with pytest.raises(PromptError, match="on_error must be one of 'raise', 'return', not 'skip'"):
+        runtime.ask_many(good, on_error="skip")
+
+
+def test_an_event_tells_which_request_failed(runtime):
+    good = good_requests(3)
+    events = list(runtime.stream_many([good[0], {**good[1], "question": ""}, good[2]], 2))
+    ends = {i: event for i, event in events if isinstance(event, StopEvent | ErrorEvent)}
+    assert isinstance(ends[1], ErrorEvent) and "question is empty" in str(ends[1].error)
+    assert [type(ends[n]) for n in (0, 2)] == [StopEvent, StopEvent]
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["preprocess", "encode", "project", "prompt", "step"])
+def test_an_exception_in_the_middle_belongs_to_its_request(monkeypatch, where):
+    runtime = vpt.Runtime(*tiny_model(), name="tiny", feature_cache_bytes=0)
+    good = good_requests(4)
+    alone = [runtime.ask(**one).text for one in good]
+    picture = vpt.load_image(Image.new("RGB", (60, 40), "red"))
+    mixed = [*good[:2], {**good[0], "question": "Bad?", "images": picture}, *good[2:]]
+    break_for_red(monkeypatch, runtime, where, picture)
+    answers = runtime.ask_many(mixed, batch_size=5, on_error="return")
+    assert [answer.text for answer in answers[:2] + answers[3:]] == alone
+    assert type(answers[2]) is RunError
+    assert str(answers[2]) == "the run failed with BrokenError: ours"
+    assert isinstance(answers[2].__cause__, BrokenError)
+    assert runtime.engine(5).num_free_slots == 5
+    with pytest.raises(
+        RunError, match="request 2: the run failed with BrokenError: ours"
+    ) as caught:
+        runtime.ask_many(mixed, batch_size=5)
+    assert isinstance(caught.value.__cause__.__cause__, BrokenError)
+    if where == "preprocess":
+        with pytest.raises(RunError, match=r"^the run failed with BrokenError: ours$"):
+            runtime.ask(**mixed[2])
+        with pytest.raises(RunError, match=r"^the run failed with BrokenError: ours$"):
+            list(runtime.stream(**mixed[2]))
+
+
+def break_for_red(monkeypatch, runtime, where, picture):
+    """Let the runtime raise for one picture, or for the prompt or stream that holds it."""
+
+    def raising(owner, name, is_bad):
+        whole = getattr(owner, name)
+
+        def broken(*args, **kwargs):
+            if is_bad(*args):
+                raise BrokenError("ours")
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, broken)
+
+    engine = runtime.engine(5)  # the third of five requests has slot 2
+    if where == "preprocess":
+        dino = runtime.model.branches["dino"]
+        raising(dino, "preprocess", lambda images: any(i.size == (60, 40) for i in images))
+    elif where == "encode":
+        raising(runtime.encoders, "_encode_batch", lambda _, images: picture in images)
+    elif where == "project":
+        raising(engine, "_project", lambda stream, *_: stream.slot == 2)
+    elif where == "prompt":
+        raising(runtime.processor, "reply", lambda looks: looks[0].image is picture)
+    else:
+        raising(engine, "step", lambda streams, _: 2 in [stream.slot for stream in streams])
+
+
+def test_memory_that_runs_out_for_one_is_told_as_such(runtime, monkeypatch):
+    whole = runtime.engine(3)._project
+    count = []
+
+    def project(*args):
+        count.append(1)
+        if len(count) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args)
+
+    monkeypatch.setattr(runtime.engine(3), "_project", project)
+    answers = runtime.ask_many(good_requests(3), batch_size=3, on_error="return")
+    assert [isinstance(answer, RunError) for answer in answers] == [False, True, False]
+    assert is_out_of_memory(answers[1])
+
+
+def test_ctrl_c_is_never_swallowed(runtime, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    engine = runtime.engine(2)
+    num_free = engine.num_free_slots
+    monkeypatch.setattr(engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.ask_many(good_requests(2), batch_size=2, on_error="return")
+    assert engine.num_free_slots == num_free
 
 
 def test_a_trace_survives_saving(runtime, tmp_path):

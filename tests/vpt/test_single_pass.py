@@ -245,12 +245,30 @@ def test_a_reencoding_without_a_call_is_refused(runtime):
     engine.close(stream)
 
 
-def test_a_full_slot_is_refused(runtime):
+def test_a_slot_that_is_full_grows_while_decoding(runtime):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), capacity=4)
     stream = engine.open()
     engine.extend(stream, [TokenPiece((1, 2, 3, 4))])
     with pytest.raises(BudgetError, match="needs room for 5 tokens, its slot holds 4"):
-        engine.step([stream], [5])
+        engine.cache.step([stream.slot])
+    grown = engine.step([stream], [5])[0]
+    roomy = runtime.engine()
+    other = roomy.open()
+    roomy.extend(other, [TokenPiece((1, 2, 3, 4))])
+    assert torch.equal(roomy.step([other], [5])[0], grown)
+    roomy.close(other)
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 10**9}, {"max_calls": 10**6}])
+def test_limits_reserve_no_memory_that_is_not_used(runtime, options):
+    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor))
+    request = runtime.request([noise(16, 16, 0)], "What?", **options)
+    conversation = converse(request, runtime.processor, runtime.vocabulary)
+    events = drive(engine, [(conversation, request.sampling)], 1)
+    for _ in range(3):
+        next(events)
+    assert engine.cache.capacity < 4096
+    events.close()
 
 
 # What the released implementation generated ----------------------------------------------------

@@ -139,10 +139,6 @@ def _request(images: list[LoadedImage], question: str, args: argparse.Namespace)
     from vpt.controller import Request
     from vpt.decoding import Sampling
 
-    try:
-        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    except ValueError as exc:
-        raise PromptError(str(exc)) from exc
     return Request(
         images,
         question,
@@ -151,21 +147,23 @@ def _request(images: list[LoadedImage], question: str, args: argparse.Namespace)
         max_new_tokens=args.max_new_tokens,
         constrain=args.constrain,
         look_at=args.look_at,
-        sampling=sampling,
+        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
     )
 
 
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
     """Ask, and show what happens as it happens."""
     from vpt.cli.screen import Screen
-    from vpt.controller import StopEvent
+    from vpt.controller import ErrorEvent, StopEvent
 
     screen = Screen([image.source for image in request.images], show_text)
     for _, event in runtime.stream_many([request], batch_size=1):
         screen.show(event)
+        if isinstance(event, ErrorEvent):
+            raise event.error
         if isinstance(event, StopEvent):
             return event.trace
-    raise AssertionError("a stream ends with a StopEvent")
+    raise AssertionError("a stream ends with a StopEvent or an ErrorEvent")
 
 
 def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from vpt.errors import (
     CheckpointError,
     DataError,
     ImageError,
+    NonFiniteError,
     PromptError,
     ServiceError,
     is_out_of_memory,
@@ -50,7 +51,7 @@ exit codes:
   1    vpt data: something is wrong with the data; else a bug, shown with a traceback
   2    wrong usage
   3    an input image cannot be used
-  4    the model cannot be loaded or built
+  4    the model cannot be loaded or built, or its numbers are not finite
   5    out of memory
   6    a service that was asked, as a judge, is down or refuses
   130  interrupted with Ctrl-C
@@ -131,7 +132,7 @@ def _exit_code(exc: Exception) -> int:
         return EXIT_IMAGE
     if isinstance(exc, (PromptError, DataError, BudgetError)):
         return EXIT_USAGE
-    if isinstance(exc, (CheckpointError, BranchError)):
+    if isinstance(exc, (CheckpointError, NonFiniteError, BranchError)):
         return EXIT_MODEL
     if isinstance(exc, ServiceError):
         return EXIT_SERVICE

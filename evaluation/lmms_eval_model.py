@@ -16,8 +16,8 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from vpt.controller import Request, StopEvent
-from vpt.errors import PromptError, VPTError
+from vpt.controller import ErrorEvent, Request, StopEvent
+from vpt.errors import PromptError, VPTError, as_vpt_error
 from vpt.runtime import load
 from vpt.tokens import branches_of_mode
 from vpt.trace import Trace
@@ -108,21 +108,28 @@ class VPT(lmms):
             Answers in the order of ``requests``.
 
         Raises:
-            VPTError: if a request cannot be used, naming its task and document.
+            VPTError: if a request cannot be used or fails, naming the task and document of the
+                first; once all others are answered and told to the cache.
         """
         results: dict[int, GenerationResult] = {}
+        errors: dict[int, VPTError] = {}
+        asked: list[int] = []  # places in ``requests``, without those that cannot be asked
         sizes: list[_Sizes] = []
         started = time.perf_counter()
         batch_size = min(self.batch_size, max(len(requests), 1))
-        stream = self.runtime.stream_many(self._make_requests(requests), batch_size)
+        stream = self.runtime.stream_many(self._make_requests(requests, asked, errors), batch_size)
         with tqdm(total=len(requests), desc="Model Responding") as bar:
             for index, event in stream:
                 if isinstance(event, StopEvent):
-                    results[index] = self._finish(requests[index], event.trace)
+                    results[asked[index]] = self._finish(requests[asked[index]], event.trace)
                     sizes.append(_Sizes.of(event.trace))
-                    bar.update()
+                elif isinstance(event, ErrorEvent):
+                    errors[asked[index]] = event.error
+                bar.update(len(results) + len(errors) - bar.n)
         if sizes:
             _log(sizes, time.perf_counter() - started)
+        if errors:
+            raise _first_error(requests, errors)
         return [results[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
@@ -153,22 +160,27 @@ class VPT(lmms):
             del self.runtime
         super().clean()
 
-    def _make_requests(self, instances: Sequence[Instance]) -> Iterator[Request]:
-        for instance in instances:
-            _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
+    def _make_requests(
+        self, instances: Sequence[Instance], asked: list[int], errors: dict[int, VPTError]
+    ) -> Iterator[Request]:
+        """Requests, and beside them the places of those that are made and the errors of others."""
+        for index, instance in enumerate(instances):
             try:
-                messages = doc_to_messages(self.task_dict[task][split][doc_id])
-                prompt = fold_messages(messages)
-                system = {} if prompt.system is None else {"system": prompt.system}
-                decoding = self._decoding(gen_kwargs, (task, split, doc_id))
-                request = self.runtime.request(
-                    prompt.images, prompt.question, **system, **self._options, **decoding
-                )
-                # It will be made once more, but then nobody knows of which document.
-                self.runtime.processor.prompt(request.question, request.images, **system)
-            except VPTError as exc:
-                raise type(exc)(f"task {task!r}, document {doc_id}: {exc}") from exc
-            yield request
+                request = self._make_request(instance)
+            except Exception as exc:
+                errors[index] = as_vpt_error(exc)
+            else:
+                asked.append(index)
+                yield request
+
+    def _make_request(self, instance: Instance) -> Request:
+        _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
+        prompt = fold_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
+        system = {} if prompt.system is None else {"system": prompt.system}
+        decoding = self._decoding(gen_kwargs, (task, split, doc_id))
+        return self.runtime.request(
+            prompt.images, prompt.question, **system, **self._options, **decoding
+        )
 
     def _decoding(
         self, gen_kwargs: Mapping[str, Any], document: tuple[str, str, int]
@@ -189,6 +201,18 @@ class VPT(lmms):
         self.cache_hook.add_partial("generate_until", (context, gen_kwargs), text)
         counts = trace.counts
         return GenerationResult(text, TokenCounts(counts.prompt_tokens, counts.generated_tokens))
+
+
+def _first_error(instances: Sequence[Instance], errors: Mapping[int, VPTError]) -> VPTError:
+    """The first of the errors, with its task and document, and how many there are."""
+    index, error = min(errors.items())
+    *_, doc_id, task, _ = instances[index].args
+    told = type(error)(
+        f"task {task!r}, document {doc_id}: {error} "
+        f"({len(errors)} of {len(instances)} requests failed)"
+    )
+    told.__cause__ = error
+    return told
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from evaluation.samples import BadRow, Sample
 from evaluation.scores.map_support import Decode, map_supports_answer
 from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
-from vpt.controller import Request, StopEvent
-from vpt.errors import DataError, ImageError, VPTError
+from vpt.controller import ErrorEvent, Request, StopEvent
+from vpt.decoding import Sampling
+from vpt.errors import DataError, ImageError, as_vpt_error
 from vpt.trace import Trace
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class Decoding:
         top_p: share of probability to choose from.
         top_k: tokens to choose from, 0 for all.
         seed: of the choice, if it is one, and of random crops.
+
+    Raises:
+        PromptError: naming the attribute that has another type or is out of bounds.
     """
 
     max_new_tokens: int | None = None
@@ -42,6 +47,20 @@ class Decoding:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        request = Request(
+            [],
+            "",
+            max_calls=self.max_calls,
+            max_new_tokens=1 if self.max_new_tokens is None else self.max_new_tokens,
+            constrain=self.constrain,
+            sampling=Sampling(self.temperature, self.top_k, self.top_p, self.seed),
+        )
+        stored = {**vars(request), **vars(request.sampling)}  # numbers of numpy's are Python's
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                object.__setattr__(self, field.name, stored[field.name])
 
 
 @dataclass(frozen=True)
@@ -94,19 +113,8 @@ def run_task(
         samples: taken up as room is made for them.
         decoding: how answers are chosen.
         batch_size: samples at once.
-
-    Raises:
-        PromptError: if the model cannot look as the condition wants.
     """
-    remaining = iter(samples)
-    while True:
-        batch = _Batch(runtime, task, decoding)
-        try:
-            yield from batch.run(remaining, batch_size)
-            return
-        except VPTError:
-            # One of those under way cannot be run: find out which, and go on with the rest.
-            yield from batch.finish_alone()
+    yield from _Batch(runtime, task, decoding).run(samples, batch_size)
 
 
 class _Batch:
@@ -119,47 +127,32 @@ class _Batch:
         tokenizer = runtime.depth_tokenizer
         self.decode = None if tokenizer is None else tokenizer.decode
         self.asked: list[Sample] = []
-        self.waiting: dict[int, Request] = {}
         self.spoilt: list[Record] = []
 
-    def run(self, samples: Iterator[Sample | BadRow], batch_size: int) -> Iterator[Record]:
+    def run(self, samples: Iterable[Sample | BadRow], batch_size: int) -> Iterator[Record]:
         for index, event in self.runtime.stream_many(self._requests(samples), batch_size):
             yield from self._take_spoilt()
             if isinstance(event, StopEvent):
-                del self.waiting[index]
                 yield finished_record(self.task, self.asked[index], event.trace, self.decode)
+            elif isinstance(event, ErrorEvent):
+                yield _failed_run(self.task, self.asked[index], event.error)
         yield from self._take_spoilt()
-
-    def finish_alone(self) -> Iterator[Record]:
-        """Ask one by one what is under way, so that what fails is known."""
-        yield from self._take_spoilt()
-        for index, request in self.waiting.items():
-            sample = self.asked[index]
-            try:
-                (answer,) = self.runtime.ask_many([request], batch_size=1)
-            except VPTError as exc:
-                yield failed_record(self.task, sample, "run", str(exc))
-            else:
-                yield finished_record(self.task, sample, answer.trace, self.decode)
 
     def _take_spoilt(self) -> Iterator[Record]:
         spoilt, self.spoilt = self.spoilt, []
         yield from spoilt
 
-    def _requests(self, samples: Iterator[Sample | BadRow]) -> Iterator[Request]:
+    def _requests(self, samples: Iterable[Sample | BadRow]) -> Iterator[Request]:
         for sample in samples:
             if isinstance(sample, BadRow):
                 self.spoilt.append(failed_record(self.task, sample, "row", sample.problem))
                 continue
             try:
                 request = self._request(sample)
-            except ImageError as exc:
-                self.spoilt.append(failed_record(self.task, sample, "image", str(exc)))
-            except VPTError as exc:
-                self.spoilt.append(failed_record(self.task, sample, "run", str(exc)))
+            except Exception as exc:
+                self.spoilt.append(_failed_run(self.task, sample, exc))
             else:
                 if request is not None:
-                    self.waiting[len(self.asked)] = request
                     self.asked.append(sample)
                     yield request
 
@@ -188,7 +181,7 @@ class _Batch:
 def finished_record(
     task: Task, sample: Sample, trace: Trace, decode: Decode | None = None
 ) -> Record:
-    """The record of a sample that was answered, scored; an error if its row allows no score.
+    """The record of a sample that was answered, scored; an error if it cannot be scored.
 
     Args:
         task: it belongs to.
@@ -198,15 +191,17 @@ def finished_record(
     """
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
-    if sample.box is not None and boxes:
-        regions["region_shown"] = float(is_shown(boxes, sample.box))
-        regions["region_iou"] = best_iou(boxes, sample.box)
     try:
+        if sample.box is not None and boxes:
+            regions["region_shown"] = float(is_shown(boxes, sample.box))
+            regions["region_iou"] = best_iou(boxes, sample.box)
         scores = dict(task.score.per_sample(trace.answer, sample))
         if (support := map_supports_answer(trace, sample, decode)) is not None:
             scores["map_supports_answer"] = support
     except DataError as exc:
         return failed_record(task, sample, "row", str(exc))
+    except Exception as exc:
+        return _failed_run(task, sample, exc)
     return Record(
         **_of_sample(task, sample),
         question=trace.question,
@@ -214,6 +209,11 @@ def finished_record(
         scores={**scores, **regions},
         trace=trace.to_dict(),
     )
+
+
+def _failed_run(task: Task, sample: Sample, exc: Exception) -> Record:
+    kind = "image" if isinstance(exc, ImageError) else "run"
+    return failed_record(task, sample, kind, str(as_vpt_error(exc)))
 
 
 def failed_record(task: Task, sample: Sample | BadRow, kind: str, message: str) -> Record:

@@ -1,7 +1,9 @@
 """Every sample ends in one record, whatever its row, its image or the model does."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from evaluation.asking import LocalAsker
@@ -82,6 +84,49 @@ def test_a_run_that_fails_does_not_take_others_with_it(runtime, samples):
     assert {i for i, record in records.items() if record.error} == {"1", "3"}
     assert len(records) == 5
     assert records["1"].error["kind"] == "run" and "question" in records["1"].error["message"]
+
+
+@pytest.mark.parametrize("where", ["prompt", "score", "run"])
+def test_any_exception_of_one_sample_is_its_failed_record(runtime, samples, monkeypatch, where):
+    def fails_for_2(function):
+        def failing(*args):
+            if any(getattr(arg, "id", None) == "2" for arg in args):
+                raise KeyError("ours")
+            return function(*args)
+
+        return failing
+
+    asked = task()
+    if where == "prompt":
+        asked = dataclasses.replace(asked, prompt=fails_for_2(asked.prompt))
+    elif where == "score":
+        score = dataclasses.replace(asked.score, per_sample=fails_for_2(asked.score.per_sample))
+        asked = dataclasses.replace(asked, score=score)
+    else:
+        whole = runtime.processor.prompt
+
+        def prompt(question, *rest):
+            if question == "Number 2?" and (made.append(1) or len(made) > 1):  # not when made
+                raise KeyError("ours")
+            return whole(question, *rest)
+
+        made = []
+        monkeypatch.setattr(runtime.processor, "prompt", prompt)
+    records = {r.id: r for r in run_task(runtime, asked, samples, DECODING, batch_size=3)}
+    assert {i for i, record in records.items() if record.error} == {"2"}
+    assert len(records) == 5
+    error = {"kind": "run", "message": "the run failed with KeyError: 'ours'"}
+    assert records["2"].error == error
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_calls": "8"}, {"seed": 2**64}, {"max_new_tokens": 0}, {"constrain": 1}]
+)
+def test_decoding_that_cannot_be_is_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(PromptError, match=f"^{name} must be"):
+        Decoding(**wrong)
+    assert json.dumps(dataclasses.asdict(Decoding(max_calls=np.int64(3), top_p=np.float32(1))))
 
 
 def test_a_row_whose_answer_cannot_be_scored_is_told(runtime, samples):

@@ -39,6 +39,11 @@ from vpt.tokens import (
 NOT_FINITE = -1
 """In place of a chosen id: the largest logit is NaN or infinite, so there is nothing to choose."""
 
+NOT_FINITE_WORDS = (
+    "the model's logits are not finite (NaN or infinity), so no token can be chosen; load it with "
+    "dtype float32 or bfloat16, and check that the weights of the checkpoint are finite"
+)
+
 _FLOAT32 = torch.finfo(torch.float32)
 
 

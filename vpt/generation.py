@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vpt.config import VPTConfig
-from vpt.errors import PositionError
+from vpt.decoding import NOT_FINITE, NOT_FINITE_WORDS, likeliest
+from vpt.errors import NonFiniteError, PositionError
 from vpt.positions import batch_mrope_positions
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
@@ -34,7 +35,7 @@ PREFILL_ONLY = (
 
 
 class ActionProcessor(LogitsProcessor):
-    """Forces the token behind a branch's start token, which is not the model's choice.
+    """Forces the token behind a branch's start token, and refuses logits that are not finite.
 
     Args:
         action_of_start: id of a start token -> id of its action token.
@@ -44,9 +45,17 @@ class ActionProcessor(LogitsProcessor):
         self.action_of_start = action_of_start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave only the action token; ``scores`` is ``[B, V]``."""
+        """Leave only the action token; ``scores`` is ``[B, V]``.
+
+        Raises:
+            NonFiniteError: if the largest of a row is NaN or infinite.
+        """
+        is_finite = likeliest(scores) != NOT_FINITE
         scores = scores.clone()
-        for row, last in enumerate(input_ids[:, -1].tolist()):
+        read = torch.stack([input_ids[:, -1], is_finite]).T  # comes from the device at once
+        for row, (last, finite) in enumerate(read.tolist()):
+            if not finite:
+                raise NonFiniteError(NOT_FINITE_WORDS)
             if (action := self.action_of_start.get(last)) is not None:
                 scores[row] = -torch.inf
                 scores[row, action] = 0
@@ -70,6 +79,7 @@ class CallingGenerationMixin:
 
         Raises:
             PositionError: for beam search, whose reordering would mix up control states.
+            NonFiniteError: if the logits of a row are NaN or infinite.
         """
         settings = generation_config or self.generation_config
         if (kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1) > 1:

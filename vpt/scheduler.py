@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from vpt.controller import Append, Conversation, ErrorEvent, Event, Step
-from vpt.decoding import NOT_FINITE, Sampling, likeliest
+from vpt.decoding import NOT_FINITE, NOT_FINITE_WORDS, Sampling, likeliest
 from vpt.engine import Encoded, Engine, Stream
 from vpt.errors import NonFiniteError, VPTError, as_vpt_error
 from vpt.processing import TokenPiece
@@ -25,11 +25,6 @@ from vpt.processing import TokenPiece
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-NOT_FINITE_WORDS = (
-    "the model's logits are not finite (NaN or infinity), so no token can be chosen; load it with "
-    "dtype float32 or bfloat16, and check that the weights of the checkpoint are finite"
-)
 
 
 @dataclass

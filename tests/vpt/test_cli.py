@@ -16,7 +16,7 @@ from PIL import Image
 import vpt.runtime
 from branches import BranchError
 from vpt import cli
-from vpt.building import TINY_DINO, byte_tokenizer
+from vpt.building import TINY_DINO, byte_tokenizer, tiny_model
 from vpt.cli import ask as cli_ask
 from vpt.cli.run import COMMANDS
 from vpt.controller import LOOK_AT
@@ -215,6 +215,17 @@ def test_a_broken_model_folder_is_told_in_one_line(ask, tmp_path, goldens, make)
     code, out, err = ask("q", "--model", tmp_path / "model")
     assert (code, out) == (4, "")
     assert message in err and err.startswith("vpt: error: ") and err.count("\n") == 1
+
+
+def test_weights_that_are_not_finite_are_told(ask, scene, tmp_path):
+    model, processor = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    code, out, err = ask(scene, "q", "--model", tmp_path)
+    assert (code, out) == (4, "")
+    assert "vpt: error: the model's logits are not finite" in err and "float32" in err
 
 
 def test_verbose_shows_where_an_error_came_from(ask, tmp_path):

@@ -7,7 +7,7 @@ from golden_data import GOLDENS, VARIANTS
 
 from vpt.building import tiny_model
 from vpt.checkpoint import load_model
-from vpt.errors import PositionError
+from vpt.errors import NonFiniteError, PositionError
 from vpt.generation import CACHE
 from vpt.tokens import BRANCH_TOKENS
 
@@ -70,6 +70,16 @@ def test_what_generate_cannot_do_is_refused():
     model(input_ids=ids, past_key_values=cache)
     with pytest.raises(PositionError, match="continued by one token with its position"):
         model(input_ids=ids, past_key_values=cache)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_logits_that_are_not_finite_end_generate(do_sample):
+    model, processor = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    ids = torch.tensor([processor.encode_text("hello").ids])
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        model.generate(ids, max_new_tokens=3, do_sample=do_sample)
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])

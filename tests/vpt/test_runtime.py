@@ -12,7 +12,14 @@ import vpt
 from vpt.boxes import GridBox
 from vpt.building import tiny_model
 from vpt.controller import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
-from vpt.errors import CheckpointError, ImageError, PromptError, RunError, is_out_of_memory
+from vpt.errors import (
+    CheckpointError,
+    ImageError,
+    NonFiniteError,
+    PromptError,
+    RunError,
+    is_out_of_memory,
+)
 from vpt.trace import Trace
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
@@ -367,6 +374,65 @@ def test_ctrl_c_is_never_swallowed(runtime, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         runtime.ask_many(good_requests(2), batch_size=2, on_error="return")
     assert engine.num_free_slots == num_free
+
+
+# Numbers that are not finite --------------------------------------------------------------------
+
+
+def spoil(model, processor, letter):
+    """Let the embedding of one letter be NaN, the head stay as it is."""
+    (token_id,) = processor.encode_text(letter).ids
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token_id] = float("nan")
+
+
+def test_a_row_of_nan_fails_what_reads_it_and_nothing_else():
+    model, processor = tiny_model()
+    good = [
+        {"images": PHOTO, "question": "long " * 30, "max_new_tokens": 60},
+        *({"images": [], "question": f"{n}?", "max_new_tokens": 30} for n in range(4)),
+    ]
+    alone = [vpt.Runtime(model, processor).ask(**one).text for one in good]
+    spoil(model, processor, "Z")
+    runtime = vpt.Runtime(model, processor)
+    bad = {"images": PHOTO, "question": "aZ" + "b" * 200, "max_new_tokens": 9}
+    sampled = {**bad, "temperature": 1.0}
+    mixed = [good[0], bad, *good[1:3], sampled, *good[3:]]
+    answers = runtime.ask_many(mixed, batch_size=2, on_error="return")
+    assert [type(answers.pop(place)) for place in (4, 1)] == [NonFiniteError] * 2
+    assert [answer.text for answer in answers] == alone
+    with pytest.raises(NonFiniteError, match=r"not finite .* float32 or bfloat16, and check"):
+        runtime.ask(**bad)
+    assert all(not buffer.any() for buffer in runtime.engine().cache.values)
+
+
+@pytest.mark.parametrize("part", ["projector", "branch", "head", "tower"])
+def test_nan_in_any_part_fails_the_run(part):
+    model, processor = tiny_model()
+    parts = {
+        "projector": model.projectors["dino"],
+        "branch": model.branches["dino"],
+        "head": model.lm_head,
+        "tower": model.model.visual,
+    }
+    with torch.no_grad():
+        next(parts[part].parameters()).fill_(float("nan"))
+    runtime = vpt.Runtime(model, processor)
+    options = {"perception": "dino", "max_new_tokens": 6}
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        runtime.ask(PHOTO, "What?", **options)
+    if part in ("projector", "branch"):
+        assert runtime.ask(PHOTO, "What?", perception="none", max_new_tokens=3).text is not None
+
+
+def test_half_precision_that_overflows_is_told():
+    model, processor = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+    good = vpt.Runtime(model, processor).ask(PHOTO, "What?", max_new_tokens=4)
+    assert good.trace.counts.generated_tokens == 4
+    with pytest.raises(NonFiniteError, match="logits are not finite"):
+        vpt.Runtime(model.half(), processor).ask(PHOTO, "What?", max_new_tokens=4)
 
 
 def test_a_trace_survives_saving(runtime, tmp_path):

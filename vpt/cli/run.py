@@ -28,6 +28,7 @@ from vpt.errors import (
     ImageError,
     NonFiniteError,
     PromptError,
+    RunError,
     ServiceError,
     is_out_of_memory,
 )
@@ -128,6 +129,8 @@ def _exit_code(exc: Exception) -> int:
 
     if is_out_of_memory(exc):
         return EXIT_MEMORY
+    if isinstance(exc, RunError) and isinstance(exc.__cause__, Exception):
+        return _exit_code(exc.__cause__)
     if isinstance(exc, ImageError):
         return EXIT_IMAGE
     if isinstance(exc, (PromptError, DataError, BudgetError)):

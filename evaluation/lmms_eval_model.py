@@ -62,7 +62,7 @@ class VPT(lmms):
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         perception: str = "auto",
         device: str | None = None,
         dtype: str = "auto",

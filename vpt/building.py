@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,10 +57,10 @@ CHAT_TEMPLATE = (
 
 
 def build_from_base(
-    base: str,
+    base: str | os.PathLike[str],
     branches: Iterable[str],
     *,
-    encoders: Mapping[str, str] | None = None,
+    encoders: Mapping[str, str | os.PathLike[str]] | None = None,
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
     codebook: Tensor | None = None,
@@ -85,8 +86,8 @@ def build_from_base(
     Raises:
         CheckpointError: if a branch is unknown, or a part cannot be loaded.
     """
-    wanted = branches_named(branches)
-    sources = {**DEFAULT_ENCODERS, **(encoders or {})}
+    base, wanted = str(base), branches_named(branches)
+    sources = DEFAULT_ENCODERS | {name: str(source) for name, source in (encoders or {}).items()}
     if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
     _check_base(base)
@@ -122,7 +123,7 @@ def build_from_base(
 
 
 def add_content(
-    source: str,
+    source: str | os.PathLike[str],
     content: ContentTokens,
     *,
     codebook: Tensor | None = None,
@@ -141,6 +142,7 @@ def add_content(
     Raises:
         CheckpointError: if it cannot be loaded, writes that already, or in other sizes.
     """
+    source = str(source)
     if _model_type(source) == "qwen2_vl":
         raise CheckpointError(
             f"the base model {source} is a plain Qwen2-VL; name branches, or an empty list of "

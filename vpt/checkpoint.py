@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -43,7 +44,7 @@ def saying(what: str) -> Iterator[None]:
 
 
 def load_model(
-    path_or_id: str,
+    path_or_id: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
@@ -67,7 +68,7 @@ def load_model(
 
 
 def read_model(
-    path_or_id: str, *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
+    path_or_id: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
 ) -> VPTForConditionalGeneration:
     """Read a VPT model as it is stored, to be asked, changed or trained.
 
@@ -79,6 +80,7 @@ def read_model(
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
     """
+    path_or_id = str(path_or_id)
     config = load_config(path_or_id, **hub_kwargs)
     with saying(f"cannot make a model of {path_or_id}"):
         return VPTForConditionalGeneration.from_pretrained(

@@ -188,7 +188,7 @@ def register_configs() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
-def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
+def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTConfig:
     """Read the configuration of a model folder or hub id, side files included.
 
     Args:
@@ -198,6 +198,7 @@ def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
     Raises:
         CheckpointError: if there is no such model, or it is of another type.
     """
+    path_or_id = str(path_or_id)
     file = find_file(path_or_id, "config.json", **hub_kwargs)
     if file is None and Path(path_or_id).is_dir():
         raise CheckpointError(f"{path_or_id} holds no config.json, so it is no model folder")
@@ -219,7 +220,9 @@ def load_config(path_or_id: str, **hub_kwargs: Any) -> VPTConfig:
     return config
 
 
-def add_side_files(config: VPTConfig, path_or_id: str, **hub_kwargs: Any) -> None:
+def add_side_files(
+    config: VPTConfig, path_or_id: str | os.PathLike[str], **hub_kwargs: Any
+) -> None:
     """Complete ``branch_configs`` by what the files beside a released checkpoint say."""
     for branch, names in SIDE_FILES.items():
         if branch not in config.branches:

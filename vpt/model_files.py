@@ -15,7 +15,7 @@ from vpt.errors import CheckpointError
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def find_file(path_or_id: str, name: str, **hub_kwargs: Any) -> Path | None:
+def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> Path | None:
     """Where a file of a model lies; ``None`` if the model has no such file.
 
     Args:
@@ -26,6 +26,7 @@ def find_file(path_or_id: str, name: str, **hub_kwargs: Any) -> Path | None:
     Raises:
         CheckpointError: if the model itself cannot be found.
     """
+    path_or_id = str(path_or_id)
     folder = Path(path_or_id)
     if not folder.is_dir() and (folder.is_absolute() or path_or_id.startswith((".", "~"))):
         raise CheckpointError(
@@ -58,7 +59,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def copy_part(folder: str, name: str, target: str | os.PathLike[str]) -> None:
+def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLike[str]) -> None:
     """Copy a file or folder of a model to where the model is saved, if it has one and that has not.
 
     Args:

@@ -79,14 +79,14 @@ class Runtime:
         model: VPTForConditionalGeneration,
         processor: VPTProcessor,
         *,
-        name: str = "",
+        name: str | os.PathLike[str] = "",
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
-        self.name = name
+        self.name = str(name)
         self.limits = limits
         self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
         self.vocabulary = Vocabulary.from_tokenizer(
@@ -96,7 +96,7 @@ class Runtime:
             model.config.content_tokens,
         )
         self.description: dict[str, Any] = {
-            "name": name,
+            "name": self.name,
             "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
         }
         self.depth_tokenizer = depth_tokenizer

@@ -308,7 +308,7 @@ def test_sam_may_come_from_a_segment_anything_file(tmp_path, base):
     weights = as_segment_anything(encoder)
     assert rename_segment_anything(weights).keys() == encoder.state_dict().keys()
     torch.save(weights, tmp_path / "sam.pth")
-    model, _ = build_from_base(base[1], ["sam"], encoders={"sam": str(tmp_path / "sam.pth")})
+    model, _ = build_from_base(Path(base[1]), ["sam"], encoders={"sam": tmp_path / "sam.pth"})
     mine = model.branches["sam"].encoder.state_dict()
     for key, value in encoder.state_dict().items():
         assert torch.equal(mine[key], value), key

@@ -11,6 +11,8 @@ from PIL import Image
 import vpt
 from vpt.boxes import GridBox
 from vpt.building import tiny_model
+from vpt.checkpoint import load_model
+from vpt.config import load_config
 from vpt.controller import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.errors import (
     CheckpointError,
@@ -20,6 +22,7 @@ from vpt.errors import (
     RunError,
     is_out_of_memory,
 )
+from vpt.modeling import VPTForConditionalGeneration
 from vpt.trace import Trace
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
@@ -35,6 +38,18 @@ def test_the_embedded_model_is_there_without_a_path(caplog):
     assert not caplog.records
     answer = runtime.ask(PHOTO, "How many are there?", max_new_tokens=16)
     assert answer.stop_reason == "stop" and answer.trace.model["name"] == "embedded"
+
+
+def test_a_path_is_as_good_as_a_name(random_model, tmp_path):
+    runtime = vpt.load(random_model, device="cpu")
+    assert runtime.name == str(random_model)
+    trace = runtime.ask(PHOTO, "What?", max_new_tokens=3).trace
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").model["name"] == str(random_model)
+    assert vpt.Runtime(runtime.model, runtime.processor, name=random_model).name == runtime.name
+    for load in (vpt.load, load_model, load_config, VPTForConditionalGeneration.from_pretrained):
+        with pytest.raises(CheckpointError, match="there is no model folder"):
+            load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("variant", ["clip", "dino", "sam"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ class DepthEstimator:
 
     @classmethod
     def load(
-        cls, path_or_id: str = DEFAULT_MODEL, *, gives_distances: bool = False, **hub_kwargs: Any
+        cls,
+        path_or_id: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        gives_distances: bool = False,
+        **hub_kwargs: Any,
     ) -> DepthEstimator:
         """Load a depth model.
 
@@ -52,7 +57,7 @@ class DepthEstimator:
             model = AutoModelForDepthEstimation.from_pretrained(path_or_id, **hub_kwargs)
         except (OSError, ValueError) as exc:
             raise CheckpointError(
-                f"cannot load the depth model {path_or_id!r}: {str(exc).splitlines()[0]}"
+                f"cannot load the depth model {str(path_or_id)!r}: {str(exc).splitlines()[0]}"
             ) from exc
         return cls(model, processor, gives_distances=gives_distances)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.rows import as_text, name_of, read_rows, text_of
+from evaluation.formats.rows import as_text, cells_of, name_of, read_rows, text_of
 from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.data.row_files import read_entries
 from vpt.errors import DataError
@@ -72,11 +72,10 @@ def _read_answers(file: Path) -> dict[str, list[str]]:
     answers: dict[str, list[str]] = {}
     for number, row in enumerate(read_entries(file)):
         try:
-            if not isinstance(row, Mapping):
-                raise DataError(f"expected a JSON object, got {type(row).__name__}")
-            answer = as_text(row.get("text"), "text")
+            cells = cells_of(row)
+            answer = as_text(cells.get("text"), "text")
             found = _LETTER.fullmatch(answer)
-            answers.setdefault(text_of(row, "question_id"), []).append(
+            answers.setdefault(text_of(cells, "question_id"), []).append(
                 found[1] if found else answer
             )
         except DataError as exc:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from typing import Any
 
 from evaluation.samples import BadRow, Sample
+from vpt.data.cells import clean_cell
 from vpt.errors import DataError
 
 
@@ -14,7 +16,7 @@ def read_rows(
     read_row: Callable[[Mapping[str, Any], str], Sample],
     name_row: Callable[[Mapping[str, Any]], str] = lambda row: "",
 ) -> Iterator[Sample | BadRow]:
-    """Make one thing of each row, in their order.
+    """Make one thing of each row, in their order, without what pandas makes of gaps.
 
     Args:
         rows: as they stand in a file.
@@ -24,12 +26,26 @@ def read_rows(
     for number, row in enumerate(rows):
         name = str(number)
         try:
-            if not isinstance(row, Mapping):
-                raise DataError(f"expected a JSON object, got {type(row).__name__}")
-            name = name_row(row) or name
-            yield read_row(row, name)
+            cells = cells_of(row)
+            name = name_row(cells) or name
+            yield read_row(cells, name)
         except DataError as exc:
             yield BadRow(name, f"row {number}: {exc}")
+
+
+def cells_of(row: object) -> Mapping[str, Any]:
+    """Return a row with its values as their author wrote them, see ``clean_cell``.
+
+    Raises:
+        DataError: if it is no JSON object, or nested too deeply.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"expected a JSON object, got {type(row).__name__}")
+    try:
+        cells: dict[str, Any] = clean_cell(row)
+    except RecursionError as exc:
+        raise DataError("its lists or objects are nested too deeply") from exc
+    return cells
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
@@ -63,7 +79,7 @@ def as_text(value: object, what: str) -> str:
     Raises:
         DataError: if it is something else, or empty.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != inf:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"expected {what!r} to be a text that is not empty, got {_short(value)}")

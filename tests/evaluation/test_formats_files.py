@@ -13,6 +13,7 @@ from PIL import Image
 from evaluation.formats import aurora, embedded, plain, vstar
 from evaluation.formats.choices import ask_with_options
 from evaluation.formats.image_roots import ImageRoots
+from evaluation.formats.rows import read_rows
 from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.data.embedded.make import heldout_entries
 from vpt.data.embedded.scenes import draw_scene
@@ -268,6 +269,52 @@ def test_an_own_row_that_makes_no_sense_is_bad(tmp_path, row, problem):
     assert (first.id, bad.id, last.id) == ("0", "1", "2")
     with pytest.raises(DataError, match=f"^row 1: .*{problem}"):
         raise DataError(bad.problem)
+
+
+def test_gaps_that_pandas_fills_are_gaps_again(tmp_path):
+    rows = [
+        own(answer=3.0, id=1.0, group=2.0),
+        own(answer=float("nan"), id=2.0),
+        own(answer=float("nan"), answers=[3.0, 2.5], id=float("nan"), box=float("nan")),
+        own(answer=4.0, choices=[3.0, 4.0], group=float("nan"), note=5.0),
+        own(answer=float("inf")),
+    ]
+    first, missing, several, chosen, endless = plain.read(
+        write(tmp_path / "own.jsonl", *rows), ImageRoots()
+    )
+    assert (first.id, first.answers, first.group) == ("1", ("3",), "2")
+    assert missing == BadRow("2", "row 1: expected 'answer', there is none")
+    assert (several.id, several.answers, several.box) == ("2", ("3", "2.5"), None)
+    assert (chosen.choices, chosen.answers, chosen.group) == (("3", "4"), ("B",), "")
+    assert chosen.facts == {"note": 5}
+    assert endless.problem == "row 4: expected 'answer' to be a text that is not empty, got inf"
+
+
+def test_gaps_in_parquet_are_no_answers(tmp_path):
+    pytest.importorskip("datasets")
+    columns = {"image": ["a.png"] * 3, "question": ["How many?"] * 3, "answer": [3.0, None, 3.0]}
+    first, missing, last = plain.read(
+        write_parquet(tmp_path / "own.parquet", columns), ImageRoots()
+    )
+    assert first.answers == last.answers == ("3",)
+    assert missing == BadRow("1", "row 1: expected 'answer', there is none")
+
+
+def test_gaps_that_pandas_fills_are_gaps_in_answers_of_aurora(tmp_path):
+    file = write(tmp_path / "questions.jsonl", question(1.0, category=float("nan")), question(2))
+    write(tmp_path / "answers.jsonl", question(1) | {"text": 7.0}, question(2.0) | {"text": 8})
+    first, second = aurora.read(file, ImageRoots())
+    assert (first.id, first.answers, first.group) == ("1", ("7",), "")
+    assert (second.id, second.answers) == ("2", ("8",))
+
+
+def test_a_row_nested_too_deeply_is_bad_and_the_others_are_read():
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    rows = [{"id": 1}, {"id": 2, "note": deep}, {"id": 3.0}]
+    read = list(read_rows(rows, lambda row, name: row["id"]))
+    assert read == [1, BadRow("1", "row 1: its lists or objects are nested too deeply"), 3]
 
 
 def png():

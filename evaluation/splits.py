@@ -125,6 +125,7 @@ def _released(
         prompt=ask_as_is,
         max_new_tokens=num_tokens,
         judged=True,
+        version=2 if score == "contains" else 1,
         elsewhere=(f"{file}_8cut.json",),  # so some are called in the released evaluation
     )
 

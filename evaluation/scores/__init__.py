@@ -2,8 +2,9 @@
 
 from evaluation.scores.captions import chrf, corpus_bleu, rouge_l
 from evaluation.scores.choices import extract_choice, multiple_choice
+from evaluation.scores.contains import contains_answer
 from evaluation.scores.counting import count_accuracy, extract_count
-from evaluation.scores.exact import contains_answer, exact_match, normalize_text
+from evaluation.scores.exact import exact_match, normalize_text
 from evaluation.scores.levenshtein import anls
 from evaluation.scores.region_hit import best_iou, is_shown, share_shown
 from evaluation.scores.relaxed import relaxed_accuracy

@@ -9,11 +9,10 @@ was mentioned before. Here an answer that cannot be read gives ``None``.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-from evaluation.scores.exact import normalize_text, whole_words
+from evaluation.scores.exact import UNSPACED, normalize_text, unify, whole_words
 from vpt.errors import DataError
 
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
@@ -23,12 +22,14 @@ _LATEX_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 # letter; behind the second its letter alone ("So the dog is far away" is reasoning).
 _ANNOUNCED = re.compile(
     r"(?:\b(?:answer|option|choice)(?:\s+(?:letter|option|choice))?"
-    r"\s*(?:(?:is|would be|should be|must be|will be)\b\s*[:=]?|[:=])|<answer>)",
+    r"\s*(?:(?:is|would be|should be|must be|will be)\b\s*[:=]?|[:=])|<answer>"
+    r"|(?:答案|选项)\s*(?:应该?)?(?:是|为|[:=])\s*[:=]?)",
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(
     r"\b(?:(?:therefore|thus|hence|so)\b,?\s*(?:(?:it is|it's|it must be)\b)?"
-    r"|i(?:'ll|'d|\s+will|\s+would)?\s+(?:choose|pick|select|go\s+with))\b,?",
+    r"|i(?:'ll|'d|\s+will|\s+would)?\s+(?:choose|pick|select|go\s+with))\b,?"
+    r"|(?:所以|因此|应该是|(?<!不)选[择项]?)",
     re.IGNORECASE,
 )
 
@@ -40,7 +41,8 @@ def extract_choice(prediction: str, choices_or_num: Sequence[str] | int) -> str 
     the last explicit statement ("The answer is (B).", "answer: B", "B is correct", a line "B");
     a letter that marks the beginning ("B. the cat"); the one option mentioned by letter ("option B
     looks right", "(B)") or by text. A letter mentioned in reasoning gives way to a statement, and a
-    bare "A" before a word is an article, not option A.
+    bare "A" before a word is an article, not option A. Chinese ("答案是B。", "选B") and full-width
+    letters are read likewise.
 
     Args:
         prediction: the answer.
@@ -92,13 +94,13 @@ class _ChoiceReader:
         wrapped = rf"(?:\({either}\)|\[{either}\])"
         # A bare letter needs a mark or a reason behind it; "D.C." is none.
         bare = (
-            rf"{either}(?!\.\w\.)(?=\s*(?:[.,;:!?)\]}}<\"']|$|[-\u2013\u2014]\s)"
+            rf"{either}(?!\.\w\.)(?=\s*(?:[.,;:!?)\]}}<\"'{UNSPACED}]|$|[-\u2013\u2014]\s)"
             r"|\s+(?:because|since|as|given|due|based)\b)"
         )
         # Not "B or C", "(B), (C)"; not "B is wrong".
         alone = (
-            rf"(?![)\]]*\s*(?:,|/|&|and\b|or\b)\s*[(\[]?{upper}\b)"
-            r"(?![)\]]*\s+is\s+(?:not|wrong|incorrect|false)\b)"
+            rf"(?![)\]]*\s*(?:,|/|&|and\b|or\b|[和或与])\s*[(\[]?{upper}\b)"
+            r"(?![)\]]*\s+is\s+(?:not|wrong|incorrect|false)\b)(?![)\]]*\s*是?[不错])"
         )
         self._sole = re.compile(rf"\W*({either})\W*")
         self._line = re.compile(rf"^\W*({either})\W*$", re.MULTILINE)
@@ -108,13 +110,16 @@ class _ChoiceReader:
             rf"({wrapped}|{bare}|(?![AI]){upper}(?=\s)){alone}"
         )
         self._judged = re.compile(
-            rf"({wrapped}|\b{upper})\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+            rf"({wrapped}|\b{upper})(?:\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+            r"|\s*是?(?:正确|对))"
         )
         self._marked = re.compile(rf"^\s*({wrapped}|{bare}){alone}", re.MULTILINE)
         self._mentioned = re.compile(
             r"(?<!\bnot )(?<!\bnot option )(?<!\bor )(?<!\band )(?<!, )(?<!/)"
+            r"(?<![和或与] )(?<!不[是选] )"
             rf"({wrapped}|(?i:\b(?:option|choice)\s+){upper}\b"
-            rf"|(?<![\w'([-]){upper}(?=\W*$|\s+(?:is|has|looks|matches|seems|shows)\b)){alone}"
+            rf"|(?<![\w'([-]){upper}(?=\W*$|\s+(?:is|has|looks|matches|seems|shows)\b"
+            rf"|\s[{UNSPACED}])){alone}"
         )
 
     def read(self, text: str) -> str | None:
@@ -171,15 +176,15 @@ class _ChoiceReader:
 
 
 def _clean(text: str) -> str:
-    """Take away Markdown, LaTeX and full-width forms."""
-    text = _LATEX_TEXT.sub(r"\1", unicodedata.normalize("NFKC", text))
+    """Take away Markdown, LaTeX, full-width forms and Chinese marks."""
+    text = _LATEX_TEXT.sub(r"\1", unify(text).replace("。", ". ").replace("、", ", "))
     text = _LATEX_BOX.sub(r" answer: \1 . ", text)
     return text.replace("*", "").replace("`", "").strip()
 
 
 def _right_letter(reference: str, choices: Sequence[str]) -> str:
     letters = ascii_uppercase[: len(choices)]
-    letter = reference.strip().strip("()[].:").upper()
+    letter = _clean(reference).strip("()[].: ").upper()
     if len(letter) == 1 and letter in letters:
         return letter
     same = [

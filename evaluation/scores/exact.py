@@ -1,4 +1,4 @@
-"""Whether an answer is a reference, or holds it, whatever the case and the marks around it."""
+"""Whether an answer is a reference, whatever the case and the marks around it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from evaluation.scores.references import best_over
 
 _TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d\u2212", "''\"\"-")
-_OPENING = " \"'`([{*"
-_CLOSING = " \"'`)]}*.,;:!?"
+_OPENING = " \"'`([{*「『《【"
+_CLOSING = " \"'`)]}*.,;:!?。、」』》】"
+
+UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Characters of Chinese and Japanese, which set no blanks between words; for a pattern's ``[]``."""
+_SEAM = re.compile(rf"(?<=[{UNSPACED}])(?=[^\W{UNSPACED}])|(?<=[^\W{UNSPACED}])(?=[{UNSPACED}])")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -26,36 +30,35 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return best_over(references, lambda answer: float(normalize_text(answer) == predicted))
 
 
-def contains_answer(prediction: str, references: Sequence[str]) -> float:
-    """1 if a reference stands in the prediction as whole words, else 0.
-
-    For free-form answers, "It is a red bus." for "red bus". It does not see negation: "not a red
-    bus" holds "red bus" too.
-
-    Raises:
-        DataError: if there is no reference.
-    """
-    predicted = normalize_text(prediction)
-
-    def holds(reference: str) -> float:
-        accepted = normalize_text(reference)
-        if not accepted:
-            return float(not predicted)
-        return float(whole_words(accepted).search(predicted) is not None)
-
-    return best_over(references, holds)
-
-
 def normalize_text(text: str) -> str:
     """Fold case, Unicode variants and blanks; take away quotes, brackets and marks at the ends.
 
     Signs and units stay ("-5", "5%", "$5", ".5"). A text of nothing but marks is left as it is.
     """
-    folded = unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHIC).casefold()
+    folded = unify(text).translate(_TYPOGRAPHIC).casefold()
     folded = " ".join(folded.split())
     return folded.lstrip(_OPENING).rstrip(_CLOSING) or folded
 
 
+def unify(text: str) -> str:
+    """Fold Unicode variants (NFKC), and set a blank between Chinese or Japanese and other words."""
+    return _SEAM.sub(" ", unicodedata.normalize("NFKC", text))
+
+
 def whole_words(text: str) -> re.Pattern[str]:
-    """Make a pattern for a normalised text; it is not found inside a word or another number."""
-    return re.compile(rf"(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w)(?![.,]\d)")
+    """Make a pattern for a normalised text; it is not found inside a word or another number.
+
+    In Chinese and Japanese a text of several characters is found anywhere, one of a single
+    character ("是" of "不是") only where it stands alone.
+    """
+    before, after = r"(?<!\w)(?<!\d[.,])", r"(?!\w)(?![.,]\d)"
+    if text[:1].isdigit():
+        before += r"(?<!(?<!\w)-)"  # "5" is not in "-5", but in "3-5"
+    if len(text) > 1:
+        before = "" if _is_unspaced(text[0]) else before
+        after = "" if _is_unspaced(text[-1]) else after
+    return re.compile(before + re.escape(text) + after)
+
+
+def _is_unspaced(character: str) -> bool:
+    return re.match(f"[{UNSPACED}]", character) is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
+
+from evaluation.scores.exact import unify
 
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -25,6 +26,7 @@ def _spell(value: int) -> str:
 
 
 _SPELLED = {_spell(value): value for value in range(1000)}
+_MOST_WORDS = max(len(words.split()) for words in _SPELLED)
 _MAGNITUDES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _MAGNITUDE_LETTERS = {"k": 1e3, "K": 1e3, "M": 1e6, "mn": 1e6, "B": 1e9, "bn": 1e9}
 _CURRENCIES = {
@@ -77,7 +79,7 @@ def read_quantity(text: str) -> Quantity | None:
     Returns:
         ``None`` if the text is anything else: a range, a date, a sentence.
     """
-    found = _WHOLE.fullmatch(_plain(text).strip().rstrip(".!"))
+    found = _WHOLE.fullmatch(_plain(text).strip().rstrip(".!。"))
     if found is None:
         return None
     value = _value(found["digits"], found["words"])
@@ -107,7 +109,7 @@ def first_number(text: str) -> float | None:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return unify(text).replace("\u2212", "-")
 
 
 def _value(digits: str | None, words: str | None, *, whole: bool = True) -> float | None:
@@ -115,7 +117,7 @@ def _value(digits: str | None, words: str | None, *, whole: bool = True) -> floa
         return float(digits.replace(",", ""))
     tokens = [word for word in re.split(r"[\s-]+", (words or "").lower()) if word != "and"]
     shortest = len(tokens) if whole else 1
-    for length in range(len(tokens), shortest - 1, -1):
+    for length in range(min(len(tokens), _MOST_WORDS), shortest - 1, -1):
         if (value := _SPELLED.get(" ".join(tokens[:length]))) is not None:
             return float(value)
     return None

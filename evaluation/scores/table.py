@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from evaluation.scores.captions import chrf, corpus_bleu, rouge_l
 from evaluation.scores.choices import extract_choice, multiple_choice
+from evaluation.scores.contains import contains_answer
 from evaluation.scores.counting import count_accuracy, extract_count
-from evaluation.scores.exact import contains_answer, exact_match
+from evaluation.scores.exact import exact_match
 from evaluation.scores.levenshtein import anls
 from evaluation.scores.relaxed import relaxed_accuracy
 from evaluation.scores.vqa import vqa_accuracy

@@ -12,30 +12,47 @@ recall, so that a model gains by refusing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from evaluation.scores.exact import unify
 from vpt.errors import DataError
 
-_STATED = re.compile(r"\banswer(?:\s+is|\s*:)\W*(yes|no)\b", re.IGNORECASE)
-_BEGINS = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+_YES = ("yes", "是", "对", "有", "正确", "肯定")
+_NO = ("no", "否", "不", "不是", "不对", "没有", "没", "不正确", "错", "错误", "否定")
+WORDS: Mapping[str, str] = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no")}
+"""Word -> "yes" or "no"."""
+
+# Chinese sets no blanks: "是" is a word of its own where nothing but a particle follows.
+_CHINESE = rf"({'|'.join(sorted([*_YES[1:], *_NO[1:]], key=len, reverse=True))})[的了啊呀哦]?(?!\w)"
+_STATED = re.compile(
+    rf"\banswer(?:\s+is|\s*:)\W*(yes|no)\b|答案\s*(?:是|为|:)\W*(?:(yes|no)\b|{_CHINESE})",
+    re.IGNORECASE,
+)
+_BEGINS = re.compile(rf"\W*(?:(yes|no)\b|{_CHINESE})", re.IGNORECASE)
+_WORD = re.compile(rf"\b(yes|no)\b|(?<!\w){_CHINESE}|(?<!有)(没有)", re.IGNORECASE)
 
 
 def extract_yes_no(prediction: str) -> str | None:
     """Read "yes" or "no".
 
     In this order: the last statement "the answer is ..." or "answer: ..."; the first word; the only
-    one of the two words that occurs ("There is no dog." says no).
+    one of the two words that occurs ("There is no dog." says no). Chinese ("是的", "答案是否") and
+    full-width letters are read likewise.
 
     Returns:
         ``None`` if the answer uses both words undecidedly or neither ("There is a dog.").
     """
-    if stated := _STATED.findall(prediction):
-        return str(stated[-1]).lower()
-    if begins := _BEGINS.match(prediction):
-        return begins[1].lower()
-    words = {word.lower() for word in _WORD.findall(prediction)}
-    return words.pop() if len(words) == 1 else None
+    text = unify(prediction.replace("\N{NUMERO SIGN}", "#"))  # NFKC makes "No" of that sign
+    if stated := list(_STATED.finditer(text)):
+        return _meaning(stated[-1])
+    if begins := _BEGINS.match(text):
+        return _meaning(begins)
+    meanings = {_meaning(word) for word in _WORD.finditer(text)}
+    return meanings.pop() if len(meanings) == 1 else None
+
+
+def _meaning(found: re.Match[str]) -> str:
+    return WORDS[found[found.lastindex or 0].lower()]
 
 
 def true_answer(references: Sequence[str]) -> str:

@@ -68,6 +68,18 @@ def test_a_letter_in_any_usual_form_is_read(template, num, data):
         ("So the dog is far away. So (D).", "D"),
         ("Option A is wrong. Option B looks right.", "B"),
         ("It's B.", "B"),
+        ("Ｂ", "B"),
+        ("（Ｂ）", "B"),
+        ("（B）猫", "B"),
+        ("答案是B。", "B"),
+        ("正确答案是：（B）", "B"),
+        ("答案为 A", "A"),
+        ("选B", "B"),
+        ("不选A，选B。", "B"),
+        ("选项A是正确的。", "A"),
+        ("A不对，B是正确的。", "B"),
+        ("我认为B更合适", "B"),
+        ("B、猫", "B"),
     ],
 )
 def test_the_option_that_is_named_is_read(prediction, letter):
@@ -89,6 +101,9 @@ def test_the_option_that_is_named_is_read(prediction, letter):
         "E",  # there are four options
         "D.C. is the capital",
         "Definitely",  # a capital of a word
+        "A或B",
+        "不是B",
+        "选择题",
     ],
 )
 def test_what_names_no_option_or_several_is_unreadable(prediction):
@@ -124,6 +139,12 @@ def test_any_right_option_will_do_in_any_order():
 def test_a_reference_that_is_a_letter_means_its_option_even_if_a_text_is_that_letter():
     # A text-reading question: which letter is on the sign? (A) "B" (B) "A"
     assert multiple_choice("(A)", ("B", "A"), ["A"]) == 1
+
+
+def test_chinese_option_texts_are_read_and_full_width_references_are_letters():
+    choices = ("黑色", "红色")
+    assert multiple_choice("答案是红色的。", choices, ["Ｂ"]) == 1
+    assert multiple_choice("图中的车是红色的", choices, ["红色"]) == 1
 
 
 def test_equal_option_texts_cannot_be_told_apart():

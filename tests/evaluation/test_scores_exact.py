@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.exact import contains_answer, exact_match, normalize_text
+from evaluation.scores.contains import contains_answer
+from evaluation.scores.exact import exact_match, normalize_text
 from vpt.errors import DataError
 
 
@@ -23,6 +24,8 @@ from vpt.errors import DataError
         ("STRASSE", "strasse"),
         ("?!", "?!"),  # nothing but marks is left as it is
         ("", ""),
+        ("「红色」。", "红色"),
+        ("有３个人", "有 3 个人"),  # words of other scripts stand by themselves
     ],
 )
 def test_normalized_text_of_hand_worked_cases(text, normalized):
@@ -56,6 +59,35 @@ def test_exact_match_of_hand_worked_cases(prediction, references, expected):
         ("not a red bus", ["red bus"], 1),  # it does not see negation, as documented
         ("anything", [""], 0),  # an empty reference stands nowhere
         ("bus", ["car", "bus"], 1),
+        # A letter has to be what the answer comes to: "a" is a word of almost any sentence.
+        ("The picture shows a boat, so B.", ["A"], 0),
+        ("The picture shows a boat, so B.", ["B"], 1),
+        ("A boat.", ["A"], 0),
+        ("The sign is what I think, K.", ["I"], 0),
+        ("A.", ["A"], 1),
+        ("(a)", ["A"], 1),
+        ("The answer is A, a boat.", ["(A)"], 1),
+        ("(A) is far away. The answer is (B).", ["B"], 1),
+        ("A or B", ["A"], 0),  # neither
+        ("It says K on the door", ["K"], 1),  # the only one that stands alone
+        ("The variable is x.", ["x"], 1),
+        ("X-ray", ["X"], 0),
+        # So have yes and no.
+        ("Yes, there is no cat in front of it.", ["no"], 0),
+        ("There is no dog.", ["no"], 1),
+        ("nothing", ["no"], 0),
+        ("Yes.", ["yes"], 1),
+        ("It is 13", ["3"], 0),
+        ("It is -3 degrees", ["3"], 0),
+        ("2-3 people", ["3"], 1),
+        # Chinese sets no blanks between words.
+        ("这是红色的公交车。", ["红色"], 1),
+        ("图中有3个人", ["3"], 1),
+        ("图中有13个人", ["3"], 0),
+        ("这是iPhone手机", ["iphone"], 1),
+        ("不是红的", ["红"], 0),  # one character is a word of many
+        ("红。", ["红"], 1),
+        ("不是", ["是"], 0),
     ],
 )
 def test_containment_of_hand_worked_cases(prediction, references, expected):

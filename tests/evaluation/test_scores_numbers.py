@@ -1,6 +1,7 @@
 """Numbers in answers: how they are read, relaxed accuracy, count accuracy."""
 
 import pytest
+from fuzz.limits import within_limits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +59,8 @@ def test_what_is_not_one_number_is_no_quantity(text):
         ("The one on the left has 4.", 4),  # a pronoun
         ("No one; 2 dogs.", 2),
         ("A 3D print of the 2nd of 5 cats", 5),  # digits of other words
+        ("图中有3个人。", 3),
+        ("共有１２只", 12),
         ("version v2", None),
         ("someone", None),
         ("", None),
@@ -65,6 +68,11 @@ def test_what_is_not_one_number_is_no_quantity(text):
 )
 def test_the_first_number_of_a_text(text, number):
     assert first_number(text) == number
+
+
+def test_a_number_word_repeated_many_times_is_read_at_once():
+    with within_limits("number words", max_cpu_s=1):
+        assert first_number("one hundred " * 5000) == 101  # "one hundred one"
 
 
 @given(st.integers(-(10**9), 10**9))

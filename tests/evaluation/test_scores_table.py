@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import evaluation.scores
 from evaluation.records import Record
@@ -60,6 +62,32 @@ def test_the_right_answer_gets_1_under_the_name_of_the_score(name):
     )
     assert next(iter(summary)) == name
     assert summary[name] == pytest.approx(1)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.text("AaBbIxno 0123.,-%$()[]*\\n'\"是不有没答案选Ｂ。、（）３①Ⅳ٣²∞", max_size=40),
+)
+READABLE = {
+    "multiple_choice": st.sampled_from(["A", "(b)", "Ｂ", "dog", "two cats"]),
+    "yes_no": st.sampled_from(["yes", "No.", "Ｎｏ", "是", "不是的", "答案是否"]),
+    "caption": st.from_regex(r"[a-z]{1,5}( [a-z]{1,5}){0,4}", fullmatch=True),
+}
+"""Right answers of scores that cannot read every text as one."""
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_any_text_scores_from_0_to_1_and_a_right_answer_1(name, data):
+    if name == "caption":
+        pytest.importorskip("rouge_score")
+        pytest.importorskip("sacrebleu")
+    answer = data.draw(READABLE.get(name, TEXTS))
+    of = sample(answer, choices=("dog", "two cats"))
+    values = SCORES[name].per_sample(data.draw(TEXTS), of)
+    assert all(0 <= value <= 1 for value in values.values())
+    assert SCORES[name].per_sample(answer, of)[name] == pytest.approx(1)
 
 
 def test_means_are_over_records_without_error():

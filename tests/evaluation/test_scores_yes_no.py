@@ -24,6 +24,23 @@ from vpt.errors import DataError
         ("", None),
         ("nothing", None),  # no word of its own
         ("yesterday", None),
+        ("Ｙｅｓ", "yes"),
+        ("是", "yes"),
+        ("是的，图中有一只狗。", "yes"),
+        ("否。", "no"),
+        ("不是的", "no"),
+        ("没有，图中没有狗。", "no"),
+        ("图中没有狗。", "no"),  # as "There is no dog."
+        ("图中有一只狗。", None),  # as "There is a dog."
+        ("答案是“否”。", "no"),
+        ("答案：是", "yes"),
+        ("答案是Yes。", "yes"),
+        ("答案是否定的。", "no"),
+        ("是否有狗？", None),  # a question
+        ("有没有狗", None),
+        ("不知道", None),
+        ("对于这张图", None),
+        ("№ 5", None),
     ],
 )
 def test_yes_and_no_are_read(prediction, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 
 from evaluation.samples import Sample
@@ -60,8 +61,9 @@ def letter_of(answer: str, choices: Sequence[str]) -> str:
     Raises:
         DataError: if it names none, or more than one.
     """
-    text, found = answer.strip().casefold(), _LETTER.fullmatch(answer.strip())
-    named = {LETTERS[i] for i, choice in enumerate(choices) if choice.strip().casefold() == text}
+    text = _fold(answer)
+    found = _LETTER.fullmatch(text)
+    named = {LETTERS[i] for i, choice in enumerate(choices) if _fold(choice) == text}
     if found and found[1].upper() in LETTERS[: len(choices)]:
         named.add(found[1].upper())
     if not named:
@@ -70,6 +72,11 @@ def letter_of(answer: str, choices: Sequence[str]) -> str:
         letters = " and ".join(sorted(named))
         raise DataError(f"answer {answer!r} may mean {letters}; write the letter in parentheses")
     return named.pop()
+
+
+def _fold(text: str) -> str:
+    """Without case, and without full-width forms."""
+    return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def offer(sample: Sample, choices: tuple[str, ...]) -> Sample:

@@ -118,7 +118,9 @@ def test_without_options_the_question_is_asked_alone():
     assert ask_with_options(Sample("1", (), "Why?")) == "Why?"
 
 
-@pytest.mark.parametrize("answer", ["B", "b", "(B)", "B.", " (b): ", "Dog", " dog "])
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "B.", " (b): ", "Dog", " dog ", "Ｂ", "（b）", "ＤＯＧ"]
+)
 def test_an_answer_names_an_option_by_letter_or_text(answer):
     assert letter_of(answer, ("cat", "dog")) == "B"
 

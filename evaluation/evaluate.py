@@ -132,7 +132,7 @@ def evaluate(
         What is in ``results.json``.
 
     Raises:
-        DataError: if the folder cannot be written, or is that of another run.
+        DataError: if the folder cannot be written, is that of another run, or a run is using it.
         PromptError: if the model cannot look as a condition wants, or there is nothing to judge.
         JudgeError: if the judge cannot do its work.
     """
@@ -142,30 +142,31 @@ def evaluate(
     described = asker.describe()
     asker.check(plan.conditions)
     identity = {"model": described["model"], "decoding": dataclasses.asdict(decoding)}
-    folder.start(identity, resume)
-    started = time.perf_counter()
-    parts = [
-        _Part(planned, condition, folder)
-        for planned in plan.splits
-        for condition in plan.conditions
-    ]
-    _ask(asker, parts, decoding, batch_size)
-    judged = _judge(parts, judge, folder)
-    entries = [part.summarize() for part in parts]
-    records = [record for part in parts for record in part.records]
-    scores = {entry["split"]: entry["score"] for entry in entries}
-    results = {
-        "version": RESULTS_VERSION,
-        **identity,
-        **described["surroundings"],
-        "seconds": time.perf_counter() - started,
-        "tokens": totals(entries),
-        "splits": entries,
-        "tool_value": [value.to_dict() for value in tool_value(records, scores)],
-        **({"judge": judged} if judged else {}),
-    }
-    folder.write_results(results)
-    write_report(results, records, folder.path, open_photos=_Photos(plan))
+    with folder.held():
+        folder.start(identity, resume)
+        started = time.perf_counter()
+        parts = [
+            _Part(planned, condition, folder)
+            for planned in plan.splits
+            for condition in plan.conditions
+        ]
+        _ask(asker, parts, decoding, batch_size)
+        judged = _judge(parts, judge, folder)
+        entries = [part.summarize() for part in parts]
+        records = [record for part in parts for record in part.records]
+        scores = {entry["split"]: entry["score"] for entry in entries}
+        results = {
+            "version": RESULTS_VERSION,
+            **identity,
+            **described["surroundings"],
+            "seconds": time.perf_counter() - started,
+            "tokens": totals(entries),
+            "splits": entries,
+            "tool_value": [value.to_dict() for value in tool_value(records, scores)],
+            **({"judge": judged} if judged else {}),
+        }
+        folder.write_results(results)
+        write_report(results, records, folder.path, open_photos=_Photos(plan))
     return results
 
 

@@ -3,80 +3,61 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import IO
 
+from evaluation.lines import LineFile, read_lines
 from vpt.errors import DataError
 
 
 class ReplyCache:
-    """A file of replies, one JSON line each, to which lines are only ever added.
-
-    A line goes to the system in one write before :meth:`put` returns; a line that a kill cut in
-    two is ignored, and taken away by the next :meth:`put`.
+    """A file of replies, one JSON line each, see :class:`evaluation.lines.LineFile`.
 
     Args:
         path: of the file; it and its folder are made by the first :meth:`put`. ``None`` to keep
             replies in memory only.
 
     Raises:
-        DataError: if a whole line of the file is no reply.
+        DataError: if the file cannot be read, or a whole line of it is no reply.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
         self._replies: dict[str, str] = {}
-        self._torn_at: int | None = None
-        if path is not None and path.exists():
-            self._read(path)
+        self._lines = None if path is None else LineFile(path)
+        if path is not None:
+            for number, line in enumerate(read_lines(path), 1):
+                key, reply = _read_line(line, f"{path}, line {number}")
+                self._replies[key] = reply
 
     def get(self, key: str) -> str | None:
         """The reply under a key, or ``None``."""
         return self._replies.get(key)
 
     def put(self, key: str, reply: str, **about: str) -> None:
-        """Keep a reply.
+        """Keep a reply; it is on disk when this returns.
 
         Args:
             key: to find it by.
             reply: as it came.
             about: what else the line should say to a reader; it is not read back.
+
+        Raises:
+            DataError: if it cannot be written; the replies before it stay.
         """
         self._replies[key] = reply
-        if self._path is None:
-            return
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._torn_at is not None:
-                os.truncate(self._path, self._torn_at)
-            self._file = self._path.open("ab", buffering=0)
-        self._file.write(json.dumps({"key": key, **about, "reply": reply}).encode() + b"\n")
+        if self._lines is not None:
+            self._lines.append(json.dumps({"key": key, **about, "reply": reply}) + "\n")
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _read(self, path: Path) -> None:
-        num_bytes = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    self._torn_at = num_bytes
-                    return
-                num_bytes += len(line)
-                key, reply = _read_line(line, f"{path}, line {number}")
-                self._replies[key] = reply
+        if self._lines is not None:
+            self._lines.close()
 
 
-def _read_line(line: bytes, place: str) -> tuple[str, str]:
+def _read_line(line: str, place: str) -> tuple[str, str]:
     try:
         content = json.loads(line)
         key, reply = content["key"], content["reply"]
-    except (ValueError, TypeError, KeyError) as exc:
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise DataError(
             f"{place} is no reply of a judge ({type(exc).__name__}: {exc}); delete the line to "
             "have the judge asked again"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from evaluation.lines import LineFile, read_lines
 from vpt.errors import DataError
 from vpt.trace import Trace
 
@@ -87,10 +87,7 @@ class Record:
 
 
 class RecordFile:
-    """A file of records that survives a kill at any moment.
-
-    Each record is on disk before :meth:`append` returns. A line that a kill cut in two is taken
-    away when the file is opened again; all before it stay.
+    """A file of records that survives a kill at any moment, see :class:`evaluation.lines.LineFile`.
 
     Args:
         path: of the file; it and its folder are made when first needed.
@@ -98,49 +95,32 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[bytes] | None = None
+        self._lines = LineFile(path)
 
     def append(self, record: Record) -> None:
-        """Write a record."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self.path)
-            self._file = self.path.open("ab")
-        self._file.write(record.to_line().encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a record; it is on disk when this returns.
+
+        Raises:
+            DataError: if it cannot be written; the records before it stay.
+        """
+        self._lines.append(record.to_line())
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lines.close()
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """Read a file of records; one that does not exist has none.
 
     Raises:
-        DataError: if a whole line is no record.
+        DataError: if the file cannot be read, or a whole line is no record.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return  # cut by a kill: that sample is run again
-            try:
-                yield Record.from_line(line.decode())
-            except (ValueError, TypeError, KeyError) as exc:
-                raise DataError(
-                    f"{path}, line {number} is no record ({exc}); delete the line to have its "
-                    "sample run again"
-                ) from exc
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            yield Record.from_line(line)
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
+            raise DataError(
+                f"{path}, line {number} is no record ({exc}); delete the line to have its sample "
+                "run again"
+            ) from exc

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import platform
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from evaluation.lines import writing
 from evaluation.records import Record, RecordFile, read_records
 from vpt.data.row_files import write_whole
 from vpt.errors import DataError
 
 RUN_VERSION = 1
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,30 @@ class RunFolder:
     def judgements_file(self) -> Path:
         """What a judge said, kept so that it is asked once."""
         return self.path / "judgements.jsonl"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out while the block runs; a process that ends, however, lets go.
+
+        Raises:
+            DataError: if another run holds the folder, naming its process, or it cannot be written.
+        """
+        file = self.path / "run.lock"
+        with ExitStack() as stack:
+            with writing(file):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stream = stack.enter_context(file.open("a+", encoding="utf-8"))
+            if not _lock(stream):
+                stream.seek(0)
+                raise DataError(
+                    f"{self.path} is in use by {stream.read().strip() or 'another run'}; wait "
+                    "until that ends, or choose another --out"
+                )
+            with writing(file):
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {platform.node()}\n")
+                stream.flush()
+            yield
 
     def start(self, identity: Mapping[str, Any], resume: bool) -> None:
         """Make the folder, or make sure that what is in it belongs to the same run.
@@ -81,13 +112,14 @@ class RunFolder:
         return RecordFile(self._file(split, condition))
 
     def read(self, split: str, condition: str) -> dict[str, Record]:
-        """Records of a split under a condition: id -> record."""
-        return {record.id: record for record in read_records(self._file(split, condition))}
+        """Records of a split under a condition: id -> record, the last one of each."""
+        records = read_records(self._file(split, condition))  # "a/b" and "a_b" share a file
+        return {r.id: r for r in records if (r.split, r.condition) == (split, condition)}
 
     def read_all(self) -> Iterator[Record]:
-        """Every record, in the order of the files' names."""
+        """Every record, in the order of the files' names, the last one of each sample."""
         for file in sorted((self.path / "records").glob("*.jsonl")):
-            yield from read_records(file)
+            yield from {record.key: record for record in read_records(file)}.values()
 
     def read_results(self) -> dict[str, Any]:
         """What :meth:`write_results` wrote.
@@ -104,9 +136,27 @@ class RunFolder:
         return results
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write the numbers."""
-        write_whole(json.dumps(results, indent=1) + "\n", self.results_file)
+        """Write the numbers.
+
+        Raises:
+            DataError: if they cannot be written.
+        """
+        with writing(self.results_file):
+            write_whole(json.dumps(results, indent=1) + "\n", self.results_file)
 
     def _file(self, split: str, condition: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
         return self.path / "records" / f"{safe}--{condition}.jsonl"
+
+
+def _lock(stream: IO[str]) -> bool:
+    """Lock an open file until it is closed or the process ends; ``False`` if another has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as exc:  # Windows, and some network file systems
+        _logger.warning("cannot lock %s (%s); let no other run write there", stream.name, exc)
+    return True

@@ -1,5 +1,6 @@
 """Records survive a kill at any moment, and nothing is lost or read as another."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -49,6 +50,40 @@ def test_a_line_cut_at_any_byte_costs_one_record(tmp_path):
         assert list(read_records(path)) == RECORDS[:2]
         write(path, RECORDS[2:])
         assert path.read_bytes() == whole
+
+
+@contextlib.contextmanager
+def files_at_most(num_bytes):
+    """Let the system refuse longer files, as a full disk does: after a part of a write."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_told_and_what_was_written_stays_whole(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write(path, RECORDS[:1])
+    whole = path.read_bytes()
+    file = RecordFile(path)
+    words = r"cannot write .*a\.jsonl: File too large\. All .* run the same command again to resume"
+    with files_at_most(len(whole) + 20), pytest.raises(DataError, match=words):
+        file.append(RECORDS[1])
+    assert path.read_bytes() == whole
+    file.append(RECORDS[1])  # there is room again
+    file.close()
+    assert list(read_records(path)) == RECORDS[:2]
+
+
+def test_a_folder_that_no_records_can_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"cannot write .*b\.jsonl: (Not a directory|File exists)"):
+        RecordFile(tmp_path / "file" / "b.jsonl").append(RECORDS[0])
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+        list(read_records(tmp_path))
 
 
 def test_a_line_that_is_no_record_is_told_with_its_number(tmp_path):

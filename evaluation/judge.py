@@ -49,7 +49,7 @@ class JudgeSettings:
         key_variable: name of the environment variable that holds the key.
         max_concurrency: calls under way at once.
         max_retries: of one call, after 429, 5xx, a time-out or a broken connection.
-        timeout_s: until a try counts as failed.
+        timeout_s: from the beginning of a try to the end of its reply; then it counts as failed.
         temperature: 0 for greedy.
         max_tokens: of the reply.
     """

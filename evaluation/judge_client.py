@@ -8,9 +8,12 @@ often as it is told, after the time that ``Retry-After`` says (up to two minutes
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import openai
 
 if TYPE_CHECKING:
@@ -50,13 +53,14 @@ class JudgeClient:
     def __init__(self, settings: JudgeSettings, key: str) -> None:
         self._settings = settings
         self._key = key
+        # A proxy cannot reach our own machine's loopback.
+        http_client = _DeadlineClient(settings.timeout_s, trust_env=not settings.is_loopback)
         self._client = openai.AsyncOpenAI(
             api_key=key,
             base_url=settings.base_url,
             timeout=settings.timeout_s,
             max_retries=settings.max_retries,
-            # A proxy cannot reach our own machine's loopback.
-            http_client=openai.DefaultAsyncHttpxClient(trust_env=not settings.is_loopback),
+            http_client=http_client,
         )
 
     async def __aenter__(self) -> JudgeClient:
@@ -86,11 +90,11 @@ class JudgeClient:
                 temperature=self._settings.temperature,
                 max_tokens=self._settings.max_tokens,
             )
-        except (openai.OpenAIError, ValueError) as exc:
+            return self._read(completion)
+        except (openai.OpenAIError, ValueError, RecursionError) as exc:  # the last: nested JSON
             return self._explain(exc)
-        return self._read(completion)
 
-    def _explain(self, exc: openai.OpenAIError | ValueError) -> Failure:
+    def _explain(self, exc: Exception) -> Failure:
         settings = self._settings
         if isinstance(exc, openai.AuthenticationError):
             # Without the server's words: they may show a part of the key.
@@ -115,10 +119,42 @@ class JudgeClient:
             content, reason = choice.message.content, choice.finish_reason
         except (AttributeError, IndexError, TypeError):
             return Failure(f"what came is no chat completion ({self._quote(completion)})")
-        if isinstance(content, str) and content.strip():
-            return content
+        text = "".join(_texts(content))
+        if text.strip():
+            return text
         hint = ": raise max_tokens" if reason == "length" else ""
         return Failure(f"the reply is empty (finish_reason {reason!r}{hint})")
 
     def _quote(self, said: object) -> str:
         return " ".join(str(said).replace(self._key, "[key]").split())[:_MAX_SAID]
+
+
+class _DeadlineClient(openai.DefaultAsyncHttpxClient):
+    """Bounds a whole try; the time-outs of httpx bound each read of it alone.
+
+    Args:
+        timeout_s: from the beginning of a try to the end of its reply.
+        trust_env: whether proxies of the environment are used.
+    """
+
+    def __init__(self, timeout_s: float, *, trust_env: bool) -> None:
+        super().__init__(trust_env=trust_env)
+        self._timeout_s = timeout_s
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request and read the reply."""
+        try:
+            return await asyncio.wait_for(super().send(request, **options), self._timeout_s)
+        except asyncio.TimeoutError as exc:
+            raise httpx.ReadTimeout("the reply took too long", request=request) from exc
+
+
+def _texts(content: object) -> Iterator[str]:
+    """Yield the texts of a message's content: a string, or a list of parts."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Sequence):
+        for part in content:
+            text = part.get("text") if isinstance(part, Mapping) else getattr(part, "text", None)
+            if isinstance(text, str):
+                yield text

@@ -88,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             for name, value in {"content-type": "application/json", **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body.encode())
+            for piece in [body] if isinstance(body, str) else body:
+                self.wfile.write(piece.encode())
         except ConnectionError:
             pass  # a client that did not wait
 
@@ -257,6 +258,21 @@ def assert_matches(pattern, text):
         raise ValueError(text)
 
 
+@pytest.mark.parametrize("depth", [2_000, 200_000])
+def test_a_deeply_nested_reply_is_unscored_and_leaves_the_others_alone(serve, depth):
+    deep = (200, {}, '{"choices": ' + "[" * depth + "]" * depth + "}")
+    server = serve(lambda message, _: deep if "flower 1" in message else said("score: 1"))
+    judgements = judge_all(items(3), server.settings())
+    assert [j.score for j in judgements] == [1.0, None, 1.0]
+    assert "no chat completion" in judgements[1].reason
+
+
+def test_a_reply_in_parts_is_read(serve):
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "score: "}, "odd"]
+    server = serve(in_turn(said([*parts, {"type": "text", "text": "0.5"}])))
+    assert judge_all(items(1), server.settings())[0] == Judgement(0.5, reply="score: 0.5")
+
+
 def test_a_failed_call_leaves_the_others_alone(serve):
     def answer(message, _):
         return refused(500, "broken") if "flower 1" in message else said("score: 0")
@@ -321,6 +337,24 @@ def test_no_reply_in_time_is_unscored(serve):
     server = serve(answer)
     (judgement,) = judge_all(items(1), server.settings(timeout_s=0.2, max_retries=0))
     assert judgement == Judgement(None, "no reply within 0.2 s")
+
+
+def test_a_reply_that_trickles_in_is_given_up_and_asked_for_again(serve):
+    def trickle(body):
+        for character in body:
+            time.sleep(0.2)  # each read is in time, the whole is not
+            yield character
+
+    def answer(_, number):
+        status, headers, body = said("score: 1")
+        return status, headers, trickle(body) if number == 0 else body
+
+    server = serve(answer)
+    started = time.monotonic()
+    settings = server.settings(timeout_s=1, max_retries=1, max_concurrency=1)
+    assert judge_all(items(1), settings)[0].score == 1.0
+    assert len(server.requests) == 2
+    assert time.monotonic() - started < 5
 
 
 # --- runs that end --------------------------------------------------------------------------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
+_FINE, _NOTHING_ANSWERED = 0, 1
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,18 +128,18 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     if args.list:
         from evaluation.table import splits_table
 
         put(splits_table(args.data))
-        return
+        return _FINE
     check_model_arguments(args)
     if not args.splits:
         raise PromptError("--splits names what to ask; see --list")
     from evaluation.evaluate import evaluate, make_plan
     from evaluation.run_folder import RunFolder
-    from evaluation.table import results_table
+    from evaluation.table import results_table, shortfalls
 
     judge = _judge_settings(args)
     plan = make_plan(
@@ -158,7 +159,13 @@ def _run(args: argparse.Namespace) -> None:
         judge=judge,
     )
     put(results_table(results))
+    for line in shortfalls(results, args.out):
+        say(line)
     say(f"results in {args.out}: results.json, report.html and the records")
+    if not any(entry["n"] > sum(entry["failures"].values()) for entry in results["splits"]):
+        say("error: no sample was answered: every one failed, or cannot be asked so")
+        return _NOTHING_ANSWERED
+    return _FINE
 
 
 def _asker(args: argparse.Namespace) -> Asker:

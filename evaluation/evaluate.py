@@ -163,7 +163,7 @@ def evaluate(
             "tokens": totals(entries),
             "splits": entries,
             "tool_value": [value.to_dict() for value in tool_value(records, scores)],
-            **({"judge": judged} if judged else {}),
+            **judged,
         }
         folder.write_results(results)
         write_report(results, records, folder.path, open_photos=_Photos(plan))
@@ -265,18 +265,18 @@ def _ask(asker: Asker, parts: Sequence[_Part], decoding: Decoding, batch_size: i
 
 def _judge(
     parts: Sequence[_Part], settings: JudgeSettings | None, folder: RunFolder
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Have the free-form splits judged; the scores go into the parts, not into their files."""
     if settings is None:
-        return None
+        return {}
     from evaluation.judging import judge_records
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
-    scored, summary = judge_records(records, settings, folder.judgements_file)
+    scored, summary, unscored = judge_records(records, settings, folder.judgements_file)
     part_of = {part.key: part for part in parts}
     for record in scored:
         part_of[record.split, record.condition].done[record.id] = record
-    return summary
+    return {"judge": summary, "unscored": unscored}
 
 
 def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ SCORE = "judge"
 
 def judge_records(
     records: Sequence[Record], settings: JudgeSettings, cache_file: Path
-) -> tuple[list[Record], dict[str, Any]]:
+) -> tuple[list[Record], dict[str, Any], list[dict[str, str]]]:
     """Have answers judged.
 
     Args:
@@ -27,9 +28,10 @@ def judge_records(
         cache_file: of its replies; what is there is not asked again.
 
     Returns:
-        The same records, those that the judge scored with :data:`SCORE` among their scores; and
-        what ``results.json`` says of the judge: as :func:`evaluation.judge.summary`, and why
-        answers stayed without a score, ``reasons``: reason -> number.
+        The same records, those that the judge scored with :data:`SCORE` among their scores; what
+        ``results.json`` says of the judge: as :func:`evaluation.judge.summary`, and why answers
+        stayed without a score, ``reasons``: reason -> number; and those answers: ``split``,
+        ``condition``, ``id`` and ``reason`` of each.
 
     Raises:
         PromptError: if the key or the ``openai`` package is missing.
@@ -41,12 +43,14 @@ def judge_records(
     ]
     with tqdm(total=len(items), desc="judge", disable=not sys.stderr.isatty()) as bar:
         judged = judge_all(items, settings, cache_file, lambda *_: bar.update())
-    reasons: dict[str, int] = {}
+    unscored = []
     scored = list(records)
     for place, judgement in zip(places, judged, strict=True):
         if judgement.score is None:
-            reasons[judgement.reason] = reasons.get(judgement.reason, 0) + 1
+            names = dict(zip(("split", "condition", "id"), records[place].key, strict=True))
+            unscored.append({**names, "reason": judgement.reason})
             continue
         scores = {**records[place].scores, SCORE: judgement.score}
         scored[place] = dataclasses.replace(records[place], scores=scores)
-    return scored, {**summary(judged, settings), "reasons": reasons}
+    reasons = Counter(one["reason"] for one in unscored)
+    return scored, {**summary(judged, settings), "reasons": dict(reasons)}, unscored

@@ -87,8 +87,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise DataError(
-            f"cannot write {path}: {exc.strerror or exc}. All that was written before is kept: "
-            "make the folder writable or free some room, then run the same command again to resume"
+            f"cannot write to {path}: {exc.strerror or exc}; choose another --out, or make room "
+            "there and run the same command again to resume: all that was written before is kept"
         ) from exc
 
 

@@ -36,7 +36,8 @@ def summarize(
         As it stands in ``results.json``. Failures are in no mean; ``n`` counts them.
     """
     answered = [record for record in records if record.error is None]
-    kinds = [record.error["kind"] for record in records if record.error is not None]
+    errors = [(record, record.error) for record in records if record.error is not None]
+    kinds = [error["kind"] for _, error in errors]
     names = dict.fromkeys(name for record in answered for name in record.scores)
     return {
         "split": split,
@@ -46,6 +47,7 @@ def summarize(
         "n": len(records),
         "not_asked": num_not_asked,
         "failures": {kind: kinds.count(kind) for kind in ERRORS},
+        "first_failure": f"{errors[0][0].id}: {errors[0][1]['message']}" if errors else None,
         "scores": {name: _interval(answered, name).to_dict() for name in names},
         "aggregate": dict(score.aggregate(answered)) if answered else {},
         "called": _share(sum(record.num_calls > 0 for record in answered), len(answered)),

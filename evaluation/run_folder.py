@@ -83,15 +83,13 @@ class RunFolder:
         """
         file = self.path / "run.json"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                write_whole(json.dumps({"version": RUN_VERSION, **identity}, indent=1) + "\n", file)
-                return
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise DataError(
-                f"cannot write to {self.path}: {exc.strerror or exc}; choose another --out"
-            ) from exc
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not file.exists():
+                    run = json.dumps({"version": RUN_VERSION, **identity}, indent=1)
+                    write_whole(run + "\n", file)
+                    return
+                known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as exc:
             raise DataError(f"{file} is no JSON ({exc}); choose another --out") from exc
         if not resume:
@@ -158,5 +156,5 @@ def _lock(stream: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except (ImportError, OSError) as exc:  # Windows, and some network file systems
-        _logger.warning("cannot lock %s (%s); let no other run write there", stream.name, exc)
+        _logger.error("cannot lock %s (%s); let no other run write there", stream.name, exc)
     return True

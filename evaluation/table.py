@@ -34,6 +34,35 @@ def results_table(results: Mapping[str, Any]) -> str:
     return aligned(lines)
 
 
+def shortfalls(results: Mapping[str, Any], folder: Path) -> list[str]:
+    """Lines about samples without a score: how many, why, and where each is named.
+
+    Args:
+        results: as in ``results.json``.
+        folder: of the run.
+    """
+    lines = []
+    for entry in results["splits"]:
+        if num_failed := sum(entry["failures"].values()):
+            lines.append(
+                f"{num_failed} of {entry['n']} samples of {entry['split']} under "
+                f"{entry['condition']} failed, the first {entry['first_failure']}"
+            )
+    if lines:
+        lines.append(
+            f'"error" in {folder / "records"} says why each failed; delete its line to have the '
+            "sample asked again"
+        )
+    if unscored := results.get("unscored"):
+        reasons = results["judge"]["reasons"].items()
+        words = "; ".join(f"{num} x {reason}" for reason, num in reasons)
+        lines.append(
+            f"{len(unscored)} of {len(unscored) + results['judge']['n']} answers have no score of "
+            f'the judge ({words}); "unscored" in {folder / "results.json"} names them'
+        )
+    return lines
+
+
 def splits_table(data: Path) -> str:
     """A line per registered split: whether it is there, and what it is."""
     lines = [["split", "here", "score", "format", "about"]]

@@ -9,7 +9,13 @@ from typing import Any
 from evaluation.report.axis import Axis, axis_around_zero, axis_from_zero
 
 NUM_COLOURS = 8  # classes k0 to k7 of page.css; k0 is grey
-_APART = ("version", "model", "splits", "tool_value")  # of the results; they have their own place
+_APART = (
+    "version",
+    "model",
+    "splits",
+    "tool_value",
+    "unscored",
+)  # of the results; they have their own place
 
 _QUESTIONS = {
     ("auto", "blank"): "Is it the content that helps?",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.evaluation import main
+from evaluation.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "evaluation" / "evaluation.py"
@@ -86,6 +87,31 @@ def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, random_model,
     (tmp_path / "file").write_text("x")
     assert main([*words[:-1], str(tmp_path / "file" / "out")]) == 2
     assert "cannot write to" in capsys.readouterr().err
+
+
+def test_a_run_without_a_single_answer_is_told(own_split, random_model, tmp_path, capsys):
+    words = ["--splits", str(own_split), "--model", str(random_model), "--device", "cpu"]
+    words += ["--limit", "2", "--perception", "none", "--out", str(tmp_path / "out")]
+    picture = own_split.parent / "0.png"
+    picture.rename(own_split.parent / "away.png")
+    assert main(words) == 0  # the other sample was answered
+    said = capsys.readouterr().err
+    assert "1 of 2 samples of" in said and "failed, the first 0: " in said
+    assert f'"error" in {tmp_path / "out" / "records"} says why each failed' in said
+    assert "no sample was answered" not in said
+    assert main([*words, "--limit", "1"]) == 1
+    assert "no sample was answered: every one failed" in capsys.readouterr().err
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_is_under_way(
+    own_split, random_model, tmp_path, capsys
+):
+    words = ["--splits", str(own_split), "--model", str(random_model), "--device", "cpu"]
+    words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
+    with RunFolder(tmp_path / "out").held():
+        assert main(words) == 2
+    assert f"out is in use by process {os.getpid()} on" in capsys.readouterr().err
+    assert main(words) == 0
 
 
 def test_a_judge_that_is_down_is_told_and_the_run_is_kept(

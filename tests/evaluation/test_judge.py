@@ -23,6 +23,9 @@ from evaluation.judge import (
     summary,
 )
 from evaluation.judge_protocol import PROMPT, PROMPT_HASH, write_message
+from evaluation.judging import judge_records
+from evaluation.records import Record
+from evaluation.table import shortfalls
 from vpt.errors import DataError, PromptError
 
 pytest.importorskip("openai")
@@ -573,6 +576,27 @@ def test_the_summary_counts_unscored_apart():
 def test_a_mean_over_nothing_is_none(judgements):
     result = summary(judgements, JudgeSettings("m"))
     assert (result["mean"], result["n"], result["unscored"]) == (None, 0, len(judgements))
+
+
+def test_answers_without_a_score_are_named_with_their_reason(serve):
+    def answer(message, _):
+        return said("Fine." if "flower 1" in message else "score: 1")
+
+    records = [
+        Record("own", "auto", str(number), f"What colour is flower {number}?", "red", ("red",))
+        for number in range(3)
+    ]
+    records.append(Record("own", "auto", "3", "?", error={"kind": "run", "message": "torn"}))
+    scored, told, unscored = judge_records(records, serve(answer).settings(), None)
+    assert [record.scores for record in scored] == [{"judge": 1.0}, {}, {"judge": 1.0}, {}]
+    reason = "the reply has no 'score: <number>'"
+    assert (told["n"], told["unscored"], told["reasons"]) == (2, 1, {reason: 1})
+    assert unscored == [{"split": "own", "condition": "auto", "id": "1", "reason": reason}]
+    results = {"splits": [], "judge": told, "unscored": unscored}
+    assert shortfalls(results, Path("out")) == [
+        f'1 of 3 answers have no score of the judge (1 x {reason}); "unscored" in '
+        "out/results.json names them"
+    ]
 
 
 def test_without_the_openai_package_the_error_says_what_to_install(monkeypatch):

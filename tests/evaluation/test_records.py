@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays_whole(tmp_path):
     write(path, RECORDS[:1])
     whole = path.read_bytes()
     file = RecordFile(path)
-    words = r"cannot write .*a\.jsonl: File too large\. All .* run the same command again to resume"
+    words = r"cannot write to .*a\.jsonl: File too large; .* run the same command again to resume"
     with files_at_most(len(whole) + 20), pytest.raises(DataError, match=words):
         file.append(RECORDS[1])
     assert path.read_bytes() == whole
@@ -80,7 +80,9 @@ def test_a_full_disk_is_told_and_what_was_written_stays_whole(tmp_path):
 
 def test_a_folder_that_no_records_can_be_written_to_is_told(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"cannot write .*b\.jsonl: (Not a directory|File exists)"):
+    with pytest.raises(
+        DataError, match=r"cannot write to .*b\.jsonl: (Not a directory|File exists)"
+    ):
         RecordFile(tmp_path / "file" / "b.jsonl").append(RECORDS[0])
     with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
         list(read_records(tmp_path))

@@ -91,7 +91,7 @@ def test_a_run_that_was_killed_lets_go_of_its_folder(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_locked_is_used_and_the_risk_told(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 

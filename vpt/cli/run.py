@@ -49,7 +49,8 @@ EXIT_PIPE = 141
 EXIT_CODES = """\
 exit codes:
   0    fine
-  1    vpt data: something is wrong with the data; else a bug, shown with a traceback
+  1    vpt data: something is wrong with the data; vpt eval: no sample was answered; else a bug,
+       shown with a traceback
   2    wrong usage
   3    an input image cannot be used
   4    the model cannot be loaded or built, or its numbers are not finite

@@ -149,11 +149,15 @@ def _run(args: argparse.Namespace) -> int:
         image_roots=args.images,
         limit=args.limit,
     )
+    folder = RunFolder(args.out)
+    if folder.path.exists():
+        with folder.held():  # report a run under way there before a model is loaded
+            pass
     results = evaluate(
         _asker(args),
         plan,
         _decoding(args),
-        RunFolder(args.out),
+        folder,
         batch_size=args.batch_size,
         resume=args.resume,
         judge=judge,
@@ -163,7 +167,7 @@ def _run(args: argparse.Namespace) -> int:
         say(line)
     say(f"results in {args.out}: results.json, report.html and the records")
     if not any(entry["n"] > sum(entry["failures"].values()) for entry in results["splits"]):
-        say("error: no sample was answered: every one failed, or cannot be asked so")
+        say("error: no sample was answered: each one failed or does not fit the condition")
         return _NOTHING_ANSWERED
     return _FINE
 

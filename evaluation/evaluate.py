@@ -282,11 +282,12 @@ def _judge(
 def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder: RunFolder) -> None:
     for sample in planned.samples:
         record = known.get(sample.id)
-        if record is None or record.error is not None or isinstance(sample, BadRow):
+        if record is None or record.error is not None:
             continue
-        if record.answers != sample.answers:
+        answers = () if isinstance(sample, BadRow) else sample.answers
+        if record.answers != answers:
             raise DataError(
                 f"{folder.path} holds records of another {planned.split.name}: sample "
                 f"{sample.id} had the answers {list(record.answers)}, now "
-                f"{list(sample.answers)}; choose another --out"
+                f"{list(answers)}; choose another --out"
             )

@@ -49,7 +49,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out while the block runs; a process that ends, however, lets go.
+        """Lock the folder against other runs during the block. The lock ends with the process.
 
         Raises:
             DataError: if another run holds the folder, naming its process, or it cannot be written.

@@ -1,4 +1,4 @@
-"""Whether an answer holds a reference: as words, or as the letter, yes or no that it comes to."""
+"""Whether an answer contains a reference: as words, or as the letter, yes or no that it states."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def contains_answer(prediction: str, references: Sequence[str]) -> float:
     For free-form answers, "It is a red bus." for "red bus". It does not see negation: "not a red
     bus" holds "red bus" too.
 
-    Two kinds of references are words of almost any sentence, so the prediction has to come to
-    them: "yes" and "no" as `extract_yes_no` reads it; a single letter ("A") as the option that
-    `extract_choice` reads, or else as the only letter that stands alone.
+    Two kinds of references occur in almost any sentence, so the prediction has to state them:
+    "yes" or "no" is compared with what `extract_yes_no` reads, a single letter ("A") with the
+    option that `extract_choice` reads, or else with the only letter that stands alone.
 
     Raises:
         DataError: if there is no reference.

@@ -100,7 +100,7 @@ def test_a_run_without_a_single_answer_is_told(own_split, random_model, tmp_path
     assert f'"error" in {tmp_path / "out" / "records"} says why each failed' in said
     assert "no sample was answered" not in said
     assert main([*words, "--limit", "1"]) == 1
-    assert "no sample was answered: every one failed" in capsys.readouterr().err
+    assert "no sample was answered: each one failed" in capsys.readouterr().err
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_is_under_way(
@@ -109,7 +109,8 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_is_under_way(
     words = ["--splits", str(own_split), "--model", str(random_model), "--device", "cpu"]
     words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
     with RunFolder(tmp_path / "out").held():
-        assert main(words) == 2
+        absent = ["--model", str(tmp_path / "absent")]  # the folder is looked at first
+        assert main([*words, *absent]) == 2
     assert f"out is in use by process {os.getpid()} on" in capsys.readouterr().err
     assert main(words) == 0
 

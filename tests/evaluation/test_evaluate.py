@@ -97,6 +97,15 @@ def test_data_that_changed_in_between_is_told(runtime, own_split, tmp_path):
         run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
 
 
+def test_a_row_that_is_bad_now_does_not_keep_its_old_score(runtime, own_split, tmp_path):
+    run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
+    lines = own_split.read_text().splitlines()
+    lines[3] = lines[3].replace('"answer": "x"', '"answer": NaN')
+    own_split.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"sample 3 had the answers \['x'\], now \[\]; choose"):
+        run(runtime, plan_of(own_split, ("none",)), tmp_path / "out")
+
+
 def test_another_decoding_is_another_run(runtime, own_split, tmp_path):
     plan = plan_of(own_split, ("none",), limit=1)
     run(runtime, plan, tmp_path)

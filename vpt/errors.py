@@ -12,7 +12,7 @@
     ├── CheckpointError         a model folder is missing something, or holds something unknown
     ├── BudgetError             a request needs more room than it was given
     ├── RunError                a request failed in the middle, by no fault of its own
-    │   └── NonFiniteError      the model's logits are NaN or infinite
+    │   └── NonFiniteError      the model's logits, or a loss, are NaN or infinite
     ├── ServiceError            another program, asked over the network, does not do its work
     └── TrainingError           LLaMA-Factory is not as it was tested, or asked for what cannot be
 
@@ -71,7 +71,7 @@ class RunError(VPTError):
 
 
 class NonFiniteError(RunError):
-    """The model's logits are NaN or infinite, so no token can be chosen."""
+    """The model's logits, or the loss of a training, are NaN or infinite."""
 
 
 class ServiceError(VPTError):

@@ -153,6 +153,10 @@ def drop(name):
             r"of another shape: _vq_vae._embedding \[64, 512\] instead of \[128, 512\]",
         ),
         (lambda w: w.clear(), "missing: .* and [0-9]+ more"),
+        (
+            lambda w: w["decoder.0.bias"].fill_(torch.nan),
+            r"not finite \(NaN or infinity\): decoder.0.bias$",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(tmp_path, spoil, message):

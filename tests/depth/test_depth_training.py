@@ -13,7 +13,7 @@ from vpt.depth.measures import measured_words, score_maps, summarise
 from vpt.depth.reconstructions import draw_reconstructions, spread
 from vpt.depth.tokenizer import DepthTokenizerConfig
 from vpt.depth.training import STATE, Trainer, TrainingSettings
-from vpt.errors import DataError, PromptError
+from vpt.errors import DataError, NonFiniteError, PromptError
 
 CONFIG = DepthTokenizerConfig(
     size_px=32, num_codes=8, code_dim=8, hidden_dim=4, num_downsamplings=3, num_residual_blocks=1
@@ -95,6 +95,11 @@ def test_a_damaged_state_is_told(files, tmp_path):
     (tmp_path / STATE).write_bytes(b"nothing")
     with pytest.raises(PromptError, match=r"cannot read .*; delete it to start anew"):
         Trainer(files, SHORT, CONFIG).load_state(tmp_path)
+
+
+def test_training_that_leaves_the_numbers_ends(files):
+    with pytest.raises(NonFiniteError, match=r"error of step 24 is nan; .* smaller learning rate"):
+        list(Trainer(files, replace(SHORT, learning_rate=1e30), CONFIG).run())
 
 
 def test_revival_is_asked_for_while_training(files, monkeypatch):

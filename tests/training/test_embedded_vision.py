@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 
 import vpt
 from vpt.data.embedded.labels import HEADS
+from vpt.errors import NonFiniteError
 from vpt.images import from_pixels
 from vpt.training.embedded.shape import fresh_model
 from vpt.training.embedded.vision import (
@@ -116,6 +117,11 @@ def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
     expected = torch.load(whole / "dino.pt", weights_only=True)["trained"]
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert all(torch.equal(expected[name], after_four[name]) for name in expected)
+
+
+def test_training_that_leaves_the_numbers_ends(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"tower: the loss of step . is nan; .* smaller learn"):
+        train_encoder("tower", settings(tmp_path, learning_rate=1e30))
 
 
 def test_the_model_is_put_together_when_every_encoder_is_finished(tmp_path):

@@ -191,7 +191,7 @@ def load_depth_tokenizer(
 
     Raises:
         CheckpointError: if it is not there, cannot be read, or has weights too many, too few or
-            of another shape.
+            of another shape, or not finite.
     """
     source = Path(path)
     if source.is_dir():
@@ -259,6 +259,8 @@ def _check_weights(given: dict[str, Tensor], wanted: dict[str, Tensor], source: 
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": other,
     }
+    odd = [name for name, weight in given.items() if not weight.isfinite().all()]
+    differing["not finite (NaN or infinity)"] = odd
     if faults := [f"{kind}: {_some(names)}" for kind, names in differing.items() if names]:
         raise CheckpointError(f"{source} is no depth tokenizer of this shape; {'; '.join(faults)}")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from vpt.depth.codebook import perplexity
 from vpt.depth.maps import fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
-from vpt.errors import DataError, PromptError
+from vpt.errors import DataError, NonFiniteError, PromptError
 
 STATE = "training_state.pt"
 
@@ -158,7 +158,11 @@ class Trainer:
         """Keep a line of numbers now and then."""
         if self.step % _LOG_EVERY and self.step != self.settings.steps:
             return
-        line = {"step": self.step, "mse": round(error.item(), 6)}
+        if not math.isfinite(mse := error.item()):
+            raise NonFiniteError(
+                f"the error of step {self.step} is {mse}; train again with a smaller learning rate"
+            )
+        line = {"step": self.step, "mse": round(mse, 6)}
         if self._counts.any():
             line["codes_used"] = int((self._counts > 0).sum())
             line["perplexity"] = round(perplexity(self._counts), 2)

@@ -28,6 +28,7 @@ from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
 from vpt.data.embedded.questions import cell_of
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
+from vpt.errors import NonFiniteError
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
 from vpt.projectors import Projector
@@ -369,12 +370,17 @@ def train_encoder(encoder: str, settings: Settings) -> None:
     mean: dict[str, float] = {}
     for step, batch in enumerate(cast(Iterator[dict[str, Tensor]], bar), first + 1):
         loss, right = heads(view(batch["pixels"]), batch)
+        if not math.isfinite(loss_now := loss.item()):
+            raise NonFiniteError(
+                f"{encoder}: the loss of step {step} is {loss_now}; train with a smaller "
+                "learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         scheduler.step()
-        for name, value in {"loss": loss.item(), **right}.items():
+        for name, value in {"loss": loss_now, **right}.items():
             mean[name] = 0.95 * mean.get(name, value) + 0.05 * value
         bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()}, refresh=False)
         if step % settings.save_steps == 0 or step == len(views):

@@ -8,9 +8,11 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from PIL import Image
 
 import vpt
+from vpt.building import tiny_model
 from vpt.wording import printable
 
 with warnings.catch_warnings():
@@ -131,6 +133,19 @@ def test_too_many_pixels_are_a_message(client, tmp_path):
 def test_a_bad_question_is_a_message(client, picture, question, said):
     with pytest.raises(AppError, match=said):
         ask(client, picture, question)
+
+
+def test_a_run_that_fails_is_a_message_beside_the_other_answer(serve, picture):
+    model, processor = tiny_model()
+    torch.nn.init.constant_(model.projectors["dino"].linear_feature.weight, float("nan"))
+    runtime = vpt.Runtime(model, processor)
+    client = connect(serve(runtime))
+    given = handle_file(str(picture)), QUESTION, True, *settings("dino", 6)
+    job = client.submit(*given, api_name="/ask")
+    with pytest.raises(AppError, match="the model's logits are not finite"):
+        job.result()
+    answer = runtime.ask(picture, QUESTION, perception="none", max_new_tokens=6).text
+    assert job.outputs()[-1][PLAIN] == printable(answer)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 1, "images": 3}', '{"version": 2}'])

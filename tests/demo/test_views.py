@@ -4,7 +4,10 @@ import copy
 import json
 
 import pytest
+import torch
 
+import vpt
+from vpt.building import tiny_model
 from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
 from vpt.demo.timeline import timeline_html
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
@@ -51,6 +54,20 @@ def test_a_growing_trace_shows_what_the_whole_one_shows(embedded, picture):
         for one, grown in zip(whole.images, before.images, strict=True)
     ]
     assert draw_views(before).crop.tobytes() == draw_views(whole).crop.tobytes()
+
+
+def test_a_run_that_fails_leaves_the_other_alone(picture):
+    model, processor = tiny_model()
+    torch.nn.init.constant_(model.projectors["dino"].linear_feature.weight, float("nan"))
+    runtime = vpt.Runtime(model, processor)
+    settings = Settings(**{**vars(SETTINGS), "perception": "dino", "max_new_tokens": 5})
+    requests = make_requests(runtime, str(picture), "x", settings, compare=True)
+    glimpses = list(Watcher(runtime).watch(requests))
+    ends = {one.index: one for one in glimpses}
+    assert isinstance(ends[0].event, vpt.ErrorEvent) and "not finite" in str(ends[0].event.error)
+    assert [call.branch for call in ends[0].trace.calls] == ["dino"]  # as far as it came
+    alone = runtime.ask(picture, "x", perception="none", max_new_tokens=5)
+    assert ends[1].trace.answer == alone.text
 
 
 def test_closing_a_watched_run_frees_its_place(endless, picture):

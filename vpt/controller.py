@@ -53,7 +53,7 @@ class Request:
         question: plain text.
         perception: one of ``vpt.tokens.PERCEPTION_MODES``.
         max_calls: perception calls at most; a turn with several regions is one call.
-        max_new_tokens: tokens the model may choose in all.
+        max_new_tokens: tokens the model may choose in all; the model's context is a limit, too.
         constrain: let the grammar permit only well-formed calls within the budget. Without it
             malformed calls are recorded and read as text; a call beyond the budget ends the run.
         look_at: which image a call concerns: the ``"first"`` one given, as released, or the
@@ -151,6 +151,7 @@ class Step:
         looks: one result per image or re-encoded image appended.
         encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
+        is_last: whether the stream has no room for the chosen token, nor for any other.
     """
 
     token_id: int
@@ -158,6 +159,7 @@ class Step:
     looks: Sequence[LookResult] = ()
     encode_ms: float = 0.0
     run_ms: float = 0.0
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class _Loop:
         self.started = self.last_token_at = time.perf_counter()
         self.num_rounds = 0
         self.last_call: tuple[object, ...] | None = None
-        self.no_more_calls = False
+        self.no_more_calls = self.out_of_tokens = False
         self.trace = Trace(
             question=request.question,
             perception=request.perception,
@@ -340,7 +342,10 @@ class _Loop:
             token = self._record_token(step.token_id)
             # A re-encoding call is complete with its start token: the rest of it is forced.
             ended = step.token_id == self.turn_end or step.token_id in self.row_of_opener
-            is_last = ended or len(self.trace.tokens) >= self.request.max_new_tokens
+            self.out_of_tokens = (
+                step.is_last or len(self.trace.tokens) >= self.request.max_new_tokens
+            )
+            is_last = ended or self.out_of_tokens
             yield TokenEvent(token, text.add(step.token_id, is_last))
             if is_last:
                 return ids, ended
@@ -391,7 +396,7 @@ class _Loop:
                 return "repeated_call"
             self.no_more_calls = True  # dispatch it once more, then the model must answer
         self.last_call = key
-        if self.trace.counts.generated_tokens >= self.request.max_new_tokens:
+        if self.out_of_tokens:
             return "length"
         return ""
 

@@ -7,6 +7,7 @@ both are appended behind the cache. Nothing is run twice (arXiv 2502.17425 runs 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Stream:
         position: M-RoPE position of the next token.
         hidden: ``[D]`` final hidden state of the last token: the next control state.
         conditions: branch -> control state of its latest call.
+        max_position: of the model; there is no token at this position or behind it.
     """
 
     slot: int
@@ -48,6 +50,12 @@ class Stream:
     position: int = 0
     hidden: Tensor | None = None
     conditions: dict[str, Tensor] = field(default_factory=dict)
+    max_position: int = sys.maxsize
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token can be read."""
+        return self.position >= self.max_position
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class Engine:
         self._embed_tokens = model.get_input_embeddings()
         weight = self._embed_tokens.weight
         self._device = weight.device
+        factor = (text.rope_parameters or {}).get("factor") or 1
+        self._max_position = int(text.max_position_embeddings * factor)
         head_dim = text.hidden_size // text.num_attention_heads
         self.cache = SlotCache(
             text.num_hidden_layers,
@@ -157,7 +167,7 @@ class Engine:
             raise BudgetError("all slots are taken; close a stream, or make an engine with more")
         slot = self._free_slots.pop(0)
         self.cache.truncate(slot)
-        return Stream(slot)
+        return Stream(slot, max_position=self._max_position)
 
     def close(self, stream: Stream) -> None:
         """End a stream; its slot is free at once."""
@@ -193,6 +203,7 @@ class Engine:
 
         Raises:
             PositionError: if there is nothing to append, or a re-encoded image has no call.
+            BudgetError: if the stream would be longer than the model's context.
         """
         started = time.perf_counter()
         if encoded is None:
@@ -203,10 +214,15 @@ class Engine:
         results: list[LookResult] = []
         features = iter(encoded)
         # Placeholders are counted first, so that the buffers grow once at most.
-        counts = self._count_tokens(pieces, [f.grid_hw for f, _ in encoded])
-        if sum(counts) == 0:
+        num_tokens, num_positions = self._count(pieces, [f.grid_hw for f, _ in encoded])
+        if num_tokens == 0:
             raise PositionError("there is nothing to append to the stream")
-        self.cache.reserve(stream.length + sum(counts) + reserve)
+        if (needed := stream.position + num_positions) > stream.max_position:
+            raise BudgetError(
+                f"question, images and calls need {needed} positions, the model's context has "
+                f"{stream.max_position}; shorten the question, or give fewer or smaller images"
+            )
+        self.cache.reserve(stream.length + num_tokens + reserve)
         for piece in pieces:
             if isinstance(piece, TokenPiece):
                 builder.add_tokens(piece.ids)
@@ -295,20 +311,23 @@ class Engine:
         steer = None if self.model.config.alignment else condition
         return self.model.projector(branch)(features, steer)
 
-    def _count_tokens(
+    def _count(
         self, pieces: Sequence[Piece], grids_hw: Sequence[tuple[int, int]]
-    ) -> list[int]:
+    ) -> tuple[int, int]:
+        """Tokens and positions that pieces take; see :func:`vpt.positions.mrope_positions`."""
         grids = iter(grids_hw)
-        counts = []
+        num_tokens = num_positions = 0
         for piece in pieces:
             if isinstance(piece, TokenPiece):
-                counts.append(len(piece.ids))
+                num_tokens += len(piece.ids)
+                num_positions += len(piece.ids)
                 continue
             h, w = next(grids)
             if isinstance(piece, FeaturePiece):
                 h, w = self.model.projector(piece.branch).output_grid((h, w))
-            counts.append(h * w)
-        return counts
+            num_tokens += h * w
+            num_positions += max(h, w) if isinstance(piece, ImagePiece) else h * w
+        return num_tokens, num_positions
 
 
 class _ChunkBuilder:

@@ -159,7 +159,10 @@ class _Scheduler:
         for ones, logits in self._groups(stepping, self._step):
             chosen = self._choose(ones, logits)
             run_ms = (time.perf_counter() - started) * 1e3
-            done += [(one, Step(token_id, run_ms=run_ms)) for one, token_id in chosen]
+            done += [
+                (one, Step(token_id, run_ms=run_ms, is_last=one.stream.is_full))
+                for one, token_id in chosen
+            ]
         return done
 
     def _alone(self, one: _Active, work: Callable[..., _T], *args: Any) -> list[_T]:
@@ -206,6 +209,7 @@ class _Scheduler:
             looks=extension.looks,
             encode_ms=extension.encode_ms + encode_ms,
             run_ms=extension.run_ms,
+            is_last=one.stream.is_full,
         )
 
     def _step(self, stepping: list[_Active]) -> torch.Tensor:

@@ -271,6 +271,25 @@ def test_limits_reserve_no_memory_that_is_not_used(runtime, options):
     events.close()
 
 
+def test_the_context_of_the_model_is_the_limit():
+    model, processor = tiny_model()
+    model.config.text_config.max_position_embeddings = 300
+    runtime = Runtime(model, processor)
+    asked = {"images": [noise(16, 16, 0)], "question": "What?", "perception": "none"}
+    trace = runtime.ask(**asked, max_new_tokens=10**9).trace
+    assert trace.stop_reason == "length"
+    num_text = trace.counts.prompt_tokens - trace.images[0].num_tokens
+    assert trace.images[0].num_tokens == 4  # 2x2, which takes two positions
+    assert num_text + 2 + trace.counts.generated_tokens == 300 + 1  # the last is not read
+    good, bad = runtime.ask_many(
+        [{**asked, "max_new_tokens": 3}, {**asked, "question": "x" * 10**6}], on_error="return"
+    )
+    assert good.trace.counts.generated_tokens == 3
+    words = r"need 1000\d\d\d positions, the model's context has 300; shorten the question"
+    with pytest.raises(BudgetError, match=words):
+        raise bad
+
+
 # What the released implementation generated ----------------------------------------------------
 
 GENERATED = [(v, "generate", n) for v, n in golden.case_names("generate")]

@@ -184,6 +184,10 @@ def test_settings_have_bounds():
         Settings(**{**vars(SETTINGS), "top_p": None})
     with pytest.raises(PromptError, match="max_new_tokens can be 2048 at most"):
         Settings(**{**vars(SETTINGS), "max_new_tokens": 10**9})
+    with pytest.raises(
+        PromptError, match="max_calls must be a whole number of at least 0, not '8'"
+    ):
+        Settings(**{**vars(SETTINGS), "max_calls": "8"})
 
 
 def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):

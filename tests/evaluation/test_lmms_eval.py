@@ -28,7 +28,7 @@ from evaluation.lmms_eval_model import (
     stop_words,
 )
 from evaluation.lmms_eval_plugin import manifest
-from vpt.errors import ImageError, PromptError
+from vpt.errors import ImageError, PromptError, RunError
 
 ROOT = Path(__file__).parents[2]
 TASK = Path(__file__).parent / "lmms_task"
@@ -229,12 +229,22 @@ def test_videos_and_sound_are_refused(kind):
         fold_messages([user({"type": kind, "url": "a.mp4"}, text("What?"))])
 
 
-def test_an_error_names_its_document(model, tmp_path):
+def test_an_error_names_its_document(model, tmp_path, monkeypatch):
     def torn(doc):
         return [user(image(str(tmp_path / "missing.png")), text("What?"))]
 
-    with pytest.raises(ImageError, match=r"task 'own', document 4: .*missing\.png"):
-        model.generate_until([instance(1), instance(4, doc_to_messages=torn)])
+    def broken(doc):
+        raise KeyError("ours")
+
+    kept = []
+    monkeypatch.setattr(model.cache_hook, "add_partial", lambda *told: kept.append(told[-1]))
+    asked = [instance(4, doc_to_messages=torn), instance(2, doc_to_messages=broken), instance(1)]
+    with pytest.raises(ImageError, match=r"task 'own', document 4: .*missing\.png.*\(2 of 3 req"):
+        model.generate_until(asked)
+    answered = list(kept)
+    assert answered == texts(model, [instance(1)])
+    with pytest.raises(RunError, match="task 'own', document 2: the run failed with KeyError"):
+        model.generate_until(asked[1:])
     for question in ("", "<|im_start|>"):
         asked = instance(2, doc_to_messages=lambda doc, words=question: [user(text(words))])
         with pytest.raises(PromptError, match="task 'own', document 2: the question"):

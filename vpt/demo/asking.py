@@ -12,6 +12,7 @@ from vpt.controller import Request
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
+from vpt.options import whole_number
 from vpt.runtime import Runtime
 
 MOST_CHARACTERS = 2000
@@ -41,7 +42,7 @@ class Settings:
             if value is None:
                 raise PromptError(f"{name.replace('_', ' ')} is empty; fill it in")
         for name, most in (("max_calls", MOST_CALLS), ("max_new_tokens", MOST_NEW_TOKENS)):
-            if (value := getattr(self, name)) > most:
+            if (value := whole_number(name, getattr(self, name), 0)) > most:
                 raise PromptError(f"{name} can be {most} at most here, not {value}")
 
 

@@ -195,7 +195,8 @@ def finished_record(
         if sample.box is not None and boxes:
             regions["region_shown"] = float(is_shown(boxes, sample.box))
             regions["region_iou"] = best_iou(boxes, sample.box)
-        scores = dict(task.score.per_sample(trace.answer, sample))
+        per_sample = task.score.per_sample(trace.answer, sample)
+        scores = {name: float(value) for name, value in per_sample.items()}
         if (support := map_supports_answer(trace, sample, decode)) is not None:
             scores["map_supports_answer"] = support
     except DataError as exc:

@@ -69,12 +69,15 @@ def drive(
 class _Scheduler:
     def __init__(self, engine: Engine, batch_size: int) -> None:
         self.engine = engine
-        self.batch_size = batch_size
         self.active: list[_Active] = []
+        self.batch_size = batch_size
+        self.idle: list[Stream] = []
         self.failed: list[tuple[int, ErrorEvent]] = []  # not told yet
 
     def run(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
         try:
+            # All slots are taken at once: other runs of this engine may begin and end meanwhile.
+            self.idle = [self.engine.open() for _ in range(self.batch_size)]
             while True:
                 yield from self._admit(waiting)
                 yield from self._take_failed()
@@ -86,12 +89,11 @@ class _Scheduler:
             for one in self.active:
                 one.conversation.close()
                 self.engine.close(one.stream)
+            for stream in self.idle:
+                self.engine.close(stream)
 
     def _admit(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
-        # Another run may hold slots of this engine; one slot is free for the first at least.
-        while len(self.active) < self.batch_size and not (
-            self.active and not self.engine.num_free_slots
-        ):
+        while self.idle:
             entry = next(waiting, None)
             if entry is None:
                 return
@@ -105,7 +107,7 @@ class _Scheduler:
                 conversation,
                 sampling,
                 sampling.generator(),
-                self.engine.open(),
+                self.idle.pop(0),
                 Append((), None),
             )
             self.active.append(one)
@@ -134,6 +136,7 @@ class _Scheduler:
     def _end(self, one: _Active) -> None:
         self.active.remove(one)
         self.engine.close(one.stream)
+        self.idle.append(self.engine.open())
 
     def _fail(self, one: _Active, exc: Exception) -> None:
         """End a conversation with an error, and let go of what its frames hold."""

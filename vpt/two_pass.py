@@ -55,11 +55,6 @@ class TwoPassEngine:
         self.num_tokens_run = 0
         self.num_forwards = 0
 
-    @property
-    def num_free_slots(self) -> int:
-        """There is always room."""
-        return 1
-
     def open(self) -> Stream:
         """Begin a stream."""
         return _History(slot=0)

@@ -105,6 +105,24 @@ def test_two_interleaved_streams_do_not_disturb_each_other(runtime):
     assert list(second)[-1].trace.answer == alone[1]
 
 
+@pytest.mark.parametrize("num_others", [1, 3])
+def test_a_run_keeps_its_slots_while_others_are_asked(num_others):
+    runtime = vpt.Runtime(*tiny_model())
+    good = [
+        {"images": PHOTO, "question": f"{n}?", "max_new_tokens": 4, "perception": "none"}
+        for n in range(3)
+    ]
+    alone = [runtime.ask(**one).text for one in good]
+    events = runtime.stream_many([{}, *good], batch_size=3)
+    assert isinstance(next(events)[1], ErrorEvent)  # no stream has begun
+    others = runtime.stream_many(good[:num_others], batch_size=num_others)
+    next(others)
+    ends = {i: event.trace.answer for i, event in events if isinstance(event, StopEvent)}
+    assert ends == dict(enumerate(alone, 1))
+    ends = {i: event.trace.answer for i, event in others if isinstance(event, StopEvent)}
+    assert ends == dict(enumerate(alone[:num_others]))
+
+
 def test_a_region_can_be_named_for_the_model(runtime):
     region = GridBox(2, 1, 4, 3)
     answer = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, max_calls=1)

@@ -1,10 +1,13 @@
-"""The one door through which pictures come in: decode safely, orient, limit, hash."""
+"""The one intake of pictures: decode safely, orient, limit, hash."""
 
+import bisect
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import struct
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,33 +15,63 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vpt.errors import ImageError
+from vpt.errors import ImageError, VPTError
 
 # What may reach a decoder. JPEG includes MPO (two JPEGs in one file, as phones write them), PPM
 # the rest of its family.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
+# Other kinds of files that people pass, by their first bytes, each with what to do.
+_OTHER_KINDS = (
+    (rb"....ftyp(hei|hev|mif1|msf1)", "is a HEIC photo; convert it to JPEG or PNG"),
+    (rb"....ftypavi[fs]", "is an AVIF image; convert it to JPEG or PNG"),
+    (rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3", "is a video; pass a single frame as JPEG or PNG"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 image; convert it to JPEG or PNG"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "is a JPEG XL image; convert it to JPEG or PNG"),
+    (rb"8BPS", "is a Photoshop document; export it as PNG"),
+    (rb"\s*%PDF", "is a PDF document; render its page to PNG"),
+    (rb"version https://git-lfs", "is a Git LFS pointer, not the image; run `git lfs pull`"),
+    (rb"\x1f\x8b", "is compressed with gzip; unpack it first"),
+    (rb"PK\x03\x04", "is a ZIP archive; unpack it first"),
+    (
+        rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
+        "is an HTML page, not an image; download the image itself",
+    ),
+    (rb"(?i).*<svg", "is an SVG drawing; render it to PNG"),
+)
+
+
 @dataclass(frozen=True)
 class ImageLimits:
-    """How much one picture may ask for, checked before it is decoded.
+    """Limits of one picture. All but the time are checked before its pixels are decoded.
+
+    A picture takes at most 20 bytes of memory per pixel at its peak, in addition to its file:
+    1.4 GB at the default limits. WebP needs the most; most pictures take half of it.
 
     Attributes:
-        max_pixels: width times height. The default is Pillow's own bomb threshold, a quarter of a
-            GiB of RGB; to go above it, raise ``PIL.Image.MAX_IMAGE_PIXELS`` too.
+        max_pixels: width times height. To go above Pillow's own limit of 89,478,485, raise
+            ``PIL.Image.MAX_IMAGE_PIXELS`` too.
         max_bytes: size of the encoded file.
+        max_side: longer side, in pixels.
+        max_cpu_s: CPU seconds of decoding and conversion. Checked at every block of a file and
+            every strip of pixels, so that it is exceeded by one of these at most; compressed
+            TIFF is decoded as one block.
 
     Raises:
         ImageError: if a limit is not positive.
     """
 
-    max_pixels: int = 89_478_485
+    max_pixels: int = 64 * 2**20
     max_bytes: int = 64 * 2**20
+    max_side: int = 65_500
+    max_cpu_s: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.max_pixels < 1 or self.max_bytes < 1:
+        sizes = (self.max_pixels, self.max_bytes, self.max_side)
+        if min(sizes) < 1 or not self.max_cpu_s > 0:
             raise ImageError(f"expected limits of at least 1, got {self}")
 
 
@@ -96,13 +129,45 @@ def load_image(
     Raises:
         ImageError: if the source is missing, no picture, damaged, too large or of an unknown kind.
     """
-    if isinstance(source, Image.Image):
-        return _finish(source, name or "<PIL image>", limits)
     if isinstance(source, np.ndarray):
-        return _finish(_from_array(source), name or "<array>", limits)
+        name, source = name or "<array>", _from_array(source)
+    if isinstance(source, Image.Image):
+        name = name or "<PIL image>"
+        with _decoding(name):
+            _check_size(source.size, name, limits)
+            return _finish(source, name, _deadline(name, limits))
     name, data = _read(source, limits.max_bytes, name)
-    with _open(data, name) as image:
-        return _finish(image, name, limits, is_file=True)
+    check = _deadline(name, limits)
+    with _decoding(name), _open(data, name, limits, check, FORMATS) as image:
+        num_frames = _count_frames(image, data, name, check)
+        return _finish(image, name, check, num_frames)
+
+
+@contextmanager
+def open_image(
+    source: "str | os.PathLike[str] | bytes | BinaryIO",
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    formats: tuple[str, ...] = FORMATS,
+) -> Iterator[Image.Image]:
+    """Open a file of values that RGB cannot hold, such as a depth map, under the same limits.
+
+    Args:
+        source: as in `load_image`.
+        limits: checked before decoding.
+        formats: those of `FORMATS` that are expected.
+
+    Yields:
+        The file as Pillow reads it, not decoded yet. What Pillow raises in the block becomes an
+        ``ImageError``.
+
+    Raises:
+        ImageError: as in `load_image`.
+    """
+    name, data = _read(source, limits.max_bytes, None)
+    check = _deadline(name, limits)
+    with _decoding(name), _open(data, name, limits, check, formats) as image:
+        yield image
 
 
 def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
@@ -203,69 +268,295 @@ def _decoding(name: str) -> Iterator[None]:
     """Turn what decoders raise into ImageError."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except VPTError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ImageError(f"{_short(name)} has too many pixels: {exc}") from exc
+    except MemoryError as exc:
+        raise ImageError(f"{_short(name)} needs more memory than there is; shrink it") from exc
     except Exception as exc:  # a broken file provokes OSError, SyntaxError, struct.error and others
         raise ImageError(f"{_short(name)} cannot be decoded, it may be damaged: {exc}") from exc
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    """Open a file without decoding its pixels."""
-    with _decoding(name):
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as exc:
-            if b"<svg" in data[:1024].lower():
-                raise ImageError(f"{_short(name)} is an SVG drawing; render it to PNG") from exc
-            formats = ", ".join(FORMATS)
-            raise ImageError(f"{_short(name)} is no picture we read; expected {formats}") from exc
+def _deadline(name: str, limits: ImageLimits) -> Callable[[], None]:
+    """Start a clock; the returned function raises ``ImageError`` once the time is over."""
+    end = time.thread_time() + limits.max_cpu_s
+
+    def check() -> None:
+        if time.thread_time() > end:
+            raise ImageError(
+                f"{_short(name)} takes more than {limits.max_cpu_s:g} s of CPU time to decode; "
+                "shrink it, or save it again as a plain JPEG or PNG"
+            )
+
+    return check
 
 
-def _check_size(image: Image.Image, name: str, limits: ImageLimits) -> None:
-    width, height = image.size
+class _Reader(io.BytesIO):
+    """The bytes of a file; each read checks the clock, which makes decoders interruptible.
+
+    Attributes:
+        stops: positions, ascending, that no read goes beyond when it starts before them.
+    """
+
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._check = check
+        self.stops: list[int] = []
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._check()
+        position = self.tell()
+        index = bisect.bisect_right(self.stops, position)
+        if index < len(self.stops):
+            room = self.stops[index] - position
+            size = room if size is None or size < 0 else min(size, room)
+        return super().read(size)
+
+
+def _open(
+    data: bytes,
+    name: str,
+    limits: ImageLimits,
+    check: Callable[[], None],
+    formats: tuple[str, ...],
+) -> Image.Image:
+    """Open a file without decoding its pixels, once what opening itself costs is known."""
+    reader = _Reader(data, check)
+    scans: list[int] = []
+    if data.startswith(b"\xff\xd8"):
+        scans, exif = _jpeg_scans(data, check)
+        _check_scans(len(scans), name)
+        _count_directories(exif, name, check)
+    elif data.startswith((b"II", b"MM")):
+        _count_directories(data, name, check)
+    elif (size_wh := _webp_size(data)) is not None:
+        _check_size(size_wh, name, limits)
+    try:
+        image = Image.open(reader, formats=formats)
+    except UnidentifiedImageError as exc:
+        for pattern, advice in _OTHER_KINDS:
+            if re.match(pattern, data[:1024], re.DOTALL):
+                raise ImageError(f"{_short(name)} {advice}") from exc
+        expected = ", ".join(formats)
+        raise ImageError(
+            f"{_short(name)} is not a supported image format, or is damaged; expected {expected}"
+        ) from exc
+    _check_size(image.size, name, limits)
+    if image.format == "TIFF":
+        _check_tiff(image, data, name, limits, check)
+    reader.stops = scans
+    return image
+
+
+def _check_size(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    width, height = size_wh
+    if not width * height:
+        raise ImageError(f"{_short(name)} has no pixels: {width}x{height}; expected at least 1x1")
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{_short(name)} has too many pixels: {width}x{height}, "
             f"the limit is {limits.max_pixels}; make it smaller"
         )
-    if not width * height:
-        raise ImageError(f"{_short(name)} has no pixels: {width}x{height}; expected at least 1x1")
+    if max(size_wh) > limits.max_side:
+        raise ImageError(
+            f"{_short(name)} is too long: {width}x{height}, "
+            f"the limit of a side is {limits.max_side}; make it smaller"
+        )
+
+
+# A progressive JPEG is gone through once per scan; encoders write about 10. libtiff and djpeg
+# suggest 100 as the limit.
+_MOST_SCANS = 64
+_IN_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # a marker, where entropy-coded data may stand
+
+
+def _jpeg_scans(data: bytes, check: Callable[[], None], start: int = 0) -> tuple[list[int], bytes]:
+    """Return where the scans of a JPEG begin, up to one more than allowed, and its EXIF block."""
+    scans: list[int] = []
+    exif = b""
+    while len(scans) <= _MOST_SCANS and (found := _IN_SCAN.search(data, start)):
+        check()
+        start, marker = found.end(), data[found.start() + 1]
+        if marker == 0xD9 and scans:
+            break
+        if marker in (0x01, 0xD8, 0xD9):
+            continue
+        end = start + int.from_bytes(data[start : start + 2], "big")
+        if marker == 0xDA:
+            scans.append(found.start())
+        elif marker == 0xE1 and data[start + 2 : start + 8] == _EXIF_START:
+            exif += data[start + 8 : end]
+        start = max(end, start)
+    return scans, exif
+
+
+def _check_scans(num_scans: float, name: str) -> None:
+    if num_scans > _MOST_SCANS:
+        raise ImageError(
+            f"{_short(name)} is a JPEG of more than {_MOST_SCANS} scans; save it again as a "
+            "plain JPEG or PNG"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """``(W, H)`` of a WebP canvas, which Pillow would allocate before it knows the size."""
+    head = data[:30]
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return None
+    if head[12:16] == b"VP8X":
+        width, height = head[24:27], head[27:30]
+        return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", head, 26)
+    return max(width & 0x3FFF, 1), max(height & 0x3FFF, 1)
+
+
+_EXIF_START = b"Exif\0\0"
+_TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_TAG_BYTES |= {16: 8, 17: 8, 18: 8}
+_SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # Exif, GPS, Interop
+_MOST_VALUES = 2**19  # in one tag; a picture of the greatest height has a strip per row and band
+
+
+def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int:
+    """Count the pages of a TIFF or EXIF block, before Pillow copies the values of their tags.
+
+    Raises:
+        ImageError: if tags share bytes, so that they hold many times what the file does.
+    """
+    while data.startswith(_EXIF_START):
+        data = data[len(_EXIF_START) :]
+    order = "<" if data[:1] == b"I" else ">"
+    is_big = data[2:3] == b"+"  # as Pillow decides it
+    first, codes = (8, ("Q", "Q", "HHQQ")) if is_big else (4, ("L", "H", "HHLL"))
+    offset_code, count_code, entry_code = (order + code for code in codes)
+    entry_size = struct.calcsize(entry_code)
+    num_pages = total = 0
+    seen: set[int] = set()
+    try:
+        todo = [(struct.unpack_from(offset_code, data, first)[0], True)]
+        while todo:
+            check()
+            offset, is_page = todo.pop()
+            if not 0 < offset < len(data) or offset in seen:
+                continue
+            seen.add(offset)
+            num_pages += is_page
+            (num_tags,) = struct.unpack_from(count_code, data, offset)
+            start = offset + struct.calcsize(count_code)
+            end = min(start + num_tags * entry_size, len(data))
+            entries = struct.iter_unpack(entry_code, data[start : end - (end - start) % entry_size])
+            for tag, kind, count, value in entries:
+                unit = _TAG_BYTES.get(kind, 0)
+                size = unit * count
+                total += size if size <= len(data) else 0  # Pillow ends at one that is too long
+                if total > 4 * len(data) + 2**20 or (
+                    unit > 1 and _MOST_VALUES < count <= len(data)
+                ):
+                    raise ImageError(
+                        f"{_short(name)} has tags that hold more than the file does; save it again "
+                        "without metadata"
+                    )
+                if tag in _SUB_DIRECTORIES:
+                    todo.append((value, False))
+            if is_page:
+                todo.append((struct.unpack_from(offset_code, data, end)[0], True))
+    except struct.error:  # cut off: Pillow reads what there is, or says so
+        pass
+    return num_pages
+
+
+def _check_tiff(
+    image: Image.Image, data: bytes, name: str, limits: ImageLimits, check: Callable[[], None]
+) -> None:
+    """Check tiles, and the scans of JPEGs inside, both of which libtiff takes as they are."""
+    tags = getattr(image, "tag_v2", {})
+    tile_wh = tags.get(322, 1), tags.get(323, 1)
+    if tile_wh[0] * tile_wh[1] > max(limits.max_pixels, 2**20):  # small pictures have large tiles
+        raise ImageError(f"{_short(name)} has tiles of {tile_wh[0]}x{tile_wh[1]}; save it as PNG")
+    if image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        starts = [*tags.get(273, ()), *tags.get(324, ())]
+        num_scans = {start: len(_jpeg_scans(data, check, start)[0]) for start in set(starts)}
+        _check_scans(sum(map(num_scans.__getitem__, starts)) / max(len(starts), 1), name)
+
+
+def _count_frames(image: Image.Image, data: bytes, name: str, check: Callable[[], None]) -> int:
+    """Number of frames; Pillow would hold the tags of every page of a TIFF."""
+    if image.format == "TIFF":
+        return max(_count_directories(data, name, check), 1)
+    return int(getattr(image, "n_frames", 1))
+
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image, name: str, check: Callable[[], None]) -> int:
+    """EXIF orientation as stored, 1 to 8; 1 if there is none or an invalid one."""
+    exif = image.info.get("exif", b"")
+    if not exif and (text := image.info.get("Raw profile type exif")):  # as ImageMagick writes it
+        exif = bytes.fromhex("".join(str(text).split("\n")[3:]))
+    if isinstance(exif, bytes):
+        _count_directories(exif, name, check)
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
 
 
 def _finish(
-    image: Image.Image, name: str, limits: ImageLimits, *, is_file: bool = False
+    image: Image.Image, name: str, check: Callable[[], None], num_frames: int = 1
 ) -> LoadedImage:
-    """Decode, orient, convert and hash an opened picture."""
-    _check_size(image, name, limits)
-    with _decoding(name):
-        num_frames: int = getattr(image, "n_frames", 1) if is_file else 1
-        # Read it before decoding: Pillow turns a TIFF while decoding, and then forgets the tag.
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        upright = ImageOps.exif_transpose(image)  # always a copy
-        pixels = _to_rgb(upright, image.format, name)
-    pixels.info.clear()  # place and time of a photo must not travel on
-    orientation = orientation if orientation in range(1, 9) else 1
-    return LoadedImage(pixels, _digest(pixels), name, orientation, num_frames)
+    """Decode, orient, convert and hash an opened picture, with few copies of it at a time."""
+    # Pillow turns a TIFF while decoding, and forgets the tag; of a PNG it can follow the pixels.
+    stored = _orientation(image, name, check) if image.format == "TIFF" else 0
+    image.load()
+    left = _orientation(image, name, check)
+    pixels = _to_rgb(image, name, check)
+    if left in _TRANSPOSE:
+        pixels = pixels.transpose(_TRANSPOSE[left])
+    return LoadedImage(pixels, _digest(pixels), name, stored or left, num_frames)
 
 
-def _to_rgb(image: Image.Image, file_format: str | None, name: str) -> Image.Image:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The rows of a picture from the top, about a million pixels at a time, as copies."""
+    num_rows = max(2**20 // image.width, 1)
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        yield top, image.crop((0, top, image.width, bottom))
+
+
+def _to_rgb(image: Image.Image, name: str, check: Callable[[], None]) -> Image.Image:
+    """A new picture, without metadata: place and time of a photo must not travel on."""
     # Older Pillows read 16-bit PNG as mode I; all read 16-bit PGM so, scaled to 65535.
-    is_16_bit = image.mode == "I" and file_format in ("PNG", "PPM")
-    if is_16_bit or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        is_clear = values == image.info.get("transparency", -1)
-        image = Image.fromarray(np.where(is_clear, 255, values >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
+    is_16_bit = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    )
+    if image.mode in ("I", "F") and not is_16_bit:
         kind = "32-bit integer" if image.mode == "I" else "float"
         raise ImageError(
             f"{_short(name)} has {kind} pixels of unknown range; scale them to 0..255 first"
         )
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    pixels = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        check()
+        if is_16_bit:
+            values = np.asarray(strip)
+            is_clear = values == image.info.get("transparency", -1)
+            strip = Image.fromarray(np.where(is_clear, 255, values >> 8).astype(np.uint8))
+        if strip.has_transparency_data:
+            white = Image.new("RGBA", strip.size, "white")
+            strip = Image.alpha_composite(white, strip.convert("RGBA"))
+        pixels.paste(strip.convert("RGB"), (0, top))
+    return pixels
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -280,5 +571,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _digest(pixels: Image.Image) -> str:
-    header = f"{pixels.mode} {pixels.width}x{pixels.height}\n".encode()
-    return hashlib.sha256(header + pixels.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{pixels.mode} {pixels.width}x{pixels.height}\n".encode())
+    for _, strip in _strips(pixels):
+        digest.update(strip.tobytes())
+    return digest.hexdigest()

@@ -241,7 +241,7 @@ def test_errors_are_words_on_the_page(visit, tmp_path):
     visit.page.locator("input[type=file]").first.set_input_files(str(tmp_path / "notes.png"))
     visit.page.wait_for_timeout(1500)
     visit.ask()
-    expect(visit.toast).to_contain_text("'notes.png' is no picture we read")
+    expect(visit.toast).to_contain_text("'notes.png' is not a supported image format")
     visit.page.reload()
     visit.button("Ask").wait_for()
     (tmp_path / "t.json").write_text(json.dumps({"version": 7}))

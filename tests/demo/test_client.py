@@ -108,7 +108,7 @@ def test_a_question_without_a_picture_is_answered(client):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("notes.png", b"no picture at all", "'notes.png' is no picture we read"),
+        ("notes.png", b"no picture at all", "'notes.png' is not a supported image format"),
         ("cut.jpg", None, "'cut.jpg' cannot be decoded"),
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
         ("empty.png", b"", "is empty"),

@@ -140,7 +140,11 @@ def test_what_others_wrote_is_escaped(region):
         ("calls.0", 3, "not a trace"),
         ("images.1.parent", 1, "cut from image 1"),
         ("images.0.size_wh", [0, 448], "size_wh is"),
-        ("images.0.thumbnail", "data:image/png;base64,AAAA", "cannot be decoded|is no picture"),
+        (
+            "images.0.thumbnail",
+            "data:image/png;base64,AAAA",
+            "cannot be decoded|is not a supported",
+        ),
         ("images.0.thumbnail", "nonsense", "damaged"),
         ("settings", [], "settings cannot be"),
         ("settings.grid_size", 0, "grid_size"),
@@ -170,7 +174,7 @@ def test_a_broken_trace_is_refused_with_words(heat, region, path, value, said):
         ({"box": (1, 2, None, 4)}, PromptError, "four numbers"),
         ({"box": (500, 500, 600, 600)}, RegionError, "covers nothing"),
         ({"box": (0, 0, 9, 9), "picture": None}, PromptError, "no picture to look at"),
-        ({"picture": __file__}, ImageError, "'test_views.py' is no picture we read"),
+        ({"picture": __file__}, ImageError, "'test_views.py' is not a supported image format"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_with_words(embedded, picture, changes, error, said):

@@ -14,12 +14,15 @@ _STATUS = Path("/proc/self/status")
 
 
 @contextlib.contextmanager
-def within_limits(what: object, max_cpu_s: float = MAX_CPU_S) -> Iterator[None]:
+def within_limits(
+    what: object, max_cpu_s: float = MAX_CPU_S, max_bytes: int = MAX_BYTES
+) -> Iterator[None]:
     """Fail if the block takes more CPU time or, on Linux, more new memory than allowed.
 
     Args:
         what: names the input in the failure.
         max_cpu_s: CPU seconds of all threads of this process.
+        max_bytes: of new memory.
     """
     before = _restart_peak()
     started = time.process_time()
@@ -27,7 +30,7 @@ def within_limits(what: object, max_cpu_s: float = MAX_CPU_S) -> Iterator[None]:
     spent = time.process_time() - started
     grown = _status_bytes("VmHWM") - before
     assert spent < max_cpu_s, f"{what}: {spent:.1f} s of CPU"
-    assert grown < MAX_BYTES, f"{what}: {grown / 1e9:.2f} GB of memory"
+    assert grown < max_bytes, f"{what}: {grown / 1e9:.2f} GB of memory"
 
 
 def _restart_peak() -> int:

@@ -167,7 +167,7 @@ def test_control_tokens_in_the_question_are_wrong_usage(ask):
     ("name", "content", "message"),
     [
         ("gone.png", None, "does not exist"),
-        ("text.png", b"hello", "is no picture we read"),
+        ("text.png", b"hello", "is not a supported image format"),
         ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00", "cut.png"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.limits import within_limits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -147,18 +148,42 @@ def test_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_is_no_picture() -> None:
-    with pytest.raises(ImageError, match="'<bytes>' is no picture we read; expected BMP, GIF, JPE"):
+    expected = "is not a supported image format, or is damaged; expected BMP, GIF, JPEG, PNG"
+    with pytest.raises(ImageError, match=f"'<bytes>' {expected}"):
         load_image(b"just some words")
 
 
-def test_svg_is_refused_with_advice() -> None:
-    with pytest.raises(ImageError, match="is an SVG drawing; render it to PNG"):
-        load_image(b'<?xml version="1.0"?>\n<SVG xmlns="http://www.w3.org/2000/svg"/>')
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\0\0\0\x18ftypheic", "is a HEIC photo; convert it to JPEG or PNG"),
+        (b"\0\0\0\x18ftypmif1", "is a HEIC photo"),
+        (b"\0\0\0\x1cftypavif", "is an AVIF image; convert it to JPEG or PNG"),
+        (b"\0\0\0\x20ftypisom", "is a video; pass a single frame as JPEG or PNG"),
+        (b"\x1aE\xdf\xa3", "is a video"),
+        (b"\0\0\0\x0cjP  \r\n", "is a JPEG 2000 image; convert it"),
+        (b"\xff\x0a\xfa", "is a JPEG XL image; convert it"),
+        (b"8BPS\0\1", "is a Photoshop document; export it as PNG"),
+        (b"%PDF-1.7", "is a PDF document; render its page to PNG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the image"),
+        (b"\x1f\x8b\x08", "is compressed with gzip; unpack it first"),
+        (b"PK\x03\x04", "is a ZIP archive; unpack it first"),
+        (b"\n<!DOCTYPE html>\n<svg>", "is an HTML page, not an image; download the image itself"),
+        (b'<?xml version="1.0"?>\n<SVG xmlns="x"/>', "is an SVG drawing; render it to PNG"),
+    ],
+)
+def test_other_kinds_of_files_are_named_with_advice(
+    start: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(start + b" " * 100)
+    with pytest.raises(ImageError, match=f"photo.jpg' {message}"):
+        load_image(path)
 
 
 def test_exotic_formats_do_not_reach_their_decoders() -> None:
     for file_format in ("ICO", "TGA", "SGI", "PCX"):
-        with pytest.raises(ImageError, match="is no picture we read"):
+        with pytest.raises(ImageError, match="is not a supported image format"):
             load_image(encode(noise(), file_format))
 
 
@@ -201,6 +226,128 @@ def test_limits_must_be_positive() -> None:
         ImageLimits(max_pixels=0)
     with pytest.raises(ImageError, match="limits of at least 1, got ImageLimits"):
         ImageLimits(max_bytes=0)
+    with pytest.raises(ImageError, match="limits of at least 1, got ImageLimits"):
+        ImageLimits(max_cpu_s=0)
+
+
+@pytest.mark.parametrize("as_source", [encode, np.asarray, lambda image: image])
+def test_limit_of_a_side_holds_for_every_source(as_source: Any) -> None:
+    source = as_source(noise((11, 10)))
+    assert load_image(source, limits=ImageLimits(max_side=11)).size_wh == (11, 10)
+    with pytest.raises(ImageError, match="is too long: 11x10, the limit of a side is 10; make it"):
+        load_image(source, limits=ImageLimits(max_side=10))
+
+
+def test_webp_canvas_is_checked_before_it_is_allocated() -> None:
+    animated = bytearray(
+        encode(noise((8, 8)), "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    )
+    assert animated[12:16] == b"VP8X"
+    animated[24:27] = b"\xfe\xff\xff"
+    with (
+        within_limits("canvas", 0.5),
+        pytest.raises(ImageError, match="too many pixels: 16777215x8"),
+    ):
+        load_image(bytes(animated))
+    for lossless in (True, False):
+        still = encode(noise((11, 10)), "WEBP", lossless=lossless)
+        with pytest.raises(ImageError, match="too many pixels: 11x10"):
+            load_image(still, limits=ImageLimits(max_pixels=100))
+
+
+def test_jpeg_of_many_scans_is_refused() -> None:
+    data = encode(noise((16, 16)), "JPEG", progressive=True)
+    assert load_image(data).size_wh == (16, 16)
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:last] + data[last:-2] * 60 + data[-2:]
+    with pytest.raises(ImageError, match="is a JPEG of more than 64 scans; save it again as a pl"):
+        load_image(bomb)
+    thumbnail = b"\xff\xec" + struct.pack(">H", 2 + 2000) + b"\xff\xda" * 1000
+    assert load_image(data[:2] + thumbnail + data[2:]).size_wh == (16, 16)  # not the picture's own
+
+
+def test_scans_of_jpegs_inside_tiff_count_too() -> None:
+    image = noise((64, 64))
+    data = encode(image, "TIFF", compression="jpeg")
+    assert load_image(data).size_wh == (64, 64)
+    start, length = (Image.open(io.BytesIO(data)).tag_v2[tag][0] for tag in (273, 279))
+    strip = encode(image.convert("YCbCr"), "JPEG", progressive=True)
+    last = strip.rindex(b"\xff\xda")
+    strip = strip[:last] + strip[last:-2] * 60 + strip[-2:]
+    bomb = bytearray(data + strip)
+    for old, new in ((start, len(data)), (length, len(strip))):
+        at = bomb.rindex(struct.pack("<HHLL", 273 if old == start else 279, 4, 1, old))
+        bomb[at : at + 12] = struct.pack("<HHLL", 273 if old == start else 279, 4, 1, new)
+    with pytest.raises(ImageError, match="is a JPEG of more than 64 scans"):
+        load_image(bytes(bomb))
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
+def test_decoding_ends_at_the_deadline(file_format: str) -> None:
+    data = encode(noise(), file_format)
+    with pytest.raises(ImageError, match=r"takes more than 1e-09 s of CPU time to decode; shrink"):
+        load_image(data, limits=ImageLimits(max_cpu_s=1e-9))
+
+
+def test_scans_end_at_the_deadline() -> None:
+    white = Image.new("L", (4000, 4000), "white")
+    data = encode(white, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    slow = data[:last] + data[last:-2] * 50 + data[-2:]
+    with (
+        within_limits("scans", 0.7),
+        pytest.raises(ImageError, match=r"more than 0.1 s of CPU time"),
+    ):
+        load_image(slow, limits=ImageLimits(max_cpu_s=0.1))
+
+
+def tags_that_share_bytes(size: int) -> bytes:
+    """A TIFF directory of which every tag holds the whole block."""
+    num_tags = 2000
+    tags = [struct.pack("<HHLL", tag, 7, size - 64, 8) for tag in range(1000, 1000 + num_tags)]
+    block = b"II*\0" + struct.pack("<LH", 8, num_tags) + b"".join(tags) + bytes(4)
+    return block.ljust(size, b"\0")
+
+
+def test_tags_that_share_bytes_are_refused() -> None:
+    block, message = tags_that_share_bytes(2_000_000), "has tags that hold more than the file does"
+    with within_limits("TIFF", 0.5), pytest.raises(ImageError, match=message):
+        load_image(block)
+    for file_format in ("PNG", "WEBP"):
+        data = encode(noise(), file_format, exif=b"Exif\0\0" + block)
+        with within_limits(file_format, 0.5), pytest.raises(ImageError, match=message):
+            load_image(data)
+    short = tags_that_share_bytes(65_000)
+    with pytest.raises(ImageError, match=message):
+        load_image(encode(noise(), "JPEG", exif=b"Exif\0\0" + short))
+
+
+def test_out_of_memory_is_an_image_error() -> None:
+    class Hungry(Image.Image):
+        def load(self) -> Any:
+            raise MemoryError
+
+    image = Hungry()
+    image._size, image._mode = (4, 4), "RGB"
+    with pytest.raises(ImageError, match="'<PIL image>' needs more memory than there is; shrink"):
+        load_image(image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_peak_of_memory_is_as_documented(file_format: str) -> None:
+    mode = "CMYK" if file_format == "JPEG" else "RGBA"
+    options: dict[str, Any] = {
+        "JPEG": {"progressive": True, "subsampling": 0},
+        "WEBP": {"lossless": True, "method": 0},
+        "TIFF": {"compression": "tiff_adobe_deflate", "strip_size": 2**30},
+    }
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    chosen = options.get(file_format, {})
+    data = encode(Image.new(mode, (8191, 8191), (9, 9, 9, 9)), file_format, exif=exif, **chosen)
+    with within_limits(file_format, max_bytes=20 * 8192**2 + 10**8):
+        assert load_image(data).size_wh == (8191, 8191)
 
 
 def test_picture_without_pixels_is_refused() -> None:
@@ -215,7 +362,9 @@ def test_picture_without_pixels_is_refused() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_truncated_file_gives_no_partial_picture(file_format: str, share: float) -> None:
     data = encode(noise(), file_format)
-    with pytest.raises(ImageError, match=r"cannot be decoded, it may be damaged|is no picture"):
+    with pytest.raises(
+        ImageError, match=r"cannot be decoded, it may be damaged|is not a supported"
+    ):
         load_image(data[: int(len(data) * share)])
 
 
@@ -360,6 +509,16 @@ def test_first_frame_is_taken_and_the_others_counted(file_format: str) -> None:
 def test_phone_picture_with_two_jpegs_is_read() -> None:
     data = encode(noise(), "MPO", save_all=True, append_images=[noise()])
     assert load_image(data).num_frames == 2
+
+
+def test_tiff_whose_pages_form_a_circle_is_read() -> None:
+    data = bytearray(encode(noise((8, 8)), "TIFF", save_all=True, append_images=[noise((8, 8))]))
+    place = 4
+    for _ in range(2):
+        (page,) = struct.unpack_from("<L", data, place)
+        place = page + 2 + 12 * struct.unpack_from("<H", data, page)[0]
+    data[place : place + 4] = data[4:8]
+    assert load_image(bytes(data)).num_frames == 2
 
 
 def test_pil_image_is_taken_at_its_frame_and_left_as_it_is() -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from vpt.boxes import rescale
 from vpt.depth.maps import Floats, fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer
+from vpt.images import load_image
 from vpt.picture.heat import coloured
 from vpt.picture.lettering import INK, PAPER, latin_font
 from vpt.runtime import Answer
@@ -94,8 +95,7 @@ def _verdict(text: str, expected: str) -> str:
 
 
 def _photo(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
+    return load_image(file).pixels.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.LANCZOS)
 
 
 def _map(depth: Floats | None) -> Image.Image:

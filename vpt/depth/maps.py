@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.errors import DataError
+from vpt.images import ImageLimits, open_image
 
 Floats = NDArray[np.float32]
 
@@ -54,7 +55,7 @@ def read_map(file: Path) -> Floats:
         values = np.load(file, allow_pickle=False) if _is_array(file) else _read_png(file)
     except FileNotFoundError as exc:
         raise DataError(f"{file} does not exist; check the path") from exc
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as exc:
+    except (OSError, ValueError, EOFError) as exc:  # an ImageError is a ValueError
         raise DataError(f"{file} cannot be read as a depth map: {exc}") from exc
     if not isinstance(values, np.ndarray):
         raise DataError(f"{file} holds several arrays; expected one depth map per file")
@@ -131,9 +132,8 @@ def _is_array(file: Path) -> bool:
 
 
 def _read_png(file: Path) -> NDArray[np.generic]:
-    with Image.open(file, formats=["PNG"]) as picture:
-        if picture.width * picture.height > _MOST_PIXELS:
-            raise ValueError(f"it has {picture.width}x{picture.height} pixels")
+    limits = ImageLimits(max_pixels=_MOST_PIXELS)
+    with open_image(file, limits=limits, formats=("PNG",)) as picture:
         if picture.mode in ("1", "P", "LA", "RGBA", "PA"):
             picture = picture.convert("RGB")
         values = np.asarray(picture)

@@ -20,10 +20,11 @@ from PIL import Image
 
 from vpt.errors import PromptError
 from vpt.images import LoadedImage
-from vpt.trace_checks import check_trace
+from vpt.trace_checks import check_trace, read_record
 
 TRACE_VERSION = 1
 THUMBNAIL_SIDE = 768
+MOST_BYTES = 32 * 2**20  # of a saved trace
 DEPTH_SIDE = 160  # a decoded map has 10 x 10 codes, so it is smooth
 
 
@@ -340,15 +341,7 @@ class Trace:
                 f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
                 "make it again with this release"
             )
-        content = {"content": [], **content}  # traces of before content was known have none
-        try:
-            for name, record in _RECORD_LISTS.items():
-                content[name] = [record(**_tuples(entry)) for entry in content[name]]
-            content["counts"] = Counts(**content["counts"])
-            content["timings"] = Timings(**content["timings"])
-            trace = cls(**content)
-        except (AttributeError, KeyError, TypeError) as exc:
-            raise PromptError(f"not a trace: {exc}") from exc
+        trace = read_record(cls, content)
         check_trace(trace)
         return trace
 
@@ -359,35 +352,20 @@ class Trace:
         Raises:
             PromptError: if it is no trace.
         """
+        name = Path(path).name
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, RecursionError, ValueError) as exc:
-            raise PromptError(f"cannot read the trace {Path(path).name}: {exc}") from exc
+            with Path(path).open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise PromptError(f"{name} is larger than {MOST_BYTES} bytes; expected a trace")
+            content = json.loads(data.decode("utf-8-sig"))
+        except PromptError:
+            raise
+        except (MemoryError, OSError, RecursionError, ValueError) as exc:
+            raise PromptError(f"cannot read the trace {name}: {exc}") from exc
         if not isinstance(content, dict):
-            raise PromptError(f"{Path(path).name} is not a trace: expected a JSON object")
+            raise PromptError(f"{name} is not a trace: expected a JSON object")
         return cls.from_dict(content)
-
-
-_RECORD_LISTS: dict[str, type[Any]] = {
-    "images": ImageRecord,
-    "calls": CallRecord,
-    "malformed": MalformedRecord,
-    "content": ContentRecord,
-    "tokens": TokenRecord,
-}
-_TUPLE_FIELDS = {"size_wh", "box_xyxy_px", "region", "grid_hw"}
-_TUPLE_LISTS = {"boxes", "boxes_xyxy_px"}
-
-
-def _tuples(entry: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only; give the fixed-length fields their type back."""
-    read = dict(entry)
-    for key, value in entry.items():
-        if key in _TUPLE_FIELDS and value is not None:
-            read[key] = tuple(value)
-        elif key in _TUPLE_LISTS and value is not None:
-            read[key] = [tuple(one) for one in value]
-    return read
 
 
 def _thumbnail(pixels: Image.Image) -> str:

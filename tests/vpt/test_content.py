@@ -439,8 +439,8 @@ def test_only_whole_depth_maps_are_decoded(trace):
         (0, {"codes": None}, r"content\[0\] is of kind 'depth', without what that holds"),
         (1, {"boxes_xyxy_px": []}, r"content\[1\] has 2 boxes at 0 places"),
         (1, {"boxes_xyxy_px": [[0, 0, 9, 9], [0, 0, 999, 9]]}, "box .* is not in an image of"),
-        (0, {"turn": -1}, "turns from -1"),
-        (0, {"codes": ["x"]}, r"content\[0\].codes cannot be"),
+        (0, {"turn": -1}, r"content\[0\].turn cannot be -1"),
+        (0, {"codes": ["x"]}, r"content\[0\].codes\[0\] cannot be"),
     ],
 )
 def test_a_broken_trace_is_refused(trace, index, change, message):

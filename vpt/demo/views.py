@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from vpt.boxes import Box, rescale
-from vpt.errors import PromptError, VPTError
+from vpt.errors import PromptError
 from vpt.picture.album import Album, fitted
 from vpt.picture.depth import depth_picture
 from vpt.picture.heat import heat_over, score_map, seen_of_call
@@ -17,9 +17,6 @@ from vpt.trace import CallRecord, ContentRecord, Trace
 from vpt.wording import call_words, content_words
 
 ROOM_WH = (640, 640)
-
-# What a trace of another program or hand may provoke where its parts do not fit each other.
-_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,23 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
         drawn_box: XYXY in pixels of the given image, marked on the photo by a dashed frame.
 
     Raises:
-        PromptError: if the trace's parts do not fit each other.
         VPTError: if it holds no pictures, or damaged ones.
     """
-    try:
-        return _draw(trace, number, drawn_box)
-    except VPTError:
-        raise
-    except _MISFITS as exc:
-        raise PromptError(f"the trace cannot be drawn: {exc}") from exc
+    album = Album(trace, None)
+    done = [n for _, n in shown_looks(trace)]
+    number = number if number in done else next(reversed(done), 0)
+    if not album.given:
+        return Views()
+    if number < 0:
+        return _mapped(album, number, trace.content[-number - 1], drawn_box)
+    call = trace.calls[number - 1] if number else None
+    root = 0 if call is None else album.root(call.image)
+    photo = _photo(album, root, drawn_box)
+    if call is None:
+        return Views(photo)
+    if call.box_xyxy_px is not None:
+        return Views(photo, number, crop=fitted(album.brought(call), ROOM_WH))
+    return _heated(album, call, Views(photo, number))
 
 
 def shown_looks(trace: Trace) -> list[tuple[str, int]]:
@@ -97,24 +102,6 @@ def box_to_edit(trace: Trace) -> Box | None:
 
 def _is_done(call: CallRecord) -> bool:
     return call.outcome == "executed" and call.grid_hw is not None
-
-
-def _draw(trace: Trace, number: int | None, drawn_box: Box | None) -> Views:
-    album = Album(trace, None)
-    done = [n for _, n in shown_looks(trace)]
-    number = number if number in done else next(reversed(done), 0)
-    if not album.given:
-        return Views()
-    if number < 0:
-        return _mapped(album, number, trace.content[-number - 1], drawn_box)
-    call = trace.calls[number - 1] if number else None
-    root = 0 if call is None else album.root(call.image)
-    photo = _photo(album, root, drawn_box)
-    if call is None:
-        return Views(photo)
-    if call.box_xyxy_px is not None:
-        return Views(photo, number, crop=fitted(album.brought(call), ROOM_WH))
-    return _heated(album, call, Views(photo, number))
 
 
 def _mapped(album: Album, number: int, one: ContentRecord, drawn_box: Box | None) -> Views:

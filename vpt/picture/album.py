@@ -12,8 +12,11 @@ from PIL import Image
 
 from vpt.boxes import PixelBox, rescale
 from vpt.errors import ImageError
-from vpt.images import load_image
-from vpt.trace import CallRecord, ImageRecord, Trace
+from vpt.images import ImageLimits, load_image
+from vpt.trace import THUMBNAIL_SIDE, CallRecord, ImageRecord, Trace
+
+# What a trace keeps is small; larger than this, it is not of our making.
+_KEPT = ImageLimits(max_pixels=2 * THUMBNAIL_SIDE**2, max_bytes=8 * 2**20)
 
 
 class Album:
@@ -96,7 +99,7 @@ def read_data_uri(uri: str, name: str) -> Image.Image:
     try:
         if not head.startswith("data:image/"):
             raise ValueError("expected a data URI")
-        return load_image(base64.b64decode(body, validate=True)).pixels
+        return load_image(base64.b64decode(body, validate=True), limits=_KEPT, name=name).pixels
     except (binascii.Error, ValueError) as exc:
         raise ImageError(f"{name} is damaged: {exc}") from exc
 

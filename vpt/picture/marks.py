@@ -18,6 +18,7 @@ CALL_COLOURS = (
     *("#00838f", "#a85500", "#c2189b", "#51606f", "#6b7d00"),
 )
 CHIP_HEIGHT = 24
+MOST_CHIPS = 200  # on one image; more would cover it
 
 
 @dataclass
@@ -109,7 +110,7 @@ def draw_marks(
         pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=PAPER, width=5)
         pen.rectangle((x0, y0, x1, y1), outline=mark.colour, width=3)
     taken: list[PixelBox] = []
-    for mark in marks:
+    for mark in marks[:MOST_CHIPS]:
         taken.append(_free_place(place(mark.cut), chip_width(mark.words), block.size, taken))
         draw_chip(pen, mark.words, mark.colour, taken[-1][:2])
 

@@ -1,11 +1,13 @@
 """The command line, through main() and once through a process of its own."""
 
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,33 @@ def test_help_documents_every_exit_code(ask):
         assert code == 0
         for exit_code in (0, 1, 2, 3, 4, 5, 130, 141):
             assert f"\n  {exit_code} " in out
+
+
+def test_two_dashes_end_the_options_of_a_command(ask, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(scene, "-photo.png")
+    code, out, _ = ask("--max-new-tokens", 2, "--json", "--", "-photo.png", "--json?")
+    trace = json.loads(out)
+    assert (code, trace["question"]) == (0, "--json?")
+    assert trace["images"][0]["source"] == "-photo.png"
+    assert ask("check", "--", "-rows.json", command="data")[2].startswith("vpt: error: ")
+    assert cli.main(["ask", "-photo.png", "What?"]) == 2
+
+
+def test_warnings_of_libraries_are_shown_on_demand_only(ask, scene, monkeypatch):
+    load = vpt.load
+
+    def noisy(*args, **kwargs):
+        warnings.warn("from a library", UserWarning, stacklevel=2)
+        logging.getLogger("some.library").warning("from a logger")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(vpt, "load", noisy)
+    err = ask(scene, "What?", "--max-new-tokens", 2)[2]
+    assert "the answer is cut off" in err and "from a" not in err
+    with pytest.warns(UserWarning, match="from a library"):
+        ask(scene, "What?", "--max-new-tokens", 2, "--verbose")
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_version_is_that_of_the_package(ask):

@@ -210,7 +210,7 @@ def _summarise(trace: Trace) -> None:
 
 COMMAND = Command(
     help="ask a question about images",
-    usage="vpt ask [options] [IMAGE ...] QUESTION",
+    usage="vpt ask [options] [--] [IMAGE ...] QUESTION",
     description=(
         "Ask a question about images. What the model says is written to stdout as it comes;\n"
         "when it looks again, a line on stderr says where."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ def build_parser(
         example: of the whole.
         exit_codes: shown at the end of every help.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vpt",
         description="Run multimodal LLMs that decide by themselves to look again.",
         epilog=f"{example}\n\n{exit_codes}",
@@ -119,8 +120,23 @@ def _add_commands(
             command.add_arguments(one)
 
 
+class _Word(str):
+    """An argument after ``--``, which is no option whatever it begins with."""
+
+
+def _words_marked(args: Sequence[str]) -> list[str]:
+    """Arguments without the first ``--``, those after it marked."""
+    if "--" not in args or any(isinstance(one, _Word) for one in args):
+        return list(args)
+    end = args.index("--")
+    return [*args[:end], *map(_Word, args[end + 1 :])]
+
+
 class _Parser(argparse.ArgumentParser):
-    """Lets options stand between the images and the question, as argparse by itself does not."""
+    """Lets options stand between the images and the question, as argparse by itself does not.
+
+    ``--`` ends the options of a command: argparse by itself loses it on the way to the command.
+    """
 
     _is_inner = False
 
@@ -129,6 +145,7 @@ class _Parser(argparse.ArgumentParser):
         return super().add_subparsers(**kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = _words_marked(sys.argv[1:] if args is None else args)
         if self._is_inner:
             return super().parse_known_args(args, namespace)
         self._is_inner = True
@@ -136,6 +153,9 @@ class _Parser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_inner = False
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        return None if isinstance(arg_string, _Word) else super()._parse_optional(arg_string)
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -11,10 +11,13 @@ evaluation does, brings its commands by entry points of the group ``vpt.commands
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 
 from vpt.cli import ask, data, demo, depth_tokenizer, init
@@ -90,7 +93,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
         if hasattr(stream, "reconfigure"):  # characters the terminal lacks must not end the run
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = args.run(args)
+        with contextlib.nullcontext() if args.verbose else _quiet():
+            code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted", before="\n")
@@ -102,6 +106,19 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     except Exception as exc:
         return _tell(exc, args.verbose)
     return EXIT_FINE if code is None else code
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of libraries off stderr, where they would bury what is said to people."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _installed_commands() -> dict[str, Command | CommandGroup]:

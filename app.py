@@ -7,9 +7,13 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import os
+import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +74,8 @@ def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
     ) as app:
         gr.Markdown(HEAD, elem_classes="vpt-head")
         if isinstance(model, CheckpointError):
-            words = f"**There is no model to ask.** {model} Saved traces can be replayed."
+            reason = escape(printable(str(model)))
+            words = f"**There is no model to ask.** {reason} Saved traces can be replayed."
             gr.Markdown(words, elem_classes="vpt-problem")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -123,16 +128,23 @@ def _setting_widgets() -> list[Any]:
     with gr.Row():
         perception = gr.Radio(list(PERCEPTION_MODES), value="auto", label="Look again")
     with gr.Row():
-        max_calls = gr.Slider(0, MOST_CALLS, 4, step=1, label="Calls at most")
-        max_tokens = gr.Slider(1, MOST_NEW_TOKENS, 256, step=1, label="Tokens at most")
+        max_calls = _slider(0, MOST_CALLS, 4, step=1, label="Calls at most")
+        max_tokens = _slider(1, MOST_NEW_TOKENS, 256, step=1, label="Tokens at most")
     constrain = gr.Checkbox(True, label="Permit well-formed calls only")
     with gr.Row():
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature (0: likeliest token)")
-        top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top p")
+        temperature = _slider(0, 2, 0, step=0.05, label="Temperature (0: likeliest token)")
+        top_p = _slider(0.01, 1, 1, step=0.01, label="Top p")
     with gr.Row():
         top_k = gr.Number(0, label="Top k (0: all)", precision=0, minimum=0)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
     return [perception, max_calls, max_tokens, constrain, temperature, top_p, top_k, seed]
+
+
+def _slider(low: float, high: float, value: float, **options: Any) -> Any:
+    slider = gr.Slider(low, high, value, **options)
+    # Gradio would compare an empty field with the bounds, and fail without words.
+    slider.preprocess = lambda payload: payload
+    return slider
 
 
 class _Outputs:
@@ -267,7 +279,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Show errors made on purpose as messages on the page."""
+    """Show errors made on purpose as messages on the page, which takes them for HTML."""
     try:
         yield
     except (vpt.VPTError, BranchError, MemoryError, RuntimeError) as exc:
@@ -275,7 +287,8 @@ def _told() -> Iterator[None]:
             raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
         if not isinstance(exc, vpt.VPTError | BranchError):
             raise
-        raise gr.Error(printable(str(exc)), print_exception=False) from exc
+        words = escape(printable(str(exc)), quote=False)
+        raise gr.Error(words, print_exception=False) from exc
 
 
 class _Handlers:
@@ -395,8 +408,11 @@ def launch(app: gr.Blocks, **options: Any) -> Any:
 
 
 def serve(model: vpt.Runtime | CheckpointError, args: argparse.Namespace) -> None:
-    """Serve the page until it is ended."""
-    launch(build_app(model), server_name=args.host, server_port=args.port, share=args.share)
+    """Serve the page until it is ended; what was uploaded is removed then, at SIGTERM too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="vpt-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # the only way to name it
+        launch(build_app(model), server_name=args.host, server_port=args.port, share=args.share)
 
 
 def main() -> int:

@@ -44,8 +44,8 @@ def endless_client(endless_url):
     client.close()
 
 
-def settings(perception="auto", max_new_tokens=256):
-    return perception, 4, max_new_tokens, True, 0, 1, 0, 0
+def settings(perception="auto", max_new_tokens=256, max_calls=4):
+    return perception, max_calls, max_new_tokens, True, 0, 1, 0, 0
 
 
 def ask(client, picture, question=QUESTION, compare=False, **changes):
@@ -146,6 +146,18 @@ def test_a_run_that_fails_is_a_message_beside_the_other_answer(serve, picture):
         job.result()
     answer = runtime.ask(picture, QUESTION, perception="none", max_new_tokens=6).text
     assert job.outputs()[-1][PLAIN] == printable(answer)
+
+
+def test_an_empty_slider_is_a_message(client, picture):
+    with pytest.raises(AppError, match="max calls is empty; fill it in"):
+        ask(client, picture, max_calls=None)
+
+
+def test_words_of_files_are_no_html_in_a_message(client, picture, tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text('{"version": "<img src=x onerror=hack()>"}')
+    with pytest.raises(AppError, match="got '&lt;img src=x onerror=hack"):
+        client.predict(handle_file(str(path)), api_name="/replay")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 1, "images": 3}', '{"version": 2}'])

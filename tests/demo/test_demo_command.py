@@ -1,8 +1,15 @@
 """``vpt demo`` and ``python app.py``: options, and messages where it cannot start."""
 
 import ast
+import contextlib
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +76,45 @@ def test_app_py_names_a_missing_gradio_too(picture):
 def test_a_port_beyond_all_ports_is_refused(page, capsys):
     assert main(["demo", "--port", "70000"]) == 2
     assert "--port must be at most 65535" in capsys.readouterr().err
+
+
+def test_a_busy_port_is_named_before_the_model_is_loaded(page, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["demo", "--port", str(port), "--model", "no/such/folder"]) == 2
+    err = capsys.readouterr().err
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in err
+    assert "; end the program that uses the port, or choose another with --port or --host" in err
+    assert main(["demo", "--host", "no.such.host.invalid"]) == 2
+    assert "cannot listen at no.such.host.invalid, port 7860" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_uploads_do_not_outlive_the_page(app_module, tmp_path, how):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ["--port", str(port), "--anyway", "--model", "no/such/folder"]
+    running = subprocess.Popen(
+        [sys.executable, app_module.__file__, *arguments],
+        env={**os.environ, "TMPDIR": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "0"},
+        stdout=subprocess.DEVNULL,
+    )
+    boundary = "--x\r\nContent-Disposition: form-data; name=files; filename=a.txt\r\n\r\nhello"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/gradio_api/upload",
+        f"{boundary}\r\n--x--\r\n".encode(),
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    for _ in range(120):
+        time.sleep(0.5)
+        with contextlib.suppress(OSError), urllib.request.urlopen(request) as answer:
+            uploaded = Path(json.loads(answer.read())[0])
+            break
+    assert uploaded.is_file() and uploaded.is_relative_to(tmp_path)
+    running.send_signal(how)
+    assert running.wait(30) in ((143,) if how == signal.SIGTERM else (0, 130))
+    assert not list(tmp_path.glob("vpt-demo-*"))
 
 
 def test_the_page_comes_up_anyway_where_that_is_wanted(capsys):

@@ -1,10 +1,14 @@
 """What the demo shows of a trace: its lines, its pictures, and traces that are broken."""
 
+import base64
 import copy
+import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 
 import vpt
 from vpt.building import tiny_model
@@ -16,6 +20,9 @@ from vpt.trace import Trace
 from vpt.watching import Watcher
 
 QUESTION = "What number is on the blue one?"
+_buffer = io.BytesIO()
+Image.new("1", (4000, 4000)).save(_buffer, "PNG")
+VAST = "data:image/png;base64," + base64.b64encode(_buffer.getvalue()).decode()
 SETTINGS = Settings("auto", 4, 256, True, 0.0, 1.0, 0, 0)
 
 
@@ -129,6 +136,13 @@ def test_what_others_wrote_is_escaped(region):
     assert "<img" not in html and "<script" not in html and 'title="&lt;img' in html
 
 
+def test_a_trace_of_a_stranger_names_no_branch_that_is_unknown(heat):
+    content = json.loads(heat.to_json())
+    content["calls"][0]["branch"] = "<b>"
+    with pytest.raises(PromptError, match=r"has scores of the unknown branch '<b>'"):
+        Trace.from_dict(content)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -146,8 +160,29 @@ def test_what_others_wrote_is_escaped(region):
             "cannot be decoded|is not a supported",
         ),
         ("images.0.thumbnail", "nonsense", "damaged"),
+        ("images.0.thumbnail", VAST, "too many pixels: 4000x4000"),
         ("settings", [], "settings cannot be"),
         ("settings.grid_size", 0, "grid_size"),
+        ("settings.grid_size", 10**400, "grid_size|settings cannot be"),
+        ("settings.seed", 10**400, "settings cannot be 1000"),
+        ("settings.system", [[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]], "settings cannot be"),
+        ("images", ["abc"], r"images\[0\] cannot be 'abc'"),
+        ("images.0.size_wh", [10**400, 1], "size_wh cannot be"),
+        ("images.0.size_wh", [448], "size_wh cannot be"),
+        ("images.0.colour", "red", r"images\[0\] has an unknown field 'colour'"),
+        ("images.0.box_xyxy_px", [0, 0, 999, 9], "is not in an image"),
+        ("calls.0.region", [0, 0, 9, 9], r"calls\[0\].region: .* does not fit a grid of 8x8"),
+        ("calls.0.region", [3, 0, 2, 9], r"calls\[0\].region: expected 0 <= min <= max"),
+        ("calls.0.num_tokens", -1, "num_tokens cannot be -1"),
+        ("calls.0.run_ms", 10**400, "run_ms cannot be 1000"),
+        ("calls.0.run_ms", float("nan"), "run_ms cannot be nan"),
+        ("timings.total", float("inf"), "timings.total cannot be inf"),
+        ("timings", "{{7*7}}", "timings cannot be '{{7"),
+        ("tokens", "<a>", "tokens cannot be '<a>'"),
+        ("turns", [3], r"turns\[0\] cannot be 3"),
+        ("malformed", [{"text": "", "turn": 0, "reason": ""}] * 100_001, "has 100001 malformed"),
+        ("model.preprocess.dino", {"size": 3}, r"model.preprocess.dino.size cannot be 3"),
+        ("model.preprocess.sam", {"do_pad": True, "pad_size": {"width": 3}}, "sam.pad_size cannot"),
         ("model.preprocess", "x", r"model.preprocess cannot be 'x'"),
         ("tokens.0.ms", None, "ms cannot be"),
         ("version", 99, "expected a trace of version"),
@@ -171,6 +206,7 @@ def test_a_broken_trace_is_refused_with_words(heat, region, path, value, said):
     [
         ({"question": "x" * (MOST_CHARACTERS + 1)}, PromptError, "2001 characters"),
         ({"question": " "}, PromptError, "the question is empty"),
+        ({"question": None}, PromptError, "the question is empty"),
         ({"box": (1, 2, None, 4)}, PromptError, "four numbers"),
         ({"box": (500, 500, 600, 600)}, RegionError, "covers nothing"),
         ({"box": (0, 0, 9, 9), "picture": None}, PromptError, "no picture to look at"),
@@ -181,6 +217,18 @@ def test_what_cannot_be_asked_is_refused_with_words(embedded, picture, changes, 
     given = {"picture": str(picture), "question": QUESTION, **changes}
     with pytest.raises(error, match=said):
         make_requests(embedded, settings=SETTINGS, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("seed", None, "seed is empty; fill it in"),
+        ("perception", "", "perception is empty"),
+    ],
+)
+def test_fields_left_empty_are_named(name, value, said):
+    with pytest.raises(PromptError, match=said):
+        dataclasses.replace(SETTINGS, **{name: value})
 
 
 def test_settings_have_bounds():

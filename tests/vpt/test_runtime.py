@@ -484,12 +484,29 @@ def test_a_trace_survives_saving(runtime, tmp_path):
         ("{", "cannot read the trace"),
         ("[]", "expected a JSON object"),
         ("{}", "expected a trace of version 1, got None"),
-        ('{"version": 1, "question": "x"}', "not a trace"),
+        ('{"version": 1, "question": "x"}', "not a trace: it has no perception"),
+        ("[" * 100_000, "cannot read the trace"),
+        ("{" + '"a": {' * 500 + "}" * 501, "cannot read the trace|of version 1"),
+        ('{"version": 1, "question": %s}' % ("9" * 5000), "cannot read the trace"),
+        ("\xff", "cannot read the trace"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path, content, words):
-    (tmp_path / "t.json").write_text(content)
+    (tmp_path / "t.json").write_text(content, encoding="latin-1")
     with pytest.raises(PromptError, match=words):
+        Trace.load(tmp_path / "t.json")
+
+
+def test_a_trace_with_a_byte_order_mark_is_read(runtime, tmp_path):
+    trace = runtime.ask(PHOTO, "What?", perception="clip", max_new_tokens=6).trace
+    (tmp_path / "t.json").write_text(trace.to_json(), encoding="utf-8-sig")
+    assert Trace.load(tmp_path / "t.json") == trace
+
+
+def test_a_vast_file_is_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr("vpt.trace.MOST_BYTES", 9)
+    (tmp_path / "t.json").write_text(" " * 10)
+    with pytest.raises(PromptError, match=r"t.json is larger than 9 bytes; expected a trace"):
         Trace.load(tmp_path / "t.json")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -51,11 +52,12 @@ def run_demo(args: argparse.Namespace, serve: Serve) -> None:
 
     Raises:
         CheckpointError: if the model cannot be loaded, unless the page is wanted anyway.
-        PromptError: if an argument is of no use.
+        PromptError: if an argument is of no use, or the port is.
     """
     check_model_arguments(args)
     if args.port > 65535:
         raise PromptError(f"--port must be at most 65535, not {args.port}")
+    _check_port(args.host, args.port)
     try:
         model: Runtime | CheckpointError = load_runtime(args)
     except CheckpointError as exc:
@@ -64,6 +66,18 @@ def run_demo(args: argparse.Namespace, serve: Serve) -> None:
         say(f"error: {exc}")
         model = exc
     serve(model, args)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Listen for a moment: gradio would find a busy port only once the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as exc:
+        raise PromptError(
+            f"cannot listen at {host}, port {port}: {exc.strerror or exc}; end the program that "
+            "uses the port, or choose another with --port or --host"
+        ) from exc
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -39,7 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value is None:
+            if value is None or value == "":
                 raise PromptError(f"{name.replace('_', ' ')} is empty; fill it in")
         for name, most in (("max_calls", MOST_CALLS), ("max_new_tokens", MOST_NEW_TOKENS)):
             if (value := whole_number(name, getattr(self, name), 0)) > most:
@@ -49,7 +49,7 @@ class Settings:
 def make_requests(
     runtime: Runtime,
     picture: str | None,
-    question: str,
+    question: str | None,
     settings: Settings,
     *,
     compare: bool = False,
@@ -70,6 +70,7 @@ def make_requests(
         PromptError: if the question is empty or too long, or something else cannot be asked.
         RegionError: if the box is not on the picture.
     """
+    question = question or ""
     if len(question) > MOST_CHARACTERS:
         raise PromptError(
             f"the question has {len(question)} characters; here it can have {MOST_CHARACTERS}"

@@ -410,7 +410,11 @@ def launch(app: gr.Blocks, **options: Any) -> Any:
 def serve(model: vpt.Runtime | CheckpointError, args: argparse.Namespace) -> None:
     """Serve the page until it is ended; what was uploaded is removed then, at SIGTERM too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="vpt-demo-", ignore_cleanup_errors=True) as folder:
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="vpt-demo-", dir=parent, ignore_cleanup_errors=True
+    ) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the only way to name it
         launch(build_app(model), server_name=args.host, server_port=args.port, share=args.share)
 

@@ -197,6 +197,14 @@ def test_bomb_fails_before_decoding() -> None:
         load_image(bomb)
 
 
+def test_long_and_empty_picture_is_refused_at_once() -> None:
+    bomb = png((89_478_485, 1), 8, 2, b"")
+    with within_limits("bomb", 0.5), pytest.raises(ImageError, match="has too many pixels: 894784"):
+        load_image(bomb)
+    with pytest.raises(ImageError, match="is too long: 65501x1, the limit of a side is 65500; mak"):
+        load_image(png((65_501, 1), 8, 2, b""))
+
+
 def test_picture_between_our_limit_and_pillows_is_refused() -> None:
     header = png((11_000, 11_000), 8, 2, b"")  # more than Pillow's threshold, less than twice it
     with pytest.raises(ImageError, match="has too many pixels"):

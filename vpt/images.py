@@ -373,6 +373,7 @@ _IN_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # a marker, where entropy-cod
 
 def _jpeg_scans(data: bytes, check: Callable[[], None], start: int = 0) -> tuple[list[int], bytes]:
     """Return where the scans of a JPEG begin, up to one more than allowed, and its EXIF block."""
+    check()
     scans: list[int] = []
     exif = b""
     while len(scans) <= _MOST_SCANS and (found := _IN_SCAN.search(data, start)):
@@ -427,8 +428,10 @@ def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int
     Raises:
         ImageError: if tags share bytes, so that they hold many times what the file does.
     """
-    while data.startswith(_EXIF_START):
-        data = data[len(_EXIF_START) :]
+    for _ in range(4):  # Pillow takes away any number, one at a time
+        data = data.removeprefix(_EXIF_START)
+    if data.startswith(_EXIF_START):
+        raise ImageError(f"{_short(name)} has damaged EXIF; save it again without metadata")
     order = "<" if data[:1] == b"I" else ">"
     is_big = data[2:3] == b"+"  # as Pillow decides it
     first, codes = (8, ("Q", "Q", "HHQQ")) if is_big else (4, ("L", "H", "HHLL"))

@@ -330,6 +330,12 @@ def test_tags_that_share_bytes_are_refused() -> None:
         load_image(encode(noise(), "JPEG", exif=b"Exif\0\0" + short))
 
 
+def test_exif_of_many_starts_is_refused() -> None:
+    data = encode(noise(), "PNG", exif=b"Exif\0\0" * 1_000_000)
+    with within_limits("starts", 0.5), pytest.raises(ImageError, match="has damaged EXIF; save it"):
+        load_image(data)
+
+
 def test_out_of_memory_is_an_image_error() -> None:
     class Hungry(Image.Image):
         def load(self) -> Any:

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from evaluation.lines import writing
 from evaluation.records import Record, RecordFile, read_records
-from vpt.data.row_files import write_whole
 from vpt.errors import DataError
+from vpt.files import write_whole
 
 RUN_VERSION = 1
 

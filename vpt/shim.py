@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vpt.files import write_whole
 from vpt.model_files import read_json
 
 SHIM_NAME = "vpt_shim"
@@ -40,7 +41,7 @@ def auto_map(config_class: type) -> dict[str, str]:
 
 def write_shim(folder: str | os.PathLike[str]) -> None:
     """Write the module into a model folder."""
-    (Path(folder) / f"{SHIM_NAME}.py").write_text(SHIM_TEXT, encoding="utf-8")
+    write_whole(SHIM_TEXT, Path(folder) / f"{SHIM_NAME}.py")
 
 
 def write_processor_entry(folder: str | os.PathLike[str]) -> None:
@@ -48,7 +49,7 @@ def write_processor_entry(folder: str | os.PathLike[str]) -> None:
     file = Path(folder) / "processor_config.json"
     known = read_json(file) if file.exists() else {}
     entry = {**known, "processor_class": "VPTProcessor", "auto_map": _PROCESSOR_ENTRY}
-    file.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    write_whole(json.dumps(entry, indent=2) + "\n", file)
 
 
 class KeepsOwnShim:

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.report.pictures import PictureTable
-from vpt.data.row_files import write_whole
 from vpt.errors import DataError
+from vpt.files import write_whole
 from vpt.wording import printable
 
 PAGE_SIZE = 24

@@ -119,11 +119,11 @@ def _find(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 
 def _finish(trainer: Trainer, heldout: list[Path], folder: Path) -> None:
     """Write the tokenizer, then what it is worth; the numbers come last and mark the end."""
-    from vpt.data.row_files import write_whole
     from vpt.depth.maps import read_map
     from vpt.depth.measures import measured_words, score_maps, summarise
     from vpt.depth.reconstructions import draw_reconstructions, spread
     from vpt.depth.training import STATE
+    from vpt.files import write_whole
 
     tokenizer = trainer.tokenizer
     write_file(tokenizer.save, folder)

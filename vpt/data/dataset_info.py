@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vpt.data.row_files import write_whole
 from vpt.errors import DataError
+from vpt.files import write_whole
 from vpt.rows import KINDS
 
 FORMATTING = "vpt"

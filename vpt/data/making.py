@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from vpt.data.row_files import write_whole
 from vpt.errors import PromptError
+from vpt.files import write_whole
 
 RECIPE = "recipe.json"
 

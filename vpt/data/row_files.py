@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vpt.errors import DataError
+from vpt.files import write_whole
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -67,20 +67,3 @@ def write_rows(rows: Iterable[Any], file: Path) -> None:
     else:
         text = "[\n" + ",\n".join(lines) + "\n]\n"
     write_whole(text, file)
-
-
-def write_whole(text: str, file: Path) -> None:
-    """Write a file wholly or not at all: no reader ever sees a part of it.
-
-    Raises:
-        OSError: if it cannot be written; the file is then as it was before.
-    """
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)

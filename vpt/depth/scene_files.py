@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vpt.data.making import keep_recipe, save_picture
-from vpt.data.row_files import write_whole
 from vpt.depth.maps import write_map
 from vpt.depth.rendering import Scene, draw_scene
+from vpt.files import write_whole
 
 IMAGES, DEPTH, OBJECTS = "images", "depth", "objects.jsonl"
 

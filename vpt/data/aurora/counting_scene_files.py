@@ -10,7 +10,7 @@ from typing import Any
 from vpt.data.aurora.counting_scenes import CountingScene, draw_counting_scene
 from vpt.data.embedded.marks import SHAPES
 from vpt.data.making import keep_recipe, save_picture
-from vpt.data.row_files import write_whole
+from vpt.files import write_whole
 
 IMAGES, ANNOTATIONS = "images", "annotations.json"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.data.dataset_info import dataset_entry, write_dataset_info
-from vpt.data.row_files import write_whole
+from vpt.files import write_whole
 
 INFO = "dataset_info.json"
 

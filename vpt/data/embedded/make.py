@@ -25,7 +25,7 @@ from vpt.data.embedded.questions import (
 )
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.making import save_picture
-from vpt.data.row_files import write_whole
+from vpt.files import write_whole
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
 
 Row = dict[str, Any]

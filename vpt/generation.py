@@ -111,6 +111,13 @@ class CallingGenerationMixin:
         Stock Qwen2-VL falls back to text positions in silence if those are not passed.
         """
         past: Cache | None = model_kwargs.get(CACHE)
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
+            row = int(mask[:, -1].int().argmin())
+            raise PositionError(
+                f"row {row} is padded on the right, and generate would write behind the padding; "
+                "pad on the left: processor.tokenizer.padding_side = 'left'"
+            )
         if past is not None and past.get_seq_length() > 0:
             raise PositionError("generate cannot continue a cache; pass the whole stream")
         input_ids = model_kwargs.get("input_ids")

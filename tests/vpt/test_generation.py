@@ -102,6 +102,24 @@ def test_an_input_that_is_not_read_is_refused():
             model(input_ids=ids, **{name: value})
 
 
+def test_rows_padded_on_the_left_generate_as_alone_and_on_the_right_are_refused():
+    model, processor = tiny_model(())
+    texts = ["What?", "What is this thing?"]
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    tokenizer = processor.tokenizer
+    alone = [model.generate(**tokenizer(t, return_tensors="pt"), **options)[0, -4:] for t in texts]
+    tokenizer.padding_side = "left"
+    left = tokenizer(texts, padding=True, return_tensors="pt")
+    assert torch.equal(model.generate(**left, **options)[:, -4:], torch.stack(alone))
+    tokenizer.padding_side = "right"
+    right = tokenizer(texts, padding=True, return_tensors="pt")
+    with pytest.raises(PositionError, match=r"row 0 is padded on the right, .*; pad on the left"):
+        model.generate(**right, **options)
+    pad = {"pad_token_id": tokenizer.pad_token_id}  # by which transformers finds the padding
+    with pytest.raises(PositionError, match="row 0 is padded on the right"):
+        model.generate(right["input_ids"], **options, **pad)
+
+
 def _empty_cache(model):
     from transformers.cache_utils import DynamicCache
 

@@ -111,7 +111,8 @@ def pixels_of(processor: Any) -> Pixels:
     if not isinstance(processor, VPTProcessor) or not processor.source:
         raise TrainingError(
             f"expected the processor of a VPT model folder, got {type(processor).__name__}; set "
-            "`trust_remote_code: true`, and make the folder with `vpt init`"
+            "`trust_remote_code: true`, and make the folder with `vpt init`; "
+            "if the log has 'Failed to load processor', the reason is there"
         )
     return Pixels(load_config(**processor.source), processor, _open)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llamafactory.data.template import Template
 
 from vpt.errors import TrainingError
+from vpt.processing import VPTProcessor
 from vpt.rows import ROLES, write_turns
 from vpt.training.accuracy import install_accuracy
 
@@ -18,7 +20,14 @@ class VPTTemplate(Template):
     """Template of the released models; it differs from ``qwen2_vl`` at the ends of turns."""
 
     def fix_special_tokens(self, tokenizer: Any) -> None:
-        """Prepare the tokenizer, and the accuracy of its kinds of tokens."""
+        """Prepare the tokenizer, and the accuracy of its kinds of tokens.
+
+        Raises:
+            CheckpointError: if the folder's processor cannot be loaded or is not the model's.
+                LLaMA-Factory only logs that, and would train without it.
+        """
+        if Path(tokenizer.name_or_path).is_dir():
+            VPTProcessor.from_pretrained(tokenizer.name_or_path)
         super().fix_special_tokens(tokenizer)
         install_accuracy(tokenizer)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,69 @@ def complete_settings(
             f"unknown preprocess settings {', '.join(unknown)}; available: "
             f"{', '.join(sorted(defaults))}"
         )
+    check_values(chosen)
     return copy.deepcopy({**defaults, **chosen})
+
+
+def check_values(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of an image processor that no image can be brought to.
+
+    Args:
+        settings: any; those that are not known here, or null, are let pass.
+
+    Raises:
+        BranchError: naming the setting, what was expected and what came.
+    """
+    for name, value in settings.items():
+        if value is None:
+            continue
+        for known, (expected, fits) in _VALUES.items():
+            if re.fullmatch(known, name) and not fits(value):
+                raise BranchError(f"{name}: expected {expected}, got {str(value)[:80]}")
+
+
+def _is_number(value: Any, least: float = -(2**20), largest: float = 2**20) -> bool:
+    return type(value) in (int, float) and least <= value <= largest
+
+
+def _is_whole(value: Any, largest: int) -> bool:
+    return type(value) is int and 1 <= value <= largest
+
+
+def _is_size(value: Any) -> bool:
+    """Sides up to 2**13; under the names of Qwen2-VL's edges are pixels in all."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    sides = [side for side in value.values() if side is not None]
+    if set(value) == {"shortest_edge", "longest_edge"}:
+        least, most = value["shortest_edge"], value["longest_edge"]
+        return _is_whole(least, 2**24) and _is_whole(most, 2**40) and least <= most
+    return bool(sides) and all(_is_whole(side, 2**13) for side in sides)
+
+
+def _is_color(value: Any, least: float = -(2**20)) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(_is_number(one, least) for one in value)
+    )
+
+
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    r"do_\w+": ("true or false", lambda value: isinstance(value, bool)),
+    r"patch_size|merge_size|temporal_patch_size": (
+        "a whole number from 1 to 256",
+        lambda value: _is_whole(value, 2**8),
+    ),
+    r"size|crop_size|pad_size": ("sides of 1 to 8192 pixels, the least first", _is_size),
+    r"image_mean": ("three numbers", _is_color),
+    r"image_std": ("three numbers above 0", lambda value: _is_color(value, 1e-6)),
+    r"rescale_factor": ("a number above 0", lambda value: _is_number(value, 1e-9)),
+    r"resample": (
+        "a whole number from 0 to 5",
+        lambda value: type(value) is int and 0 <= value < 6,
+    ),
+}
 
 
 def read_settings(

@@ -6,18 +6,23 @@ import dataclasses
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
-from vpt.checkpoint import read_model, saying
-from vpt.config import VPTConfig
+from vpt.checkpoint import read_model
+from vpt.config import VPTConfig, check_generation_config, check_numbers
 from vpt.embeddings import draw_embeddings
 from vpt.errors import CheckpointError
-from vpt.model_files import find_file, read_json
+from vpt.model_files import check_file, check_weights, find_file, read_json, saying
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor, build_image_processor
 from vpt.tokens import (
@@ -92,6 +97,9 @@ def build_from_base(
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
     _check_base(base)
     with saying(f"cannot load the base model {base}"):
+        check_generation_config(base)
+        base_config = Qwen2VLConfig.from_pretrained(base)
+        check_weights(base, partial(Qwen2VLForConditionalGeneration, base_config))
         llm, account = Qwen2VLForConditionalGeneration.from_pretrained(
             base, dtype=dtype, output_loading_info=True
         )
@@ -198,19 +206,28 @@ def _model_type(base: str) -> Any:
         file = find_file(base, "config.json")
         if file is None:
             raise CheckpointError("it has no config.json, or the hub did not give it")
-        return read_json(file).get("model_type")
+        settings = read_json(file)
+        check_numbers(settings)
+        return settings.get("model_type")
     except CheckpointError as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
 
 
 def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
+    from transformers import Dinov2Config, Dinov2Model, SamConfig, SamModel
+
     from branches import DinoBranch, SamBranch
 
     with saying(f"cannot load the {name} encoder {source}"):
-        if name == "dino":
-            return DinoBranch.from_pretrained(source, dtype=dtype)
-        if Path(source).suffix == ".pth":
+        if name == "sam" and Path(source).suffix == ".pth":
+            check_file(Path(source))
             return SamBranch.from_segment_anything(source)
+        if file := find_file(source, "config.json"):
+            check_numbers(read_json(file))
+        if name == "dino":
+            check_weights(source, lambda: Dinov2Model(Dinov2Config.from_pretrained(source)))
+            return DinoBranch.from_pretrained(source, dtype=dtype)
+        check_weights(source, lambda: SamModel(SamConfig.from_pretrained(source)))
         return SamBranch.from_pretrained(source, dtype=dtype)
 
 
@@ -346,6 +363,7 @@ def tiny_model(
     add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content)
     ids = tokenizer.get_vocab()
     head_dim = hidden_size // 4
+    times, rows = head_dim // 8, 3 * head_dim // 16
     text = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": hidden_size,
@@ -357,7 +375,7 @@ def tiny_model(
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16],
+            "mrope_section": [times, rows, head_dim // 2 - times - rows],
         },
         "bos_token_id": None,
         "eos_token_id": ids[TURN_END],

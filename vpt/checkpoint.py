@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from branches import BranchError
 from vpt.config import load_config
-from vpt.errors import CheckpointError, is_out_of_memory
+from vpt.errors import PromptError
 from vpt.modeling import VPTForConditionalGeneration
 
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    SafetensorError,
-    UnpicklingError,
-    BranchError,
-)
-"""What transformers, torch and safetensors raise for broken files and settings that do not fit."""
-
-
-@contextmanager
-def saying(what: str) -> Iterator[None]:
-    """Turn what libraries raise for unreadable files into a ``CheckpointError`` with words.
-
-    Running out of memory is another matter and passes through.
-    """
-    try:
-        yield
-    except UNREADABLE as exc:
-        if is_out_of_memory(exc):
-            raise
-        raise CheckpointError(f"{what}: {exc}") from exc
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""Types that weights can be computed in."""
 
 
 def load_model(
@@ -60,6 +32,7 @@ def load_model(
 
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
+        PromptError: for an unknown ``dtype``.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device.type == "cpu":
@@ -79,10 +52,12 @@ def read_model(
 
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
+        PromptError: for an unknown ``dtype``.
     """
+    if dtype != "auto" and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise PromptError(f"unknown dtype {str(dtype)!r}; available: auto, {', '.join(DTYPES)}")
     path_or_id = str(path_or_id)
     config = load_config(path_or_id, **hub_kwargs)
-    with saying(f"cannot make a model of {path_or_id}"):
-        return VPTForConditionalGeneration.from_pretrained(
-            path_or_id, config=config, dtype=dtype, **hub_kwargs
-        )
+    return VPTForConditionalGeneration.from_pretrained(
+        path_or_id, config=config, dtype=dtype, **hub_kwargs
+    )

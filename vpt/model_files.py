@@ -4,15 +4,62 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from torch import nn
 from transformers.utils import cached_file
 
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, VPTError, is_out_of_memory
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
+"""Names of the files that hold a model's weights, in the order in which they are looked for."""
+
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+)
+"""Options that say where the files of a model are, as transformers calls them."""
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Turn what libraries raise for unreadable files into a ``CheckpointError`` with words.
+
+    Tokenizers raise plain ``Exception``, and a number in a file can break code anywhere, so no
+    list of types would do. Our own errors and a lack of memory pass through.
+    """
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, VPTError) or is_out_of_memory(exc):
+            raise
+        raise CheckpointError(f"{what}: {_reason(exc)}") from exc
+
+
+def _reason(exc: Exception) -> str:
+    """What went wrong, in a line; without torch's advice to switch safe loading off."""
+    if isinstance(exc, UnpicklingError) or "weights_only" in str(exc):
+        return (
+            "it is damaged, or holds more than tensors, which could run code when loaded; get the "
+            "file again, or ask for it as safetensors"
+        )
+    return str(exc).strip().split("\n")[0] or type(exc).__name__
 
 
 def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> Path | None:
@@ -33,7 +80,7 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
             f"there is no model folder {path_or_id}; pass a folder that holds config.json, "
             "or the id of a model on the Hugging Face hub"
         )
-    wanted = {key: value for key, value in hub_kwargs.items() if key in _HUB_ARGUMENTS}
+    wanted = {key: value for key, value in hub_kwargs.items() if key in HUB_ARGUMENTS}
     try:
         file = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **wanted)
     except OSError as exc:
@@ -50,13 +97,132 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if it cannot be read, or holds something else.
     """
+    check_file(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise CheckpointError(f"cannot read {file}: {exc}") from exc
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a JSON object in {file}, found {type(content).__name__}")
     return content
+
+
+def check_file(file: Path) -> None:
+    """Refuse what is not the file that it is named for.
+
+    Raises:
+        CheckpointError: if it is missing, a folder, empty, or a pointer of git LFS.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(_LFS_POINTER))
+    except OSError as exc:
+        raise CheckpointError(f"cannot read {file}: {exc.strerror or exc}") from exc
+    if not head:
+        raise CheckpointError(f"{file} is empty; get the file again")
+    if head == _LFS_POINTER:
+        raise CheckpointError(
+            f"{file} is a git LFS pointer, not the file itself; run `git lfs pull` in its folder, "
+            "or download it again"
+        )
+
+
+def check_weights(
+    path_or_id: str,
+    make: Callable[[], nn.Module],
+    key_mapping: Mapping[str, str] = {},
+) -> None:
+    """Look at a folder's weights before any are read; files that the hub gives are let pass.
+
+    Args:
+        path_or_id: folder or hub id.
+        make: builds the model; called with tensors that take no memory.
+        key_mapping: patterns of stored names -> names in the model.
+
+    Raises:
+        CheckpointError: naming the file that is missing, outside the folder, damaged or an
+            adapter, the weight that is there twice, or the sizes that do not fit.
+    """
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        return
+    refuse_adapter(path_or_id)
+    if not (files := weights_files(folder)):
+        return  # transformers names all that it looked for
+    names: Counter[str] = Counter()
+    for file in files:
+        for name in stored_names(file):
+            for pattern, replacement in key_mapping.items():
+                name = re.sub(pattern, replacement, name)
+            names[name] += 1
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise CheckpointError(f"{folder} holds the weight {twice[0]} twice; remove one of the two")
+    with torch.device("meta"):
+        num_wanted = sum(weight.numel() for weight in make().parameters())
+    num_bytes = sum(file.stat().st_size for file in files)
+    if num_wanted > num_bytes:
+        raise CheckpointError(
+            f"{folder}/config.json and the encoder configs beside it describe {num_wanted:,} "
+            f"weights, but the files hold {num_bytes:,} bytes; check the sizes in them, such as "
+            "hidden_size and num_hidden_layers, or get the weights again"
+        )
+
+
+def refuse_adapter(path_or_id: str, **hub_kwargs: Any) -> None:
+    """Refuse a folder of LoRA weights, which transformers would put on a model from elsewhere.
+
+    Raises:
+        CheckpointError: saying which model it was trained on, and to merge the two.
+    """
+    if file := find_file(path_or_id, "adapter_config.json", **hub_kwargs):
+        base = read_json(file).get("base_model_name_or_path") or "the model it was trained on"
+        raise CheckpointError(
+            f"{path_or_id} holds an adapter (adapter_config.json), not a model; merge it into "
+            f"{base} with `llamafactory-cli export` and load the result. If the weights are "
+            "merged already, remove adapter_config.json"
+        )
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """Files of the weights that would be read from a folder; none if it has none.
+
+    Raises:
+        CheckpointError: if a list of shards cannot be read, or names a file that is not there.
+    """
+    for name in _WHOLE:
+        if (file := folder / name).exists():
+            return [file]
+        if (index := folder / f"{name}.index.json").exists():
+            return _shards(index)
+    return []
+
+
+def _shards(index: Path) -> list[Path]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(one, str) for one in shards.values()):
+        raise CheckpointError(f"expected in {index} a weight_map of weights to file names")
+    files = []
+    for name in sorted(set(shards.values())):
+        if name != Path(name).name or name == "..":
+            raise CheckpointError(f"{index} names {name!r}, which is outside the model folder")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names {name!r}, which is not in the folder; get it")
+        files.append(index.parent / name)
+    return files
+
+
+def stored_names(file: Path) -> list[str]:
+    """Names of the weights in a file, which is not read beyond them.
+
+    Raises:
+        CheckpointError: if it is not a whole file of tensors.
+    """
+    check_file(file)
+    with saying(f"cannot read the weights {file}"):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stored:
+                return list(stored.keys())
+        return list(torch.load(file, map_location="meta", weights_only=True))
 
 
 def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLike[str]) -> None:
@@ -68,9 +234,23 @@ def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLi
         target: folder to copy into.
     """
     source, copy = Path(folder, name), Path(target, name)
-    if not folder or not source.exists() or copy.exists() or ".." in Path(name).parts:
+    if not folder or not source.exists() or os.path.lexists(copy) or ".." in Path(name).parts:
         return
     if source.is_dir():
         shutil.copytree(source, copy)
     else:
         shutil.copy2(source, copy)
+
+
+def other_weights(folder: Path, draft: Path) -> list[Path]:
+    """Weights that would be read in place of those that are about to be moved into a folder.
+
+    Args:
+        folder: of a model that is saved again.
+        draft: holds the new files; without weights among them the old ones stay current.
+    """
+    old, new = (
+        {file.name: file for pattern in WEIGHTS for file in where.glob(pattern)}
+        for where in (folder, draft)
+    )
+    return [old[name] for name in old if name not in new] if new else []

@@ -5,8 +5,11 @@ Inference over a cache is in :mod:`vpt.engine`; this file is what a trainer call
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,10 +22,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from branches import Branch, Features
 from branches.dino import has_newer_names
 from branches.reencode import split_tower_tokens
-from vpt.config import VPTConfig, VRTConfig, add_side_files, load_config
+from vpt.config import (
+    VPTConfig,
+    VRTConfig,
+    add_side_files,
+    check_generation_config,
+    check_numbers,
+    load_config,
+)
 from vpt.errors import FeatureCountError, PositionError
+from vpt.files import replacing_files
 from vpt.generation import CACHE, CallingGenerationMixin
-from vpt.model_files import copy_part
+from vpt.model_files import check_weights, copy_part, other_weights, saying
 from vpt.positions import batch_mrope_positions
 from vpt.projectors import PROJECTOR_STEMS, Projector
 from vpt.segments import Call, SegmentReader, in_rounds
@@ -76,16 +87,24 @@ class VPTForConditionalGeneration(
         """Load as transformers does; released parameter names and side files are understood.
 
         Raises:
-            CheckpointError: if the weights are not exactly those of the model.
+            CheckpointError: if the folder cannot be loaded, an option is unknown, or the weights
+                are not exactly those of the model.
         """
         path_or_id = str(pretrained_model_name_or_path)
-        config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
-        add_side_files(config, path_or_id, **kwargs)
-        with_account = kwargs.pop("output_loading_info", False)
-        # Weights of another shape are named and refused by check_account.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        kwargs.setdefault("key_mapping", key_mapping())
-        model, account = super().from_pretrained(path_or_id, *args, config=config, **kwargs)
+        if kwargs.get("subfolder") and Path(path_or_id).is_dir():
+            path_or_id = str(Path(path_or_id, kwargs.pop("subfolder")))
+        with saying(f"cannot make a model of {path_or_id}"):
+            config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
+            add_side_files(config, path_or_id, **kwargs)
+            check_generation_config(path_or_id, **kwargs)
+            with_account = kwargs.pop("output_loading_info", False)
+            # Weights of another shape are named and refused by check_account.
+            kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            kwargs.setdefault("key_mapping", key_mapping())
+            if not {"gguf_file", "state_dict", "subfolder", "variant"} & set(kwargs):
+                make = partial(cls, copy.deepcopy(config))
+                check_weights(path_or_id, make, kwargs["key_mapping"])
+            model, account = super().from_pretrained(path_or_id, *args, config=config, **kwargs)
         check_account(path_or_id, account)
         return cast(Any, (model, account)) if with_account else model
 
@@ -99,7 +118,13 @@ class VPTForConditionalGeneration(
         kwargs.setdefault("save_original_format", False)
         if has_newer_names() and "dino" in self.branches:
             kwargs["state_dict"] = stored_weights(kwargs.get("state_dict") or self.state_dict())
-        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with replacing_files(Path(save_directory)) as draft:
+            super().save_pretrained(draft, *args, **kwargs)
+            stale = [] if kwargs.get("variant") else other_weights(Path(save_directory), draft)
+        for file in stale:
+            file.unlink()
         if "depth" in self.config.content_tokens.kinds:
             copy_part(self.name_or_path, self.config.depth_tokenizer, save_directory)
 
@@ -500,6 +525,7 @@ def _build_dino(settings: Mapping[str, Any]) -> nn.Module:
     from branches.dino import RELEASED_CONFIG, DinoBranch
 
     config = Dinov2Config(**(settings.get("encoder") or RELEASED_CONFIG))
+    check_numbers(config.to_dict())
     return DinoBranch(config, settings.get("preprocess"))
 
 
@@ -509,6 +535,7 @@ def _build_sam(settings: Mapping[str, Any]) -> nn.Module:
     from branches.sam import RELEASED_CONFIG, SamBranch
 
     config = SamVisionConfig(**(settings.get("encoder") or RELEASED_CONFIG))
+    check_numbers(config.to_dict())
     return SamBranch(config, settings.get("preprocess"))
 
 

@@ -18,15 +18,24 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from branches.pixel_settings import check_values
 from vpt.calls import split_symbols
-from vpt.config import register_configs
+from vpt.config import (
+    VPTConfig,
+    VRTConfig,
+    check_generation_config,
+    check_numbers,
+    check_tokenizer,
+    register_configs,
+)
 from vpt.errors import CheckpointError, PromptError
+from vpt.files import replacing_files
 from vpt.images import LoadedImage, fit_for_tower
-from vpt.model_files import find_file, read_json
+from vpt.model_files import HUB_ARGUMENTS, check_file, find_file, read_json, saying
 from vpt.shim import KeepsOwnShim, write_processor_entry, write_shim
 from vpt.tokens import (
     DEFAULT_SYSTEM,
@@ -37,6 +46,20 @@ from vpt.tokens import (
     VISION_START,
     find_content,
 )
+
+_IMAGE_OPTIONS = ("max_pixels", "min_pixels", "size")
+_TOKENIZER_OPTIONS = ("model_max_length", "padding_side", "truncation_side")
+_WITHOUT_EFFECT = (
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "code_revision",
+    "trust_remote_code",
+    "use_fast",
+)
+"""Options that transformers' Auto classes pass to every processor; ours needs none of them."""
+
+_NUM_CACHED_TEXTS = 1024
 
 
 @dataclass(frozen=True)
@@ -93,17 +116,29 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
     ) -> VPTProcessor:
         """Load from a model folder or hub id, in the released layout or our own.
 
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            **kwargs: where the files are (``revision``, ``cache_dir``, ``token``, ``subfolder``,
+                ...); settings of the image processor (``min_pixels``, ``max_pixels``, ``size``)
+                and the tokenizer (``padding_side``, by default ``"left"``, as ``generate`` needs
+                it; ``truncation_side``, ``model_max_length``) in place of those in the folder.
+
         Raises:
-            CheckpointError: if the tokenizer or the image processor settings are missing.
+            CheckpointError: if the tokenizer or the image processor settings are missing, or are
+                not those of the model in the folder.
+            PromptError: for an unknown option.
         """
         path_or_id = str(pretrained_model_name_or_path)
+        hub, image_options, options = _sort_options(kwargs)
         register_configs()  # transformers reads the type of the model to find its tokenizer
-        hub = {k: v for k, v in kwargs.items() if k in ("revision", "cache_dir", "token")}
-        try:
+        _check_tokenizer_files(path_or_id, hub)
+        with saying(f"cannot load the tokenizer of {path_or_id}"):
             # Ours needs no code of the folder, and transformers shall not ask about it.
-            tokenizer = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False, **hub)
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"cannot load the tokenizer of {path_or_id}: {exc}") from exc
+            tokenizer = AutoTokenizer.from_pretrained(
+                path_or_id, trust_remote_code=False, **{"padding_side": "left", **options}, **hub
+            )
+            if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+                raise CheckpointError(f"the tokenizer of {path_or_id} knows no letters")
         settings = _settings(path_or_id, "preprocessor_config.json", hub)
         if not settings:
             whole = _settings(path_or_id, "processor_config.json", hub)
@@ -112,25 +147,67 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
             raise CheckpointError(
                 f"{path_or_id} has no preprocessor_config.json; copy it from the base model"
             )
+        if "size" in image_options:
+            settings = {k: v for k, v in settings.items() if k not in _IMAGE_OPTIONS}
         template = _settings(path_or_id, "chat_template.json", hub)
         processor = cls(
-            build_image_processor(settings),
+            build_image_processor({**settings, **image_options}),
             tokenizer,
             chat_template=template.get("chat_template") or tokenizer.chat_template,
         )
         processor.source = {"path_or_id": path_or_id, **hub}
+        if config := _config_beside(path_or_id, hub):
+            generation = check_generation_config(path_or_id, **hub)
+            processor.check_fits(config, path_or_id, generation and generation.eos_token_id)
         return processor
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
-        """Save tokenizer and image processor settings, in files that every version reads."""
+    def check_fits(
+        self, config: Qwen2VLConfig, name: str, end_ids: int | Sequence[int] | None = None
+    ) -> None:
+        """Refuse to serve a model that this is not the processor of.
+
+        Args:
+            config: of the model.
+            name: of the model, for the message.
+            end_ids: ``eos_token_id`` of its generation configuration.
+
+        Raises:
+            CheckpointError: naming what differs.
+        """
+        check_tokenizer(self.tokenizer, config, name, end_ids)
+        vision, pixels = config.vision_config, self.image_processor
+        pairs = {
+            "patch_size": (vision.patch_size, pixels.patch_size),
+            "spatial_merge_size": (vision.spatial_merge_size, pixels.merge_size),
+            "temporal_patch_size": (vision.temporal_patch_size, pixels.temporal_patch_size),
+        }
+        for size, (expected, came) in pairs.items():
+            if expected != came:
+                raise CheckpointError(
+                    f"the model {name} has {size} {expected} in config.json, but its image "
+                    f"processor has {came}; copy preprocessor_config.json from where it was saved"
+                )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Save tokenizer and image processor settings, in files that every version reads.
+
+        Raises:
+            PromptError: for an option, none of which is supported.
+        """
+        if push_to_hub or kwargs:
+            option = next(iter(kwargs), "push_to_hub")
+            raise PromptError(f"save_pretrained of the processor takes no option {option!r}")
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.image_processor.save_pretrained(folder)
         if self.chat_template is not None:
             self.tokenizer.chat_template = self.chat_template
+        with replacing_files(folder) as draft:
+            self.image_processor.save_pretrained(draft)
+            saved = [Path(file) for file in self.tokenizer.save_pretrained(draft)]
+            write_shim(draft)
         write_processor_entry(folder)
-        write_shim(folder)
-        return [str(file) for file in self.tokenizer.save_pretrained(folder)]
+        return [str(folder / file.relative_to(draft)) for file in saved]
 
     @cached_property
     def _text_cache(self) -> dict[str, tuple[int, ...]]:
@@ -141,6 +218,8 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
         if (ids := self._text_cache.get(text)) is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if len(text) < 100:
+                if len(self._text_cache) >= _NUM_CACHED_TEXTS:
+                    self._text_cache.clear()
                 self._text_cache[text] = ids
         return TokenPiece(ids)
 
@@ -239,17 +318,71 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
 
 
+def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Qwen2VLConfig | None:
+    """Configuration of the VPT or Qwen2-VL model in the same folder, if there is one."""
+    settings = _settings(path_or_id, "config.json", hub)
+    classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig, Qwen2VLConfig)}
+    if (config_class := classes.get(str(settings.get("model_type")))) is None:
+        return None
+    with saying(f"cannot use config.json of {path_or_id}"):
+        check_numbers(settings)
+        return config_class.from_dict(settings)
+
+
+def _sort_options(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Options of ``from_pretrained`` by whom they are for: files, image processor, tokenizer."""
+    groups = (HUB_ARGUMENTS, _IMAGE_OPTIONS, _TOKENIZER_OPTIONS)
+    known = {name for group in groups for name in group}
+    if unknown := sorted(set(given) - known - set(_WITHOUT_EFFECT)):
+        raise PromptError(
+            f"unknown option {unknown[0]!r} of the processor; available: {', '.join(sorted(known))}"
+        )
+    return [{name: given[name] for name in group if name in given} for group in groups]
+
+
+def _check_tokenizer_files(path_or_id: str, hub: dict[str, Any]) -> None:
+    """Refuse a folder without a tokenizer; transformers would make one that knows no words.
+
+    Raises:
+        CheckpointError: naming the files.
+    """
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    files = {name: find_file(path_or_id, name, **hub) for name in names}
+    for file in filter(None, files.values()):
+        check_file(file)
+    missing = [name for name, file in files.items() if file is None]
+    if names[0] in missing and len(missing) > 1:
+        raise CheckpointError(
+            f"{path_or_id} has no tokenizer: expected tokenizer.json, or vocab.json and "
+            f"merges.txt, but {', '.join(missing)} are missing; copy them from where the model "
+            "was saved"
+        )
+
+
 def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
     """Make the image processor from the settings of any transformers version.
 
     Args:
         settings: content of a ``preprocessor_config.json``. Versions up to 4.45 kept the pixel
             limits under ``size`` by names that newer image processors refuse.
+
+    Raises:
+        CheckpointError: naming the setting that is impossible.
     """
+    with saying("cannot use the settings of the image processor (preprocessor_config.json)"):
+        settings = _with_one_size(settings)
+        check_values(settings)
+        return Qwen2VLImageProcessorPil(**settings)
+
+
+def _with_one_size(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the pixel limits as today's image processors want them."""
     settings = copy.deepcopy(settings)
     for key in ("image_processor_type", "processor_class", "auto_map"):
         settings.pop(key, None)
     size = settings.pop("size", None) or {}
+    if not isinstance(size, Mapping):
+        raise CheckpointError(f"size in preprocessor_config.json must be an object, not {size!r}")
     limits = {
         "shortest_edge": size.get("shortest_edge", size.get("min_pixels")),
         "longest_edge": size.get("longest_edge", size.get("max_pixels")),
@@ -257,11 +390,7 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
     for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
         given = settings.pop(old, None)
         limits[edge] = given if given is not None else limits[edge]
-    if None not in limits.values():
-        if not all(isinstance(value, int) and value > 0 for value in limits.values()):
-            raise CheckpointError(f"the pixel limits of an image must be whole numbers: {limits}")
-        settings["size"] = limits
-    return Qwen2VLImageProcessorPil(**settings)
+    return {**settings, **({} if None in limits.values() else {"size": limits})}
 
 
 def _settings(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vpt.engine import Engine
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
-from vpt.model_files import find_file
+from vpt.model_files import HUB_ARGUMENTS, find_file
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.options import one_of, whole_number
 from vpt.processing import VPTProcessor
@@ -88,6 +88,8 @@ class Runtime:
         self.processor = processor
         self.name = str(name)
         self.limits = limits
+        ends = model.generation_config.eos_token_id
+        processor.check_fits(model.config, self.name or "given", ends)
         self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
         self.vocabulary = Vocabulary.from_tokenizer(
             processor.tokenizer,
@@ -307,13 +309,21 @@ def load(
             no limit; by default what the model's configuration says (released models: 512).
         depth_tokenizer: folder or file of what decodes the model's depth maps; by default the one
             in the model's folder, if there is one.
-        **hub_kwargs: ``revision``, ``cache_dir``, ``token``.
+        **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ``subfolder``,
+            ``local_files_only``, ``force_download``.
 
     Raises:
         CheckpointError: if the model cannot be loaded.
+        PromptError: for an unknown option.
     """
     source = str(EMBEDDED_MODEL if path_or_id is None else path_or_id)
     name = "embedded" if path_or_id is None else source
+    if unknown := sorted(set(hub_kwargs) - set(HUB_ARGUMENTS)):
+        raise PromptError(
+            f"unknown option {unknown[0]!r} of load; available: device, dtype, "
+            "feature_cache_bytes, limits, image_resolution, depth_tokenizer, "
+            f"{', '.join(HUB_ARGUMENTS)}"
+        )
     model = load_model(source, device=device, dtype=dtype, **hub_kwargs)
     processor = VPTProcessor.from_pretrained(source, **hub_kwargs)
     if image_resolution is not None:
@@ -344,8 +354,8 @@ def _load_depth_tokenizer(
     if "depth" not in model.config.content_tokens.kinds:
         return None
     name = model.config.depth_tokenizer
-    if Path(source, name).exists():
-        return load_depth_tokenizer(Path(source, name))
+    if (part := Path(source, hub.get("subfolder") or "", name)).exists():
+        return load_depth_tokenizer(part)
     files = [find_file(source, f"{name}/{file}", **hub) for file in (CONFIG, WEIGHTS)]
     return None if files[0] is None else load_depth_tokenizer(files[0].parent)
 

@@ -32,6 +32,8 @@ RELEASED = {
 }
 TRANSPOSED = {f"decoder.{4 + 2 * i}" for i in range(5)}  # biases count the second side
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
 
 def released_weights(prefix="", scale=0.05):
     generator = torch.Generator().manual_seed(0)
@@ -179,7 +181,9 @@ class Harmful:
         (lambda file: torch.save({"weights": {"a": 1}}, file), "holds no state dict"),
         (lambda file: torch.save(Harmful(), file), "cannot read the weights"),
         (lambda file: file.write_bytes(b"nothing"), "cannot read the weights"),
-        (lambda file: file.write_bytes(b""), "cannot read the weights"),
+        (lambda file: file.write_bytes(b""), r"a\.pt is empty; get the file again"),
+        (lambda file: file.write_bytes(LFS_POINTER), "a git LFS pointer, .*run `git lfs pull`"),
+        (lambda file: file.mkdir(), "holds no depth tokenizer|cannot read .*config.json"),
     ],
 )
 def test_files_that_are_no_weights_are_refused(tmp_path, write, message):
@@ -213,9 +217,11 @@ def change_config(folder, **changes):
         (lambda f: change_config(f, colour=1), "unknown key 'colour'; known: size_px, "),
         (lambda f: change_config(f, num_codes=0), "expected num_codes of at least 1, got 0"),
         (lambda f: change_config(f, num_codes="8"), "expected num_codes of at least 1, got '8'"),
+        (lambda f: change_config(f, num_codes=10**9), "num_codes of at most 65536, got 1e.09"),
+        (lambda f: change_config(f, code_dim=8192), r"_embedding \[8, 6\] instead of \[8, 8192\]"),
         (lambda f: change_config(f, size_px=33), "size_px 33 is no multiple of 8"),
         (lambda f: change_config(f, num_codes=9), r"_embedding \[8, 6\] instead of \[9, 6\]"),
-        (lambda f: (f / "model.safetensors").unlink(), "cannot read the weights"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors: No such"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 64), "cannot read the weights"),
     ],
 )

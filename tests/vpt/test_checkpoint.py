@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz.limits import within_limits
 from golden_data import GOLDENS, VARIANTS
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -15,10 +16,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 import vpt
 from branches.dino import RELEASED_CONFIG as RELEASED_DINO
 from branches.sam import RELEASED_CONFIG as RELEASED_SAM
+from vpt import cli
 from vpt.building import tiny_model
 from vpt.checkpoint import load_model
 from vpt.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
 from vpt.modeling import VPTForConditionalGeneration
 from vpt.processing import VPTProcessor
@@ -158,7 +160,9 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     touched = tmp_path / "touched"
     weights = {**read_weights(folder), "harm": Harm(touched)}
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"cannot make a model of .*[Ww]eights.only"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot read the weights .*_model\.bin: .* could run code"
+    ):
         load(folder)
     assert not touched.exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)
@@ -340,7 +344,7 @@ def test_a_folder_without_weights_is_an_error(tmp_path):
 def test_a_cut_off_weights_file_is_an_error(tmp_path, variant, name):
     folder = copy_of(variant, tmp_path)
     (folder / name).write_bytes((folder / name).read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot make a model of"):
+    with pytest.raises(CheckpointError, match=f"cannot read the weights .*{re.escape(name)}: "):
         load(folder)
 
 
@@ -351,12 +355,23 @@ def test_a_folder_without_image_processor_settings_is_an_error(tmp_path):
         VPTProcessor.from_pretrained(folder)
 
 
-def test_a_folder_without_tokenizer_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ("tokenizer.json", "vocab.json", "merges.txt"),
+        ("tokenizer.json", "merges.txt"),
+        ("tokenizer.json", "vocab.json"),
+    ],
+)
+@pytest.mark.parametrize("keeps_settings", [True, False])
+def test_a_folder_without_tokenizer_is_an_error(tmp_path, gone, keeps_settings):
     folder = copy_of("clip", tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+    for name in (*gone, *([] if keeps_settings else ["tokenizer_config.json"])):
         (folder / name).unlink()
-    with pytest.raises(CheckpointError, match="cannot load the tokenizer of"):
-        VPTProcessor.from_pretrained(folder)
+    words = f"has no tokenizer: expected tokenizer.json, or .*but {', '.join(gone)} are missing"
+    for load_it in (vpt.load, VPTProcessor.from_pretrained):
+        with pytest.raises(CheckpointError, match=words):
+            load_it(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +381,7 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path):
         ({"num_inner_forward_run": 3}, "num_inner_forward_run must be 1 or 2, not 3"),
         ({"para_mask_id": 5}, "para_mask_id must be 0, 1 or 2, not 5"),
         ({"para_mask_id": 1, "para_end_id": None}, "para_mask_id needs para_start_id and para_end"),
-        ({"para_mask_ratio": 1.5}, r"para_mask_ratio must be in 0\.\.1, not 1\.5"),
+        ({"para_mask_ratio": 1.5}, r"para_mask_ratio must be a number from 0 to 1, not 1\.5"),
     ],
 )
 def test_an_impossible_setting_is_an_error(tmp_path, changes, words):
@@ -374,6 +389,233 @@ def test_an_impossible_setting_is_an_error(tmp_path, changes, words):
     edit_config(folder, **changes)
     with pytest.raises(CheckpointError, match=words):
         load_config(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 10**9}, "hidden_size must be a whole number from 1 to 65536, not 10000"),
+        (
+            {"num_hidden_layers": 0},
+            "num_hidden_layers must be a whole number from 1 to 1024, not 0",
+        ),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be a whole .*, not '4'"),
+        ({"num_attention_heads": 5}, "hidden_size 64 must be a multiple of num_attention_heads 5"),
+        ({"vocab_size": -1}, "vocab_size must be a whole number from 1 to"),
+        ({"grid_size": 10**9}, "grid_size must be a whole number from 1 to 256, not 1000000000"),
+        ({"image_resolution": True}, "image_resolution must be a whole .*, not True"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number from 0 to 1, not nan"),
+        (
+            {"vision_config": {"num_heads": 3}},
+            "embed_dim 1280 must be a multiple of 4 times num_he",
+        ),
+        ({"rope_scaling": {"rope_type": "default"}}, "expected mrope_section in rope_parameters"),
+        (
+            {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2]}},
+            r"mrope_section must be whole numbers that add up to 8, .*, not \[2, 2, 2\]",
+        ),
+        ({"torch_dtype": "float7"}, r"config\.json: .*float7"),
+        ({"quantization_config": {"quant_method": "new"}}, r"quantised \(quantization_config: new"),
+        ({"depth_tokenizer": "../x"}, r"depth_tokenizer must be a name in the model folder"),
+        (
+            {"branch_configs": {"dino": {"encoder": {"image_size": 0}}}},
+            "encoder.image_size must be",
+        ),
+        ({"hidden_act": "swoosh"}, "cannot make a model of .*swoosh"),
+    ],
+)
+def test_a_setting_that_no_model_has_is_refused_before_memory_is_spent(tmp_path, changes, words):
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, **changes)
+    with within_limits(words, max_cpu_s=2), pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dinov2_config.json", "hidden_size must be"),
+        ("dinov2_preprocessor_config.json", "size: ex"),
+    ],
+)
+def test_an_absurd_side_file_is_refused(tmp_path, name, words):
+    folder = copy_of("dino", tmp_path)
+    changes = {"hidden_size": 10**9} if name == "dinov2_config.json" else {"size": {"height": -1}}
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+def test_sizes_beyond_the_weights_are_refused_before_memory_is_spent(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    edit_config(folder, intermediate_size=2**20, num_hidden_layers=100)
+    words = r"describe 20,13\d,\d+,\d+ weights, but the files hold [\d,]+ bytes; check the sizes"
+    with within_limits("weights", max_cpu_s=3), pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize("variant", ["clip", "dino"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "{} is empty; get the file again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "{} is a git LFS pointer"),
+        (b"\xff" * 100, "cannot read the weights {}"),
+        (None, "cannot read {}: Is a directory"),
+    ],
+)
+def test_a_weights_file_that_is_none_is_named(tmp_path, variant, content, words):
+    folder = copy_of(variant, tmp_path)
+    file = next(
+        folder / n for n in ("pytorch_model.bin", "model.safetensors") if (folder / n).exists()
+    )
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=words.format(rf"\S*{file.name}")) as caught:
+        load(folder)
+    assert "weights_only=False" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["Qwen/Qwen2-VL-2B-Instruct", None])
+@pytest.mark.parametrize("has_config", [True, False])
+def test_an_adapter_is_no_model(tmp_path, base, has_config):
+    folder = copy_of("clip", tmp_path)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    if not has_config:
+        (folder / "config.json").unlink()
+    words = f"holds an adapter .* merge it into {base or 'the model it was trained on'} with"
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("shards", "words"),
+    [
+        ({"a": "../clip/pytorch_model.bin"}, r"index\.json names '\.\./clip/.*outside the model"),
+        ({"a": "/tmp/x.bin"}, "names '/tmp/x.bin', which is outside the model folder"),
+        ({"a": "x.bin"}, r"index\.json names 'x\.bin', which is not in the folder; get it"),
+        ({"a": 3}, "expected in .*index.json a weight_map of weights to file names"),
+        (None, "expected in .*index.json a weight_map"),
+    ],
+)
+def test_shards_are_in_the_folder(tmp_path, shards, words):
+    folder = copy_of("clip", tmp_path)
+    (folder / "pytorch_model.bin").rename(folder / "shard.bin")
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+def test_a_weight_under_two_names_is_refused(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    edit_weights(folder, lambda w: w.update({"model.language_model.norm.weight": torch.ones(64)}))
+    words = r"holds the weight model\.language_model\.norm\.weight twice; remove one"
+    with pytest.raises(CheckpointError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"eos_token_id": ', "[]", '{"eos_token_id": 1, "a": "', "\ufeff{}"]
+)
+def test_a_broken_generation_config_is_not_passed_over(tmp_path, text):
+    folder = copy_of("clip", tmp_path)
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "\ufeff{}", "version https://git-lfs.github.com/1"])
+def test_json_that_cannot_be_read_is_named(tmp_path, text):
+    folder = copy_of("clip", tmp_path)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json(: | is a git LFS pointer)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float7", "int8", torch.int32])
+def test_an_unknown_dtype_is_named(dtype):
+    with pytest.raises(
+        PromptError, match=r"unknown dtype '[\w.]+'; available: auto, float64, float"
+    ):
+        load_model(str(CHECKPOINTS / "clip"), device="cpu", dtype=dtype)
+
+
+# --- the tokenizer of another model ---------------------------------------------------------
+
+
+def edit_tokenizer(folder, edit):
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    edit({token["content"]: token for token in content["added_tokens"]}, content)
+    file.write_text(json.dumps(content))
+
+
+def swap(one, other):
+    def edit(tokens, content):
+        tokens[one]["content"], tokens[other]["content"] = other, one
+
+    return edit
+
+
+def drop(*names):
+    def edit(tokens, content):
+        content["added_tokens"] = [t for n, t in tokens.items() if n not in names]
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (swap("<|im_start|>", "<|im_end|>"), r"config\.json has <\|im_start\|> as para_start_id"),
+        (swap("<|detection_action|>", "<|x_1|>"), r"<\|detection_action\|> as detection_action_id"),
+        (drop("<|image_pad|>"), r"<\|image_pad\|> as image_token_id 261, but the tokenizer"),
+        (drop("<|y_7|>"), r"the tokenizer lacks <\|y_7\|>: the tokenizer is not that of the model"),
+        (drop("<|detection_action_end|>"), r"the tokenizer lacks <\|detection_action_end\|>"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, random_model, edit, words):
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    edit_tokenizer(folder, edit)
+    for open_it in (vpt.load, VPTProcessor.from_pretrained):
+        with pytest.raises(CheckpointError, match=f"{words}.*; copy tokenizer.json and"):
+            open_it(str(folder))
+    assert cli.main(["set", str(folder), "--mask", "question"]) == 4
+
+
+def test_a_processor_of_another_model_is_refused():
+    runtime = vpt.load(str(CHECKPOINTS / "dino"), device="cpu")
+    with pytest.raises(CheckpointError, match="the tokenizer is not that of the model"):
+        vpt.Runtime(runtime.model, VPTProcessor.from_pretrained(CHECKPOINTS / "sam"))
+
+
+def test_ids_beyond_the_embedding_are_refused(tmp_path):
+    model, processor = tiny_model(())
+    processor.tokenizer.add_tokens([f"<more_{n}>" for n in range(64)])
+    words = r"the tokenizer has ids up to \d+, but vocab_size is 320"
+    with pytest.raises(CheckpointError, match=words):
+        vpt.Runtime(model, processor)
+
+
+def test_an_end_that_is_no_end_is_refused(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [472, 5]}')
+    with pytest.raises(
+        CheckpointError, match=r"has eos_token_id 5, but the tokenizer has <\|im_end"
+    ):
+        vpt.load(str(folder))
+
+
+def test_pixels_of_other_patches_are_refused(tmp_path):
+    folder = copy_of("dino", tmp_path)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "merge_size": 3}))
+    with pytest.raises(
+        CheckpointError, match=r"has spatial_merge_size 2 in config\.json, but its im"
+    ):
+        vpt.load(str(folder))
 
 
 def test_a_branch_without_token_ids_is_an_error_when_asked_for():

@@ -235,7 +235,7 @@ def truncated_weights(folder, goldens):
     shutil.copytree(goldens / "checkpoints" / "dino", folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    return "cannot make a model of "
+    return "cannot read the weights "
 
 
 @pytest.mark.parametrize("make", [empty, broken_json, another_type, truncated_weights])
@@ -480,6 +480,7 @@ def base(tmp_path_factory):
     model, processor = tiny_model(())
     config = model.config.to_dict()
     kept = ("text_config", "vision_config", "image_token_id", "video_token_id")
+    kept += ("vision_start_token_id", "vision_end_token_id")
     from transformers import Qwen2VLConfig
 
     plain = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**{key: config[key] for key in kept}))

@@ -169,3 +169,64 @@ def test_a_setting_that_does_not_fit_the_folder_is_told(run, folder):
 def test_init_refuses_the_same(run, tmp_path, words):
     code, _, err = run("init", "--base", "b", "--branches", "", "--out", tmp_path / "o", *words)
     assert code == 2 and "mask" in err
+
+
+def as_snapshot(folder, tmp_path):
+    """The folder as the hub's cache has it: links to blobs that other snapshots share."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "a"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(blobs / file.name)
+    return snapshot, blobs
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mask", "question"],
+        ["--max-pixels", "784"],
+        ["--fresh-steering", "dino"],
+    ],
+)
+def test_blobs_that_snapshots_share_stay_as_they_are(run, folder, tmp_path, words):
+    snapshot, blobs = as_snapshot(folder, tmp_path)
+    before = {file.name: file.read_bytes() for file in blobs.iterdir()}
+    assert run("set", snapshot, *words)[0] == 0
+    assert {file.name: file.read_bytes() for file in blobs.iterdir()} == before
+    changed = {file.name for file in snapshot.iterdir() if not file.is_symlink()}
+    assert changed and not [name for name in changed if name.startswith(".")]
+    vpt.load(str(snapshot), device="cpu")
+
+
+def test_a_model_saved_over_its_own_snapshot_leaves_the_blobs(folder, tmp_path):
+    snapshot, blobs = as_snapshot(folder, tmp_path)
+    before = {file.name: file.read_bytes() for file in blobs.iterdir()}
+    runtime = vpt.load(str(snapshot), device="cpu")
+    runtime.model.lm_head.weight.data.zero_()
+    runtime.model.save_pretrained(snapshot)
+    runtime.processor.save_pretrained(snapshot)
+    assert {file.name: file.read_bytes() for file in blobs.iterdir()} == before
+    again = vpt.load(str(snapshot), device="cpu")
+    assert not again.model.lm_head.weight.any()
+    assert not [file for file in snapshot.iterdir() if file.is_dir()]
+
+
+def test_weights_saved_in_other_shards_replace_the_old(folder):
+    model = vpt.load(str(folder), device="cpu").model
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert not (folder / "model.safetensors").exists()
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    model.save_pretrained(folder)
+    assert [file.name for file in folder.glob("model*")] == ["model.safetensors"]
+    vpt.load(str(folder), device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_not_set_up(run, folder, goldens):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(goldens / "checkpoints" / "sam" / name, folder / name)
+    before = (folder / "config.json").read_text()
+    code, _, err = run("set", folder, "--mask", "question")
+    assert code == 4 and "the tokenizer is not that of the model" in err
+    assert (folder / "config.json").read_text() == before

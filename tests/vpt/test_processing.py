@@ -5,9 +5,10 @@ import torch
 from golden_data import GOLDENS, VARIANTS
 from PIL import Image
 
+import vpt
 from vpt.building import tiny_model
 from vpt.config import load_config
-from vpt.errors import PromptError
+from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
 from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor, build_image_processor
 from vpt.rows import open_image
@@ -108,6 +109,75 @@ def test_images_of_any_shape_get_pixels(size):
 def test_pixel_limits_are_read_in_every_spelling(settings):
     processor = build_image_processor({"image_processor_type": "x", **settings})
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 12544)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"patch_size": 0}, "patch_size: expected a whole number from 1 to 256, got 0"),
+        ({"merge_size": 10**9}, "merge_size: expected a whole number"),
+        ({"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size: expected sides"),
+        ({"min_pixels": 5000, "max_pixels": 4000}, "size: expected sides .*, the least first"),
+        ({"max_pixels": "many", "min_pixels": 1}, "size: expected sides of 1 to 8192"),
+        ({"image_std": [1, 1, 0]}, "image_std: expected three numbers above 0"),
+        ({"image_mean": [1, 1]}, "image_mean: expected three numbers"),
+        ({"rescale_factor": float("nan")}, "rescale_factor: expected a number above 0, got nan"),
+        ({"resample": 9}, "resample: expected a whole number from 0 to 5, got 9"),
+        ({"do_resize": "no"}, "do_resize: expected true or false, got no"),
+    ],
+)
+def test_settings_that_no_image_fits_are_refused(settings, words):
+    with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json\): .*{words}"):
+        build_image_processor(settings)
+
+
+def test_a_size_that_is_none_is_refused():
+    with pytest.raises(
+        CheckpointError, match=r"size in preproc\w+\.json must be an object, not -1"
+    ):
+        build_image_processor({"size": -1})
+
+
+def test_options_of_loading_are_applied():
+    folder = GOLDENS / "checkpoints" / "dino"
+    assert VPTProcessor.from_pretrained(folder).tokenizer.padding_side == "left"
+    processor = VPTProcessor.from_pretrained(folder, max_pixels=6272, padding_side="right")
+    assert processor.image_processor.size == {"shortest_edge": 3136, "longest_edge": 6272}
+    assert processor.tokenizer.padding_side == "right"
+    size = {"shortest_edge": 784, "longest_edge": 7840}
+    assert VPTProcessor.from_pretrained(folder, size=size).image_processor.size == size
+    inside = VPTProcessor.from_pretrained(folder.parent, subfolder="dino")
+    assert inside.prompt("Where?", []) == processor.prompt("Where?", [])
+    assert load_config(**inside.source).branches == ("dino",)
+
+
+def test_a_mistyped_option_of_loading_is_named():
+    folder = str(GOLDENS / "checkpoints" / "dino")
+    with pytest.raises(PromptError, match="unknown option 'max_pixel' of the processor; available"):
+        VPTProcessor.from_pretrained(folder, max_pixel=3)
+    with pytest.raises(PromptError, match="unknown option 'max_pixel' of load; available: device"):
+        vpt.load(folder, max_pixel=3)
+    with pytest.raises(CheckpointError, match="unexpected keyword argument 'max_pixel'"):
+        vpt.VPTForConditionalGeneration.from_pretrained(folder, max_pixel=3)
+    with pytest.raises(
+        PromptError, match="save_pretrained of the processor takes no option 'safe'"
+    ):
+        tiny_model(())[1].save_pretrained("nowhere", safe=True)
+
+
+def test_a_model_in_a_subfolder_is_loaded_whole():
+    folder = GOLDENS / "checkpoints"
+    runtime = vpt.load(str(folder), subfolder="dino", device="cpu")
+    assert runtime.model.name_or_path == str(folder / "dino")
+
+
+def test_remembered_texts_are_bounded():
+    processor = tiny_model(())[1]
+    first = processor.encode_text("text 0")
+    for number in range(3000):
+        processor.encode_text(f"text {number}")
+    assert len(processor._text_cache) <= 1024
+    assert processor.encode_text("text 0") == first
 
 
 def test_control_tokens_in_plain_words_are_refused():

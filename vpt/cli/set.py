@@ -15,6 +15,7 @@ from vpt.cli.model import quieten
 from vpt.cli.parser import Command, branch_names, number, whole_number
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
+from vpt.files import replacing_files, write_whole
 from vpt.tokens import BRANCH_TOKENS, branches_named
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ MASKS = ("none", "question", "question+image")
 """What may be hidden from the final pass; the index is ``para_mask_id``."""
 
 _TOKEN_PX = 28
-_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 _NAMES = {
     "alignment": "alignment",
     "freeze_stems": "stems",
@@ -128,6 +128,7 @@ def _set(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
     quieten(args)
+    _check_folder(str(args.folder))
     steered = _steered_branches(args.folder, args.fresh_steering)
     if settings:
         _set_training(args, settings)
@@ -135,6 +136,15 @@ def _set(args: argparse.Namespace) -> None:
         _set_max_pixels(args.folder, args.max_pixels)
     if steered:
         _refresh_steering(args.folder, steered, args.seed)
+
+
+def _check_folder(folder: str) -> None:
+    """Refuse to change what is no whole model: its settings and its tokenizer have to fit."""
+    from vpt.config import load_config
+    from vpt.processing import VPTProcessor
+
+    load_config(folder)
+    VPTProcessor.from_pretrained(folder)
 
 
 def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -161,7 +171,12 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
     old = processor.size["longest_edge"]  # the names are transformers'; both are pixels in all
     smallest = min(processor.size["shortest_edge"], max_pixels)
     processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
-    write_file(processor.save_pretrained, folder)
+
+    def save(folder: Path) -> None:
+        with replacing_files(folder) as draft:
+            processor.save_pretrained(draft)
+
+    write_file(save, folder)
     kept = ", as it was" if old == max_pixels else f" -> {max_pixels}"
     put(f"{'max-pixels':<11} {old}{kept}")
 
@@ -195,15 +210,16 @@ def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
 
 
 def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
-    """Write beside the old weights, which may be mapped into memory, then take their place."""
-    old = {file.name for pattern in _WEIGHTS for file in folder.glob(pattern)}
-    with TemporaryDirectory(dir=folder) as draft:
-        model.save_pretrained(draft)
-        new = {file.name: file for pattern in _WEIGHTS for file in Path(draft).glob(pattern)}
-        for name, file in sorted(new.items()):  # the index comes last
-            file.replace(folder / name)
-    for name in old - set(new):
-        (folder / name).unlink()
+    """Replace the weights alone; config.json stays as it was written."""
+    from vpt.model_files import WEIGHTS, other_weights
+
+    with TemporaryDirectory(dir=folder, prefix=".draft-") as name, replacing_files(folder) as draft:
+        model.save_pretrained(name)
+        for file in (file for pattern in WEIGHTS for file in Path(name).glob(pattern)):
+            file.replace(draft / file.name)
+        stale = other_weights(folder, draft)
+    for file in stale:
+        file.unlink()
 
 
 def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
@@ -213,9 +229,7 @@ def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
 
     file = folder / "config.json"
     content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)  # in one step: a folder with half a config.json would be lost
+    write_whole(json.dumps(content, indent=2) + "\n", file)
     write_processor_entry(folder)
     write_shim(folder)
 

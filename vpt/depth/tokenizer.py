@@ -7,13 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +19,8 @@ from vpt.content_text import format_depth, parse_depth
 from vpt.depth.maps import as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
+from vpt.files import replacing_files
+from vpt.model_files import check_file, read_json, saying
 
 Floats = NDArray[np.float32]
 
@@ -28,6 +28,14 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "vpt_depth_tokenizer"
 RELEASED_SUFFIXES = (".pt", ".pth", ".bin")
 
+_LARGEST = {
+    "size_px": 2**12,
+    "num_codes": 2**16,
+    "code_dim": 2**13,
+    "hidden_dim": 2**10,
+    "num_downsamplings": 10,
+    "num_residual_blocks": 2**6,
+}
 _NUM_NAMED = 4  # keys to list in a message
 
 
@@ -60,6 +68,10 @@ class DepthTokenizerConfig:
             if type(value) is not int or value < least:
                 raise CheckpointError(
                     f"depth tokenizer: expected {field.name} of at least {least}, got {value!r}"
+                )
+            if value > (most := _LARGEST[field.name]):
+                raise CheckpointError(
+                    f"depth tokenizer: expected {field.name} of at most {most}, got {value:.3g}"
                 )
         if self.size_px % 2**self.num_downsamplings:
             raise CheckpointError(
@@ -164,13 +176,11 @@ class DepthTokenizer:
             OSError: if a file cannot be written.
         """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
-        draft = target / f".{WEIGHTS}.part"
-        save_file(weights, draft, metadata={"format": "pt"})
-        draft.replace(target / WEIGHTS)
-        content = {"model_type": MODEL_TYPE, **asdict(self.config)}
-        (target / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with replacing_files(target) as draft:
+            save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
+            content = {"model_type": MODEL_TYPE, **asdict(self.config)}
+            (draft / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _to_tensor(self, maps: Floats) -> Tensor:
         """``[B, H, W]`` as ``[B, 1, H, W]`` where the network is."""
@@ -195,26 +205,24 @@ def load_depth_tokenizer(
     """
     source = Path(path)
     if source.is_dir():
-        config, weights = _read_config(source / CONFIG), _read_safetensors(source / WEIGHTS)
+        config, weights = _read_config(source / CONFIG), _read_weights(source / WEIGHTS)
     elif source.is_file():
         if source.suffix not in RELEASED_SUFFIXES:
             endings = ", ".join(RELEASED_SUFFIXES)
             raise CheckpointError(f"{source} is no folder, nor a file that ends in {endings}")
-        config, weights = DepthTokenizerConfig(), _read_released(source)
+        config, weights = DepthTokenizerConfig(), _read_weights(source)
     else:
         raise CheckpointError(f"there is no depth tokenizer {source}; pass a folder or a .pth file")
+    with torch.device("meta"):  # sizes that the weights do not have may not take memory
+        _check_weights(weights, config.build().state_dict(), source)
     network = config.build()
-    _check_weights(weights, network.state_dict(), source)
     network.load_state_dict(weights)
     return DepthTokenizer(network.to(device), config)
 
 
 def _read_config(file: Path) -> DepthTokenizerConfig:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"cannot read {file} of the depth tokenizer: {exc}") from exc
-    if not isinstance(content, dict) or content.pop("model_type", None) != MODEL_TYPE:
+    content = read_json(file)
+    if content.pop("model_type", None) != MODEL_TYPE:
         raise CheckpointError(f"{file} does not describe a depth tokenizer ({MODEL_TYPE})")
     known = [field.name for field in fields(DepthTokenizerConfig)]
     if unknown := sorted(set(content) - set(known)):
@@ -222,20 +230,13 @@ def _read_config(file: Path) -> DepthTokenizerConfig:
     return DepthTokenizerConfig(**content)
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"cannot read the weights {file}: {exc}") from exc
-
-
-def _read_released(file: Path) -> dict[str, Tensor]:
-    """State dict of a file that ``torch.save`` wrote, without running what it may hold."""
-    try:
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """State dict of a file, without running what it may hold."""
+    check_file(file)
+    with saying(f"cannot read the weights {file}"):
+        if file.suffix == ".safetensors":
+            return load_file(file)
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as exc:
-        reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-        raise CheckpointError(f"cannot read the weights {file}: {reason}") from exc
     if isinstance(content, dict) and "weights" in content:
         content = content["weights"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -1,0 +1,202 @@
+"""A model folder with something wrong in it is refused with words, or answers: never anything else.
+
+Each case is one seeded mutation of a tiny model's folder; to see one again, run its number alone.
+"""
+
+import json
+import random
+import shutil
+
+import pytest
+from fuzz.limits import within_limits
+from PIL import Image
+
+import vpt
+from vpt.building import tiny_model
+from vpt.errors import VPTError
+from vpt.tokens import ContentTokens
+
+PICTURE = Image.radial_gradient("L").convert("RGB")
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+VALUES = (
+    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 1.5, 1e-30, -0.5, 10**9, 2**63, 10**400),
+    *("", "x", "auto", "../x", "float7", [], [1], [0, 0, 0], ["x"], {}, {"x": 1}),
+    *(float("nan"), float("inf")),
+)
+NUM_ALL = 300
+NUM_QUICK = 15
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Folders of two models: weights in one file, and in shards."""
+    from safetensors.torch import save_file
+
+    folders = []
+    for name, content in (("whole", ContentTokens()), ("shards", ContentTokens(("depth",)))):
+        folder = tmp_path_factory.mktemp(name)
+        model, processor = tiny_model(content=content)
+        processor.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size="400KB" if name == "shards" else "1GB")
+        assert (folder / "model.safetensors").exists() == (name == "whole")
+        folders.append(folder)
+    save_file({}, folders[1] / "unused.safetensors")
+    return folders
+
+
+def places(content):
+    """Every key or index in nested JSON, with its container."""
+    found = []
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in items:
+        found.append((content, key))
+        if isinstance(value, dict | list):
+            found += places(value)
+    return found
+
+
+def change_setting(rng, folder):
+    name = rng.choice((*JSON_FILES[:1] * 8, *JSON_FILES[1:]))
+    content = json.loads((folder / name).read_text())
+    container, key = rng.choice(places(content))
+    value = rng.choice(VALUES)
+    kind = rng.random()
+    if kind < 0.1:
+        del container[key]
+    elif kind < 0.2 and isinstance(container, dict):
+        container[f"{key}x"] = container.pop(key)
+    elif kind < 0.5 and isinstance(container[key], int):
+        value = container[key] + rng.choice((-1, 1, container[key], 10**6))
+        container[key] = value
+    else:
+        container[key] = value
+    text = json.dumps(content)
+    (folder / name).write_text(text)
+    return f"{name}: {key} = {value!r}"[:120]
+
+
+def harm_file(rng, folder):
+    file = rng.choice(sorted(folder.iterdir()))
+    data = file.read_bytes()
+    harm = rng.choice(("empty", "cut", "gone", "folder", "pointer", "noise", "swap", "bom", "nest"))
+    if harm == "empty":
+        file.write_bytes(b"")
+    elif harm == "cut":
+        file.write_bytes(data[: rng.randrange(len(data))])
+    elif harm in ("gone", "folder"):
+        file.unlink()
+        if harm == "folder":
+            file.mkdir()
+    elif harm == "pointer":
+        file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    elif harm == "noise":
+        noisy = bytearray(data)
+        for _ in range(rng.choice((1, 20))):
+            noisy[rng.randrange(len(noisy))] = rng.randrange(256)
+        file.write_bytes(bytes(noisy))
+    elif harm == "swap":
+        other = rng.choice(sorted(folder.iterdir()))
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+    elif harm == "bom":
+        file.write_bytes(b"\xef\xbb\xbf" + data)
+    else:
+        file.write_bytes(b"[" * 10**5)
+    return f"{file.name}: {harm}"
+
+
+def change_tokens(rng, folder):
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    added, known = content["added_tokens"], content["model"]["vocab"]
+    kind = rng.choice(("drop", "swap", "rename", "byte", "far"))
+    if kind == "drop":
+        for _ in range(rng.choice((1, 9, len(added)))):
+            added.pop(rng.randrange(len(added)))
+    elif kind == "swap":
+        one, other = rng.sample(added, 2)
+        one["content"], other["content"] = other["content"], one["content"]
+    elif kind == "rename":
+        rng.choice(added)["content"] = rng.choice(("<|x|>", "", "a", "<|im_end|>"))
+    elif kind == "byte":
+        known.pop(rng.choice(sorted(known)))
+    else:
+        rng.choice(added)["id"] = rng.choice((0, 10**6, 2**31))
+    file.write_text(json.dumps(content))
+    return f"tokens: {kind}"
+
+
+def change_index(rng, folder):
+    file = folder / "model.safetensors.index.json"
+    content = json.loads(file.read_text())
+    names = content["weight_map"]
+    values = ("../model.safetensors", "/etc/passwd", "none.safetensors", "", ".", 3, None)
+    value = rng.choice((*values, "config.json", "unused.safetensors", *names.values()))
+    names[rng.choice(sorted(names))] = value
+    if rng.random() < 0.2:
+        content["weight_map"] = rng.choice(VALUES)
+    if rng.random() < 0.1:
+        del content["metadata"]
+    file.write_text(json.dumps(content))
+    return f"index: {value!r}"
+
+
+def harm_weights(rng, folder):
+    file = rng.choice(sorted(folder.glob("model*.safetensors")))
+    data = bytearray(file.read_bytes())
+    kind = rng.choice(("length", "header", "values"))
+    if kind == "length":
+        data[:8] = rng.choice((0, 1, 2**20, 2**40, 2**63)).to_bytes(8, "little")
+    elif kind == "header":
+        data[rng.randrange(8, 2000)] = rng.randrange(256)
+    else:
+        start = rng.randrange(len(data) // 2, len(data) - 64)
+        data[start : start + 64] = rng.randbytes(64)
+    file.write_bytes(bytes(data))
+    return f"{file.name}: {kind}"
+
+
+MUTATIONS = (change_setting, change_setting, harm_file, change_tokens, change_index, harm_weights)
+
+
+def try_one(number, stored, tmp_path):
+    """Returns whether the folder answered; what was done to it shows if this fails."""
+    rng = random.Random(number)
+    mutate = rng.choice(MUTATIONS)
+    source = stored[1] if mutate is change_index else rng.choice(stored)
+    folder = shutil.copytree(source, tmp_path / "model")
+    what = f"case {number}, {mutate(rng, folder)}"
+    with within_limits(what):
+        try:
+            options = {"max_new_tokens": 3, "max_calls": 1}
+            vpt.load(str(folder), device="cpu").ask(PICTURE, "What is it?", **options)
+        except VPTError as exc:
+            assert str(exc).strip(), what
+            assert "weights_only=False" not in str(exc), what
+            return False
+        except BaseException as exc:
+            raise AssertionError(f"{what}: {type(exc).__name__}: {exc}") from exc
+    return True
+
+
+def test_a_sound_folder_answers(stored):
+    for folder in stored:
+        vpt.load(str(folder), device="cpu").ask(PICTURE, "What is it?", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("number", range(NUM_QUICK))
+def test_a_harmed_folder_answers_or_says_why_not(stored, tmp_path, number):
+    try_one(number, stored, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(NUM_QUICK, NUM_ALL))
+def test_a_harmed_folder_answers_or_says_why_not_in_many_cases(stored, tmp_path, number):
+    try_one(number, stored, tmp_path)

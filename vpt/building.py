@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vpt.checkpoint import read_model
-from vpt.config import VPTConfig, check_generation_config, check_numbers
+from vpt.config import VPTConfig, check_generation_config, check_settings
 from vpt.embeddings import draw_embeddings
 from vpt.errors import CheckpointError
 from vpt.model_files import check_file, check_weights, find_file, read_json, saying
@@ -207,7 +207,7 @@ def _model_type(base: str) -> Any:
         if file is None:
             raise CheckpointError("it has no config.json, or the hub did not give it")
         settings = read_json(file)
-        check_numbers(settings)
+        check_settings(settings)
         return settings.get("model_type")
     except CheckpointError as exc:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
@@ -223,7 +223,7 @@ def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
             check_file(Path(source))
             return SamBranch.from_segment_anything(source)
         if file := find_file(source, "config.json"):
-            check_numbers(read_json(file))
+            check_settings(read_json(file))
         if name == "dino":
             check_weights(source, lambda: Dinov2Model(Dinov2Config.from_pretrained(source)))
             return DinoBranch.from_pretrained(source, dtype=dtype)

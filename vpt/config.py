@@ -175,20 +175,13 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
         self._check()
 
     def _check(self) -> None:
-        check_numbers(self.to_dict())
+        check_settings(self.to_dict())
         _check_rotary(self.text_config)
         _ = self.content_tokens  # checks itself
         parts = Path(self.depth_tokenizer).parts
         if not parts or Path(self.depth_tokenizer).is_absolute() or ".." in parts:
             raise CheckpointError(
                 f"depth_tokenizer must be a name in the model folder, not {self.depth_tokenizer!r}"
-            )
-        if method := getattr(self, "quantization_config", None):
-            method = method if isinstance(method, Mapping) else vars(method)
-            raise CheckpointError(
-                f"the model is quantised (quantization_config: {method.get('quant_method')}), "
-                "which is not supported; use the folder that it was made from, and `dtype` to "
-                "save memory"
             )
         if unknown := [n for n in self.vision_encoder_ls if n not in ENCODER_TO_BRANCH]:
             raise CheckpointError(
@@ -298,7 +291,7 @@ def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTCon
             "Qwen2-VL one"
         )
     with saying(f"cannot use {file}"):
-        check_numbers(raw)
+        check_settings(raw)
         config = classes[model_type].from_dict(raw)
         if not _mrope_section(config.text_config):
             raise CheckpointError("expected mrope_section in rope_parameters, or rope_scaling")
@@ -318,6 +311,30 @@ def add_side_files(
             if part not in settings and (found := find_file(path_or_id, name, **hub_kwargs)):
                 settings[part] = read_json(found)
                 check_numbers(settings[part], f"{name}: ")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse what no model of ours has, before memory is taken by it.
+
+    Args:
+        settings: content of a ``config.json``, of a VPT model, a base model or an encoder.
+
+    Raises:
+        CheckpointError: for a quantised model, weights in a file of another name, or a number
+            out of its range.
+    """
+    if method := settings.get("quantization_config"):
+        method = method.get("quant_method") if isinstance(method, Mapping) else method
+        raise CheckpointError(
+            f"the model is quantised (quantization_config: {method}), which is not supported; use "
+            "the model that it was made from, in bfloat16 to save memory"
+        )
+    if file := settings.get("transformers_weights"):
+        raise CheckpointError(
+            f"transformers_weights names {str(file)[:80]!r}; expected model.safetensors, or remove "
+            "the setting"
+        )
+    check_numbers(settings)
 
 
 def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:

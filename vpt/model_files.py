@@ -75,6 +75,8 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
     """
     path_or_id = str(path_or_id)
     folder = Path(path_or_id)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; expected the folder of a model")
     if not folder.is_dir() and (folder.is_absolute() or path_or_id.startswith((".", "~"))):
         raise CheckpointError(
             f"there is no model folder {path_or_id}; pass a folder that holds config.json, "

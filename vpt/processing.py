@@ -28,7 +28,7 @@ from vpt.config import (
     VPTConfig,
     VRTConfig,
     check_generation_config,
-    check_numbers,
+    check_settings,
     check_tokenizer,
     register_configs,
 )
@@ -325,7 +325,7 @@ def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Qwen2VLConfig | None
     if (config_class := classes.get(str(settings.get("model_type")))) is None:
         return None
     with saying(f"cannot use config.json of {path_or_id}"):
-        check_numbers(settings)
+        check_settings(settings)
         return config_class.from_dict(settings)
 
 

@@ -1,10 +1,12 @@
 """Registration is harmless when repeated, and says so where LLaMA-Factory is not as tested."""
 
+import shutil
+
 import pytest
 
 import vpt
 from vpt.building import byte_tokenizer, tiny_model
-from vpt.errors import TrainingError
+from vpt.errors import CheckpointError, TrainingError
 
 
 def test_registering_twice_is_harmless(factory):
@@ -80,3 +82,16 @@ def test_videos_and_tools_are_refused(factory):
         template.encode_multiturn(byte_tokenizer(), messages, None, "[]")
     with pytest.raises(TrainingError, match="expected user and assistant by turns, got tool"):
         template.encode_multiturn(byte_tokenizer(), [{"role": "tool", "content": "x"}] * 2)
+
+
+def test_a_tokenizer_of_another_model_is_not_trained_with(factory, goldens, random_model, tmp_path):
+    from llamafactory.data.template import TEMPLATES
+    from transformers import AutoTokenizer
+
+    template = TEMPLATES["vpt_qwen2_vl"]
+    template.fix_special_tokens(AutoTokenizer.from_pretrained(random_model, padding_side="right"))
+    folder = shutil.copytree(random_model, tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(goldens / "checkpoints" / "sam" / name, folder / name)
+    with pytest.raises(CheckpointError, match="the tokenizer is not that of the model"):
+        template.fix_special_tokens(AutoTokenizer.from_pretrained(folder, padding_side="right"))

@@ -1,12 +1,15 @@
 """A fresh VPT model keeps all of its base, and a tiny one is the same for the same arguments."""
 
 import itertools
+import json
 import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from fuzz.limits import within_limits
+from golden_data import GOLDENS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -71,6 +74,16 @@ def randomise(module):
     for parameter in module.parameters():
         parameter.data.normal_(0, 0.2)
     return module.eval()
+
+
+def edit_config(folder, **changes):
+    """Change settings; those within others one by one."""
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    for name, value in changes.items():
+        is_part = isinstance(value, dict) and name in content
+        content[name] = {**content[name], **value} if is_part else value
+    file.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +380,69 @@ def test_a_missing_encoder_is_an_error(tmp_path, base, name, file):
     words = rf"(there is no model folder|cannot read) \S*{file}[;:]"
     with pytest.raises(CheckpointError, match=words):
         build_from_base(base[1], [name], encoders={name: str(tmp_path / file)})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty; get the file again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git LFS pointer"),
+        (b"PK\x03\x04 cut off", "load the sam encoder"),
+        (b"nothing", "load the sam encoder .* it is damaged"),
+    ],
+)
+def test_a_pth_file_that_cannot_be_read_is_an_error(tmp_path, base, content, words):
+    (tmp_path / "sam.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        build_from_base(base[1], ["sam"], encoders={"sam": str(tmp_path / "sam.pth")})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("dino", {"hidden_size": 10**9}, "hidden_size must be a whole number from 1 to 65536"),
+        ("dino", {"hidden_size": 2**15, "num_hidden_layers": 50}, "weights, but the files hold"),
+        ("sam", {"vision_config": {"mlp_dim": 2**19}}, "weights, but the files hold"),
+        ("dino", {"quantization_config": {"quant_method": "gptq"}}, r"quantised \(.*: gptq\)"),
+    ],
+)
+def test_an_encoder_of_absurd_sizes_is_refused(tmp_path, base, encoders, name, changes, words):
+    folder = shutil.copytree(encoders[1][name], tmp_path / name)
+    edit_config(folder, **changes)
+    with within_limits(words), pytest.raises(CheckpointError, match=words):
+        build_from_base(base[1], [name], encoders={name: str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"vision_start_token_id": 5},
+            r"has <\|vision_start\|> as vision_start_token_id 5, but the",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(.*: awq\)"),
+        (
+            {"text_config": {"num_hidden_layers": 10**9}},
+            r"text_config\.num_hidden_layers must be a",
+        ),
+    ],
+)
+def test_a_base_with_impossible_settings_is_refused(tmp_path, base, changes, words):
+    folder = shutil.copytree(base[1], tmp_path / "base")
+    edit_config(folder, **changes)
+    with within_limits(words), pytest.raises(CheckpointError, match=words):
+        build_from_base(str(folder), ["clip"])
+
+
+def test_a_base_with_vocabulary_and_merges_only_is_refused(tmp_path, base):
+    folder = shutil.copytree(base[1], tmp_path / "base")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    released = GOLDENS / "checkpoints" / "clip"
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(released / name, folder / name)
+    with pytest.raises(CheckpointError, match="the tokenizer is not that of the model"):
+        build_from_base(str(folder), ["clip"])
 
 
 def test_a_pth_file_of_something_else_is_an_error(tmp_path, base):

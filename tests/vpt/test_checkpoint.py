@@ -299,6 +299,13 @@ def test_a_missing_absolute_folder_is_an_error(tmp_path):
         load(tmp_path / "nowhere")
 
 
+def test_a_file_is_no_folder(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is a file; expected the folder of a mod"
+    ):
+        load(copy_of("clip", tmp_path) / "config.json")
+
+
 def test_an_id_the_hub_does_not_give_is_an_error_that_says_so():
     with pytest.raises(CheckpointError, match=r"nobody/nothing.* hub "):
         load("nobody/nothing")
@@ -416,6 +423,10 @@ def test_an_impossible_setting_is_an_error(tmp_path, changes, words):
         ),
         ({"torch_dtype": "float7"}, r"config\.json: .*float7"),
         ({"quantization_config": {"quant_method": "new"}}, r"quantised \(quantization_config: new"),
+        (
+            {"transformers_weights": "../x.bin"},
+            r"transformers_weights names '\.\./x\.bin'; expected",
+        ),
         ({"depth_tokenizer": "../x"}, r"depth_tokenizer must be a name in the model folder"),
         (
             {"branch_configs": {"dino": {"encoder": {"image_size": 0}}}},

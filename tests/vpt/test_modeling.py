@@ -245,7 +245,7 @@ def test_pixels_for_a_branch_the_model_lacks_are_refused():
         ({"num_inner_forward_run": 3}, "must be 1 or 2, not 3"),
         ({"para_mask_id": 4}, "para_mask_id must be 0, 1 or 2, not 4"),
         ({"para_mask_id": 1}, "needs para_start_id and para_end_id"),
-        ({"para_mask_ratio": 1.5}, "para_mask_ratio must be in 0..1"),
+        ({"para_mask_ratio": 1.5}, "para_mask_ratio must be a number from 0 to 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):

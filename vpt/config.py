@@ -178,6 +178,9 @@ class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
         check_settings(self.to_dict())
         _check_rotary(self.text_config)
         _ = self.content_tokens  # checks itself
+        for name in ("alignment", "freeze_stems"):
+            if not isinstance(getattr(self, name), bool):
+                raise CheckpointError(f"{name} must be true or false, not {getattr(self, name)!r}")
         parts = Path(self.depth_tokenizer).parts
         if not parts or Path(self.depth_tokenizer).is_absolute() or ".." in parts:
             raise CheckpointError(

@@ -71,7 +71,7 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
         **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ...; others are left aside.
 
     Raises:
-        CheckpointError: if the model itself cannot be found.
+        CheckpointError: if the model itself cannot be found, or the name is that of a folder.
     """
     path_or_id = str(path_or_id)
     folder = Path(path_or_id)
@@ -83,6 +83,8 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
             "or the id of a model on the Hugging Face hub"
         )
     wanted = {key: value for key, value in hub_kwargs.items() if key in HUB_ARGUMENTS}
+    if (there := Path(folder, wanted.get("subfolder") or "", name)).is_dir():
+        raise CheckpointError(f"{there} is a folder; expected a file")
     try:
         file = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **wanted)
     except OSError as exc:

@@ -149,11 +149,13 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
             )
         if "size" in image_options:
             settings = {k: v for k, v in settings.items() if k not in _IMAGE_OPTIONS}
-        template = _settings(path_or_id, "chat_template.json", hub)
+        template = _settings(path_or_id, "chat_template.json", hub).get("chat_template")
+        if not isinstance(template, str | None):
+            raise CheckpointError(f"chat_template.json of {path_or_id} holds no text")
         processor = cls(
             build_image_processor({**settings, **image_options}),
             tokenizer,
-            chat_template=template.get("chat_template") or tokenizer.chat_template,
+            chat_template=template or tokenizer.chat_template,
         )
         processor.source = {"path_or_id": path_or_id, **hub}
         if config := _config_beside(path_or_id, hub):

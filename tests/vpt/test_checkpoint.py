@@ -421,6 +421,7 @@ def test_an_impossible_setting_is_an_error(tmp_path, changes, words):
             {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 2, 2]}},
             r"mrope_section must be whole numbers that add up to 8, .*, not \[2, 2, 2\]",
         ),
+        ({"alignment": "off"}, "alignment must be true or false, not 'off'"),
         ({"torch_dtype": "float7"}, r"config\.json: .*float7"),
         ({"quantization_config": {"quant_method": "new"}}, r"quantised \(quantization_config: new"),
         (
@@ -535,6 +536,22 @@ def test_a_broken_generation_config_is_not_passed_over(tmp_path, text):
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "chat_template.json"])
+def test_a_folder_in_place_of_a_file_is_not_passed_over(tmp_path, name):
+    folder = copy_of("clip", tmp_path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is a folder; expected a file"):
+        vpt.load(str(folder))
+
+
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path):
+    folder = copy_of("clip", tmp_path)
+    (folder / "chat_template.json").write_text('{"chat_template": 1}')
+    with pytest.raises(CheckpointError, match=r"chat_template\.json of \S+ holds no text"):
+        VPTProcessor.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "\ufeff{}", "version https://git-lfs.github.com/1"])

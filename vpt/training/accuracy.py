@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from llamafactory.train.sft import metric, workflow
+from llamafactory.train.sft import metric
 
-from vpt.errors import TrainingError
 from vpt.samples import IGNORE_INDEX
 from vpt.tokens import (
     BRANCH_TOKENS,
@@ -20,7 +19,7 @@ from vpt.tokens import (
     is_content,
     is_coordinate,
 )
-from vpt.training.tested import TESTED
+from vpt.training.tested import replace_in_workflow
 
 CLASSES = ("text", "region", "coordinate", "reencode", "depth", "box", "turn_end", "control")
 """Kinds of tokens. Control tokens are forced, so no accuracy is reported of them."""
@@ -114,21 +113,12 @@ def token_classes(tokenizer: Any) -> dict[int, int]:
 def install_accuracy(tokenizer: Any) -> None:
     """Make ``compute_accuracy: true`` report by kind of token.
 
-    LLaMA-Factory has no way to register a metric; this is the one name of it that we replace.
-
     Raises:
         TrainingError: if it does not use that name as the tested version does.
     """
-    current = getattr(workflow, "ComputeAccuracy", None)
-    is_ours = isinstance(current, partial) and current.func is TokenClassAccuracy
-    used = getattr(workflow.run_sft, "__code__", None)
-    if (
-        used is None
-        or "ComputeAccuracy" not in used.co_names
-        or not (is_ours or current is metric.ComputeAccuracy)
-    ):
-        raise TrainingError(
-            "llamafactory.train.sft.workflow does not use ComputeAccuracy as expected; accuracy "
-            f"by kind of token was tested with {TESTED}"
-        )
-    workflow.ComputeAccuracy = partial(TokenClassAccuracy, token_classes(tokenizer))
+    replace_in_workflow(
+        "ComputeAccuracy",
+        metric.ComputeAccuracy,
+        partial(TokenClassAccuracy, token_classes(tokenizer)),
+        lambda one: isinstance(one, partial) and one.func is TokenClassAccuracy,
+    )

@@ -16,6 +16,7 @@ from vpt.training.muon import orthogonalize_in_float32_on_cpu
 from vpt.training.plugin import VPTPlugin
 from vpt.training.template import TEMPLATE_NAME, VPTTemplate
 from vpt.training.tested import TESTED
+from vpt.training.trainer import install_trainer
 
 FORMAT_NAME = "vpt"
 
@@ -43,6 +44,7 @@ def register_with_llamafactory() -> None:
         _register_template()
     for config in (VPTConfig, VRTConfig):
         register_parts(config.model_type)
+    install_trainer()
     orthogonalize_in_float32_on_cpu()
 
 

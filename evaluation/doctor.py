@@ -142,7 +142,9 @@ def check_file(
     if open_images:
         facts = dict(watch(measure_images(paths, None), len(paths), "images"))
     report = SplitReport(num_images=len(facts))
-    found: dict[str, list[tuple[int, str]]] = {k: [] for k in SPLIT_FINDINGS if k not in ignored}
+    found: dict[str, list[tuple[int | None, str]]] = {
+        k: [] for k in SPLIT_FINDINGS if k not in ignored
+    }
     first_with: dict[str, int] = {}
     # Read again, for pictures may lie in the rows, and are not kept.
     for number, sample in enumerate(itertools.islice(read_rows_of(split, file, images), limit)):

@@ -317,6 +317,11 @@ def test_an_empty_file_has_no_entries(tmp_path, text):
         (b'[{"a": 1}, ', "is no whole JSON list: "),
         (b"[" * 100_000, "is no whole JSON list: "),
         (b'{"a": 1}\n\n{"a": \n', "line 3: .* expected a JSON list, or a JSON object per line"),
+        (
+            b'[{"a": 1, "b": {"c": 1, "c": 2}}]',
+            "the key 'c' is given twice in one object; keep one",
+        ),
+        (b'{"a": 1}\n{"a": 1, "a": 2}', "line 2: the key 'a' is given twice"),
         (b'{"a": "\xff"}', "is not in UTF-8 .byte 7.; convert it"),
     ],
 )

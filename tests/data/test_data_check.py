@@ -15,6 +15,8 @@ from vpt.data.check import ModelFacts, RowChecker, check_rows
 from vpt.data.findings import FINDINGS
 from vpt.data.image_sizes import ImageFacts, measure_images
 from vpt.data.lengths import RowLengths
+from vpt.data.loading import ask_loader, check_loading, has_loader, predict_loading
+from vpt.data.row_files import read_entries, write_rows
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.data.row_view import image_paths, view_row
 from vpt.data.turn_checks import known_tokens
@@ -422,3 +424,102 @@ def test_a_length_that_cannot_be_told_is_none(goldens, tiny):
         dino_row(),
     ):
         assert lengths.num_tokens(view_row(one, 8), IMAGES) is None
+
+
+# What the loader of LLaMA-Factory reads
+
+LOADED = row("<image>\nWhy?", "So.", images=["a.png"])
+
+
+def loading(file):
+    """What is found in a file of rows, by the model of the loader, which the loader confirms."""
+    rows = read_entries(file)
+    predicted = list(predict_loading(file.read_bytes(), rows))
+    if has_loader():
+        assert bool(ask_loader(file, rows)) == bool(predicted)
+    assert check_loading(file, rows) == predicted
+    return [(number, finding.detail) for number, finding in predicted]
+
+
+MIXED = {
+    "id": ([7, "b"], "id is a text, in row 0 it is a number; write one type in all rows"),
+    "flag": ([1, True], "flag is true or false, in row 0 it is a number"),
+    "meta": ([{"a": 1}, [1]], "meta is a list, in row 0 it is an object"),
+    "deep": ([{"a": [1]}, {"a": ["x"]}], "deep.a[] is a text, in row 0 it is a number"),
+    "note": (["x", {"a": 1}], "note is an object, in row 0 it is a text"),
+}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("column", MIXED)
+def test_a_column_of_several_types_is_found(tmp_path, name, column):
+    values, words = MIXED[column]
+    write_rows([{**LOADED, column: value} for value in values], tmp_path / name)
+    [(number, detail)] = loading(tmp_path / name)
+    assert number == 1 and detail.startswith(words)
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_what_the_loader_unites_is_left_alone(tmp_path, name):
+    rows = [
+        {**LOADED, "id": 1, "meta": {"a": 1}, "images": []},
+        {**LOADED, "id": 2.5, "meta": {"b": "x"}, "late": "there"},
+        {**LOADED, "id": None, "meta": None},
+        {"messages": [{**LOADED["messages"][0], "name": "me"}, LOADED["messages"][1]]},
+    ]
+    write_rows(rows, tmp_path / name)
+    assert loading(tmp_path / name) == []
+
+
+def test_a_byte_order_mark_is_found_before_a_list_only(tmp_path):
+    for name in ("rows.json", "rows.jsonl"):
+        write_rows([LOADED] * 2, tmp_path / name)
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    words = "the file begins with a byte order mark; save it as UTF-8 without one"
+    assert loading(tmp_path / "rows.json") == [(None, words)]
+    assert loading(tmp_path / "rows.jsonl") == []
+
+
+def test_values_that_a_parser_cannot_read_are_found(tmp_path):
+    write_rows([LOADED, {**LOADED, "id": 2**70}], tmp_path / "rows.json")
+    [(number, detail)] = loading(tmp_path / "rows.json")
+    assert number == 1 and detail.startswith("the row holds a number of more than 64 bits: 1180")
+    text = json.dumps(LOADED) + "\n" + json.dumps({**LOADED, "id": "\ud800"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert loading(tmp_path / "rows.jsonl") == [(1, "the row holds half of a surrogate pair")]
+
+
+@pytest.mark.parametrize("late", [{"images": ["a.png"]}, {"id": 1}, {"size": 0.5}])
+def test_what_comes_after_the_first_part_of_json_lines_is_found(tmp_path, late):
+    text = {**row("Why?" * 1000, "So."), "images": [], "size": 1}
+    rows = [*[text] * 2700, {**text, **late}]
+    write_rows(rows, tmp_path / "rows.jsonl")
+    [(number, detail)] = loading(tmp_path / "rows.jsonl")
+    assert number == 2700 and "which no row of the first 10 MB has; move such a row" in detail
+    write_rows(rows, tmp_path / "rows.json")
+    assert loading(tmp_path / "rows.json") == []
+
+
+def test_a_file_of_another_name_is_not_loaded(tmp_path):
+    write_rows([LOADED], tmp_path / "rows.txt")
+    [(_, finding)] = check_loading(tmp_path / "rows.txt", [LOADED])
+    assert finding.detail == "expected a name that ends in .json or .jsonl, got rows.txt"
+
+
+@pytest.mark.skipif(not has_loader(), reason="LLaMA-Factory is not installed")
+def test_what_the_loader_reads_otherwise_is_found(tmp_path):
+    times = row("2020-01-01", "2020-01-02", images=None)  # read as points in time
+    write_rows([times], tmp_path / "rows.jsonl")
+    [(number, finding)] = check_loading(tmp_path / "rows.jsonl", [times])
+    assert number == 0 and "reads other messages or images" in finding.detail
+
+
+def test_findings_of_the_file_are_reported_beside_those_of_rows(tmp_path):
+    write_rows([{**LOADED, "id": 1}, {**LOADED, "id": "b"}], tmp_path / "rows.json")
+    file = tmp_path / "rows.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    rows = read_entries(file)
+    loading = list(predict_loading(file.read_bytes(), rows))
+    report = check_rows(rows, RowChecker(IMAGES), ["duplicate-row"], loading)
+    assert [number for number, _ in report.findings["not-loadable"]] == [None, 1]
+    assert report.num_with_findings == 1

@@ -102,9 +102,7 @@ def test_a_run_killed_while_saving_resumes_from_the_checkpoint_before(
     (again / "checkpoint-3" / "trainer_state.json").unlink()
     cut(again / "checkpoint-2" / "model.safetensors")
     chosen = {"resume_from_checkpoint": str(again / "checkpoint-2")}
-    with pytest.raises(
-        TrainingError, match=r"cannot resume from .*-2: a file is cut off"
-    ):
+    with pytest.raises(TrainingError, match=r"cannot resume from .*-2: a file is cut off"):
         factory.run_exp(arguments(model, tmp_path, again, **settings, **chosen))
     factory.run_exp(arguments(model, tmp_path, again, **settings))
     assert losses(again) == losses(whole)

@@ -129,6 +129,7 @@ def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, 
     """Read rows, open their images, check: a report, images opened, rows left out."""
     from vpt.data.check import check_rows
     from vpt.data.image_sizes import measure_images
+    from vpt.data.loading import check_loading
     from vpt.data.row_files import read_entries
     from vpt.data.row_view import image_paths
     from vpt.rows import split_crop_suffix
@@ -136,6 +137,7 @@ def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, 
     rows = read_entries(target.file)
     if not rows:
         raise DataError(f"{target.file} holds no rows")
+    loading = check_loading(target.file, rows)
     num_all, rows = len(rows), rows[: args.limit]
     make_checker = _checker_of(args)
     images: Images = {}
@@ -145,7 +147,8 @@ def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, 
         distinct = dict.fromkeys(places.values())
         facts = dict(with_bar(measure_images(distinct, None), len(distinct), "images"))
         images = {path: facts[place] for path, place in places.items()}
-    report = check_rows(with_bar(rows, len(rows), "rows"), make_checker(images), args.ignore)
+    watched = with_bar(rows, len(rows), "rows")
+    report = check_rows(watched, make_checker(images), args.ignore, loading)
     return report, len(images), num_all - len(rows)
 
 
@@ -228,15 +231,17 @@ def _show(
         f"{target.file}: {count_words(report.num_rows, 'row')}, "
         f"{count_words(num_images, 'image')} opened"
     )
-    for row_kind, number in sorted(report.row_kinds.items()):
-        put(f"  {number:>7,}  {row_kind}")
+    for row_kind, num_of_kind in sorted(report.row_kinds.items()):
+        put(f"  {num_of_kind:>7,}  {row_kind}")
     for line in epoch_lines(report.epochs):
         put(f"  {line}")
     for kind, entries in report.findings.items():
-        num_rows = len({number for number, _ in entries})
-        put(f"\n{kind}: {count_words(num_rows, 'row')}: {target.findings[kind]}")
+        num_rows = len({number for number, _ in entries if number is not None})
+        counted = count_words(num_rows, "row") if num_rows else "the file"
+        put(f"\n{kind}: {counted}: {target.findings[kind]}")
         for number, detail in entries[:num_shown]:
-            put(f"  row {number}: {' '.join(detail.split())}")
+            place = "the file" if number is None else f"row {number}"
+            put(f"  {place}: {' '.join(detail.split())}")
         if hidden := len(entries) - min(num_shown, len(entries)):
             put(f"  and {hidden} more; --show {len(entries)} or --json names them")
     put("")

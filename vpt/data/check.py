@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from vpt.data.content_checks import check_content, check_note
 from vpt.data.findings import FINDINGS, Finding
 from vpt.data.image_checks import check_boxes, check_columns, check_files, check_placeholders
 from vpt.data.image_sizes import Images
+from vpt.data.loading import Found
 from vpt.data.row_view import RowView, image_paths, view_row
 from vpt.data.turn_checks import KnownTokens, check_turns, known_tokens
 from vpt.errors import DataError
@@ -131,32 +132,46 @@ class Report:
         num_rows: that were checked.
         num_with_findings: rows that have any.
         row_kinds: how many rows of each kind.
-        findings: kind of finding -> ``(number of the row, counted from 0, detail)``.
+        findings: kind of finding -> ``(number of the row, counted from 0, detail)``; the number is
+            ``None`` where the file as a whole is meant.
         epochs: of a curriculum: epoch -> task -> rows.
     """
 
     num_rows: int = 0
     num_with_findings: int = 0
     row_kinds: Counter[str] = field(default_factory=Counter)
-    findings: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    findings: dict[str, list[tuple[int | None, str]]] = field(default_factory=dict)
     epochs: dict[int, Counter[str]] = field(default_factory=dict)
 
 
-def check_rows(rows: Iterable[object], checker: RowChecker, ignored: Iterable[str] = ()) -> Report:
+def check_rows(
+    rows: Iterable[object],
+    checker: RowChecker,
+    ignored: Iterable[str] = (),
+    loading: Sequence[Found] = (),
+) -> Report:
     """Check rows, and find those that come twice, as far as they are whole.
 
     Args:
         rows: as they stand in a file.
         checker: knows the files and the model.
         ignored: kinds of findings to leave out, keys of :data:`vpt.data.findings.FINDINGS`.
+        loading: what :func:`vpt.data.loading.check_loading` found in the file.
     """
     report = Report()
-    found: dict[str, list[tuple[int, str]]] = {kind: [] for kind in FINDINGS}
+    found: dict[str, list[tuple[int | None, str]]] = {kind: [] for kind in FINDINGS}
+    of_rows: dict[int, list[Finding]] = {}
+    for place, finding in loading:
+        if place is not None:
+            of_rows.setdefault(place, []).append(finding)
+        elif finding.kind not in ignored:
+            found[finding.kind].append((None, finding.detail))
     wanted = set(FINDINGS) - set(ignored)
     first_with: dict[bytes, int] = {}
     latest = 0  # epoch so far
     for number, row in enumerate(rows):
         row_kind, findings = checker.check(row)
+        findings = [*of_rows.get(number, ()), *findings]
         same = number if row_kind == _BROKEN else first_with.setdefault(_digest(row), number)
         if same != number:
             findings.append(Finding("duplicate-row", f"the same as row {same}"))

@@ -18,6 +18,7 @@ class Finding(NamedTuple):
 
 
 FINDINGS = {
+    "not-loadable": "what the loader of LLaMA-Factory refuses; training would stop there",
     "broken-row": "no row: expected messages with role and content, and lists of image paths",
     "turn-order": "turns that are not user and assistant by turns, the assistant last",
     "empty-turn": "a turn without words",

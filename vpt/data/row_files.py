@@ -11,6 +11,7 @@ from vpt.errors import DataError
 from vpt.files import write_whole
 
 SUFFIXES = (".json", ".jsonl")
+BOM = b"\xef\xbb\xbf"
 
 
 def read_entries(file: Path) -> list[Any]:
@@ -33,12 +34,17 @@ def read_entries(file: Path) -> list[Any]:
         raise DataError(f"cannot read {file}: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise DataError(f"{file} is not in UTF-8 (byte {exc.start}); convert it") from exc
-    if not text.lstrip().startswith("["):
+    if not is_list(text):
         return _read_lines(file, text)
     try:
-        return list(json.loads(text))
+        return list(_loads(text))
     except (ValueError, RecursionError) as exc:
         raise DataError(f"{file} is no whole JSON list: {exc}") from exc
+
+
+def is_list(text: str) -> bool:
+    """Whether a file holds a JSON list, by its first character; else JSON lines are expected."""
+    return text.lstrip().startswith("[")
 
 
 def _read_lines(file: Path, text: str) -> list[Any]:
@@ -47,12 +53,26 @@ def _read_lines(file: Path, text: str) -> list[Any]:
         if not line.strip():
             continue
         try:
-            entries.append(json.loads(line))
+            entries.append(_loads(line))
         except (ValueError, RecursionError) as exc:
             raise DataError(
                 f"{file}, line {number}: {exc}; expected a JSON list, or a JSON object per line"
             ) from exc
     return entries
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one of two values under the same key would be lost without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} is given twice in one object; keep one")
+    return content
 
 
 def write_rows(rows: Iterable[Any], file: Path) -> None:

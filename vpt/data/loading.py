@@ -1,0 +1,229 @@
+"""Whether the loader that LLaMA-Factory uses, of the datasets library, reads a file of rows.
+
+Where LLaMA-Factory is installed its loader is asked. Elsewhere a model of it decides, which knows
+the rules of the version that LLaMA-Factory pins (datasets 4.0): a column has one type in the whole
+file, and JSON lines are read in chunks, of which the first fixes the types.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vpt.data.findings import Finding
+from vpt.data.row_files import BOM, SUFFIXES, is_list
+from vpt.data.row_view import view_row
+from vpt.rows import list_images, read_turns
+
+Found = tuple[int | None, Finding]
+"""Number of a row, ``None`` for the file as a whole, and what is wrong."""
+
+CHUNK_BYTES = 10 << 20  # datasets' packaged_modules/json/json.py, `chunksize`
+_MOST_INT, _LEAST_INT = 2**64 - 1, -(2**63)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
+    """Find what keeps training from loading a file.
+
+    Args:
+        file: of rows.
+        rows: all of it, as :func:`vpt.data.row_files.read_entries` reads them.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    if file.suffix not in SUFFIXES:
+        endings = " or ".join(SUFFIXES)
+        return [_found(None, f"expected a name that ends in {endings}, got {file.name}")]
+    if not has_loader():
+        return list(predict_loading(file.read_bytes(), rows))
+    if not (said := ask_loader(file, rows)):
+        return []
+    return list(predict_loading(file.read_bytes(), rows)) or [said]
+
+
+def has_loader() -> bool:
+    """Whether the loader that trains is installed here."""
+    return find_spec("llamafactory") is not None and find_spec("datasets") is not None
+
+
+def ask_loader(file: Path, rows: Sequence[object]) -> Found | None:
+    """Let the loader read a file, and compare what it read."""
+    datasets = importlib.import_module("datasets")
+    quiet = datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            loaded = datasets.load_dataset(
+                "json", data_files=[str(file)], split="train", cache_dir=cache
+            )
+            return _compare(rows, loaded)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError) as exc:
+        cause: BaseException = exc
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        return _found(None, f"the loader refuses the file: {cause}")
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not quiet:
+            datasets.enable_progress_bars()
+
+
+def _compare(rows: Sequence[object], loaded: Sequence[object]) -> Found | None:
+    if len(loaded) != len(rows):
+        return _found(None, f"the loader reads {len(loaded)} rows, the file has {len(rows)}")
+    for number, (row, read) in enumerate(zip(rows, loaded, strict=True)):
+        if _content(row) not in (None, _content(read)):
+            return _found(number, "the loader reads other messages or images than the row has")
+    return None
+
+
+def _content(row: object) -> object:
+    """What training takes from a row; ``None`` if it is malformed, which is found elsewhere."""
+    if not isinstance(row, Mapping) or isinstance(view_row(row, 8), Finding):
+        return None
+    return read_turns(row), list_images(row)
+
+
+def predict_loading(data: bytes, rows: Sequence[object]) -> Iterator[Found]:
+    """Find what the loader would refuse, without it.
+
+    Args:
+        data: content of the file.
+        rows: the same, read.
+    """
+    in_list = is_list(data.decode("utf-8-sig"))
+    if in_list and data.startswith(BOM):
+        yield _found(None, "the file begins with a byte order mark; save it as UTF-8 without one")
+    first: _Type | None = None
+    start = 0
+    for chunk in [rows] if in_list else _chunks(data, rows):
+        types = _Type()
+        for number, row in enumerate(chunk, start):
+            if problem := _value_problem(row, in_list) or types.take(row, "", number):
+                yield _found(number, problem)
+        start += len(chunk)
+        if first is None:
+            first = types
+        else:
+            yield from first.lacks(types, "")
+
+
+def _chunks(data: bytes, rows: Sequence[object]) -> Iterator[Sequence[object]]:
+    """Rows of a file of JSON lines as the loader takes them: some bytes, and the line to its end.
+
+    Yields:
+        Consecutive rows.
+    """
+    start = number = 0
+    while start < len(data):
+        end = data.find(b"\n", min(start + CHUNK_BYTES, len(data))) + 1 or len(data)
+        num_rows = sum(bool(line.strip()) for line in data[start:end].split(b"\n"))
+        yield rows[number : number + num_rows]
+        start, number = end, number + num_rows
+
+
+@dataclass
+class _Type:
+    """Type of a column, or of a part of it.
+
+    Attributes:
+        kind: in words; empty as long as all values were missing.
+        row: in which it was first seen.
+        fraction_row: in which a number with a fraction was first seen.
+        parts: of an object by key, of a list under ``[]``.
+    """
+
+    kind: str = ""
+    row: int = 0
+    fraction_row: int | None = None
+    parts: dict[str, _Type] = field(default_factory=dict)
+
+    def take(self, value: object, path: str, row: int) -> str:
+        """Add a value; returns how it contradicts those before it, or an empty text."""
+        if value is None:
+            return ""
+        kind = _kind(value)
+        if not self.kind:
+            self.kind, self.row = kind, row
+        if kind != self.kind:
+            return (
+                f"{path or 'the row'} is {kind}, in row {self.row} it is {self.kind}; "
+                "write one type in all rows, or leave the column out"
+            )
+        if isinstance(value, float) and self.fraction_row is None:
+            self.fraction_row = row
+        parts: Iterator[tuple[str, Any]] = iter(())
+        if isinstance(value, Mapping):
+            parts = iter(value.items())
+        elif isinstance(value, list):
+            parts = (("[]", one) for one in value)
+        for key, one in parts:
+            part = self.parts.setdefault(key, _Type(row=row))
+            if problem := part.take(one, _join(path, key), row):
+                return problem
+        return ""
+
+    def lacks(self, later: _Type, path: str) -> Iterator[Found]:
+        """Find what of a later chunk does not fit into the types of the first."""
+        if later.kind and later.kind != self.kind:
+            yield _late(path, later.kind, later.row)
+            return
+        if later.fraction_row is not None and self.fraction_row is None:
+            yield _late(path, "a number with a fraction", later.fraction_row)
+        for key, part in later.parts.items():
+            where = _join(path, key)
+            if key in self.parts or key == "[]":
+                yield from self.parts.get(key, _Type()).lacks(part, where)
+            else:
+                yield _late(where, "there", part.row)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}{key}" if key == "[]" or not path else f"{path}.{key}"
+
+
+def _late(path: str, what: str, row: int) -> Found:
+    return _found(
+        row,
+        f"{path} is {what}, which no row of the first {CHUNK_BYTES >> 20} MB has; move such a row "
+        "to the beginning, or write a JSON list instead of JSON lines",
+    )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _value_problem(value: object, in_list: bool) -> str:
+    """What of a row one of the two parsers cannot read, wherever it is: rare values."""
+    if isinstance(value, Mapping):
+        problems = (_value_problem(one, in_list) for pair in value.items() for one in pair)
+        return next(filter(None, problems), "")
+    if isinstance(value, list):
+        return next(filter(None, (_value_problem(one, in_list) for one in value)), "")
+    if isinstance(value, str) and not in_list and _SURROGATE.search(value):
+        return "the row holds half of a surrogate pair"
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int and not _LEAST_INT <= value <= _MOST_INT:  # type: ignore[operator]
+        return f"the row holds a number of more than 64 bits: {str(value)[:30]}..."
+    return ""
+
+
+def _found(number: int | None, detail: str) -> Found:
+    return number, Finding("not-loadable", detail)

@@ -12,13 +12,13 @@ from evaluation.formats.image_roots import ImageRoots
 from evaluation.samples import BadRow, ImageRef, Sample
 from evaluation.scores.table import SCORES
 from evaluation.splits import Split, read_rows_of
-from vpt.boxes import contains
+from vpt.boxes import check_box_px
 from vpt.data.check import Report, RowChecker, check_rows
 from vpt.data.findings import FINDINGS, Finding
 from vpt.data.image_sizes import ImageFacts, measure_images
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import image_paths
-from vpt.errors import DataError, ImageError
+from vpt.errors import DataError, ImageError, RegionError
 from vpt.images import load_image
 from vpt.rows import split_crop_suffix
 
@@ -34,8 +34,6 @@ SPLIT_FINDINGS = {
     "box-outside": "a box of the evidence that reaches out of the first image",
 }
 """Kinds of findings in splits that are not released rows, in the order of the report."""
-
-_ROUNDING_PX = 1  # boxes may reach out of the image by so much
 
 
 @dataclass
@@ -196,10 +194,10 @@ def _check(
             yield Finding("missing-image" if one.is_missing else "unreadable-image", one.problem)
     if sample.box is None or measured[0].size_wh is None:
         return
-    width, height = measured[0].size_wh
-    frame = (-_ROUNDING_PX, -_ROUNDING_PX, width + _ROUNDING_PX, height + _ROUNDING_PX)
-    if not contains(frame, sample.box):
-        yield Finding("box-outside", f"{list(sample.box)} reaches out of {width}x{height} px")
+    try:
+        check_box_px(sample.box, measured[0].size_wh)
+    except RegionError as exc:
+        yield Finding("box-outside", str(exc))
 
 
 def _facts_of(image: ImageRef, facts: Mapping[str, ImageFacts]) -> ImageFacts:

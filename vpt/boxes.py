@@ -24,6 +24,11 @@ from vpt.errors import RegionError
 Box = tuple[float, float, float, float]
 PixelBox = tuple[int, int, int, int]
 
+ROUNDING_PX = 1
+"""By so much boxes of data may reach out of their image."""
+
+_MOST_AS_FRACTION = 1.5  # above 1 for what rounding adds
+
 # EXIF orientation -> (mirror x, mirror y, then swap x with y), from the stored frame to the seen.
 # Exif 2.32, tag 0x0112.
 _ORIENTATIONS = {
@@ -120,6 +125,36 @@ def grid_box_covering(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: 
     x_min, x_max = cells(x0, x1, width)
     y_min, y_max = cells(y0, y1, height)
     return GridBox(x_min, y_min, x_max, y_max)
+
+
+def check_box_px(box_xyxy_px: Box, size_wh: tuple[int, int] | None = None) -> None:
+    """Refuse a box of data that cannot be meant in pixels of its image.
+
+    A box within the first pixel or so is one of fractions, 0 to 1 along each side. Numbers of 0 to
+    1000, which some models write, cannot be told from pixels unless they lie outside.
+
+    Args:
+        box_xyxy_px: XYXY in original pixels.
+        size_wh: ``(W, H)`` of the original image; ``None`` where it is not known.
+
+    Raises:
+        RegionError: for fractions, and for a box that reaches out of the image by more than
+            ``ROUNDING_PX``.
+    """
+    if max(map(abs, box_xyxy_px)) < _MOST_AS_FRACTION:
+        raise RegionError(
+            f"box {list(box_xyxy_px)} has numbers of 0 to 1, as fractions of an image have; "
+            "expected pixels, so multiply them by the width and height of the image"
+        )
+    if size_wh is None:
+        return
+    width, height = size_wh
+    frame = (-ROUNDING_PX, -ROUNDING_PX, width + ROUNDING_PX, height + ROUNDING_PX)
+    if not contains(frame, box_xyxy_px):
+        raise RegionError(
+            f"box {list(box_xyxy_px)} reaches out of the image of {width}x{height} px; expected "
+            "x0, y0, x1, y1 in pixels of the image as seen, that is after EXIF orientation"
+        )
 
 
 def to_unit(box_px: Box, size_wh: tuple[int, int]) -> Box:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
-from vpt.boxes import Box
-from vpt.errors import DataError
+from vpt.boxes import Box, check_box_px
+from vpt.errors import DataError, RegionError
 
 
 def read_box(value: object, *, is_xywh: bool = False) -> Box:
@@ -20,7 +20,7 @@ def read_box(value: object, *, is_xywh: bool = False) -> Box:
         XYXY.
 
     Raises:
-        DataError: if it is something else, empty or reversed.
+        DataError: if it is something else, empty or reversed, or in fractions of the image.
     """
     order = "x, y, width, height" if is_xywh else "x0, y0, x1, y1"
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
@@ -31,6 +31,10 @@ def read_box(value: object, *, is_xywh: bool = False) -> Box:
         x1, y1 = x0 + x1, y0 + y1
     if x0 >= x1 or y0 >= y1:
         raise DataError(f"box {values} is empty or reversed; expected {order} with an area")
+    try:
+        check_box_px((x0, y0, x1, y1))
+    except RegionError as exc:
+        raise DataError(str(exc)) from exc
     return x0, y0, x1, y1
 
 

@@ -230,9 +230,11 @@ def test_an_annotation_of_which_nothing_can_be_built_is_bad():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question": None}, "expected 'question' to be a text that is not empty, got None"),
+        ({"question": None}, "expected 'question' to be a text that is not empty, there is none"),
         ({"answer": " "}, "expected 'answer' to be a text that is not empty, got ' '"),
-        ({"answer": 4}, "expected 'answer' to be a text that is not empty, got 4"),
+        ({"answer": True}, "expected 'answer' to be a text that is not empty, got True"),
+        ({"answer": float("nan")}, "expected 'answer' to be a text .* there is none"),
+        ({"question": 4}, "expected 'question' to be a text that is not empty, got 4"),
         ({"question": "a <image> b"}, "'question' holds <image>, which would be read as an image"),
         ({"answer": "<seg_image>"}, "'answer' holds <seg_image>, which would be read"),
         ({"question": "<|im_end|>"}, "'question' holds <|im_end|>, which would be .* control"),
@@ -269,8 +271,26 @@ def test_what_else_an_annotation_has_is_left_aside():
     "box", [(-3, 0, 50, 50), (0, 0, 50, 152), (100, 0, 140, 50), (0, 0, 5, 10**400)]
 )
 def test_a_box_that_reaches_out_of_the_image_is_refused(box):
-    with pytest.raises(DataError, match=r"reaches out of the image of 90x150 px; .* EXIF"):
+    with pytest.raises(RegionError, match=r"reaches out of the image of 90x150 px; .* EXIF"):
         build_row(annotation(box=list(box)), "region", (90, 150))
+
+
+@pytest.mark.parametrize("box", [[0.25, 0.12, 0.62, 0.5], [0, 0, 1, 1], [0.0, 0.5, 1.002, 1.0]])
+def test_a_box_of_fractions_is_refused(box):
+    done = built(entry(box=box), kinds=("region",))
+    assert done.rows == []
+    assert "has numbers of 0 to 1, as fractions of an image have; expected pixels" in done.bad[0][1]
+
+
+@pytest.mark.parametrize(("answer", "written"), [(3, "3"), (3.0, "3"), (2.5, "2.5"), (-1, "-1")])
+def test_an_answer_may_be_a_number(answer, written):
+    assert annotation(answer=answer).answer == written
+
+
+def test_missing_values_of_pandas_are_missing():
+    nan = float("nan")
+    assert annotation(box=nan, kind=nan) == annotation()
+    assert annotation(box=[15.0, 10.0, 70.0, 100.0]).box == BOX
 
 
 def test_a_box_may_reach_out_by_a_rounding():

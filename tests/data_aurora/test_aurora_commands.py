@@ -93,7 +93,7 @@ def test_photos_without_maps_are_estimated(vpt, grey, scenes, tmp_path, monkeypa
         ("make-depth-rows --tokenizer t --out o --scenes s --maps m", "--maps belongs to --photos"),
         (
             "make-depth-rows --tokenizer t --out o --scenes s --distances",
-            "are for --photos without --maps",
+            "--distances is for --photos; scenes have maps of their own",
         ),
         ("make-depth-rows --tokenizer t --out o --scenes s --points 7", "expected 2 to 5, or a"),
         ("make-depth-rows --tokenizer t --out o --scenes s", "there is no depth tokenizer t"),

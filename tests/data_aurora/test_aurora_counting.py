@@ -98,11 +98,36 @@ def test_too_many_boxes_and_unsure_categories_are_left_out(tmp_path):
         ({"images": SOUND["images"][1:]}, "annotations name image 7, which is none"),
         ({"categories": SOUND["categories"][:1]}, "category_id 2, which is none"),
         ({"images": [{"id": 7, "width": 9, "height": 9}]}, "neither file_name nor coco_url"),
+        (
+            {"categories": [*SOUND["categories"], {"id": 2, "name": "star"}]},
+            "two of 'categories' have the id 2; keep one",
+        ),
+        ({"images": SOUND["images"] * 2}, "two of 'images' have the id 7"),
+        ({"annotations": [{"id": 5, **SOUND["annotations"][0]}] * 2}, "two of 'annotations' have"),
     ],
 )
 def test_faults_of_the_file_are_named(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         read_lvis(lvis(tmp_path, **changes))
+
+
+def test_categories_of_one_name_are_not_counted_apart(tmp_path):
+    names = [{"id": 1, "name": "bat_(sports)"}, {"id": 2, "name": "bat_(animal)"}]
+    read = read_lvis(lvis(tmp_path, categories=names))
+    assert read.pictures[0].categories == ()
+    assert read.left_out == {"a name that two categories of the picture share": 2}
+
+
+def test_numbers_that_pandas_made_floats_are_read(tmp_path):
+    images = [{**image, "id": float(image["id"]), "width": 200.0} for image in SOUND["images"]]
+    assert read_lvis(lvis(tmp_path, images=images)).pictures[0].size_wh == (200, 100)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    file = lvis(tmp_path)
+    file.write_text(file.read_text().replace('{"images"', '{"images": [], "images"'))
+    with pytest.raises(DataError, match="the key 'images' is given twice"):
+        read_lvis(file)
 
 
 def test_a_file_that_is_no_annotations_is_refused(tmp_path):

@@ -44,11 +44,14 @@ def test_datasets_reads_all_rows(dataset):
 
 
 def test_the_converter_takes_them(dataset):
-    from vpt.training.dataset import VPTDatasetConverter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba and rouge, when they are compiled
+        from vpt.training.dataset import VPTDatasetConverter
 
     rows, read = dataset
-    convert = VPTDatasetConverter(None, SimpleNamespace(media_dir=""))
-    converted = convert(read[0])
+    settings = {"media_dir": "", "streaming": False, "template": "vpt_qwen2_vl"}
+    convert = VPTDatasetConverter(None, SimpleNamespace(**settings))
+    [converted] = convert(read[0]).to_pylist()
     assert converted["_response"] == [rows[0]["messages"][1]]
     assert converted["_images"] == [{"kind": "image", "path": rows[0]["images"][0]}]
 

@@ -84,10 +84,8 @@ def test_help_imports_nothing_heavy():
         ("depth-tokenizer train --out o", "expected either --maps or --photos"),
         ("depth-tokenizer train --out o --maps m --photos p", "expected either --maps or --ph"),
         ("depth-tokenizer train --out o --maps m --depth-model d", "--depth-model needs --photos"),
-        ("depth-tokenizer train --out o --maps m --distances", "--distances needs --photos"),
         ("depth-tokenizer train --out o --maps m --steps 0", "expected at least 1, got 0"),
         ("depth-tokenizer encode a.png", "the following arguments are required: --tokenizer"),
-        ("depth-tokenizer encode a --tokenizer t --distances", "--distances needs --estimate"),
         ("depth-tokenizer encode a --tokenizer t --depth-model d", "--depth-model needs --est"),
         ("depth-tokenizer decode x --tokenizer t --out a.jpg", "expected a name that ends in .p"),
         ("depth-tokenizer decode x --tokenizer t --out q/a.png", "--out: there is no folder q"),
@@ -130,6 +128,20 @@ def test_text_of_a_map_decodes_to_a_map(vpt, tmp_path, tokenizer, maps, monkeypa
     (tmp_path / "back.png").unlink()
     assert vpt("depth-tokenizer", "decode", "-", *words)[0] == 0
     assert np.array_equal(read_map(tmp_path / "back.png"), back)
+
+
+def test_maps_of_distances_are_encoded_with_an_option(vpt, tmp_path, tokenizer):
+    near = np.tile(np.linspace(0.1, 1, 64), (64, 1))
+    far = np.rint(400 / near).astype(np.uint16)
+    low, high = (1 / far).min(), (1 / far).max()
+    np.save(tmp_path / "near.npy", ((1 / far - low) / (high - low)).astype(np.float32))
+    Image.fromarray(far).save(tmp_path / "far.png")
+    words = ("depth-tokenizer", "encode", tmp_path / "far.png", "--tokenizer", tokenizer)
+    code, _, err = vpt(*words)
+    assert code == 2 and "far.png has 16-bit values up to 4000" in err
+    code, text, _ = vpt(*words, "--distances")
+    assert code == 0
+    assert text == vpt("depth-tokenizer", "encode", tmp_path / "near.npy", *words[3:])[1]
 
 
 def test_json_names_files_codes_and_text(vpt, tokenizer, maps):

@@ -97,3 +97,51 @@ def test_maps_are_stretched_to_a_square():
     assert square.shape == (32, 32)
     assert (np.diff(square[0]) > 0).all() and square.min() >= 0 and square.max() <= 1
     assert fit_map(square, 32) is square
+
+
+# Distances
+
+MILLIMETRES = np.array([[500, 1000], [2000, 8000]], dtype=np.uint16)
+
+
+def test_distances_in_millimetres_are_not_taken_for_nearness(tmp_path):
+    Image.fromarray(MILLIMETRES).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"16-bit values up to 8000, .* Pass --distances"):
+        read_map(tmp_path / "a.png")
+    with pytest.raises(DataError, match="the array has 16-bit values up to 8000"):
+        as_map(MILLIMETRES)
+    np.save(tmp_path / "a.npy", MILLIMETRES / 1000)
+    with pytest.raises(DataError, match="or pass --distances if it holds distances"):
+        read_map(tmp_path / "a.npy")
+
+
+def test_distances_are_inverted_whatever_their_unit(tmp_path):
+    Image.fromarray(MILLIMETRES).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", MILLIMETRES / 1000)
+    for name in ("a.png", "a.npy"):
+        near = read_map(tmp_path / name, distances=True)
+        assert near.dtype == np.float32 and near.max() == near[0, 0] == 1 and near.min() == 0
+        assert near[0, 1] == pytest.approx((1 / 1000 - 1 / 8000) / (1 / 500 - 1 / 8000))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0, "has no distance in 25.0% of its pixels"), (np.nan, "values that are not finite")],
+)
+def test_distances_that_are_not_known_are_refused(tmp_path, value, message):
+    distances = MILLIMETRES.astype(np.float32)
+    distances[1, 1] = value
+    np.save(tmp_path / "a.npy", distances)
+    with pytest.raises(DataError, match=message):
+        read_map(tmp_path / "a.npy", distances=True)
+
+
+def test_one_distance_everywhere_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((2, 2), 3.0))
+    with pytest.raises(DataError, match="has the same distance everywhere"):
+        read_map(tmp_path / "a.npy", distances=True)
+
+
+def test_a_dark_map_that_was_written_here_is_read(tmp_path):
+    write_map(RAMP / 10, tmp_path / "a.png")
+    assert np.allclose(read_map(tmp_path / "a.png"), RAMP / 10, atol=1e-4)

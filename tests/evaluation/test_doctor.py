@@ -45,7 +45,7 @@ def test_each_fault_is_found_under_its_own_name_with_its_row(folder):
         folder,
         own(id="x"),
         own(question=""),
-        own(image="gone.png", box=[0, 0, 1, 1]),
+        own(image="gone.png", box=[0, 0, 2, 2]),
         own(image="torn.png"),
         own(box=[0, 0, 92, 10]),
         own(id="x"),
@@ -65,7 +65,10 @@ def test_each_fault_is_found_under_its_own_name_with_its_row(folder):
     assert details["duplicate-id", 5] == "x is the id of row 0"
     assert details["missing-image", 2].endswith("gone.png' does not exist; check the path")
     assert "torn.png' cannot be decoded" in details["unreadable-image", 3]
-    assert details["box-outside", 4] == "[0, 0, 92, 10] reaches out of 90x150 px"
+    assert details["box-outside", 4] == (
+        "box [0, 0, 92, 10] reaches out of the image of 90x150 px; expected x0, y0, x1, y1 in "
+        "pixels of the image as seen, that is after EXIF orientation"
+    )
     assert (report.num_with_findings, report.num_images) == (7, 3)
     assert report.row_kinds == {"open question": 5, "bad row": 3}
 

@@ -174,6 +174,12 @@ def test_an_empty_box_is_refused(box, is_xywh):
         read_box(box, is_xywh=is_xywh)
 
 
+@pytest.mark.parametrize(("box", "is_xywh"), [([0, 0, 1, 1], False), ([0.5, 0.5, 0.5, 0.5], True)])
+def test_a_box_of_fractions_is_refused(box, is_xywh):
+    with pytest.raises(DataError, match=r"of 0 to 1, as fractions .* multiply them by the width"):
+        read_box(box, is_xywh=is_xywh)
+
+
 # Rows
 
 

@@ -26,9 +26,11 @@ ANNOTATIONS = """\
 annotations are a JSON list of objects, or one object per line:
   image     path, relative to --images or absolute
   question  as a person asks it: no invitation, no <image>
-  answer    as the model shall write it
+  answer    as the model shall write it; a number is written as its digits
   box       optional: [x0, y0, x1, y1], where in the image the evidence is; in pixels of the
-            image as it is seen, that is after EXIF orientation, from its upper left corner
+            image as it is seen, that is after EXIF orientation, from its upper left corner.
+            Fractions of 0 to 1 are refused: multiply them by the width and height. Numbers
+            of 0 to 1000, as some models write them, look like pixels: scale them first
   kind      optional: the one kind of row to build of this annotation, whatever --kinds says
 What else an object has is left aside, and named.
 

@@ -128,8 +128,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise PromptError("expected either --scenes or --photos")
     if args.maps is not None and args.photos is None:
         raise PromptError("--maps belongs to --photos; scenes bring theirs")
-    if (args.depth_model or args.distances) and (args.photos is None or args.maps is not None):
-        raise PromptError("--depth-model and --distances are for --photos without --maps")
+    if args.depth_model and (args.photos is None or args.maps is not None):
+        raise PromptError("--depth-model is for --photos without --maps")
+    if args.distances and args.photos is None:
+        raise PromptError("--distances is for --photos; scenes have maps of their own")
     check_out_folder(args.out)
 
 
@@ -138,10 +140,12 @@ def _find_sources(args: argparse.Namespace) -> list[DepthSource]:
 
     if args.scenes is not None:
         return scene_sources(args.scenes)
+    photos = find_photos(args.photos)
     if args.maps is None:
-        args.maps = args.out / "maps"
-        estimate_maps(args.photos, args.maps, args)
-    return photo_sources(find_photos(args.photos), args.photos, args.maps)
+        maps = args.out / "maps"
+        estimate_maps(args.photos, maps, args)  # inverted there, where the model gives distances
+        return photo_sources(photos, args.photos, maps)
+    return photo_sources(photos, args.photos, args.maps, args.distances)
 
 
 def _report(marked: Path, made: Part) -> None:

@@ -40,9 +40,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _encode(args: argparse.Namespace) -> None:
     """Read, encode, print."""
-    if not args.estimate and (args.depth_model or args.distances):
-        option = "--depth-model" if args.depth_model else "--distances"
-        raise PromptError(f"{option} needs --estimate; depth maps need no model")
+    if not args.estimate and args.depth_model:
+        raise PromptError("--depth-model needs --estimate; depth maps need no model")
     from vpt.depth.maps import read_map
     from vpt.depth.tokenizer import load_depth_tokenizer
     from vpt.images import load_image
@@ -50,7 +49,10 @@ def _encode(args: argparse.Namespace) -> None:
     tokenizer = load_depth_tokenizer(args.tokenizer)
     estimator = load_estimator(args) if args.estimate else None
     for file in args.files:
-        depth = estimator.estimate(load_image(file).pixels) if estimator else read_map(file)
+        if estimator:
+            depth = estimator.estimate(load_image(file).pixels)
+        else:
+            depth = read_map(file, distances=args.distances)
         codes = tokenizer.encode(depth)
         text = format_depth(codes, tokenizer.config.num_codes, tokenizer.config.num_cells)
         row = {"file": str(file), "codes": codes, "text": text}
@@ -62,7 +64,7 @@ COMMAND = Command(
     description=(
         "Turn depth maps, or the depth that a model sees in photos, into tokens: a line\n"
         "<DEPTH_START><DEPTH_12>...<DEPTH_END> on stdout for each file. Maps of any shape are\n"
-        "stretched to a square; near is bright."
+        "stretched to a square; near is bright, unless they hold --distances."
     ),
     examples=(
         "examples:\n"

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 
 def add_depth_model_arguments(group: argparse._ArgumentGroup) -> None:
     """Add what :func:`load_estimator` reads, but for ``--verbose``."""
+    add_distances_argument(group)
     group.add_argument(
         "--depth-model",
         metavar="ID_OR_FOLDER",
         help="with which depth is estimated (default: Depth Anything V2 Small)",
     )
+
+
+def add_distances_argument(group: argparse._ActionsContainer) -> None:
+    """Add the option that says what depth maps hold."""
     group.add_argument(
         "--distances",
         action="store_true",
-        help="the depth model gives distances, as ZoeDepth does, not inverse ones",
+        help="the maps hold distances, as depth cameras write them, or the depth model gives them, "
+        "as ZoeDepth does; they are inverted",
     )
 
 
@@ -97,6 +103,5 @@ def check_source(args: argparse.Namespace) -> None:
     """
     if (args.maps is None) == (args.photos is None):
         raise PromptError("expected either --maps or --photos")
-    if args.photos is None and (args.depth_model or args.distances):
-        option = "--depth-model" if args.depth_model else "--distances"
-        raise PromptError(f"{option} needs --photos; maps need no model")
+    if args.photos is None and args.depth_model:
+        raise PromptError("--depth-model needs --photos; maps need no model")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
+from vpt.cli.depth_tokenizer_maps import add_distances_argument
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import Command
 from vpt.cli.progress import with_bar
@@ -22,6 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--maps", required=True, type=Path, metavar="DIR", help="depth maps it was not trained on"
     )
     add_tokenizer_argument(parser)
+    add_distances_argument(parser)
     parser.add_argument(
         "--picture",
         type=Path,
@@ -45,11 +48,12 @@ def _report(args: argparse.Namespace) -> None:
 
     tokenizer = load_depth_tokenizer(args.tokenizer)
     files = find_maps(args.maps)
-    maps = with_bar(map(read_map, files), len(files), "maps")
+    read = partial(read_map, distances=args.distances)
+    maps = with_bar(map(read, files), len(files), "maps")
     measured = summarise(score_maps(tokenizer, maps), tokenizer.config.num_codes)
     put(json.dumps(asdict(measured)) if args.json else measured_words(measured))
     if args.picture:
-        picture = draw_reconstructions(tokenizer, [read_map(file) for file in spread(files)])
+        picture = draw_reconstructions(tokenizer, [read(file) for file in spread(files)])
         write_file(picture.save, args.picture)
         say(f"wrote {args.picture}")
 

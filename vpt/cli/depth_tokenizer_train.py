@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,16 +81,17 @@ def _train(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     files, heldout = _find(args)
+    distances = args.distances and args.photos is None  # maps of photos are estimated, and inverted
     if (metrics := args.out / METRICS).exists():
         from vpt.depth.tokenizer import DepthTokenizerConfig
         from vpt.model_files import read_json
 
-        wanted = run_identity(files, settings, DepthTokenizerConfig())
+        wanted = run_identity(files, settings, DepthTokenizerConfig(), distances)
         check_same_run(read_json(metrics).get("run", {}), wanted, args.out)
         say(f"{args.out} is trained already; {metrics} tells how well")
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(files, settings, device=device)
+    trainer = Trainer(files, settings, device=device, distances=distances)
     if trainer.load_state(args.out):
         say(f"going on behind step {trainer.step} of {args.steps}")
     for step in with_bar(trainer.run(), args.steps - trainer.step, "steps"):
@@ -127,9 +129,10 @@ def _finish(trainer: Trainer, heldout: list[Path], folder: Path) -> None:
 
     tokenizer = trainer.tokenizer
     write_file(tokenizer.save, folder)
-    maps = with_bar(map(read_map, heldout), len(heldout), "held-out maps")
+    read = partial(read_map, distances=trainer.distances)
+    maps = with_bar(map(read, heldout), len(heldout), "held-out maps")
     measured = summarise(score_maps(tokenizer, maps), tokenizer.config.num_codes)
-    picture = draw_reconstructions(tokenizer, [read_map(file) for file in spread(heldout)])
+    picture = draw_reconstructions(tokenizer, [read(file) for file in spread(heldout)])
     write_file(picture.save, folder / PICTURE)
     content: dict[str, Any] = {
         "run": trainer.identity,

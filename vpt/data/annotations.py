@@ -9,6 +9,7 @@ from typing import Any
 
 from vpt.boxes import Box
 from vpt.calls import find_symbols
+from vpt.data.cells import clean_cell
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError
 from vpt.rows import KINDS, split_crop_suffix
@@ -40,13 +41,18 @@ def read_annotation(entry: object) -> Annotation:
 
     Args:
         entry: a JSON object with ``image``, ``question`` and ``answer``, and optionally ``box``
-            and ``kind``. What else it has is left aside.
+            and ``kind``. An answer may be a number, which is taken as its digits. NaN is a missing
+            value, as in all that pandas has written. What else the object has is ignored.
 
     Raises:
         DataError: if something is missing, or is not what it should be.
     """
     if not isinstance(entry, Mapping):
         raise DataError(f"expected a JSON object, got {type(entry).__name__}")
+    entry = clean_cell(entry)
+    assert isinstance(entry, Mapping)
+    if type(answer := entry.get("answer")) in (int, float):
+        entry = {**entry, "answer": str(answer)}
     image, question, answer = (_text(entry, key) for key in ("image", "question", "answer"))
     if split_crop_suffix(image)[1] is not None:
         raise DataError(f"image {image!r} names a crop; give the whole image")
@@ -63,7 +69,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     """A text that is there, and holds nothing that a model or the format would read otherwise."""
     text = entry.get(key)
     if not isinstance(text, str) or not text.strip():
-        problem = f"got {text!r}" if key in entry else "there is none"
+        problem = "there is none" if text is None else f"got {text!r}"
         raise DataError(f"expected {key!r} to be a text that is not empty, {problem}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{key!r} is not valid text: it holds half of a surrogate pair")

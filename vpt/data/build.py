@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpt.boxes import GridBox, PixelBox, contains, crop_box_px
+from vpt.boxes import GridBox, PixelBox, check_box_px, crop_box_px
 from vpt.calls import format_region
 from vpt.data.annotations import Annotation, read_annotation
 from vpt.data.image_sizes import Images
@@ -22,8 +22,6 @@ from vpt.rows import KINDS, ROLES, split_crop_suffix
 from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
 
 Row = dict[str, Any]
-
-_ROUNDING_PX = 1  # boxes may reach out of the image by so much
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def build_row(
         grid_size: see :class:`Recipe`.
 
     Raises:
-        DataError: if the box or the path of the image does not permit it.
-        RegionError: if the box covers nothing of the image.
+        DataError: if there is no box, or the path of the image does not permit it.
+        RegionError: if the box is not one in pixels of the image.
     """
     mode = "none" if kind == "direct" else kind if invited else "auto"
     placeholder = KINDS["image"].placeholder
@@ -166,13 +164,7 @@ def _region_of(annotation: Annotation, size_wh: tuple[int, int], grid_size: int)
     """The region to name, for a box that lies in the image."""
     if (box := annotation.box) is None:
         raise DataError("a row of kind 'region' needs a box")
-    width, height = size_wh
-    frame = (-_ROUNDING_PX, -_ROUNDING_PX, width + _ROUNDING_PX, height + _ROUNDING_PX)
-    if not contains(frame, box):
-        raise DataError(
-            f"box {list(box)} reaches out of the image of {width}x{height} px; expected x0, y0, "
-            "x1, y1 in pixels of the image as seen, that is after EXIF orientation"
-        )
+    check_box_px(box, size_wh)
     return region_to_show(box, size_wh, grid_size=grid_size)
 
 

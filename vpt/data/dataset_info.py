@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vpt.data.row_files import parse_json
 from vpt.errors import DataError
 from vpt.files import write_whole
 from vpt.rows import KINDS
@@ -35,7 +36,7 @@ def read_dataset_info(info_file: Path) -> dict[str, Any]:
         DataError: if it cannot be read, or holds no JSON object.
     """
     try:
-        content = json.loads(info_file.read_text(encoding="utf-8"))
+        content = parse_json(info_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as exc:

@@ -37,7 +37,7 @@ def read_entries(file: Path) -> list[Any]:
     if not is_list(text):
         return _read_lines(file, text)
     try:
-        return list(_loads(text))
+        return list(parse_json(text))
     except (ValueError, RecursionError) as exc:
         raise DataError(f"{file} is no whole JSON list: {exc}") from exc
 
@@ -53,7 +53,7 @@ def _read_lines(file: Path, text: str) -> list[Any]:
         if not line.strip():
             continue
         try:
-            entries.append(_loads(line))
+            entries.append(parse_json(line))
         except (ValueError, RecursionError) as exc:
             raise DataError(
                 f"{file}, line {number}: {exc}; expected a JSON list, or a JSON object per line"
@@ -61,7 +61,12 @@ def _read_lines(file: Path, text: str) -> list[Any]:
     return entries
 
 
-def _loads(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Parse JSON in which each key of an object is given once.
+
+    Raises:
+        ValueError: for other text, and if one key of an object is given twice.
+    """
     return json.loads(text, object_pairs_hook=_without_repetition)
 
 

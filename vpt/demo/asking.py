@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpt.boxes import Box
+from vpt.boxes import Box, check_box_px
 from vpt.controller import Request
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError
@@ -85,9 +85,9 @@ def make_requests(
     if box is not None:
         if not images:
             raise PromptError("there is no picture to look at; choose one")
-        region = region_to_show(
-            _whole(box), images[0].size_wh, grid_size=runtime.vocabulary.grid_size
-        )
+        size_wh, whole = images[0].size_wh, _whole(box)
+        check_box_px(whole, size_wh)
+        region = region_to_show(whole, size_wh, grid_size=runtime.vocabulary.grid_size)
         perception = chosen["perception"] if chosen["perception"] == "auto" else "region"
         first |= {"region": region, "perception": perception}
         first["max_calls"] = max(settings.max_calls, 1)

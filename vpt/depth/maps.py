@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vpt.errors import DataError
 from vpt.images import ImageLimits, open_image
@@ -16,6 +18,8 @@ Floats = NDArray[np.float32]
 SUFFIXES = (".png", ".npy")
 _PNG_LEVEL = 4  # of compression; more takes long and saves little on smooth maps
 _MOST_PIXELS = 2**26
+_MOST_AS_DISTANCE = 2**16 // 3  # of 16 bits: 21.8 m in millimetres, 85 m in KITTI's unit
+_MARK = ("depth", "0 is farthest, 65535 nearest")  # text in the PNG of a dark map
 
 
 def find_maps(folder: Path) -> list[Path]:
@@ -36,7 +40,7 @@ def find_maps(folder: Path) -> list[Path]:
     return found
 
 
-def read_map(file: Path) -> Floats:
+def read_map(file: Path, *, distances: bool = False) -> Floats:
     """Read a depth map.
 
     PNG with 8 or 16 bits, grey or with three equal channels; ``.npy`` with uint8, uint16, or
@@ -44,22 +48,31 @@ def read_map(file: Path) -> Floats:
 
     Args:
         file: to read.
+        distances: whether it holds distances, in any unit, as depth cameras write them; they are
+            inverted and stretched to 0 to 1.
 
     Returns:
         ``[H, W]`` float32, 0 (farthest) to 1 (nearest), in the size of the file.
 
     Raises:
-        DataError: if it cannot be read, or is no depth map.
+        DataError: if it cannot be read, is not a depth map, or seems to hold distances although
+            ``distances`` is false.
     """
+    is_marked = False
     try:
-        values = np.load(file, allow_pickle=False) if _is_array(file) else _read_png(file)
+        if file.suffix.lower() == ".npy":
+            values = np.load(file, allow_pickle=False)
+        else:
+            values, is_marked = _read_png(file)
     except FileNotFoundError as exc:
         raise DataError(f"{file} does not exist; check the path") from exc
     except (OSError, ValueError, EOFError) as exc:  # an ImageError is a ValueError
         raise DataError(f"{file} cannot be read as a depth map: {exc}") from exc
     if not isinstance(values, np.ndarray):
         raise DataError(f"{file} holds several arrays; expected one depth map per file")
-    return as_map(values, str(file))
+    if distances:
+        return _invert(_one_channel(values, str(file)), str(file))
+    return _scale(values, str(file), may_be_dark=is_marked)
 
 
 def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
@@ -74,24 +87,52 @@ def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
         ``[H, W]`` float32.
 
     Raises:
-        DataError: if this is no depth map.
+        DataError: if this is not a depth map, or seems to hold distances: 16 bits of which only
+            the lowest third is used.
     """
+    return _scale(values, name, may_be_dark=False)
+
+
+def _scale(values: NDArray[np.generic], name: str, *, may_be_dark: bool) -> Floats:
     flat = _one_channel(values, name)
-    if flat.size == 0 or flat.size > _MOST_PIXELS:
-        raise DataError(f"{name} has {flat.size} pixels; expected 1 to {_MOST_PIXELS}")
     if flat.dtype in (np.uint8, np.uint16):
+        largest = int(flat.max())
+        if flat.dtype == np.uint16 and 0 < largest < _MOST_AS_DISTANCE and not may_be_dark:
+            raise DataError(
+                f"{name} has 16-bit values up to {largest}, as distances in millimetres have; "
+                "expected 0 (farthest) to 65535 (nearest). Pass --distances (in Python "
+                "`distances=True`) if far is bright, or else stretch it to the whole range"
+            )
         return (flat / np.float32(255 if flat.dtype == np.uint8 else 65535)).astype(np.float32)
     if flat.dtype.kind != "f":
         raise DataError(f"{name} has {flat.dtype} values; expected uint8, uint16 or floats")
-    if not np.isfinite(flat).all():
-        raise DataError(f"{name} has values that are not finite; fill them in first")
+    _check_finite(flat, name)
     low, high = float(flat.min()), float(flat.max())
     if low < 0 or high > 1:
         raise DataError(
             f"{name} has values from {low:g} to {high:g}; expected 0 (farthest) to 1 (nearest), "
-            "so scale it first"
+            "so scale it first, or pass --distances if it holds distances"
         )
     return flat.astype(np.float32)
+
+
+def _invert(flat: NDArray[Any], name: str) -> Floats:
+    """Turn distances into nearness, as depth models give it: inverted, stretched to 0 to 1."""
+    _check_finite(flat, name)
+    if (unknown := float((flat <= 0).mean())) > 0:
+        raise DataError(
+            f"{name} has no distance in {unknown:.1%} of its pixels (0 or less); fill them in first"
+        )
+    nearness = 1 / flat.astype(np.float64)
+    low, high = nearness.min(), nearness.max()
+    if low == high:
+        raise DataError(f"{name} has the same distance everywhere; expected near and far things")
+    return ((nearness - low) / (high - low)).astype(np.float32)
+
+
+def _check_finite(flat: NDArray[Any], name: str) -> None:
+    if not np.isfinite(flat).all():
+        raise DataError(f"{name} has values that are not finite; fill them in first")
 
 
 def fit_map(depth: Floats, size_px: int) -> Floats:
@@ -123,25 +164,26 @@ def write_map(depth: Floats, file: Path) -> None:
     """
     values = np.rint(np.clip(depth, 0, 1) * 65535).astype(np.uint16)
     draft = file.with_name(f".{file.name}.part")
-    Image.fromarray(values).save(draft, "PNG", compress_level=_PNG_LEVEL)
+    info = PngInfo()
+    if values.max() < _MOST_AS_DISTANCE:  # or it would be taken for distances
+        info.add_text(*_MARK)
+    Image.fromarray(values).save(draft, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
     draft.replace(file)
 
 
-def _is_array(file: Path) -> bool:
-    return file.suffix.lower() == ".npy"
-
-
-def _read_png(file: Path) -> NDArray[np.generic]:
+def _read_png(file: Path) -> tuple[NDArray[np.generic], bool]:
+    """Values of a picture, and whether :func:`write_map` marked it as dark."""
     limits = ImageLimits(max_pixels=_MOST_PIXELS)
     with open_image(file, limits=limits, formats=("PNG",)) as picture:
+        is_marked = picture.info.get(_MARK[0]) == _MARK[1]
         if picture.mode in ("1", "P", "LA", "RGBA", "PA"):
             picture = picture.convert("RGB")
         values = np.asarray(picture)
     # Older Pillows read 16-bit PNG as mode I.
-    return values.astype(np.uint16) if values.dtype == np.int32 else values
+    return (values.astype(np.uint16) if values.dtype == np.int32 else values), is_marked
 
 
-def _one_channel(values: NDArray[np.generic], name: str) -> NDArray[np.generic]:
+def _one_channel(values: NDArray[np.generic], name: str) -> NDArray[Any]:
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
     if values.ndim == 3 and values.shape[2] in (1, 3):
@@ -150,4 +192,6 @@ def _one_channel(values: NDArray[np.generic], name: str) -> NDArray[np.generic]:
         values = values[:, :, 0]
     if values.ndim != 2:
         raise DataError(f"{name} has shape {list(values.shape)}; expected [H, W]")
+    if values.size == 0 or values.size > _MOST_PIXELS:
+        raise DataError(f"{name} has {values.size} pixels; expected 1 to {_MOST_PIXELS}")
     return values

@@ -86,6 +86,7 @@ class Trainer:
         settings: how to train.
         config: shape of the tokenizer.
         device: where to train; only on a CPU are two runs equal to the last bit.
+        distances: whether the maps hold distances, see :func:`vpt.depth.maps.read_map`.
 
     Raises:
         DataError: if there are no maps.
@@ -96,6 +97,7 @@ class Trainer:
     settings: TrainingSettings
     config: DepthTokenizerConfig = field(default_factory=DepthTokenizerConfig)
     device: str = "cpu"
+    distances: bool = False
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -208,13 +210,14 @@ class Trainer:
             rng = np.random.default_rng([self.settings.seed, 2, turn])
             self._order = turn, rng.permutation(len(self.files))
         file = self.files[self._order[1][place]]
-        return fit_map(read_map(file), self.config.size_px)
+        return fit_map(read_map(file, distances=self.distances), self.config.size_px)
 
     def _measure_variance(self) -> float:
         """Variance of the values of a part of the maps."""
         rng = np.random.default_rng([self.settings.seed, 3])
         chosen = rng.permutation(len(self.files))[:_NUM_VARIANCE_MAPS]
-        values = np.stack([fit_map(read_map(self.files[i]), 32) for i in chosen])
+        maps = (read_map(self.files[i], distances=self.distances) for i in chosen)
+        values = np.stack([fit_map(one, 32) for one in maps])
         if (variance := float(values.var())) < 1e-8:
             raise DataError("all depth maps have one and the same value; there is nothing to learn")
         return variance
@@ -270,16 +273,20 @@ class Trainer:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same."""
-        return run_identity(self.files, self.settings, self.config)
+        return run_identity(self.files, self.settings, self.config, self.distances)
 
 
 def run_identity(
-    files: Sequence[Path], settings: TrainingSettings, config: DepthTokenizerConfig
+    files: Sequence[Path],
+    settings: TrainingSettings,
+    config: DepthTokenizerConfig,
+    distances: bool = False,
 ) -> dict[str, Any]:
     """What makes two runs the same: settings, shape, and the names and sizes of the maps."""
+    held = {"distances": distances or None}  # runs of before this option have no such key
     named = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    return {**asdict(settings), **asdict(config), "num_maps": len(files), "maps": digest}
+    return {**asdict(settings), **asdict(config), "num_maps": len(files), "maps": digest, **held}
 
 
 def check_same_run(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -24,10 +24,12 @@ class DepthSource:
     Attributes:
         photo: file.
         depth: file of the map.
+        distances: whether the map holds distances, see :func:`vpt.depth.maps.read_map`.
     """
 
     photo: Path
     depth: Path
+    distances: bool = False
 
 
 def scene_sources(folder: Path) -> list[DepthSource]:
@@ -51,7 +53,9 @@ def scene_sources(folder: Path) -> list[DepthSource]:
         raise DataError(f"{file} has lines without 'image' and 'depth'; make it anew") from exc
 
 
-def photo_sources(photos: list[Path], root: Path, maps: Path) -> list[DepthSource]:
+def photo_sources(
+    photos: list[Path], root: Path, maps: Path, distances: bool = False
+) -> list[DepthSource]:
     """Photos with their maps in another folder, named after them.
 
     The map of ``a/b.jpg`` is ``a/b.jpg.png``, as ``vpt depth-tokenizer train --photos`` keeps it,
@@ -61,6 +65,7 @@ def photo_sources(photos: list[Path], root: Path, maps: Path) -> list[DepthSourc
         photos: files in ``root``.
         root: their folder.
         maps: folder of the maps.
+        distances: whether the maps hold distances.
 
     Raises:
         DataError: if a map is missing.
@@ -74,7 +79,7 @@ def photo_sources(photos: list[Path], root: Path, maps: Path) -> list[DepthSourc
             raise DataError(
                 f"there is no depth map of {photo}; expected {maps / names[0]} or {maps / names[1]}"
             )
-        sources.append(DepthSource(photo, found))
+        sources.append(DepthSource(photo, found, distances))
     return sources
 
 
@@ -88,7 +93,8 @@ def open_source(source: DepthSource) -> tuple[Image.Image, Floats]:
         DataError: if the map cannot be read, or is not of the photo's shape.
         ImageError: if the photo cannot be read.
     """
-    photo, depth = load_image(source.photo).pixels, read_map(source.depth)
+    photo = load_image(source.photo).pixels
+    depth = read_map(source.depth, distances=source.distances)
     stretch = (photo.width / photo.height) / (depth.shape[1] / depth.shape[0])
     if abs(stretch - 1) > _MOST_STRETCH:
         raise DataError(
@@ -100,4 +106,5 @@ def open_source(source: DepthSource) -> tuple[Image.Image, Floats]:
 
 def describe(sources: list[DepthSource]) -> str:
     """One text that differs between different lists of files."""
-    return json.dumps([[str(source.photo), str(source.depth)] for source in sources])
+    held = [["distances"]] if any(source.distances for source in sources) else []
+    return json.dumps([[str(source.photo), str(source.depth)] for source in sources] + held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpt.boxes import Box, PixelBox
+from vpt.boxes import ROUNDING_PX, Box, PixelBox
+from vpt.data.cells import clean_cell
+from vpt.data.row_files import parse_json
 from vpt.errors import DataError
 from vpt.tokens import RELEASED_PIXELS
-
-_ROUNDING_PX = 1  # boxes may reach out of the picture by so much
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,12 @@ def read_lvis(file: Path, *, max_boxes: int = 10, min_side: int = 4) -> Annotati
             raise DataError(f"{file}: an image has {size_wh[0]}x{size_wh[1]} px")
         unsure = set(entry.get("not_exhaustive_category_ids") or ())
         found = boxes.pop(_value(entry, "id", int, file), {})
+        named = Counter(names[category] for category in found)
         categories = []
         for category, entries in found.items():
+            if named[names[category]] > 1:  # bat_(animal) and bat_(sports_equipment)
+                read.left_out["a name that two categories of the picture share"] += 1
+                continue
             if problem := _problem(entries, size_wh, category in unsure, max_boxes, min_side):
                 read.left_out[problem] += 1
                 continue
@@ -187,8 +190,8 @@ def _is_sound(bbox: object, size_wh: tuple[int, int]) -> bool:
     if not all(type(value) in (int, float) and math.isfinite(value) for value in bbox):
         return False
     x, y, width, height = bbox
-    room_x, room_y = size_wh[0] + _ROUNDING_PX - x, size_wh[1] + _ROUNDING_PX - y
-    is_inside = min(x, y) >= -_ROUNDING_PX and width <= room_x and height <= room_y
+    room_x, room_y = size_wh[0] + ROUNDING_PX - x, size_wh[1] + ROUNDING_PX - y
+    is_inside = min(x, y) >= -ROUNDING_PX and width <= room_x and height <= room_y
     return is_inside and width > 0 and height > 0
 
 
@@ -213,7 +216,7 @@ def _path(entry: Mapping[str, Any], file: Path) -> str:
 
 def _read_json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise DataError(f"{file} does not exist; check the path") from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -227,9 +230,14 @@ def _list(content: Mapping[str, Any], key: str, file: Path) -> Iterator[Mapping[
     entries = content.get(key)
     if not isinstance(entries, list):
         raise DataError(f"{file} has no list {key!r}; expected annotations as LVIS has them")
-    for entry in entries:
+    ids = set()
+    for entry in map(clean_cell, entries):
         if not isinstance(entry, dict):
             raise DataError(f"{file}: expected objects in {key!r}, got {type(entry).__name__}")
+        if isinstance(number := entry.get("id"), int):
+            if number in ids:
+                raise DataError(f"{file}: two of {key!r} have the id {number}; keep one of each id")
+            ids.add(number)
         yield entry
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -62,7 +63,8 @@ def ask_loader(file: Path, rows: Sequence[object]) -> Found | None:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             loaded = datasets.load_dataset(
                 "json", data_files=[str(file)], split="train", cache_dir=cache
             )

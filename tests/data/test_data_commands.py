@@ -101,7 +101,7 @@ def test_help_names_commands_exit_codes_and_kinds_of_findings(data):
         (["build", "n.jsonl"], "the following arguments are required: --out"),
         (["build", "--out", "x.json"], "the following arguments are required: ANNOTATIONS"),
         (["build", "n.jsonl", "--out", "x.txt"], "--out: expected a name that ends in .json or"),
-        (["build", "n.jsonl", "--out", "/nowhere/x.json"], "--out: there is no folder /nowhere"),
+        (["build", "n.jsonl", "--out", f"{__file__}/x.json"], "commands.py is a file; expected a"),
         (["build", "n.jsonl", "--out", "x.json"], "n.jsonl does not exist; check the path"),
         (["build", "n.json", "--out", "./n.json"], "--out: n.json holds the annotations and would"),
         (
@@ -170,6 +170,27 @@ def test_rows_are_written_and_the_entry_is_printed(data, notes):
     assert "keys left aside, with the number of annotations that have them: source (1)" in err
     assert f"train with media_dir: {root}; paths in the rows are relative to it" in err
     assert target.read_text(encoding="utf-8").count("\n") == len(rows) + 2
+
+
+def test_urls_of_images_are_named_as_they_are(data, tmp_path):
+    entry = {"image": "https://x.org/a.png", "question": "Why?", "answer": "So."}
+    code, _, err = data("build", write(tmp_path / "n.jsonl", entry), "--out", tmp_path / "t.json")
+    words = "'https://x.org/a.png' is a URL; remote pictures are not fetched, pass a file"
+    assert code == 1 and words in err
+    row = {"messages": [{"role": "user", "content": "<image>"}], "images": ["https://x.org/a.png"]}
+    row["messages"].append({"role": "assistant", "content": "So."})
+    code, out, _ = data("check", write(tmp_path / "rows.jsonl", row), "--images", tmp_path)
+    assert code == 1 and words in out
+
+
+def test_folders_of_what_is_written_are_made(data, notes):
+    target, info = notes.parent / "new" / "rows" / "train.json", notes.parent / "info" / "d.json"
+    words = ("--images", notes.parent, "--out", target, "--dataset-info", info)
+    code, _, err = data("build", sound(notes), *words)
+    assert code == 0, err
+    assert len(json.loads(target.read_text())) == 3 and "train" in json.loads(info.read_text())
+    code, _, err = data("build", sound(notes), "--out", target / "a.json")
+    assert code == 2 and f"--out: {target} is a file; expected a folder" in err
 
 
 def test_what_was_built_is_the_same_every_time_and_sound(data, notes):

@@ -135,10 +135,10 @@ def test_every_stop_but_the_good_one_is_explained():
         (["what\udcff"], "the question is not valid text"),
         (["--perception", "sam", "q"], "perception='sam' needs an image"),
         (["--revision", "main", "q"], "--revision needs --model"),
-        (["--picture", "/nowhere/a.png", "q"], "there is no folder /nowhere; make it first"),
+        (["--picture", f"{__file__}/a.png", "q"], "test_cli.py is a file; expected a folder"),
         (["--picture", "a.xyz", "q"], "cannot save a picture as a.xyz; expected a name that ends"),
         (["--picture", "a", "q"], "cannot save a picture as a;"),
-        (["--trace", "/nowhere/a.json", "q"], "there is no folder /nowhere"),
+        (["--trace", f"{__file__}/a.json", "q"], "test_cli.py is a file; expected a folder"),
         (["--trace", "/", "q"], "/ is a folder; expected a file name"),
     ],
 )

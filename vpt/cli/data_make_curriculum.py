@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.files import check_targets
+from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import Command, number, whole_number
 from vpt.cli.terminal import put, say
 from vpt.errors import DataError, PromptError
@@ -80,11 +80,8 @@ def _make(args: argparse.Namespace) -> None:
     ]
     rows = list(anneal(sides[0], sides[1], annealing, args.rows_per_epoch, args.seed))
     info = with_entry(read_dataset_info(folder / INFO), folder / INFO, args.out.stem, args.out)
-    try:
-        write_rows(rows, args.out)
-        write_dataset_info(info, folder / INFO)
-    except OSError as exc:
-        raise PromptError(f"cannot write {args.out}: {exc.strerror or exc}") from exc
+    write_file(lambda file: write_rows(rows, file), args.out)
+    write_file(lambda file: write_dataset_info(info, file), folder / INFO)
     say(f"{len(rows):,} rows in {args.out}, named {args.out.stem!r} in {folder / INFO}")
     put("\n".join(epoch_lines(count_epochs(rows))))
 
@@ -111,7 +108,9 @@ def read_rows(file: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def _move(path: str, old: Path, new: Path) -> str:
-    if Path(path).is_absolute():
+    from vpt.images import is_url
+
+    if Path(path).is_absolute() or is_url(path):
         return path
     return Path(os.path.relpath((old / path).resolve(), new.resolve())).as_posix()
 

@@ -13,7 +13,8 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str]) -> 
     """Find out now what would prevent writing, so that no work is lost.
 
     Args:
-        targets: option -> file, or ``None`` where the option is not given.
+        targets: option -> file, or ``None`` where the option is not given. Folders that do not
+            exist are made by :func:`write_file`.
         inputs: images, which must not be overwritten.
 
     Raises:
@@ -24,25 +25,25 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str]) -> 
     for option, target in targets.items():
         if target is None:
             continue
-        if not target.parent.is_dir():
-            raise PromptError(f"{option}: there is no folder {target.parent}; make it first")
+        folder = _nearest_folder(option, target.parent)
         if target.is_dir():
             raise PromptError(f"{option}: {target} is a folder; expected a file name")
         if target.resolve() in images:
             raise PromptError(f"{option}: {target} is an input image and would be overwritten")
-        if not os.access(target if target.exists() else target.parent, os.W_OK):
+        if not os.access(target if target.exists() else folder, os.W_OK):
             raise PromptError(f"{option}: no permission to write {target}")
         if (other := taken.setdefault(target.resolve(), option)) != option:
             raise PromptError(f"{other} and {option} name the same file {target}")
 
 
 def write_file(save: Callable[[Path], object], target: Path) -> None:
-    """Save something to a file or folder.
+    """Save something to a file or folder, in a new folder if need be.
 
     Raises:
         PromptError: if it cannot be written.
     """
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         save(target)
     except OSError as exc:
         raise PromptError(f"cannot write {target}: {exc.strerror or exc}") from exc
@@ -57,6 +58,12 @@ def check_out_folder(out: Path) -> None:
     Raises:
         PromptError: if it, or a folder above it, is a file.
     """
-    for folder in (out, *out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise PromptError(f"--out: {folder} is a file; expected a folder")
+    _nearest_folder("--out", out)
+
+
+def _nearest_folder(option: str, folder: Path) -> Path:
+    """The first that exists of a folder and those above it."""
+    found = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not found.is_dir():
+        raise PromptError(f"{option}: {found} is a file; expected a folder")
+    return found

@@ -13,14 +13,17 @@ from evaluation.samples import BadRow, ImageRef, Sample
 from evaluation.scores.table import SCORES
 from evaluation.splits import Split, read_rows_of
 from vpt.boxes import check_box_px
+from vpt.calls import find_symbols
 from vpt.data.check import Report, RowChecker, check_rows
 from vpt.data.findings import FINDINGS, Finding
 from vpt.data.image_sizes import ImageFacts, measure_images
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import image_paths
+from vpt.data.turn_checks import known_tokens
 from vpt.errors import DataError, ImageError, RegionError
 from vpt.images import load_image
 from vpt.rows import split_crop_suffix
+from vpt.tokens import find_content
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """``(items, how many, what)`` -> the same items, while somebody sees how far they are."""
@@ -28,12 +31,16 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 SPLIT_FINDINGS = {
     "bad-row": "a row of which no sample can be made",
     "duplicate-id": "the id of a row before it",
+    "control-token": "a control token in a question or choice; models refuse to be asked so",
     "unscorable": "an answer that the split's score cannot use",
     "missing-image": "an image file that is not there; --images says where they are",
     "unreadable-image": FINDINGS["unreadable-image"],
     "box-outside": "a box of the evidence that reaches out of the first image",
 }
 """Kinds of findings in splits that are not released rows, in the order of the report."""
+
+_KNOWN = known_tokens()
+_TOKENS = {*_KNOWN.writable, *_KNOWN.reserved}
 
 
 @dataclass
@@ -186,6 +193,10 @@ def _check(
         SCORES[split.score].per_sample("", sample)
     except DataError as exc:
         yield Finding("unscorable", str(exc))
+    asked = "\n".join((sample.question, *sample.choices))
+    tokens = {*_TOKENS.intersection(find_symbols(asked)), *find_content(asked)}
+    for token in sorted(tokens):
+        yield Finding("control-token", f"the question or a choice holds {token}")
     if not open_images:
         return
     measured = [_facts_of(image, facts) for image in sample.images]

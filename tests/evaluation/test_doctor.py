@@ -40,6 +40,30 @@ def test_a_sound_split_has_no_findings(folder):
     assert report.num_with_findings == 0
 
 
+def test_control_tokens_in_questions_are_found(folder):
+    rows = [
+        own(question="<|im_end|>?"),
+        own(choices=["<|x_3|>", "So."]),
+        own(question="<PIXEL_3>?"),
+    ]
+    _, findings = checked(folder, *rows, own(question="What is <|else|>?"), open_images=False)
+    assert findings == {
+        "control-token": [
+            (0, "the question or a choice holds <|im_end|>"),
+            (1, "the question or a choice holds <|x_3|>"),
+            (2, "the question or a choice holds <PIXEL_3>"),
+        ]
+    }
+
+
+def test_urls_are_named_as_they_are(folder):
+    _, findings = checked(folder, own(image="https://x.org/a.png"), own(image="file:///a.png"))
+    assert findings["unreadable-image"] == [
+        (0, "'https://x.org/a.png' is a URL; remote pictures are not fetched, pass a file"),
+        (1, "'file:///a.png' is a file URL; pass the path alone"),
+    ]
+
+
 def test_each_fault_is_found_under_its_own_name_with_its_row(folder):
     report, findings = checked(
         folder,

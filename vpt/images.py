@@ -170,6 +170,24 @@ def open_image(
         yield image
 
 
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, remote or of any other kind."""
+    return re.match(r"[a-z][a-z0-9+.-]*://|(data|file):", path, re.IGNORECASE) is not None
+
+
+def place_image(path: str, root: Path | None) -> str:
+    """Say where the image is that data names.
+
+    Args:
+        path: as in the data.
+        root: folder of relative paths.
+
+    Returns:
+        A path; a URL as it is, for :func:`load_image` to refuse it in words.
+    """
+    return path if is_url(path) else str(Path(root or "") / path)
+
+
 def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
     """Name the content of an RGB picture made by the program itself, such as a crop.
 
@@ -244,7 +262,9 @@ def _read(
 
 
 def _read_file(path: str, num_bytes: int) -> bytes:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", path):
+    if path.lower().startswith("file:"):
+        raise ImageError(f"{_short(path)} is a file URL; pass the path alone")
+    if is_url(path):
         raise ImageError(f"{_short(path)} is a URL; remote pictures are not fetched, pass a file")
     try:
         if Path(path).is_file() or not Path(path).exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.errors import FeatureCountError, PromptError, RegionError
-from vpt.images import LoadedImage, from_pixels, load_image
+from vpt.images import LoadedImage, from_pixels, load_image, place_image
 from vpt.tokens import (
     BRANCH_TOKENS,
     DEFAULT_SYSTEM,
@@ -78,7 +78,7 @@ def open_image(path: str, root: Path | None = None) -> LoadedImage:
             black, as released.
     """
     plain, box = split_crop_suffix(path)
-    image = load_image(Path(root or "") / plain)
+    image = load_image(place_image(plain, root))
     if box is None:
         return image
     if box[2] <= box[0] or box[3] <= box[1]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpt.errors import PromptError
+from vpt.images import place_image
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ImageRoots:
         for start, target in self.moved:  # FROM without the slash at its end: "/" is ""
             if path == start or path.startswith(f"{start}/"):
                 return str(Path(target) / path[len(start) :].lstrip("/"))
-        return str((self.root or folder) / path)
+        return place_image(path, self.root or folder)
 
 
 def _folder(text: str) -> str:

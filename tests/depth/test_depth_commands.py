@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from test_depth_estimation import depth_model  # noqa: F401
 
 from vpt import cli
-from vpt.depth.maps import read_map, write_map
+from vpt.cli.depth_tokenizer_maps import find_photos
+from vpt.depth.maps import find_maps, read_map, write_map
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,10 @@ def test_help_imports_nothing_heavy():
         ("depth-tokenizer encode a.png", "the following arguments are required: --tokenizer"),
         ("depth-tokenizer encode a --tokenizer t --depth-model d", "--depth-model needs --est"),
         ("depth-tokenizer decode x --tokenizer t --out a.jpg", "expected a name that ends in .p"),
-        ("depth-tokenizer decode x --tokenizer t --out q/a.png", "--out: there is no folder q"),
+        (
+            f"depth-tokenizer decode x --tokenizer t --out {__file__}/a.png",
+            "py is a file; expected",
+        ),
         ("depth-tokenizer report --maps m --tokenizer t --picture a.gif", "ends in .png, .jpg"),
         ("data make-scenes", "the following arguments are required: --out"),
         ("data make-scenes --out o --size 8", "expected at least 64, got 8"),
@@ -111,6 +115,15 @@ def test_what_is_not_there_is_told(vpt, tmp_path, tokenizer):
     assert code == 2 and "there is no folder" in err
     code, _, err = vpt("depth-tokenizer", "train", "--photos", none, "--out", tmp_path / "o")
     assert code == 2 and "there is no folder" in err
+
+
+def test_what_macos_leaves_beside_photos_is_not_a_photo(tmp_path):
+    for name in ("a.png", "._a.png", ".thumbnails/a.png", "b/c.jpg", "b/._c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    found = find_photos(tmp_path)
+    assert found == [tmp_path / "a.png", tmp_path / "b/c.jpg"]
+    assert find_maps(tmp_path) == [tmp_path / "a.png"]
 
 
 # --- encode, decode, report -------------------------------------------------------------------

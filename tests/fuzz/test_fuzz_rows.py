@@ -105,9 +105,11 @@ def convert(file, cache):
     from llamafactory.data.converter import align_dataset
     from llamafactory.data.parser import DatasetAttr
 
-    loaded = datasets.load_dataset(
-        "json", data_files=[str(file)], split="train", cache_dir=str(cache)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy, for casts in pandas
+        loaded = datasets.load_dataset(
+            "json", data_files=[str(file)], split="train", cache_dir=str(cache)
+        )
     attributes = DatasetAttr("file", file.name, formatting="vpt")
     arguments = SimpleNamespace(
         template="vpt_qwen2_vl",

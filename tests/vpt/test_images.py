@@ -124,11 +124,15 @@ def test_impossible_path_cannot_be_read(path: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(
-    "url", ["http://a.b/c.png", "https://a.b/c.png", "file:///c.png", "s3://c"]
-)
+@pytest.mark.parametrize("url", ["http://a.b/c.png", "https://a.b/c.png", "s3://c"])
 def test_urls_are_not_fetched(url: str) -> None:
     with pytest.raises(ImageError, match=f"'{url}' is a URL; remote pictures are not fetched"):
+        load_image(url)
+
+
+@pytest.mark.parametrize("url", ["file:///c.png", "FILE:c.png"])
+def test_a_file_url_is_named(url: str) -> None:
+    with pytest.raises(ImageError, match=f"'{url}' is a file URL; pass the path alone"):
         load_image(url)
 
 

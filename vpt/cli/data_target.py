@@ -57,7 +57,9 @@ class RowsTarget:
 
     def find_image(self, path: str) -> str:
         """Where an image is."""
-        return str(self.images / path)
+        from vpt.images import place_image
+
+        return place_image(path, self.images)
 
 
 def find_target(name: str, data: Path, images: Sequence[str]) -> Target:

@@ -54,10 +54,11 @@ def find_photos(folder: Path) -> list[Path]:
         DataError: if there is no such folder, or no photo in it.
     """
     from vpt.depth.estimation import SUFFIXES
+    from vpt.depth.maps import find_visible
 
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; pass one that holds photos")
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    found = find_visible(folder, SUFFIXES)
     if not found:
         raise DataError(f"{folder} holds no photos; expected {', '.join(SUFFIXES)} files")
     return found

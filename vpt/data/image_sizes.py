@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpt.errors import ImageError
-from vpt.images import load_image
+from vpt.images import load_image, place_image
 
 _CHUNK = 256  # paths handed to the threads at a time
 
@@ -55,6 +55,6 @@ def measure_images(
 
 def _measure(path: str, root: Path | None) -> ImageFacts:
     try:
-        return ImageFacts(load_image(Path(root or "") / path).size_wh)
+        return ImageFacts(load_image(place_image(path, root)).size_wh)
     except ImageError as exc:
         return ImageFacts(None, str(exc), isinstance(exc.__cause__, FileNotFoundError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,28 @@ def find_maps(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; pass one that holds depth maps")
-    found = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    found = find_visible(folder, SUFFIXES)
     if not found:
         raise DataError(f"{folder} holds no depth maps; expected {' or '.join(SUFFIXES)} files")
     return found
+
+
+def find_visible(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files of a folder and all folders in it, in the order of their names.
+
+    Hidden files and folders are left out, among them the ``._NAME`` that macOS leaves beside NAME.
+
+    Args:
+        folder: to search.
+        suffixes: of the names, in lower case.
+    """
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
 
 
 def read_map(file: Path, *, distances: bool = False) -> Floats:

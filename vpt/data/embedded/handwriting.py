@@ -31,7 +31,8 @@ def digit_pictures(split: str) -> dict[int, NDArray[np.uint8]]:
         from sklearn.datasets import load_digits
     except ImportError as exc:
         raise PromptError(
-            "the handwritten digits are those of scikit-learn; install it: pip install scikit-learn"
+            "the handwritten digits are those of scikit-learn; install it: "
+            "pip install scikit-learn, or the extra eval"
         ) from exc
     digits = load_digits()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.target))

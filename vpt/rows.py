@@ -108,8 +108,26 @@ def read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
 
 
 def list_images(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Kind and path of every image of a row; those of one kind in the order of the text."""
-    return [(kind.branch, path) for kind in KINDS.values() for path in row.get(kind.column) or []]
+    """Kind and path of every image of a row; those of one kind in the order of the text.
+
+    Raises:
+        PromptError: if a column is not a list of paths.
+    """
+    images = []
+    for kind in KINDS.values():
+        paths = row.get(kind.column)
+        if paths is None:
+            continue
+        if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
+            raise PromptError(f"expected {kind.column} to be a list of paths, got {shorten(paths)}")
+        images += [(kind.branch, path) for path in paths]
+    return images
+
+
+def shorten(value: object) -> str:
+    """A value as messages quote it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}..."
 
 
 def write_turns(

@@ -183,6 +183,39 @@ def test_urls_of_images_are_named_as_they_are(data, tmp_path):
     assert code == 1 and words in out
 
 
+def test_what_training_could_not_load_is_found(data, tmp_path):
+    row = {"messages": [{"role": "user", "content": "Why?"}], "images": None}
+    row["messages"].append({"role": "assistant", "content": "So."})
+    file = tmp_path / "rows.json"
+    text = json.dumps([{**row, "id": 1}, {**row, "id": "b"}])
+    file.write_text(text, encoding="utf-8")
+    code, out, _ = data("check", file, "--ignore", "duplicate-row")
+    assert code == 1 and "\nnot-loadable: 1 row: what the loader of LLaMA-Factory refuses" in out
+    assert "  row 1: id is a text, in row 0 it is a number; " in out
+    file.write_text(text.replace("1", '"a"'), encoding="utf-8-sig")
+    code, out, _ = data("check", file, "--ignore", "duplicate-row")
+    assert code == 1 and "\nnot-loadable: the file: " in out
+    assert "\n  the file: the file begins with a byte order mark; save it" in out
+    code, out, _ = data("check", file, "--ignore", "duplicate-row", "--json")
+    rows = json.loads(out)["findings"]["not-loadable"]["rows"]
+    assert [one["row"] for one in rows] == [None]
+    assert data("check", file, "--ignore", "duplicate-row,not-loadable")[0] == 0
+
+
+def test_rows_that_training_could_not_load_are_not_written(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("vpt.data.loading.CHUNK_BYTES", 2000)
+    Image.new("RGB", (90, 150)).save(tmp_path / "a.png")
+    entry = {"image": "a.png", "question": "Why?", "answer": "So."}
+    notes = write(
+        tmp_path / "n.jsonl", *[{**entry, "kind": "direct"}] * 20, {**entry, "kind": "sam"}
+    )
+    target = tmp_path / "rows.jsonl"
+    code, _, err = data("build", notes, "--images", tmp_path, "--out", target)
+    assert code == 2 and "seg_images[] is a text, which no row of the first" in err
+    assert "or write a JSON list instead of JSON lines" in err and not target.exists()
+    assert data("build", notes, "--images", tmp_path, "--out", tmp_path / "rows.json")[0] == 0
+
+
 def test_folders_of_what_is_written_are_made(data, notes):
     target, info = notes.parent / "new" / "rows" / "train.json", notes.parent / "info" / "d.json"
     words = ("--images", notes.parent, "--out", target, "--dataset-info", info)

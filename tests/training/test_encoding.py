@@ -118,9 +118,9 @@ def test_a_batch_of_text_alone_gets_an_image_in_its_padding(stock, tiny, tmp_pat
     ("change", "words"),
     [
         ({"messages": [{"role": "user", "content": "q"}]}, "expected user and assistant by turns"),
-        ({"images": []}, "the text has more <image> than the row has images"),
+        ({"images": []}, "row 0: 1 <image> in the text, 0 in images"),
         ({"images": ["images/none.png"]}, "none.png' does not exist"),
-        ({"images": ["images/0.png", "images/1.png"]}, "1 image.s. more than its text has <image>"),
+        ({"images": ["images/0.png", "images/1.png"]}, "row 0: 1 <image> in the text, 2 in images"),
     ],
 )
 def test_a_bad_row_is_told_before_training(stock, tiny, tmp_path, change, words):

@@ -123,6 +123,7 @@ def _build(args: argparse.Namespace) -> int | None:
     from vpt.data.build import Recipe, build_rows, read_annotations
     from vpt.data.dataset_info import read_dataset_info, with_entry, write_dataset_info
     from vpt.data.image_sizes import measure_images
+    from vpt.data.loading import predict_loading
     from vpt.data.row_files import read_entries, write_rows
 
     name = args.name or args.out.stem
@@ -143,6 +144,10 @@ def _build(args: argparse.Namespace) -> int | None:
         say(f"nothing was written to {args.out}")
         return EXIT_FAULTS
     write_file(lambda file: write_rows(built.rows, file), args.out)
+    # Each row has every column, so only one that stays empty for long can be refused.
+    if problems := list(predict_loading(args.out.read_bytes(), built.rows)):
+        args.out.unlink()
+        raise DataError(f"training could not load {args.out}: {problems[0][1].detail}")
     _tell_made(built, args)
     if args.dataset_info:
         write_file(lambda file: write_dataset_info(info, file), info_file)

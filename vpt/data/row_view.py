@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vpt.calls import ParsedTurn, PerceptionCall, parse_turn, split_symbols
 from vpt.data.findings import Finding
 from vpt.errors import PromptError
-from vpt.rows import KINDS, list_images, read_turns
+from vpt.rows import KINDS, list_images, read_turns, shorten
 from vpt.tokens import BRANCH_TOKENS, DEPTH_START
 
 Images = Mapping[str, Sequence[str]]
@@ -127,25 +126,18 @@ def _problem(row: object) -> str:
         return f"expected a JSON object, got {type(row).__name__}"
     messages = row.get("messages")
     if not isinstance(messages, list):
-        return f"expected messages to be a list, got {_short(messages)}"
+        return f"expected messages to be a list, got {shorten(messages)}"
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            return f"expected messages[{number}] to be an object, got {_short(message)}"
+            return f"expected messages[{number}] to be an object, got {shorten(message)}"
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                got = _short(message.get(key))
+                got = shorten(message.get(key))
                 return f"expected messages[{number}] to have a text as {key}, got {got}"
         if _SURROGATE.search(message["content"]):
             return f"messages[{number}] is not valid text: it holds half of a surrogate pair"
-    for kind in KINDS.values():
-        paths = row.get(kind.column)
-        if paths is None:
-            continue
-        if not isinstance(paths, list) or not all(isinstance(p, str) and p for p in paths):
-            return f"expected {kind.column} to be a list of paths, got {_short(paths)}"
+    try:
+        list_images(row)
+    except PromptError as exc:
+        return str(exc)
     return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}..."

@@ -59,7 +59,9 @@ class VPTDatasetConverter(DatasetConverter):
                 f"set `template: {TEMPLATE_NAME}`"
             )
         if problem := _problem(example):
-            raise PromptError(f"{self._locate(problem)}: {problem}; `vpt data check` finds all")
+            raise PromptError(
+                f"{self._locate(problem)}: {problem}; mend it (`vpt data check` finds all)"
+            )
         system, turns = read_turns(example)
         messages = [
             {"role": role, "content": content}

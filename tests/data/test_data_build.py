@@ -352,6 +352,12 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
         read_entries(file)
 
 
+def test_a_name_given_twice_in_dataset_info_is_refused(tmp_path):
+    (tmp_path / "d.json").write_text('{"a": {"file_name": "a.json"}, "a": {"file_name": "b.json"}}')
+    with pytest.raises(DataError, match="the key 'a' is given twice"):
+        read_dataset_info(tmp_path / "d.json")
+
+
 def test_a_file_that_is_not_there_or_a_folder_is_told(tmp_path):
     with pytest.raises(DataError, match="does not exist; check the path"):
         read_entries(tmp_path / "rows.json")

@@ -71,6 +71,7 @@ def test_annotations_are_read_as_lvis_writes_them(tmp_path):
         ({"bbox": [10, 10, float("nan"), 5]}, "a box that is empty"),
         ({"bbox": None}, "a box that is empty"),
         ({"bbox": [10, 10, 1, 1]}, "a box of less than 4 pixels"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.6]}, "a box with numbers of 0 to 1, as fractions have"),
     ],
 )
 def test_categories_whose_number_is_not_sure_are_left_out(tmp_path, changes, why):

@@ -1,6 +1,7 @@
 """Rows about depth say what their maps show, and are the same whenever they are made."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vpt.content_text import parse_depth
 from vpt.data.aurora import depth_files, parts
 from vpt.data.aurora.depth_files import DepthRecipe, DepthRowMaker
 from vpt.data.aurora.depth_rows import leader_of, level, map_row, point_rows, read_levels
-from vpt.data.aurora.depth_sources import open_source, photo_sources, scene_sources
+from vpt.data.aurora.depth_sources import describe, open_source, photo_sources, scene_sources
 from vpt.data.aurora.points import Point, PointRule
 from vpt.data.aurora.rows import NOTE, read_note, with_note
 from vpt.data.check import RowChecker, check_rows
@@ -139,6 +140,19 @@ def test_a_photo_without_possible_points_stops_the_work_or_is_left_out(tmp_path)
         Image.new("I;16", (80, 80), 30000).save(file)
     with pytest.raises(DataError, match="no photo could be used; the first"):
         make(scenes, tmp_path / "none")
+
+
+def test_maps_of_distances_are_read_as_such(tmp_path):
+    scenes = write_photos(tmp_path / "scenes", 1)
+    file = scenes / "depth/000000.png"
+    far = np.rint(400 / (read_map(file) + 0.1)).astype(np.uint16)
+    Image.fromarray(far).save(file)
+    photos = [scenes / "images/000000.jpg"]
+    with pytest.raises(DataError, match="has 16-bit values up to 3894, as dist"):
+        open_source(photo_sources(photos, scenes / "images", scenes / "depth")[0])
+    [source] = photo_sources(photos, scenes / "images", scenes / "depth", distances=True)
+    assert np.array_equal(open_source(source)[1], read_map(file, distances=True))
+    assert describe([source]) != describe([replace(source, distances=False)])
 
 
 def test_faults_of_photos_and_maps_are_named(tmp_path):

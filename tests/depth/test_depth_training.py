@@ -91,6 +91,16 @@ def test_another_run_in_the_folder_is_told(files, tmp_path):
         Trainer(files[1:], SHORT, CONFIG).load_state(tmp_path)
 
 
+def test_maps_of_distances_are_trained_on_as_such(files, tmp_path):
+    far = [tmp_path / f"{file.stem}.npy" for file in files]
+    for file, target in zip(files, far, strict=True):
+        np.save(target, 1 / (read_map(file) + 0.1))
+    trainer = Trainer(far, SHORT, CONFIG, distances=True)
+    assert set(np.unique(trainer._read(0))) == {0, 1}  # near half, far half, stretched
+    plain = Trainer(files, SHORT, CONFIG).identity
+    assert (trainer.identity["distances"], plain["distances"]) == (True, None)
+
+
 def test_a_damaged_state_is_told(files, tmp_path):
     (tmp_path / STATE).write_bytes(b"nothing")
     with pytest.raises(PromptError, match=r"cannot read .*; delete it to start anew"):

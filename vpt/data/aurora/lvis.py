@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpt.boxes import ROUNDING_PX, Box, PixelBox
+from vpt.boxes import ROUNDING_PX, Box, PixelBox, check_box_px
 from vpt.data.cells import clean_cell
 from vpt.data.row_files import parse_json
-from vpt.errors import DataError
+from vpt.errors import DataError, RegionError
 from vpt.tokens import RELEASED_PIXELS
 
 
@@ -178,6 +178,10 @@ def _problem(
     if not all(_is_sound(entry.get("bbox"), size_wh) for entry in entries):
         return "a box that is empty, no four numbers, or outside of the picture"
     for entry in entries:
+        try:
+            check_box_px(_corners(entry["bbox"]))
+        except RegionError:
+            return "a box with numbers of 0 to 1, as fractions have; expected pixels"
         x0, y0, x1, y1 = to_pixel_grid(_corners(entry["bbox"]), size_wh)
         if min(x1 - x0, y1 - y0) + 1 < min_side:
             return f"a box of less than {min_side} pixels on the 336 grid"

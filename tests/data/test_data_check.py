@@ -500,6 +500,14 @@ def test_what_comes_after_the_first_part_of_json_lines_is_found(tmp_path, late):
     assert loading(tmp_path / "rows.json") == []
 
 
+@pytest.mark.parametrize("text", ["null\n", '{"messages": []}\nnull\n', "[3]"])
+def test_rows_that_are_no_objects_are_not_shown_to_the_loader(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)  # of the first one pyarrow dies
+    rows = read_entries(tmp_path / "rows.jsonl")
+    [(number, finding)] = check_loading(tmp_path / "rows.jsonl", rows)
+    assert (number, finding.detail) == (len(rows) - 1, "the row is not a JSON object")
+
+
 def test_a_file_of_another_name_is_not_loaded(tmp_path):
     write_rows([LOADED], tmp_path / "rows.txt")
     [(_, finding)] = check_loading(tmp_path / "rows.txt", [LOADED])

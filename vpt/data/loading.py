@@ -42,7 +42,9 @@ def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
     if file.suffix not in SUFFIXES:
         endings = " or ".join(SUFFIXES)
         return [_found(None, f"expected a name that ends in {endings}, got {file.name}")]
-    if not has_loader():
+    # pyarrow 26 dies, without an exception, of a file of nothing but null.
+    are_objects = all(isinstance(row, Mapping) for row in rows)
+    if not has_loader() or not are_objects:
         return list(predict_loading(file.read_bytes(), rows))
     if not (said := ask_loader(file, rows)):
         return []
@@ -117,7 +119,9 @@ def predict_loading(data: bytes, rows: Sequence[object]) -> Iterator[Found]:
     for chunk in [rows] if in_list else _chunks(data, rows):
         types = _Type()
         for number, row in enumerate(chunk, start):
-            if problem := _value_problem(row, in_list) or types.take(row, "", number):
+            if not isinstance(row, Mapping):
+                yield _found(number, "the row is not a JSON object")
+            elif problem := _value_problem(row, in_list) or types.take(row, "", number):
                 yield _found(number, problem)
         start += len(chunk)
         if first is None:

@@ -56,7 +56,7 @@ def test_a_malformed_row_is_named(stock, model, tmp_path, changes, words):
     parts = stock(arguments(model, tmp_path, tmp_path / "out", **settings))
     with pytest.raises(PromptError, match=re.escape(f"mixed.json, row 2: {words}")) as caught:
         list(parts.dataset()["train_dataset"])
-    assert "mend it (`vpt data check` finds all such rows)" in str(caught.value)
+    assert "mend it (`vpt data check` finds all)" in str(caught.value)
 
 
 def test_a_stock_template_is_refused(factory, model, tmp_path):

@@ -247,8 +247,8 @@ class TowerView(nn.Module):
         num, count = patches.shape[:2]
         hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
         cells = pixels.shape[1] // 14
-        turns = visual.rot_pos_emb(torch.tensor([[1, cells, cells]], device=pixels.device))
-        angles = torch.cat((turns, turns), -1)
+        head_dim = hidden.shape[-1] // visual.blocks[0].attn.num_heads
+        angles = _rotary_angles(cells, head_dim).to(hidden.device)
         cos, sin = angles.cos(), angles.sin()
         for block in visual.blocks:
             hidden = hidden + self._attend(block.attn, block.norm1(hidden), cos, sin)
@@ -263,6 +263,21 @@ class TowerView(nn.Module):
         query, key = (x * cos + _turned(x) * sin for x in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return attention.proj(mixed.transpose(1, 2).reshape(num, count, width))
+
+
+def _rotary_angles(num_cells: int, head_dim: int) -> Tensor:
+    """Angles ``[p, head_dim]`` of the tower's rotary positions, for a square of so many patches.
+
+    Written out because transformers names the function for it otherwise in each of its releases.
+    """
+    frequencies = 10000.0 ** -(torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
+    rows = torch.arange(num_cells)[:, None].expand(num_cells, num_cells)
+    half = num_cells // 2
+    places = [  # patches that are merged into one token follow each other
+        grid.reshape(half, 2, half, 2).permute(0, 2, 1, 3).flatten() for grid in (rows, rows.T)
+    ]
+    turns = torch.cat([place[:, None] * frequencies for place in places], -1)
+    return torch.cat((turns, turns), -1)
 
 
 def _turned(x: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def user(*content):
 
 
 @pytest.fixture(scope="module")
-def model():
-    built = VPT(device="cpu", batch_size="3")
+def model(random_model):
+    built = VPT(model=random_model, device="cpu", batch_size="3")
     built.task_dict = {"own": {"test": list(range(7))}}
     return built
 

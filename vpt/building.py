@@ -38,7 +38,7 @@ from vpt.tokens import (
     branches_named,
     perception_tokens,
 )
-from vpt.weights import check_account
+from vpt.weights import check_account, stored_weights
 
 DEFAULT_ENCODERS = {"dino": "facebook/dinov2-large", "sam": "facebook/sam-vit-large"}
 """The encoders of the released models."""
@@ -408,11 +408,13 @@ def tiny_model(
 def _spread_weights(model: VPTForConditionalGeneration, seed: int) -> None:
     """Draw matrices anew, so large that answers depend on what is asked and seen.
 
-    Each has a generator of its own, so that the order of parameters does not matter.
+    Each has a generator of its own, seeded by the name that folders give it, so that neither the
+    order of parameters nor the release of transformers matters.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        (stored,) = stored_weights({name: parameter})
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {stored}".encode()))
         scale = parameter[0].numel() ** -0.5
         parameter.data.normal_(0, 0.5 if "embed_tokens" in name else scale, generator=generator)

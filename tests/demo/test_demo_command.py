@@ -38,7 +38,7 @@ def test_the_page_is_a_function_of_app_py(app_module):
 
 
 def test_it_serves_the_model_that_is_named(page, random_model):
-    assert main(["demo", "--model", str(random_model), "--device", "cpu"]) == 0
+    assert main(["demo", "--port", "0", "--model", str(random_model), "--device", "cpu"]) == 0
     assert page[0].name == str(random_model)
 
 
@@ -55,7 +55,7 @@ def test_it_binds_to_this_machine_and_shares_nothing_by_default():
 
 
 def test_a_model_that_cannot_be_loaded_is_an_exit_code(page, capsys):
-    assert main(["demo", "--model", "no/such/folder/here"]) == 4
+    assert main(["demo", "--port", "0", "--model", "no/such/folder/here"]) == 4
     assert "error: " in capsys.readouterr().err
 
 
@@ -120,7 +120,7 @@ def test_uploads_do_not_outlive_the_page(app_module, tmp_path, how):
 def test_the_page_comes_up_anyway_where_that_is_wanted(capsys):
     served = []
     parser = build_command_parser(command.COMMAND, "demo", "")
-    args = parser.parse_args(["--model", "no/such/folder/here", "--anyway"])
+    args = parser.parse_args(["--port", "0", "--model", "no/such/folder/here", "--anyway"])
     command.run_demo(args, lambda model, _: served.append(model))
     assert isinstance(served[0], CheckpointError)
     assert "error: " in capsys.readouterr().err

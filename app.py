@@ -30,17 +30,17 @@ import vpt.demo
 from branches import BranchError
 from vpt.cli.parser import build_command_parser
 from vpt.cli.run import EXIT_CODES, run
-from vpt.controller import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
 from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
 from vpt.demo.examples import read_examples
-from vpt.demo.timeline import timeline_html
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
+from vpt.demo.watching import Glimpse, Watcher
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
-from vpt.tokens import PERCEPTION_MODES
-from vpt.trace import Trace
-from vpt.watching import Glimpse, Watcher
-from vpt.wording import printable
+from vpt.inference.conversation import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
+from vpt.protocol.tokens import PERCEPTION_MODES
+from vpt.trace.records import Trace
+from vpt.view.timeline import timeline_html
+from vpt.view.wording import printable
 
 EXAMPLES = Path(__file__).parent / "examples"
 AT_ONCE = 4  # questions answered side by side; others wait

@@ -12,10 +12,10 @@ from vpt.boxes import rescale
 from vpt.depth.maps import Floats, fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.images import load_image
-from vpt.picture.heat import coloured
-from vpt.picture.lettering import INK, PAPER, latin_font
+from vpt.protocol.tokens import RELEASED_PIXELS
 from vpt.runtime import Answer
-from vpt.tokens import RELEASED_PIXELS
+from vpt.view.heat import coloured
+from vpt.view.lettering import INK, PAPER, latin_font
 
 _NUM_COLUMNS = 8
 _SIDE_PX = 160

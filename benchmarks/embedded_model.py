@@ -24,9 +24,9 @@ from vpt.boxes import GridBox, contains
 from vpt.data.embedded.make import answering_row
 from vpt.data.embedded.questions import Question
 from vpt.images import load_image
+from vpt.model.encoding import IGNORE_INDEX, RowEncoder, collate
+from vpt.model.segments import SegmentReader
 from vpt.runtime import Answer, Runtime
-from vpt.samples import IGNORE_INDEX, RowEncoder, collate
-from vpt.segments import SegmentReader
 
 Entry = Mapping[str, Any]
 GRID_SIZE = 8

@@ -22,10 +22,9 @@ from random_models import SIZES, build, picture
 from reporting import announce, save
 from single_pass_tables import print_table, spread
 
-from vpt.building import add_perception_tokens, byte_tokenizer
-from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
-from vpt.runtime import Runtime
-from vpt.tokens import (
+from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
+from vpt.model.building import add_perception_tokens, byte_tokenizer
+from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
@@ -34,6 +33,7 @@ from vpt.tokens import (
     depth_tokens,
     pixel_tokens,
 )
+from vpt.runtime import Runtime
 
 WIDTH = 152_064  # of Qwen2-VL's logits
 TEXT_ID = 72

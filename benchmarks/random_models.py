@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.building import (
+from vpt.images import LoadedImage, load_image
+from vpt.model.building import (
     CHAT_TEMPLATE,
     TINY_DINO,
     TINY_PREPROCESS,
@@ -19,10 +20,9 @@ from vpt.building import (
     byte_tokenizer,
     vpt_config,
 )
-from vpt.images import LoadedImage, load_image
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import VPTProcessor, build_image_processor
-from vpt.tokens import (
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor, build_image_processor
+from vpt.protocol.tokens import (
     IMAGE_PAD,
     RELEASED_GRID_SIZE,
     TURN_END,

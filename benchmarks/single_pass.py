@@ -47,8 +47,9 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from vpt.cache import ATTENTION_NAME
-from vpt.controller import (
+from vpt.images import LoadedImage
+from vpt.inference.cache import ATTENTION_NAME
+from vpt.inference.conversation import (
     Append,
     CallEvent,
     Conversation,
@@ -58,20 +59,19 @@ from vpt.controller import (
     TokenEvent,
     converse,
 )
-from vpt.engine import Engine
-from vpt.features import Encoders, FeatureCache
-from vpt.images import LoadedImage
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import ImagePiece, TokenPiece, VPTProcessor
-from vpt.runtime import Runtime
-from vpt.scheduler import drive
-from vpt.tokens import (
+from vpt.inference.engine import Engine
+from vpt.inference.features import Encoders, FeatureCache
+from vpt.inference.scheduler import drive
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import ImagePiece, TokenPiece, VPTProcessor
+from vpt.protocol.tokens import (
     IMAGE_PAD,
     REGION_END,
     REGION_START,
     TURN_END,
     Vocabulary,
 )
+from vpt.runtime import Runtime
 from vpt.two_pass import TwoPassEngine
 
 QUESTION = "What stands on the hill behind the second house?"

@@ -16,11 +16,11 @@ from two_pass_step import Look, find_looks
 
 from branches import Features
 from vpt.images import LoadedImage
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.positions import batch_mrope_positions
-from vpt.processing import VPTProcessor
-from vpt.samples import RowEncoder, collate
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH
+from vpt.model.encoding import RowEncoder, collate
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.positions import batch_mrope_positions
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH
 
 REGION = "<|region_token_start|><|x_2|><|y_1|><|x_5|><|y_4|><|region_token_end|>"
 QUESTIONS = (

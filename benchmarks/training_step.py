@@ -43,7 +43,7 @@ from torch import Tensor
 from training_rows import BATCHES, Batch, encoded_before, make_batch
 from two_pass_step import two_pass_loss
 
-from vpt.modeling import scatter_features
+from vpt.model.modeling import scatter_features
 
 KINDS = ("wall", "cpu")
 GOALS = {"ours": 1.15, "ours, half masked": 1.5}  # times sft, at most

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from branches import Features
-from vpt.modeling import VPTForConditionalGeneration, scatter_features
+from vpt.model.modeling import VPTForConditionalGeneration, scatter_features
 
 QUESTION_PARAGRAPH = 1  # behind the system words
 

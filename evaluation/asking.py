@@ -9,7 +9,7 @@ from evaluation.conditions import Condition
 from evaluation.provenance import describe_model, describe_surroundings
 from evaluation.records import Record
 from evaluation.runner import Decoding, Work, run_task
-from vpt.tokens import branches_of_mode
+from vpt.protocol.tokens import branches_of_mode
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime

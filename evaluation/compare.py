@@ -18,7 +18,7 @@ from evaluation.report.verdict import RIGHT_SCORE
 from evaluation.run_folder import RunFolder
 from evaluation.statistics import Interval, PairedTest, difference_interval, paired_test
 from vpt.errors import DataError
-from vpt.wording import printable
+from vpt.view.wording import printable
 
 Task = tuple[str, str]
 """Split and condition."""

@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.samples import Sample
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError, RegionError
-from vpt.tokens import PERCEPTION_MODES
+from vpt.protocol.tokens import PERCEPTION_MODES
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Condition:
     Attributes:
         name: as on the command line.
         about: what it does, in a line.
-        options: of :class:`vpt.controller.Request`.
+        options: of :class:`vpt.inference.conversation.Request`.
         true_region: whether the first call is the region around the sample's evidence.
     """
 

@@ -13,7 +13,6 @@ from evaluation.samples import BadRow, ImageRef, Sample
 from evaluation.scores.table import SCORES
 from evaluation.splits import Split, read_rows_of
 from vpt.boxes import check_box_px
-from vpt.calls import find_symbols
 from vpt.data.check import Report, RowChecker, check_rows
 from vpt.data.findings import FINDINGS, Finding
 from vpt.data.image_sizes import ImageFacts, measure_images
@@ -22,8 +21,9 @@ from vpt.data.row_view import image_paths
 from vpt.data.turn_checks import known_tokens
 from vpt.errors import DataError, ImageError, RegionError
 from vpt.images import load_image
-from vpt.rows import split_crop_suffix
-from vpt.tokens import find_content
+from vpt.protocol.calls import find_symbols
+from vpt.protocol.rows import split_crop_suffix
+from vpt.protocol.tokens import find_content
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """``(items, how many, what)`` -> the same items, while somebody sees how far they are."""

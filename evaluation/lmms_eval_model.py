@@ -16,11 +16,11 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from vpt.controller import ErrorEvent, Request, StopEvent
 from vpt.errors import PromptError, VPTError, as_vpt_error
+from vpt.inference.conversation import ErrorEvent, Request, StopEvent
+from vpt.protocol.tokens import branches_of_mode
 from vpt.runtime import load
-from vpt.tokens import branches_of_mode
-from vpt.trace import Trace
+from vpt.trace.records import Trace
 
 _HONOURED = ("do_sample", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "until")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"num_beams": (1, None), "repetition_penalty": (1, None)}
@@ -38,7 +38,7 @@ class VPT(lmms):
 
     Args:
         model: a model folder or hub id; ``None`` for the small embedded one.
-        perception: one of ``vpt.tokens.PERCEPTION_MODES``.
+        perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: as for :func:`vpt.runtime.load`.
         revision: of a hub id.

@@ -12,14 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.config import VPTConfig
-from vpt.weights import stored_weights
+from vpt.model.config import VPTConfig
+from vpt.model.weights import stored_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vpt.depth.tokenizer import DepthTokenizer
-    from vpt.modeling import VPTForConditionalGeneration
+    from vpt.model.modeling import VPTForConditionalGeneration
     from vpt.runtime import Runtime
 
 # Settings of transformers that decide what a model computes. Its releases add others, which would

@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluation.lines import LineFile, read_lines
 from vpt.errors import DataError
-from vpt.trace import Trace
+from vpt.trace.records import Trace
 
 ERRORS = ("image", "row", "run")
 """Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
@@ -32,8 +32,7 @@ class Record:
         group: of the sample.
         box: of the evidence, XYXY in pixels of the first image.
         images: names of the sample's images.
-        trace: of the run, as :meth:`vpt.trace.Trace.to_dict` gives it; ``None`` if there is an
-            error.
+        trace: of the run, as ``Trace.to_dict`` returns it; ``None`` if there is an error.
         error: ``{"kind": one of ERRORS, "message": ...}``, or ``None``.
     """
 

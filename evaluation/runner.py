@@ -14,10 +14,10 @@ from evaluation.samples import BadRow, Sample
 from evaluation.scores.map_support import Decode, map_supports_answer
 from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
-from vpt.controller import ErrorEvent, Request, StopEvent
-from vpt.decoding import Sampling
 from vpt.errors import DataError, ImageError, as_vpt_error
-from vpt.trace import Trace
+from vpt.inference.conversation import ErrorEvent, Request, StopEvent
+from vpt.inference.decoding import Sampling
+from vpt.trace.records import Trace
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime

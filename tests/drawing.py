@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.building import tiny_model
 from vpt.depth.tokenizer import DepthTokenizerConfig
-from vpt.tokens import DEPTH_START, ContentTokens
+from vpt.model.building import tiny_model
+from vpt.protocol.tokens import DEPTH_START, ContentTokens
 
 SHAPE = DepthTokenizerConfig(
     size_px=32, num_codes=8, code_dim=6, hidden_dim=2, num_downsamplings=4, num_residual_blocks=1

@@ -3,9 +3,9 @@
 import torch
 from PIL import Image
 
-from vpt.modeling import scatter_features
-from vpt.positions import batch_mrope_positions
-from vpt.tokens import BRANCH_TOKENS, VISION_END, VISION_START
+from vpt.model.modeling import scatter_features
+from vpt.model.positions import batch_mrope_positions
+from vpt.protocol.tokens import BRANCH_TOKENS, VISION_END, VISION_START
 
 PIXELS = {"dino": "detection_images", "sam": "seg_images"}
 

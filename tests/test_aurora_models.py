@@ -9,10 +9,10 @@ from aurora_pictures import draw_boxes, draw_maps
 from drawing import CONTENT, SHAPE, noise
 from PIL import Image
 
-from vpt.building import tiny_model
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.model.building import tiny_model
 from vpt.runtime import Answer
-from vpt.trace import ContentRecord, Trace
+from vpt.trace.records import ContentRecord, Trace
 
 
 def answer(text, boxes=()):

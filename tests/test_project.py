@@ -97,13 +97,13 @@ def test_the_runtime_knows_nothing_of_demo_and_evaluation(path):
     assert tops(imports_of_file(path)) & set(OUTSIDE) == set()
 
 
-def test_the_controller_knows_nothing_of_http_and_gradio():
-    controller = ROOT / "vpt" / "controller.py"
-    reached = reached_from(controller)
-    assert "vpt.tokens" in reached
+def test_the_conversation_knows_nothing_of_http_and_gradio():
+    conversation = ROOT / "vpt" / "inference" / "conversation.py"
+    reached = reached_from(conversation)
+    assert "vpt.protocol.tokens" in reached
     assert not {m for m in reached if m.startswith(("vpt.serving", "vpt.cli", "vpt.training"))}
     web = {"fastapi", "starlette", "uvicorn", "gradio", "httpx", "requests", "aiohttp", "http"}
-    files = [controller, *(p for p in package_files() if module_name(p) in reached)]
+    files = [conversation, *(p for p in package_files() if module_name(p) in reached)]
     assert not {top for path in files for top in tops(imports_of_file(path))} & web
 
 

@@ -10,8 +10,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpt.config import VPTConfig
-    from vpt.controller import (
+    from vpt.errors import VPTError
+    from vpt.images import load_image
+    from vpt.inference.conversation import (
         CallEvent,
         ContentEvent,
         ErrorEvent,
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
         StopEvent,
         TokenEvent,
     )
-    from vpt.errors import VPTError
-    from vpt.images import load_image
-    from vpt.modeling import VPTForConditionalGeneration
-    from vpt.processing import VPTProcessor
+    from vpt.model.config import VPTConfig
+    from vpt.model.modeling import VPTForConditionalGeneration
+    from vpt.model.processing import VPTProcessor
     from vpt.runtime import Answer, Runtime, load
-    from vpt.trace import Trace
+    from vpt.trace.records import Trace
 
 __version__ = "0.1.0"
 
@@ -51,19 +51,19 @@ __all__ = [
 
 _HOMES = {
     "Answer": "vpt.runtime",
-    "CallEvent": "vpt.controller",
-    "ContentEvent": "vpt.controller",
-    "ErrorEvent": "vpt.controller",
-    "Request": "vpt.controller",
-    "ResultEvent": "vpt.controller",
+    "CallEvent": "vpt.inference.conversation",
+    "ContentEvent": "vpt.inference.conversation",
+    "ErrorEvent": "vpt.inference.conversation",
+    "Request": "vpt.inference.conversation",
+    "ResultEvent": "vpt.inference.conversation",
     "Runtime": "vpt.runtime",
-    "StopEvent": "vpt.controller",
-    "TokenEvent": "vpt.controller",
-    "Trace": "vpt.trace",
-    "VPTConfig": "vpt.config",
+    "StopEvent": "vpt.inference.conversation",
+    "TokenEvent": "vpt.inference.conversation",
+    "Trace": "vpt.trace.records",
+    "VPTConfig": "vpt.model.config",
     "VPTError": "vpt.errors",
-    "VPTForConditionalGeneration": "vpt.modeling",
-    "VPTProcessor": "vpt.processing",
+    "VPTForConditionalGeneration": "vpt.model.modeling",
+    "VPTProcessor": "vpt.model.processing",
     "load": "vpt.runtime",
     "load_image": "vpt.images",
 }
@@ -82,9 +82,9 @@ def register() -> None:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vpt.config import VPTConfig, VRTConfig, register_configs
-    from vpt.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
-    from vpt.processing import VPTProcessor
+    from vpt.model.config import VPTConfig, VRTConfig, register_configs
+    from vpt.model.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
+    from vpt.model.processing import VPTProcessor
 
     register_configs()
     models = {VPTConfig: VPTForConditionalGeneration, VRTConfig: VRTForConditionalGeneration}

@@ -1,9 +1,9 @@
 """What the shim in a model folder imports: the classes, made known wherever they are needed."""
 
 import vpt
-from vpt.config import VPTConfig, VRTConfig
-from vpt.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
-from vpt.processing import VPTProcessor
+from vpt.model.config import VPTConfig, VRTConfig
+from vpt.model.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
+from vpt.model.processing import VPTProcessor
 
 __all__ = [
     "VPTConfig",

@@ -11,21 +11,21 @@ from typing import Any, Literal, overload
 
 import torch
 
-from vpt.checkpoint import load_model
-from vpt.controller import Conversation, ErrorEvent, Event, Request, StopEvent, converse
-from vpt.decoding import Sampling
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
-from vpt.engine import Engine
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
-from vpt.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
-from vpt.model_files import HUB_ARGUMENTS, find_file
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.options import one_of, whole_number
-from vpt.processing import VPTProcessor
-from vpt.scheduler import drive
-from vpt.tokens import Vocabulary
-from vpt.trace import Trace
+from vpt.inference.conversation import Conversation, ErrorEvent, Event, Request, StopEvent, converse
+from vpt.inference.decoding import Sampling
+from vpt.inference.engine import Engine
+from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
+from vpt.inference.options import one_of, whole_number
+from vpt.inference.scheduler import drive
+from vpt.model.checkpoint import load_model
+from vpt.model.hub import HUB_ARGUMENTS, find_file
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.tokens import Vocabulary
+from vpt.trace.records import Trace
 
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
 _REQUEST_FIELDS = tuple(
@@ -129,8 +129,8 @@ class Runtime:
             images: one image or a list: paths, bytes, PIL images, arrays, or images loaded by
                 :func:`vpt.images.load_image`. Empty for a question about nothing.
             question: plain text.
-            **options: fields of :class:`vpt.controller.Request` and
-                :class:`vpt.decoding.Sampling`.
+            **options: fields of :class:`vpt.inference.conversation.Request` and
+                :class:`vpt.inference.decoding.Sampling`.
 
         Raises:
             ImageError: if an image cannot be used.

@@ -1,12 +1,13 @@
 """The released protocol, written plainly: rebuild everything, run the LLM twice, copy the cache.
 
-It has the interface of :class:`vpt.engine.Engine` and serves as test oracle and as baseline of
-``benchmarks/``. A turn is decoded to its end, forced tokens included. Each extension rebuilds the
-prompt from its beginning, encodes every image again (the same one once per use) and runs the LLM
-once to find the control state and once to use it, with logits at every position; each further
-token, too, is run twice, each time over a deep copy of the cache. For several calls in one stream,
-which the released code cannot do, each call has a finding pass of its own. What the released
-driver does besides, starting a new process and loading the model again for each round, is left out.
+It has the interface of :class:`vpt.inference.engine.Engine` and serves as test oracle and as
+baseline of ``benchmarks/``. A turn is decoded to its end, forced tokens included. Each extension
+rebuilds the prompt from its beginning, encodes every image again (the same one once per use) and
+runs the LLM once to find the control state and once to use it, with logits at every position; each
+further token, too, is run twice, each time over a deep copy of the cache. For several calls in one
+stream, which the released code cannot do, each call has a finding pass of its own. What the
+released driver does besides, starting a new process and loading the model again for each round, is
+left out.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from branches import Features
-from vpt.engine import Encoded, Extension, LookResult, Stream, as_look
-from vpt.features import Encoders, FeatureCache
-from vpt.generation import CACHE
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.positions import mrope_positions
-from vpt.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
+from vpt.inference.engine import Encoded, Extension, LookResult, Stream, as_look
+from vpt.inference.features import Encoders, FeatureCache
+from vpt.model.generation import CACHE
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.positions import mrope_positions
+from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 
 
 @dataclass

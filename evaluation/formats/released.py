@@ -23,8 +23,8 @@ from vpt.data.findings import Finding
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import Turn, view_row
 from vpt.errors import DataError
-from vpt.rows import KINDS, split_crop_suffix
-from vpt.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
+from vpt.protocol.rows import KINDS, split_crop_suffix
+from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
 _INVITATION = re.compile(
     r"\s*(?:"

@@ -11,9 +11,9 @@ from evaluation.report.photos import PhotoShelf
 from evaluation.report.pictures import PictureTable
 from evaluation.report.verdict import change_of, verdict_of
 from vpt.errors import ImageError, VPTError
-from vpt.picture.album import base_name
-from vpt.trace import Trace
-from vpt.wording import OUTCOME_WORDS, STOP_WORDS, call_words, content_words
+from vpt.trace.records import Trace
+from vpt.view.album import base_name
+from vpt.view.wording import OUTCOME_WORDS, STOP_WORDS, call_words, content_words
 
 
 @dataclass(frozen=True)

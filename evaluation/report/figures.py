@@ -12,12 +12,12 @@ from evaluation.records import Record
 from evaluation.report.pictures import PictureTable, Thumbnail, shown_size
 from vpt.boxes import Box, rescale, to_unit
 from vpt.errors import PromptError
-from vpt.picture.album import Album, base_name
-from vpt.picture.depth import depth_picture
-from vpt.picture.heat import heat_over, seen_box_px
-from vpt.picture.marks import boxes_on, call_colour, marks_on
-from vpt.trace import CallRecord
-from vpt.wording import call_words, content_words
+from vpt.trace.records import CallRecord
+from vpt.view.album import Album, base_name
+from vpt.view.depth import depth_picture
+from vpt.view.heat import heat_over, seen_box_px
+from vpt.view.marks import boxes_on, call_colour, marks_on
+from vpt.view.wording import call_words, content_words
 
 MOST_PHOTOS = 4
 MOST_LOOKS = 4

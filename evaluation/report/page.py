@@ -15,7 +15,7 @@ from markupsafe import Markup
 from evaluation.report.pictures import PictureTable
 from vpt.errors import DataError
 from vpt.files import write_whole
-from vpt.wording import printable
+from vpt.view.wording import printable
 
 PAGE_SIZE = 24
 MOST_CHARACTERS = 2000

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from evaluation.records import Record
 from vpt.errors import ImageError
 from vpt.images import LoadedImage, load_image
-from vpt.picture.album import Album, base_name
-from vpt.trace import Trace
+from vpt.trace.records import Trace
+from vpt.view.album import Album, base_name
 
 PhotoSource = Callable[[Record], Sequence[LoadedImage]]
 """Gives the images of a sample, in order; raises ``ImageError`` if it cannot."""

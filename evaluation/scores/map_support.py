@@ -10,7 +10,7 @@ from evaluation.scores.choices import extract_choice
 from vpt.depth.maps import Floats
 from vpt.depth.reading import answer_from_map
 from vpt.errors import DataError
-from vpt.trace import Trace
+from vpt.trace.records import Trace
 
 Decode = Callable[[Sequence[int]], Floats]
 """Codes of a depth map -> ``[H, W]``, 0 (farthest) to 1 (nearest)."""

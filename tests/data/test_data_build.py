@@ -7,20 +7,20 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.building import tiny_model
-from vpt.controller import Request
 from vpt.data.annotations import Annotation, read_annotation
 from vpt.data.build import Recipe, build_row, build_rows, read_annotations
 from vpt.data.dataset_info import dataset_entry, read_dataset_info, with_entry
 from vpt.data.image_sizes import ImageFacts, measure_images
 from vpt.data.row_files import read_entries, write_rows
-from vpt.decoding import Sampling
-from vpt.engine import Engine
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
-from vpt.rows import open_image
-from vpt.samples import RowEncoder
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, TURN_END
+from vpt.inference.conversation import Request
+from vpt.inference.decoding import Sampling
+from vpt.inference.engine import Engine
+from vpt.model.building import tiny_model
+from vpt.model.encoding import RowEncoder
+from vpt.protocol.rows import open_image
+from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, TURN_END
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
 KINDS = ("region", "clip", "dino", "sam", "direct")

@@ -7,8 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpt.building import tiny_model
-from vpt.config import load_config
 from vpt.data.annotations import Annotation
 from vpt.data.build import build_row
 from vpt.data.check import ModelFacts, RowChecker, check_rows
@@ -21,9 +19,11 @@ from vpt.data.row_kinds import ROW_KINDS
 from vpt.data.row_view import image_paths, view_row
 from vpt.data.turn_checks import known_tokens
 from vpt.images import from_pixels
-from vpt.processing import VPTProcessor
-from vpt.rows import open_image, split_crop_suffix
-from vpt.samples import RowEncoder
+from vpt.model.building import tiny_model
+from vpt.model.config import load_config
+from vpt.model.encoding import RowEncoder
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import open_image, split_crop_suffix
 
 VARIANTS = ("clip", "dino", "sam")
 IMAGES = {

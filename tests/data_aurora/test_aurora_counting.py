@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vpt.boxes import contains
-from vpt.content_text import parse_pixel_boxes
 from vpt.data.aurora.counting_files import CountingRecipe, CountingRowMaker
 from vpt.data.aurora.counting_rows import counting_rows, read_count
 from vpt.data.aurora.counting_scene_files import write_counting_scenes
@@ -21,6 +20,7 @@ from vpt.data.image_sizes import measure_images
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import image_paths
 from vpt.errors import DataError, ImageError, PromptError, RegionError
+from vpt.protocol.content import parse_pixel_boxes
 
 FILES = ("boxes", "count_steps", "count_direct")
 SOUND = {

@@ -5,7 +5,6 @@ import json
 import pytest
 from aurora_samples import blocks
 
-from vpt.content_text import format_depth
 from vpt.data.aurora.counting_rows import counting_rows
 from vpt.data.aurora.curriculum import Annealing, anneal, atomic_share, count_epochs
 from vpt.data.aurora.depth_rows import map_row, point_rows
@@ -14,6 +13,7 @@ from vpt.data.aurora.points import Point
 from vpt.data.aurora.rows import NOTE, read_note
 from vpt.data.check import RowChecker, check_rows
 from vpt.errors import DataError
+from vpt.protocol.content import format_depth
 
 CODES = [number % 128 for number in range(100)]
 

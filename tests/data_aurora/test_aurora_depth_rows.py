@@ -8,7 +8,6 @@ import pytest
 from aurora_samples import GreyTokenizer, blocks, write_photos
 from PIL import Image
 
-from vpt.content_text import parse_depth
 from vpt.data.aurora import depth_files, parts
 from vpt.data.aurora.depth_files import DepthRecipe, DepthRowMaker
 from vpt.data.aurora.depth_rows import leader_of, level, map_row, point_rows, read_levels
@@ -22,6 +21,7 @@ from vpt.data.row_view import image_paths
 from vpt.depth.maps import read_map
 from vpt.depth.reading import answer_from_map
 from vpt.errors import DataError, ImageError, PromptError
+from vpt.protocol.content import parse_depth
 
 FILES = ("depth_maps", "depth_steps", "depth_direct")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vpt
-from vpt.building import tiny_model
+from vpt.model.building import tiny_model
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

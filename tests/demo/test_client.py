@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.building import tiny_model
-from vpt.wording import printable
+from vpt.model.building import tiny_model
+from vpt.view.wording import printable
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gradio's dependencies warn about each other

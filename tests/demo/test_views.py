@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.building import tiny_model
 from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
-from vpt.demo.timeline import timeline_html
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
+from vpt.demo.watching import Watcher
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
-from vpt.trace import Trace
-from vpt.watching import Watcher
+from vpt.model.building import tiny_model
+from vpt.trace.records import Trace
+from vpt.view.timeline import timeline_html
 
 QUESTION = "What number is on the blue one?"
 _buffer = io.BytesIO()

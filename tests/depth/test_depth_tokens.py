@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.content_text import format_depth, format_pixel_box, parse_depth, parse_pixel_boxes
 from vpt.errors import DataError, RegionError
-from vpt.tokens import DEPTH_END, DEPTH_START, depth_tokens, pixel_tokens
+from vpt.protocol.content import format_depth, format_pixel_box, parse_depth, parse_pixel_boxes
+from vpt.protocol.tokens import DEPTH_END, DEPTH_START, depth_tokens, pixel_tokens
 
 CODES = list(range(100))
 pixels = st.integers(0, 335)

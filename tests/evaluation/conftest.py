@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpt.building import tiny_model
+from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 
 NUM_SAMPLES = 7

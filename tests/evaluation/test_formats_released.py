@@ -9,7 +9,7 @@ from evaluation.formats.released import read
 from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.boxes import GridBox
 from vpt.errors import DataError
-from vpt.tokens import BRANCH_TOKENS, INVITE_REENCODE, INVITE_REGION
+from vpt.protocol.tokens import BRANCH_TOKENS, INVITE_REENCODE, INVITE_REGION
 
 VARIANTS = ("clip", "dino", "sam")
 BRANCHES = {"clip": "reencode", "dino": "dino", "sam": "sam"}

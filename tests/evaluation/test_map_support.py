@@ -19,7 +19,7 @@ from evaluation.scores.table import SCORES
 from evaluation.splits import SPLITS, ask_as_is, read_split
 from vpt.errors import DataError
 from vpt.images import from_pixels
-from vpt.trace import ContentRecord, ImageRecord, TokenRecord, Trace
+from vpt.trace.records import ContentRecord, ImageRecord, TokenRecord, Trace
 
 POINTS = [{"letter": "A", "x": 30, "y": 100}, {"letter": "B", "x": 300, "y": 100}]
 CODES = [1, 2, 3, 4]

@@ -29,7 +29,7 @@ from evaluation.tool_value import tool_value
 from vpt.boxes import GridBox, crop_box_px
 from vpt.errors import DataError, ImageError
 from vpt.images import from_pixels, load_image
-from vpt.trace import CallRecord, Counts, MalformedRecord, Timings, Trace
+from vpt.trace.records import CallRecord, Counts, MalformedRecord, Timings, Trace
 
 EVIL = '</template></script><script>window.hacked = 1</script><img src=x onerror="hacked()">'
 

@@ -11,10 +11,10 @@ from evaluation.conditions import CONDITIONS
 from evaluation.runner import Decoding, Task, Work, run_task
 from evaluation.samples import BadRow, ImageRef, Sample
 from evaluation.scores.table import SCORES
-from vpt.building import tiny_model
 from vpt.errors import ImageError, PromptError
+from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
-from vpt.trace import Trace
+from vpt.trace.records import Trace
 
 DECODING = Decoding(max_calls=1)
 

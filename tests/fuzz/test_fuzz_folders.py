@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vpt
-from vpt.building import tiny_model
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import RunError, VPTError
-from vpt.tokens import ContentTokens
+from vpt.model.building import tiny_model
+from vpt.protocol.tokens import ContentTokens
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 NOT_READ = ("added_tokens.json", "merges.json", "special_tokens_map.json", "vocab.json")

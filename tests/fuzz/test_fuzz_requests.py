@@ -13,9 +13,9 @@ from PIL import Image
 
 import vpt
 from vpt.boxes import GridBox
-from vpt.building import tiny_model
-from vpt.decoding import Sampling
 from vpt.errors import RunError, VPTError
+from vpt.inference.decoding import Sampling
+from vpt.model.building import tiny_model
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I", "F")

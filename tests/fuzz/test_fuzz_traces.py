@@ -12,12 +12,12 @@ from drawing import eager_model, noise
 from fuzz.limits import within_limits
 
 import vpt
-from vpt.building import tiny_model
-from vpt.demo.timeline import timeline_html
 from vpt.demo.views import box_to_edit, draw_views, shown_looks
 from vpt.errors import VPTError
-from vpt.picture import draw
-from vpt.trace import Trace
+from vpt.model.building import tiny_model
+from vpt.trace.records import Trace
+from vpt.view.layout import draw
+from vpt.view.timeline import timeline_html
 
 ODD = (
     *(None, True, False, 0, 1, -1, 7, 2**31, 2**63, -(10**400), 10**400, 0.5, 1e308, -1e308),

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from vpt.boxes import GridBox
-from vpt.building import tiny_model
-from vpt.calls import format_region
-from vpt.tokens import BRANCH_TOKENS
+from vpt.model.building import tiny_model
+from vpt.protocol.calls import format_region
+from vpt.protocol.tokens import BRANCH_TOKENS
 
 ROOT = Path(__file__).parents[2]
 IGNORE_TYING = pytest.mark.filterwarnings(

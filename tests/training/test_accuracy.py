@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vpt.building import tiny_model
-from vpt.tokens import (
+from vpt.model.building import tiny_model
+from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_START,
     REGION_END,

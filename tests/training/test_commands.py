@@ -66,7 +66,7 @@ def test_transformers_alone_finds_the_package_and_leaves_llamafactory_alone(tmp_
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["vpt.modeling", "False"], done.stderr
+    assert done.stdout.split() == ["vpt.model.modeling", "False"], done.stderr
     files = {file.name for file in folder.iterdir()}
     assert {file.name for file in (tmp_path / "model-again").iterdir()} == files
 

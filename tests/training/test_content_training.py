@@ -7,11 +7,11 @@ from factory import IGNORE_TYING, arguments, export_arguments, save_images, save
 from safetensors.torch import load_file
 
 import vpt
-from vpt.building import tiny_model
 from vpt.data.aurora.counting_rows import counting_rows
 from vpt.data.aurora.lvis import CategoryBoxes
 from vpt.data.aurora.rows import with_note
-from vpt.tokens import ContentTokens
+from vpt.model.building import tiny_model
+from vpt.protocol.tokens import ContentTokens
 
 yaml = pytest.importorskip("yaml")
 

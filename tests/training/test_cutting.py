@@ -4,13 +4,13 @@ import pytest
 import torch
 from factory import CALLS, arguments, make_row, save_model, save_rows, turn
 
-from vpt.building import tiny_model
-from vpt.config import load_config
 from vpt.errors import FeatureCountError
-from vpt.processing import VPTProcessor
-from vpt.rows import KINDS, open_image
-from vpt.samples import RowEncoder, drop_cut_images
-from vpt.tokens import VISION_END, VISION_START
+from vpt.model.building import tiny_model
+from vpt.model.config import load_config
+from vpt.model.encoding import RowEncoder, drop_cut_images
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import KINDS, open_image
+from vpt.protocol.tokens import VISION_END, VISION_START
 
 
 @pytest.fixture(scope="module")

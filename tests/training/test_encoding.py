@@ -9,11 +9,11 @@ from factory import KINDS, arguments, make_row, save_model, save_rows
 from golden_data import GOLDENS, VARIANTS
 
 from vpt import cli
-from vpt.config import load_config
 from vpt.errors import PositionError
-from vpt.processing import VPTProcessor
-from vpt.rows import open_image
-from vpt.samples import RowEncoder, collate
+from vpt.model.config import load_config
+from vpt.model.encoding import RowEncoder, collate
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import open_image
 
 
 def recorded(variant):

@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 import vpt
-from vpt.building import byte_tokenizer, tiny_model
 from vpt.errors import CheckpointError, TrainingError
+from vpt.model.building import byte_tokenizer, tiny_model
 
 
 def test_registering_twice_is_harmless(factory):

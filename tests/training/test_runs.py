@@ -171,11 +171,11 @@ def test_rows_longer_than_the_cutoff_are_trained_on(factory, model, data, tmp_pa
 
 def test_control_tokens_do_not_count_in_the_loss(factory, model, data, tmp_path):
     """The loss of LLaMA-Factory equals the one over all other tokens of the answers."""
-    from vpt.checkpoint import load_model
-    from vpt.config import load_config
-    from vpt.processing import VPTProcessor
-    from vpt.rows import open_image
-    from vpt.samples import RowEncoder, collate
+    from vpt.model.checkpoint import load_model
+    from vpt.model.config import load_config
+    from vpt.model.encoding import RowEncoder, collate
+    from vpt.model.processing import VPTProcessor
+    from vpt.protocol.rows import open_image
 
     metrics = evaluate(
         factory, model, data, tmp_path / "out", dataset="calls", per_device_eval_batch_size=8

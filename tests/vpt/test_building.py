@@ -26,7 +26,8 @@ from transformers.models.sam.configuration_sam import SamVisionConfig
 
 import vpt
 from branches.sam_weights import rename_segment_anything
-from vpt.building import (
+from vpt.errors import CheckpointError
+from vpt.model.building import (
     TINY_DINO,
     TINY_SAM,
     branches_named,
@@ -34,10 +35,9 @@ from vpt.building import (
     byte_tokenizer,
     tiny_model,
 )
-from vpt.config import VPTConfig
-from vpt.errors import CheckpointError
-from vpt.processing import build_image_processor
-from vpt.tokens import BRANCH_TOKENS, Vocabulary, perception_tokens
+from vpt.model.config import VPTConfig
+from vpt.model.processing import build_image_processor
+from vpt.protocol.tokens import BRANCH_TOKENS, Vocabulary, perception_tokens
 
 NAMES = ("clip", "dino", "sam")
 NUM_OLD = len(byte_tokenizer())

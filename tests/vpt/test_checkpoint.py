@@ -17,14 +17,14 @@ import vpt
 from branches.dino import RELEASED_CONFIG as RELEASED_DINO
 from branches.sam import RELEASED_CONFIG as RELEASED_SAM
 from vpt import cli
-from vpt.building import tiny_model
-from vpt.checkpoint import load_model
-from vpt.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import VPTProcessor
-from vpt.weights import RELEASED_NAMES, UNUSED_RELEASED_KEYS, check_account, stored_weights
+from vpt.model.building import tiny_model
+from vpt.model.checkpoint import load_model
+from vpt.model.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor
+from vpt.model.weights import RELEASED_NAMES, UNUSED_RELEASED_KEYS, check_account, stored_weights
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}

@@ -18,13 +18,13 @@ from PIL import Image
 import vpt.runtime
 from branches import BranchError
 from vpt import cli
-from vpt.building import TINY_DINO, byte_tokenizer, tiny_model
 from vpt.cli import ask as cli_ask
 from vpt.cli.run import COMMANDS
-from vpt.controller import LOOK_AT
 from vpt.errors import BudgetError, PositionError
-from vpt.trace import Trace
-from vpt.wording import STOP_WORDS, printable
+from vpt.inference.conversation import LOOK_AT
+from vpt.model.building import TINY_DINO, byte_tokenizer, tiny_model
+from vpt.trace.records import Trace
+from vpt.view.wording import STOP_WORDS, printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -475,7 +475,7 @@ def base(tmp_path_factory):
     """A small plain Qwen2-VL and a small DINOv2."""
     from transformers import Dinov2Config, Dinov2Model, Qwen2VLForConditionalGeneration
 
-    from vpt.building import tiny_model
+    from vpt.model.building import tiny_model
 
     model, processor = tiny_model(())
     config = model.config.to_dict()

@@ -8,12 +8,12 @@ from drawing import CONTENT, SHAPE, eager_model, noise
 from test_building import save_base
 
 from vpt import cli
-from vpt.building import tiny_model
-from vpt.checkpoint import read_model
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
-from vpt.embeddings import draw_embeddings
-from vpt.tokens import depth_tokens, pixel_tokens
-from vpt.trace import Trace
+from vpt.model.building import tiny_model
+from vpt.model.checkpoint import read_model
+from vpt.model.embeddings import draw_embeddings
+from vpt.protocol.tokens import depth_tokens, pixel_tokens
+from vpt.trace.records import Trace
 
 
 @pytest.fixture

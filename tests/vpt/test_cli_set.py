@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import vpt
 from vpt import cli
-from vpt.building import tiny_model
-from vpt.config import load_config
+from vpt.model.building import tiny_model
+from vpt.model.config import load_config
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_controller import Script
 
-from vpt.building import add_perception_tokens, byte_tokenizer, tiny_model
-from vpt.calls import parse_turn
-from vpt.content import parse_content, place_box
-from vpt.content_text import format_depth, format_pixel_box
-from vpt.controller import CallEvent, ContentEvent
-from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.tokens import BRANCH_TOKENS, NO_CONTENT, TURN_END, ContentTokens, Vocabulary, find_content
-from vpt.trace import Trace
+from vpt.inference.conversation import CallEvent, ContentEvent
+from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
+from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.protocol.calls import parse_turn
+from vpt.protocol.content import format_depth, format_pixel_box
+from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
+    NO_CONTENT,
+    TURN_END,
+    ContentTokens,
+    Vocabulary,
+    find_content,
+)
+from vpt.trace.content import parse_content, place_box
+from vpt.trace.records import Trace
 
 CONTENT = ContentTokens(("depth", "boxes"), num_codes=5, num_cells=3, num_pixels=6)
 BRANCHES = ("reencode",)

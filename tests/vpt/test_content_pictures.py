@@ -8,19 +8,19 @@ import pytest
 from PIL import Image
 
 from vpt.cli.screen import Screen
-from vpt.controller import ContentEvent
-from vpt.demo.timeline import timeline_html
 from vpt.demo.views import draw_views, shown_looks
 from vpt.errors import ImageError
 from vpt.images import from_pixels
-from vpt.picture import draw
-from vpt.picture.album import Album
-from vpt.picture.depth import depth_picture
-from vpt.picture.heat import VIRIDIS
-from vpt.picture.marks import CALL_COLOURS, boxes_on
-from vpt.picture.panels import draw_panels, num_panels
-from vpt.trace import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
-from vpt.wording import content_words
+from vpt.inference.conversation import ContentEvent
+from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
+from vpt.view.album import Album
+from vpt.view.depth import depth_picture
+from vpt.view.heat import VIRIDIS
+from vpt.view.layout import draw
+from vpt.view.marks import CALL_COLOURS, boxes_on
+from vpt.view.panels import draw_panels, num_panels
+from vpt.view.timeline import timeline_html
+from vpt.view.wording import content_words
 
 RAMP = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))  # near on the right
 BOXES = [(20, 30, 60, 90), (100, 10, 150, 60)]

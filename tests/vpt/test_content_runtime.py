@@ -12,16 +12,16 @@ from test_decoding import Eager
 from transformers import LogitsProcessorList, set_seed
 
 import vpt
-from vpt.building import add_content, build_from_base, tiny_model
-from vpt.calls import parse_turn
-from vpt.content import parse_content
-from vpt.decoding import PerceptionGrammar, PerceptionLogitsProcessor
+from vpt.demo.watching import Watcher
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary
-from vpt.trace import Trace
-from vpt.watching import Watcher
+from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor
+from vpt.model.building import add_content, build_from_base, tiny_model
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.protocol.calls import parse_turn
+from vpt.protocol.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary
+from vpt.trace.content import parse_content
+from vpt.trace.records import Trace
 
 RELEASED = ContentTokens(("depth", "boxes"))
 

@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from vpt.building import tiny_model
-from vpt.calls import format_region, parse_turn
-from vpt.controller import (
+from vpt.errors import PromptError
+from vpt.images import load_image
+from vpt.inference.conversation import (
     Append,
     CallEvent,
     Request,
@@ -15,11 +15,11 @@ from vpt.controller import (
     TokenEvent,
     converse,
 )
-from vpt.engine import LookResult
-from vpt.errors import PromptError
-from vpt.images import load_image
-from vpt.processing import FeaturePiece, ImagePiece, TokenPiece
-from vpt.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
+from vpt.inference.engine import LookResult
+from vpt.model.building import tiny_model
+from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece
+from vpt.protocol.calls import format_region, parse_turn
+from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
 
 IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
-from vpt.building import add_perception_tokens, byte_tokenizer, tiny_model
-from vpt.calls import parse_turn
-from vpt.decoding import (
+from vpt.errors import PromptError
+from vpt.inference.decoding import (
     NOT_FINITE,
     PerceptionGrammar,
     PerceptionLogitsProcessor,
@@ -21,8 +20,9 @@ from vpt.decoding import (
     TurnState,
     likeliest,
 )
-from vpt.errors import PromptError
-from vpt.tokens import BRANCH_TOKENS, Vocabulary
+from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.protocol.calls import parse_turn
+from vpt.protocol.tokens import BRANCH_TOKENS, Vocabulary
 
 ALL_BRANCHES = tuple(BRANCH_TOKENS)
 OPENERS = ("crop", *ALL_BRANCHES)

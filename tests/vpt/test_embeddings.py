@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vpt.embeddings import draw_embeddings
 from vpt.errors import CheckpointError
-from vpt.tokens import depth_tokens, pixel_tokens
+from vpt.model.embeddings import draw_embeddings
+from vpt.protocol.tokens import depth_tokens, pixel_tokens
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from branches import Features
-from vpt.building import tiny_model
-from vpt.features import Encoders, FeatureCache, FeatureKey
 from vpt.images import load_image
+from vpt.inference.features import Encoders, FeatureCache, FeatureKey
+from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 
 BRANCHES = ("reencode", "dino", "sam")

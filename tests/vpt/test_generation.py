@@ -5,11 +5,11 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 
-from vpt.building import tiny_model
-from vpt.checkpoint import load_model
 from vpt.errors import NonFiniteError, PositionError
-from vpt.generation import CACHE
-from vpt.tokens import BRANCH_TOKENS
+from vpt.model.building import tiny_model
+from vpt.model.checkpoint import load_model
+from vpt.model.generation import CACHE
+from vpt.protocol.tokens import BRANCH_TOKENS
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 CASES = [(v, "generate", n) for v, n in golden.case_names("generate")]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 
-from vpt.checkpoint import load_model
-from vpt.weights import RELEASED_NAMES
+from vpt.model.checkpoint import load_model
+from vpt.model.weights import RELEASED_NAMES
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 GROUPS = ("forward", "forward_batch", "forward_masked", "forward_alignment")

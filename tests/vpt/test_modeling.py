@@ -6,11 +6,11 @@ import pytest
 import torch
 from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
 
-from vpt.building import tiny_model
 from vpt.errors import CheckpointError, FeatureCountError, PositionError
-from vpt.modeling import scatter_features
-from vpt.segments import SegmentReader
-from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD
+from vpt.model.building import tiny_model
+from vpt.model.modeling import scatter_features
+from vpt.model.segments import SegmentReader
+from vpt.protocol.tokens import BRANCH_TOKENS, IMAGE_PAD
 
 
 @pytest.fixture(scope="module")
@@ -249,14 +249,14 @@ def test_pixels_for_a_branch_the_model_lacks_are_refused():
     ],
 )
 def test_bad_settings_are_refused(settings, words):
-    from vpt.config import VPTConfig
+    from vpt.model.config import VPTConfig
 
     with pytest.raises(CheckpointError, match=words):
         VPTConfig(**settings)
 
 
 def test_a_branch_without_its_token_id_is_refused():
-    from vpt.config import VPTConfig
+    from vpt.model.config import VPTConfig
 
     config = VPTConfig(vision_encoder_ls="dino")
     with pytest.raises(CheckpointError, match="branch 'dino' but no detection_action_id"):

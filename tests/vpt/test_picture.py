@@ -11,15 +11,15 @@ import vpt
 from branches.dino import RELEASED_PREPROCESS as DINO_SETTINGS
 from branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.boxes import GridBox, crop_box_px
-from vpt.building import tiny_model
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
-from vpt.picture import draw
-from vpt.picture.album import Album
-from vpt.picture.heat import VIRIDIS, heat_over, seen_box_px
-from vpt.picture.marks import CALL_COLOURS, marks_on
-from vpt.trace import CallRecord, ImageRecord, MalformedRecord, Trace
-from vpt.wording import STOP_WORDS, call_words, printable
+from vpt.model.building import tiny_model
+from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
+from vpt.view.album import Album
+from vpt.view.heat import VIRIDIS, heat_over, seen_box_px
+from vpt.view.layout import draw
+from vpt.view.marks import CALL_COLOURS, marks_on
+from vpt.view.wording import STOP_WORDS, call_words, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vpt.building import tiny_model
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
-from vpt.pixels import FORWARD_ARGUMENTS, Pixels, join_pixels
+from vpt.model.building import tiny_model
+from vpt.model.pixels import FORWARD_ARGUMENTS, Pixels, join_pixels
 
 SIZES = [(1, 1), (28, 28), (57, 200), (300, 40), (513, 511), (2000, 9), (1200, 900)]
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2VLForConditionalGeneration
 
-from vpt.building import tiny_model
 from vpt.errors import PositionError
-from vpt.positions import batch_mrope_positions, mrope_positions
+from vpt.model.building import tiny_model
+from vpt.model.positions import batch_mrope_positions, mrope_positions
 
 IMAGE = 7
 MERGE = 2

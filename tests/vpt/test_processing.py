@@ -6,14 +6,20 @@ from golden_data import GOLDENS, VARIANTS
 from PIL import Image
 
 import vpt
-from vpt.building import tiny_model
-from vpt.config import load_config
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor, build_image_processor
-from vpt.rows import open_image
-from vpt.samples import RowEncoder
-from vpt.tokens import BRANCH_TOKENS, IMAGE_PAD, TURN_END
+from vpt.model.building import tiny_model
+from vpt.model.config import load_config
+from vpt.model.encoding import RowEncoder
+from vpt.model.processing import (
+    FeaturePiece,
+    ImagePiece,
+    TokenPiece,
+    VPTProcessor,
+    build_image_processor,
+)
+from vpt.protocol.rows import open_image
+from vpt.protocol.tokens import BRANCH_TOKENS, IMAGE_PAD, TURN_END
 
 
 def released_processor(variant="dino"):

@@ -5,8 +5,8 @@ import torch
 
 from branches import Features
 from vpt.boxes import contains, crop_box_px, grid_box_covering
-from vpt.calls import format_region, parse_turn
-from vpt.projectors import Projector, token_grid
+from vpt.model.projectors import Projector, token_grid
+from vpt.protocol.calls import format_region, parse_turn
 
 
 def made(stem, feature_dim=6, hidden_size=8):

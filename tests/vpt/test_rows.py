@@ -7,11 +7,11 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 
-from vpt.config import load_config
 from vpt.errors import FeatureCountError, PromptError, RegionError
-from vpt.processing import VPTProcessor
-from vpt.rows import open_image, split_crop_suffix
-from vpt.samples import RowEncoder, collate, share_room
+from vpt.model.config import load_config
+from vpt.model.encoding import RowEncoder, collate, share_room
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import open_image, split_crop_suffix
 
 
 def recorded(variant):

@@ -10,10 +10,6 @@ from PIL import Image
 
 import vpt
 from vpt.boxes import GridBox
-from vpt.building import tiny_model
-from vpt.checkpoint import load_model
-from vpt.config import load_config
-from vpt.controller import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.errors import (
     CheckpointError,
     ImageError,
@@ -22,8 +18,12 @@ from vpt.errors import (
     RunError,
     is_out_of_memory,
 )
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.trace import Trace
+from vpt.inference.conversation import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
+from vpt.model.building import tiny_model
+from vpt.model.checkpoint import load_model
+from vpt.model.config import load_config
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.trace.records import Trace
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
 
@@ -504,7 +504,7 @@ def test_a_trace_with_a_byte_order_mark_is_read(runtime, tmp_path):
 
 
 def test_a_vast_file_is_no_trace(tmp_path, monkeypatch):
-    monkeypatch.setattr("vpt.trace.MOST_BYTES", 9)
+    monkeypatch.setattr("vpt.trace.records.MOST_BYTES", 9)
     (tmp_path / "t.json").write_text(" " * 10)
     with pytest.raises(PromptError, match=r"t.json is larger than 9 bytes; expected a trace"):
         Trace.load(tmp_path / "t.json")

@@ -8,11 +8,11 @@ import torch
 from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
 from torch.utils.checkpoint import checkpoint
 
-from vpt.building import tiny_model
-from vpt.cache import ATTENTION_NAME
 from vpt.errors import PositionError
-from vpt.segments import Call, SegmentReader, in_rounds
-from vpt.tokens import BRANCH_TOKENS
+from vpt.inference.cache import ATTENTION_NAME
+from vpt.model.building import tiny_model
+from vpt.model.segments import Call, SegmentReader, in_rounds
+from vpt.protocol.tokens import BRANCH_TOKENS
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpt.building import tiny_model
-from vpt.checkpoint import load_model
-from vpt.controller import StopEvent, converse
-from vpt.engine import Engine
 from vpt.errors import BudgetError, PositionError
-from vpt.features import Encoders, FeatureCache
 from vpt.images import load_image
-from vpt.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
+from vpt.inference.conversation import StopEvent, converse
+from vpt.inference.engine import Engine
+from vpt.inference.features import Encoders, FeatureCache
+from vpt.inference.scheduler import drive
+from vpt.model.building import tiny_model
+from vpt.model.checkpoint import load_model
+from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
+from vpt.protocol.tokens import BRANCH_TOKENS, PERCEPTION_MODES, TURN_END
 from vpt.runtime import Runtime
-from vpt.scheduler import drive
-from vpt.tokens import BRANCH_TOKENS, PERCEPTION_MODES, TURN_END
 from vpt.two_pass import TwoPassEngine
 
 SLOW_OK = settings(

@@ -9,10 +9,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vpt.boxes import GridBox
-from vpt.building import add_perception_tokens, byte_tokenizer
-from vpt.calls import format_region, parse_turn, split_symbols
 from vpt.errors import CheckpointError, PromptError, RegionError
-from vpt.tokens import (
+from vpt.model.building import add_perception_tokens, byte_tokenizer
+from vpt.protocol.calls import format_region, parse_turn, split_symbols
+from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     ENCODER_TO_BRANCH,
     INVITE_REENCODE,

@@ -13,14 +13,14 @@ from vpt.cli.parser import Command, whole_number
 from vpt.cli.sampling import add_sampling_arguments
 from vpt.cli.terminal import put, say
 from vpt.errors import PromptError
-from vpt.tokens import LOOK_AT, PERCEPTION_MODES, invite
-from vpt.wording import STOP_WORDS, content_words, count_words
+from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, invite
+from vpt.view.wording import STOP_WORDS, content_words, count_words
 
 if TYPE_CHECKING:
-    from vpt.controller import Request
     from vpt.images import LoadedImage
+    from vpt.inference.conversation import Request
     from vpt.runtime import Runtime
-    from vpt.trace import Trace
+    from vpt.trace.records import Trace
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -136,8 +136,8 @@ def _check_picture(target: Path | None) -> None:
 
 
 def _request(images: list[LoadedImage], question: str, args: argparse.Namespace) -> Request:
-    from vpt.controller import Request
-    from vpt.decoding import Sampling
+    from vpt.inference.conversation import Request
+    from vpt.inference.decoding import Sampling
 
     return Request(
         images,
@@ -154,7 +154,7 @@ def _request(images: list[LoadedImage], question: str, args: argparse.Namespace)
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
     """Ask, and show what happens as it happens."""
     from vpt.cli.screen import Screen
-    from vpt.controller import ErrorEvent, StopEvent
+    from vpt.inference.conversation import ErrorEvent, StopEvent
 
     screen = Screen([image.source for image in request.images], show_text)
     for _, event in runtime.stream_many([request], batch_size=1):
@@ -168,7 +168,7 @@ def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
 
 def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
     if args.picture:
-        from vpt.picture import draw
+        from vpt.view.layout import draw
 
         picture = draw(trace, [image.pixels for image in images])
         write_file(picture.save, args.picture)

@@ -14,8 +14,8 @@ from vpt.cli.terminal import put, say
 from vpt.data.row_files import SUFFIXES
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError, PromptError
-from vpt.tokens import RELEASED_GRID_SIZE
-from vpt.wording import count_words
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
+from vpt.view.wording import count_words
 
 if TYPE_CHECKING:
     from vpt.data.build import Built

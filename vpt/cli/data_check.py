@@ -17,8 +17,8 @@ from vpt.cli.progress import with_bar
 from vpt.cli.terminal import put
 from vpt.data.findings import FINDINGS
 from vpt.errors import DataError, PromptError
-from vpt.tokens import RELEASED_GRID_SIZE
-from vpt.wording import count_words
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
+from vpt.view.wording import count_words
 
 if TYPE_CHECKING:
     from vpt.data.check import Report, RowChecker
@@ -132,7 +132,7 @@ def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, 
     from vpt.data.loading import check_loading
     from vpt.data.row_files import read_entries
     from vpt.data.row_view import image_paths
-    from vpt.rows import split_crop_suffix
+    from vpt.protocol.rows import split_crop_suffix
 
     rows = read_entries(target.file)
     if not rows:
@@ -176,8 +176,8 @@ def _checker_of(args: argparse.Namespace) -> Callable[[Images], RowChecker]:
     if not args.model:
         return partial(RowChecker, grid_size=args.grid_size or RELEASED_GRID_SIZE)
     quieten(args)
-    from vpt.config import load_config
-    from vpt.processing import VPTProcessor
+    from vpt.model.config import load_config
+    from vpt.model.processing import VPTProcessor
 
     return partial(
         RowChecker.for_model,

@@ -12,7 +12,7 @@ from vpt.cli.parser import Command, whole_number
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import say
 from vpt.errors import PromptError
-from vpt.wording import count_words
+from vpt.view.wording import count_words
 
 if TYPE_CHECKING:
     from vpt.data.aurora.lvis import Annotations

@@ -93,7 +93,7 @@ def read_rows(file: Path, folder: Path) -> list[dict[str, Any]]:
         DataError: if it cannot be read, or holds something else than rows.
     """
     from vpt.data.row_files import read_entries
-    from vpt.rows import KINDS
+    from vpt.protocol.rows import KINDS
 
     rows = []
     for position, row in enumerate(read_entries(file)):

@@ -11,7 +11,7 @@ from pathlib import Path
 from vpt.cli.files import check_out_folder
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.terminal import say
-from vpt.wording import count_words
+from vpt.view.wording import count_words
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, load_estimator
 from vpt.cli.parser import Command
 from vpt.cli.terminal import put
-from vpt.content_text import format_depth
 from vpt.errors import PromptError
+from vpt.protocol.content import format_depth
 
 
 def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:

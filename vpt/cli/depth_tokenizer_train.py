@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> None:
     distances = args.distances and args.photos is None  # maps of photos are estimated, and inverted
     if (metrics := args.out / METRICS).exists():
         from vpt.depth.tokenizer import DepthTokenizerConfig
-        from vpt.model_files import read_json
+        from vpt.model.hub import read_json
 
         wanted = run_identity(files, settings, DepthTokenizerConfig(), distances)
         check_same_run(read_json(metrics).get("run", {}), wanted, args.out)

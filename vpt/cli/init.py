@@ -14,7 +14,7 @@ from vpt.cli.parser import Command, branch_names, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
-from vpt.tokens import (
+from vpt.protocol.tokens import (
     CONTENT_TOKENS,
     ENCODER_TO_BRANCH,
     NO_CONTENT,
@@ -26,8 +26,8 @@ from vpt.tokens import (
 
 if TYPE_CHECKING:
     from vpt.depth.tokenizer import DepthTokenizer
-    from vpt.modeling import VPTForConditionalGeneration
-    from vpt.processing import VPTProcessor
+    from vpt.model.modeling import VPTForConditionalGeneration
+    from vpt.model.processing import VPTProcessor
 
 DEPTH_TOKENIZER = "depth_tokenizer"
 """Folder within that of a model."""
@@ -123,7 +123,7 @@ def _build(
     args: argparse.Namespace, encoders: dict[str, str], tokenizer: DepthTokenizer | None
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor, list[str]]:
     """Model, processor, and the tokens that were added."""
-    from vpt.building import add_content, build_from_base
+    from vpt.model.building import add_content, build_from_base
 
     content = NO_CONTENT
     if args.content:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vpt.cli.terminal import say
-from vpt.wording import count_words
+from vpt.view.wording import count_words
 
 _NUM_LISTED = 5
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vpt import __version__
 from vpt.errors import CheckpointError
-from vpt.tokens import branches_named
+from vpt.protocol.tokens import branches_named
 
 EXIT_FAULTS = 1
 """A command did what it was asked to, and found that something is wrong with the data."""

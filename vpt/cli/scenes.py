@@ -11,7 +11,7 @@ from vpt.cli.parser import whole_number
 from vpt.cli.progress import with_bar
 from vpt.cli.terminal import say
 from vpt.errors import PromptError
-from vpt.wording import count_words
+from vpt.view.wording import count_words
 
 WriteScenes = Callable[[Path, str, int, int, int], Iterator[int]]
 """Folder, split, number, seed and side in pixels -> the number of each scene, when it is done."""

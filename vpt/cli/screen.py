@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vpt.boxes import PixelBox
 from vpt.cli.terminal import put, say
-from vpt.controller import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
-from vpt.trace import CallRecord
-from vpt.wording import call_words, content_words, count_words
+from vpt.inference.conversation import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
+from vpt.trace.records import CallRecord
+from vpt.view.wording import call_words, content_words, count_words
 
 
 class Screen:

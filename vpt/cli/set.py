@@ -16,10 +16,10 @@ from vpt.cli.parser import Command, branch_names, number, whole_number
 from vpt.cli.terminal import put
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files, write_whole
-from vpt.tokens import BRANCH_TOKENS, branches_named
+from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 if TYPE_CHECKING:
-    from vpt.modeling import VPTForConditionalGeneration
+    from vpt.model.modeling import VPTForConditionalGeneration
 
 MASKS = ("none", "question", "question+image")
 """What may be hidden from the final pass; the index is ``para_mask_id``."""
@@ -140,15 +140,15 @@ def _set(args: argparse.Namespace) -> None:
 
 def _check_folder(folder: str) -> None:
     """Refuse to change what is no whole model: its settings and its tokenizer have to fit."""
-    from vpt.config import load_config
-    from vpt.processing import VPTProcessor
+    from vpt.model.config import load_config
+    from vpt.model.processing import VPTProcessor
 
     load_config(folder)
     VPTProcessor.from_pretrained(folder)
 
 
 def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from vpt.config import load_config
+    from vpt.model.config import load_config
 
     config = load_config(str(args.folder))
     old = {name: getattr(config, name) for name in _NAMES}
@@ -163,8 +163,8 @@ def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 
 def _set_max_pixels(folder: Path, max_pixels: int) -> None:
-    from vpt.model_files import read_json
-    from vpt.processing import build_image_processor
+    from vpt.model.hub import read_json
+    from vpt.model.processing import build_image_processor
 
     file = folder / "preprocessor_config.json"
     processor = build_image_processor(read_json(file))
@@ -185,7 +185,7 @@ def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, .
     """Branches whose steering is to begin anew; found out before anything is written."""
     if names is None:
         return ()
-    from vpt.config import load_config
+    from vpt.model.config import load_config
 
     encoders = load_config(str(folder)).vision_encoder_ls
     if not names:
@@ -199,7 +199,7 @@ def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, .
 def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
     import torch
 
-    from vpt.checkpoint import read_model
+    from vpt.model.checkpoint import read_model
 
     model = read_model(str(folder))
     torch.manual_seed(seed)
@@ -211,7 +211,7 @@ def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
 
 def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
     """Replace the weights alone; config.json stays as it was written."""
-    from vpt.model_files import WEIGHTS, other_weights
+    from vpt.model.hub import WEIGHTS, other_weights
 
     with TemporaryDirectory(dir=folder, prefix=".draft-") as name, replacing_files(folder) as draft:
         model.save_pretrained(name)
@@ -224,8 +224,8 @@ def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
 
 def _write(folder: Path, settings: dict[str, Any], config_class: type) -> None:
     """Write the settings, and what LLaMA-Factory needs to find the code of a released folder."""
-    from vpt.model_files import read_json
-    from vpt.shim import auto_map, write_processor_entry, write_shim
+    from vpt.model.hub import read_json
+    from vpt.model.shim import auto_map, write_processor_entry, write_shim
 
     file = folder / "config.json"
     content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vpt.wording import printable
+from vpt.view.wording import printable
 
 
 def put(text: str, *, end: str = "\n") -> None:

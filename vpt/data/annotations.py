@@ -8,11 +8,11 @@ from math import inf
 from typing import Any
 
 from vpt.boxes import Box
-from vpt.calls import find_symbols
 from vpt.data.cells import clean_cell
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError
-from vpt.rows import KINDS, split_crop_suffix
+from vpt.protocol.calls import find_symbols
+from vpt.protocol.rows import KINDS, split_crop_suffix
 
 KEYS = ("image", "question", "answer", "box", "kind")
 

@@ -1,7 +1,7 @@
 """Rows of the released format, built of annotations: what a model shall say, and what it is shown.
 
 A row is the conversation that the runtime leads, with the calls and the answer that the model
-shall write: the same prompt, the same crop (see :mod:`vpt.controller`).
+shall write: the same prompt, the same crop (see :mod:`vpt.inference.conversation`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.boxes import GridBox, PixelBox, check_box_px, crop_box_px
-from vpt.calls import format_region
 from vpt.data.annotations import Annotation, read_annotation
 from vpt.data.image_sizes import Images
 from vpt.data.regions import region_to_show
 from vpt.errors import DataError, RegionError
-from vpt.rows import KINDS, ROLES, split_crop_suffix
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
+from vpt.protocol.calls import format_region
+from vpt.protocol.rows import KINDS, ROLES, split_crop_suffix
+from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
 
 Row = dict[str, Any]
 
@@ -169,7 +169,7 @@ def _region_of(annotation: Annotation, size_wh: tuple[int, int], grid_size: int)
 
 
 def _with_crop_suffix(path: str, box: PixelBox) -> str:
-    """The path that stands for a box of an image: undoes :func:`vpt.rows.split_crop_suffix`."""
+    """The path of a box of an image, which ``split_crop_suffix`` takes apart again."""
     written = f"{path}_{','.join(map(str, box))}"
     if split_crop_suffix(written) != (path, box):
         raise DataError(f"image {path!r} needs an extension like .png, for a crop to be named")

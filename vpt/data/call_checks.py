@@ -9,7 +9,7 @@ from vpt.data.findings import Finding
 from vpt.data.image_sizes import Images
 from vpt.data.row_view import RowView
 from vpt.data.turn_checks import KnownTokens, has_sound_calls
-from vpt.rows import KINDS, split_crop_suffix
+from vpt.protocol.rows import KINDS, split_crop_suffix
 
 _CROP = "crop"
 

@@ -20,13 +20,13 @@ from vpt.data.loading import Found
 from vpt.data.row_view import RowView, image_paths, view_row
 from vpt.data.turn_checks import KnownTokens, check_turns, known_tokens
 from vpt.errors import DataError
-from vpt.rows import KINDS
-from vpt.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
+from vpt.protocol.rows import KINDS
+from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
 
 if TYPE_CHECKING:
-    from vpt.config import VPTConfig
     from vpt.data.lengths import RowLengths
-    from vpt.processing import VPTProcessor
+    from vpt.model.config import VPTConfig
+    from vpt.model.processing import VPTProcessor
 
 _BROKEN = "broken"
 

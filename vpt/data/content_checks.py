@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from vpt.content_text import parse_depth, parse_pixel_boxes
 from vpt.data.aurora.counting_rows import read_count
 from vpt.data.aurora.depth_rows import leader_of, read_letter, read_levels, read_places
 from vpt.data.aurora.rows import (
@@ -21,7 +20,8 @@ from vpt.data.aurora.rows import (
 from vpt.data.findings import Finding
 from vpt.data.row_view import RowView
 from vpt.errors import DataError, RegionError
-from vpt.tokens import DEPTH_END, DEPTH_START
+from vpt.protocol.content import parse_depth, parse_pixel_boxes
+from vpt.protocol.tokens import DEPTH_END, DEPTH_START
 
 _LIKE_CONTENT = re.compile(r"<(?:DEPTH|PIXEL)_[^<>\s]*>")
 _NUMBERED = re.compile(r"<(?:DEPTH|PIXEL)_(?:0|[1-9][0-9]*)>")

@@ -10,7 +10,7 @@ from typing import Any
 from vpt.data.row_files import parse_json
 from vpt.errors import DataError
 from vpt.files import write_whole
-from vpt.rows import KINDS
+from vpt.protocol.rows import KINDS
 
 FORMATTING = "vpt"
 

@@ -9,7 +9,7 @@ from vpt.boxes import contains
 from vpt.data.findings import Finding
 from vpt.data.image_sizes import Images
 from vpt.data.row_view import RowView
-from vpt.rows import KINDS, split_crop_suffix
+from vpt.protocol.rows import KINDS, split_crop_suffix
 
 _COLUMNS = frozenset(kind.column for kind in KINDS.values())
 _OTHER_MEDIA = ("videos", "audios")

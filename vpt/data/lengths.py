@@ -6,19 +6,19 @@ from functools import cache
 
 from PIL import Image
 
-from vpt.config import VPTConfig
 from vpt.data.image_sizes import Images
 from vpt.data.row_view import RowView
 from vpt.images import LoadedImage, fit_for_tower, from_pixels
-from vpt.pixels import Pixels
-from vpt.processing import VPTProcessor
-from vpt.rows import split_crop_suffix, write_placeholders, write_turns
+from vpt.model.config import VPTConfig
+from vpt.model.pixels import Pixels
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import split_crop_suffix, write_placeholders, write_turns
 
 _TOWER_KINDS = ("image", "reencode")
 
 
 class RowLengths:
-    """Counts the tokens that :class:`vpt.rows.RowEncoder` makes of rows.
+    """Counts the tokens that :class:`vpt.protocol.rows.RowEncoder` makes of rows.
 
     Args:
         config: of the model.

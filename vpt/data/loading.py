@@ -19,7 +19,7 @@ from typing import Any
 
 from vpt.data.findings import Finding
 from vpt.data.row_files import BOM, SUFFIXES, is_list
-from vpt.rows import KINDS
+from vpt.protocol.rows import KINDS
 
 Found = tuple[int | None, Finding]
 """Number of a row, ``None`` for the file as a whole, and what is wrong."""

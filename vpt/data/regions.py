@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from vpt.boxes import Box, GridBox, clamp, crop_box_px, grid_box_covering
-from vpt.tokens import RELEASED_GRID_SIZE
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
 
 
 def region_to_show(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vpt.tokens import ENCODER_TO_BRANCH
+from vpt.protocol.tokens import ENCODER_TO_BRANCH
 
 ROW_KINDS = ("region", *ENCODER_TO_BRANCH, "direct")
 """It sees a region closer, has the image re-encoded by an encoder, or neither."""

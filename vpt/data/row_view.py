@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vpt.calls import ParsedTurn, PerceptionCall, parse_turn, split_symbols
 from vpt.data.findings import Finding
 from vpt.errors import PromptError
-from vpt.rows import KINDS, list_images, read_turns, shorten
-from vpt.tokens import BRANCH_TOKENS, DEPTH_START
+from vpt.protocol.calls import ParsedTurn, PerceptionCall, parse_turn, split_symbols
+from vpt.protocol.rows import KINDS, list_images, read_turns, shorten
+from vpt.protocol.tokens import BRANCH_TOKENS, DEPTH_START
 
 Images = Mapping[str, Sequence[str]]
 
@@ -46,7 +46,7 @@ class RowView:
     Attributes:
         system: text of the system message; empty if there is none.
         turns: one or more.
-        images: kind of image (key of ``vpt.rows.KINDS``) -> paths.
+        images: kind of image (key of ``vpt.protocol.rows.KINDS``) -> paths.
     """
 
     system: str

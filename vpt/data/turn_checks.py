@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from vpt.calls import find_symbols
 from vpt.data.findings import Finding
 from vpt.data.row_view import RowView, Turn
-from vpt.tokens import (
+from vpt.protocol.calls import find_symbols
+from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,

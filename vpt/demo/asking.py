@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpt.boxes import Box, check_box_px
-from vpt.controller import Request
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
-from vpt.options import whole_number
+from vpt.inference.conversation import Request
+from vpt.inference.options import whole_number
 from vpt.runtime import Runtime
 
 MOST_CHARACTERS = 2000
@@ -22,7 +22,7 @@ MOST_NEW_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Settings:
-    """How a question is answered; fields as of :class:`vpt.controller.Request` and `Sampling`.
+    """How a question is answered; fields as of ``Request`` and ``Sampling``.
 
     Raises:
         PromptError: if one is missing, or beyond what the page permits.

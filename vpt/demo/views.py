@@ -8,13 +8,13 @@ from PIL import Image, ImageDraw
 
 from vpt.boxes import Box, rescale
 from vpt.errors import PromptError
-from vpt.picture.album import Album, fitted
-from vpt.picture.depth import depth_picture
-from vpt.picture.heat import heat_over, score_map, seen_of_call
-from vpt.picture.lettering import INK, PAPER
-from vpt.picture.marks import boxes_on, draw_marks, marks_on
-from vpt.trace import CallRecord, ContentRecord, Trace
-from vpt.wording import call_words, content_words
+from vpt.trace.records import CallRecord, ContentRecord, Trace
+from vpt.view.album import Album, fitted
+from vpt.view.depth import depth_picture
+from vpt.view.heat import heat_over, score_map, seen_of_call
+from vpt.view.lettering import INK, PAPER
+from vpt.view.marks import boxes_on, draw_marks, marks_on
+from vpt.view.wording import call_words, content_words
 
 ROOM_WH = (640, 640)
 

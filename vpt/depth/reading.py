@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vpt.depth.maps import Floats
 from vpt.errors import DataError
-from vpt.tokens import RELEASED_PIXELS
+from vpt.protocol.tokens import RELEASED_PIXELS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from vpt.depth.maps import Floats, fit_map
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError
-from vpt.picture.lettering import INK, PAPER, latin_font
+from vpt.view.lettering import INK, PAPER, latin_font
 
 ROWS = ("true", "decoded", "difference")
 

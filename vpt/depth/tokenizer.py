@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vpt.content_text import format_depth, parse_depth
 from vpt.depth.maps import as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
 from vpt.files import replacing_files
-from vpt.model_files import check_file, read_json, saying
+from vpt.model.hub import check_file, read_json, saying
+from vpt.protocol.content import format_depth, parse_depth
 
 Floats = NDArray[np.float32]
 

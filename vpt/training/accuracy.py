@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from llamafactory.train.sft import metric
 
-from vpt.samples import IGNORE_INDEX
-from vpt.tokens import (
+from vpt.model.encoding import IGNORE_INDEX
+from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     REGION_END,
     REGION_START,

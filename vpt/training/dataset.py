@@ -13,8 +13,8 @@ from vpt.data.image_checks import check_placeholders
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import view_row
 from vpt.errors import PromptError, TrainingError, VPTError
-from vpt.rows import ROLES, list_images, read_turns, split_crop_suffix
-from vpt.tokens import RELEASED_GRID_SIZE
+from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
 from vpt.training.template import TEMPLATE_NAME
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

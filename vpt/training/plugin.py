@@ -9,20 +9,20 @@ from typing import Any
 from llamafactory.data.mm_plugin import BasePlugin
 from torch import Tensor
 
-from vpt.config import load_config
 from vpt.errors import PromptError, TrainingError
 from vpt.images import LoadedImage, load_image
-from vpt.pixels import Pixels, join_pixels
-from vpt.processing import VPTProcessor
-from vpt.rows import ROLES, open_image, write_placeholders
-from vpt.samples import drop_cut_images
+from vpt.model.config import load_config
+from vpt.model.encoding import drop_cut_images
+from vpt.model.pixels import Pixels, join_pixels
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import ROLES, open_image, write_placeholders
 
 Item = tuple[str, Any]
 """Kind and source of an image."""
 
 
 class VPTPlugin(BasePlugin):
-    """Does with images what :class:`vpt.rows.RowEncoder` does, by the same functions."""
+    """Does with images what :class:`vpt.protocol.rows.RowEncoder` does, by the same functions."""
 
     def process_messages(
         self,

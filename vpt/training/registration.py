@@ -8,9 +8,9 @@ from llamafactory.data import converter, mm_plugin, template
 from llamafactory.data.formatter import StringFormatter
 from llamafactory.model.model_utils import visual
 
-from vpt.config import VPTConfig, VRTConfig
 from vpt.errors import TrainingError
-from vpt.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
+from vpt.model.config import VPTConfig, VRTConfig
+from vpt.protocol.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
 from vpt.training.dataset import VPTDatasetConverter
 from vpt.training.muon import orthogonalize_in_float32_on_cpu
 from vpt.training.plugin import VPTPlugin

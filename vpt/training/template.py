@@ -1,4 +1,4 @@
-"""The chat template ``vpt_qwen2_vl``: turns in tokens, exactly as :mod:`vpt.rows` writes them."""
+"""The chat template ``vpt_qwen2_vl``: turns in tokens, as :mod:`vpt.protocol.rows` writes them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from llamafactory.data.template import Template
 
 from vpt.errors import TrainingError
-from vpt.processing import VPTProcessor
-from vpt.rows import ROLES, write_turns
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import ROLES, write_turns
 from vpt.training.accuracy import install_accuracy
 
 TEMPLATE_NAME = "vpt_qwen2_vl"

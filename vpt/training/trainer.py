@@ -12,8 +12,8 @@ from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from vpt.config import VPTConfig
 from vpt.errors import TrainingError
+from vpt.model.config import VPTConfig
 from vpt.training.template import TEMPLATE_NAME, VPTTemplate
 from vpt.training.tested import replace_in_workflow
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vpt.boxes import Box
 from vpt.data.aurora.points import Point
-from vpt.tokens import RELEASED_PIXELS
+from vpt.protocol.tokens import RELEASED_PIXELS
 
 _RING_PX, _LINE_PX, _LETTER_PX, _LABEL_WH, _ABOVE_PX = 4.5, 1.8, 11.0, (10.5, 14.0), 17.0
 """On a picture of 336 px: radius, line, letter, its ground, and how far that is above the point."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vpt.content_text import format_pixel_box
 from vpt.data.aurora.lvis import CategoryBoxes, say_plural
 from vpt.data.aurora.rows import BOXES, COUNT_DIRECT, COUNT_STEPS, Row, build_content_row
+from vpt.protocol.content import format_pixel_box
 
 STEPS = "Write down the box of each one first."
 """What asks for the answer in steps."""

@@ -20,7 +20,7 @@ from vpt.data.making import keep_recipe, save_picture
 from vpt.depth.reading import depth_at
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError, ImageError
-from vpt.tokens import RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES
+from vpt.protocol.tokens import RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES
 
 MARKED = "marked"
 MAPS, STEPS, DIRECT = "depth_maps", "depth_steps", "depth_direct"

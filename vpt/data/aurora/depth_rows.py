@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vpt.content_text import format_depth
 from vpt.data.aurora.points import Floats, Point, nearest
 from vpt.data.aurora.rows import (
     DEPTH_DIRECT,
@@ -21,6 +20,7 @@ from vpt.data.aurora.rows import (
 )
 from vpt.depth.reading import depth_at
 from vpt.errors import DataError
+from vpt.protocol.content import format_depth
 
 MAP_QUESTION = "What is the depth map of the image?"
 POINT_QUESTION = (

@@ -13,7 +13,7 @@ from vpt.boxes import ROUNDING_PX, Box, PixelBox, check_box_px
 from vpt.data.cells import clean_cell
 from vpt.data.row_files import parse_json
 from vpt.errors import DataError, RegionError
-from vpt.tokens import RELEASED_PIXELS
+from vpt.protocol.tokens import RELEASED_PIXELS
 
 
 @dataclass(frozen=True)

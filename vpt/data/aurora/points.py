@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpt.errors import DataError
-from vpt.tokens import RELEASED_PIXELS
+from vpt.protocol.tokens import RELEASED_PIXELS
 
 Floats = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vpt.errors import DataError
-from vpt.rows import KINDS, ROLES
+from vpt.protocol.rows import KINDS, ROLES
 
 Row = dict[str, Any]
 

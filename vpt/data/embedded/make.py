@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from vpt.boxes import crop_box_px
-from vpt.calls import format_region
 from vpt.data.dataset_info import dataset_entry, write_dataset_info
 from vpt.data.embedded.questions import (
     Question,
@@ -26,7 +25,8 @@ from vpt.data.embedded.questions import (
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.making import save_picture
 from vpt.files import write_whole
-from vpt.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
+from vpt.protocol.calls import format_region
+from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ import numpy as np
 from vpt.boxes import GridBox
 from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
 from vpt.data.embedded.scenes import SIZE_PX, Item, Scene, is_crowded
-from vpt.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
+from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
 _ASKED = {
     "lines": (

@@ -19,7 +19,7 @@ from vpt.boxes import Box
 from vpt.data.embedded.handwriting import write_digit
 from vpt.data.embedded.looks import LOOKS, background, clouds, grain
 from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, card_mask, shape_mask, texture
-from vpt.tokens import RELEASED_GRID_SIZE
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
 
 SIZE_PX = 448
 TILE_PX = 34

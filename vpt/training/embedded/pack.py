@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from vpt.checkpoint import load_model
 from vpt.errors import CheckpointError
-from vpt.processing import VPTProcessor
+from vpt.model.checkpoint import load_model
+from vpt.model.processing import VPTProcessor
 
 MOST_BYTES = 12_000_000
 

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
-from vpt.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
 from vpt.data.embedded.questions import all_texts
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import VPTProcessor, build_image_processor
-from vpt.tokens import (
+from vpt.model.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor, build_image_processor
+from vpt.protocol.tokens import (
     DEFAULT_SYSTEM,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,

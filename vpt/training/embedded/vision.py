@@ -29,9 +29,9 @@ from vpt.data.embedded.questions import cell_of
 from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.data.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
 from vpt.errors import NonFiniteError
-from vpt.modeling import VPTForConditionalGeneration
-from vpt.processing import VPTProcessor
-from vpt.projectors import Projector
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor
+from vpt.model.projectors import Projector
 from vpt.training.embedded.shape import FIRST_LOOK_PX, fresh_model
 
 ENCODERS = ("tower", "dino", "sam")

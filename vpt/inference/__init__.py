@@ -1,0 +1,1 @@
+"""What answers: conversation, engine, cache, scheduler."""

@@ -1,0 +1,146 @@
+"""Features of images under the branches: encoded in batches, kept by content, never mixed up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from branches import Branch, Features
+from vpt.images import LoadedImage, fit_for_tower
+from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.processing import VPTProcessor
+
+DEFAULT_CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """Everything on which features depend, for one model.
+
+    Attributes:
+        branch: which branch encodes.
+        digest: of mode, size and pixels of the image.
+        size_wh: of the image.
+        mode: of the image.
+        preprocessing: digest of the branch's preprocessing settings.
+    """
+
+    branch: str
+    digest: str
+    size_wh: tuple[int, int]
+    mode: str
+    preprocessing: str
+
+
+class FeatureCache:
+    """Least recently used features, within a bound of bytes.
+
+    Args:
+        max_bytes: 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._entries: OrderedDict[FeatureKey, Features] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: FeatureKey) -> Features | None:
+        """Features under ``key``, which become the most recently used."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: FeatureKey, features: Features) -> None:
+        """Keep features; the least recently used give way. What is too large is not kept."""
+        size = features.values.nbytes
+        if size > self.max_bytes or key in self._entries:
+            return
+        self._entries[key] = features
+        self.num_bytes += size
+        while self.num_bytes > self.max_bytes:
+            _, old = self._entries.popitem(last=False)
+            self.num_bytes -= old.values.nbytes
+
+
+class Encoders:
+    """The branches of a model with their preprocessing, behind one cache.
+
+    Args:
+        model: holds the encoders.
+        processor: holds the image processor of the backbone's tower.
+        cache: where features are kept.
+
+    Attributes:
+        num_encoded: images that cost encoder work so far.
+        num_reused: images whose features were there.
+    """
+
+    def __init__(
+        self,
+        model: VPTForConditionalGeneration,
+        processor: VPTProcessor,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._model = model
+        self._processor = processor
+        self.cache = FeatureCache() if cache is None else cache
+        self.num_encoded = 0
+        self.num_reused = 0
+        settings = {"reencode": processor.image_processor.to_dict()}
+        settings |= {name: branch.preprocess_config for name, branch in model.branches.items()}
+        self._settings = {
+            name: _digest([model.config.max_side(name), entry]) for name, entry in settings.items()
+        }
+
+    def key(self, branch: str, image: LoadedImage) -> FeatureKey:
+        """Under what the features of an image are kept."""
+        mode = image.pixels.mode
+        return FeatureKey(branch, image.digest, image.size_wh, mode, self._settings[branch])
+
+    def encode(self, looks: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
+        """Features of images, each under a branch (``"reencode"`` for the backbone's tower).
+
+        Images that are not kept are encoded in one batch per branch, equal ones once.
+
+        Returns:
+            For each look its features, and whether they were there already.
+        """
+        keys = [self.key(branch, image) for branch, image in looks]
+        found = {key: features for key in keys if (features := self.cache.get(key)) is not None}
+        known = set(found)
+        missing = {key: look for key, look in zip(keys, looks, strict=True) if key not in found}
+        for branch in dict.fromkeys(branch for branch, _ in missing.values()):
+            group = [key for key in missing if key.branch == branch]
+            encoded = self._encode_batch(branch, [missing[key][1] for key in group])
+            for key, features in zip(group, encoded, strict=True):
+                found[key] = features
+                self.cache.put(key, features)
+        self.num_encoded += len(missing)
+        self.num_reused += len(looks) - len(missing)
+        return [(found[key], key in known) for key in keys]
+
+    def _encode_batch(self, branch: str, images: list[LoadedImage]) -> list[Features]:
+        with torch.inference_mode():
+            max_side = self._model.config.max_side(branch)
+            if branch == "reencode":
+                pixels = self._processor.preprocess_images(images, max_side)
+                features = self._model.encode(branch, *pixels)
+            else:
+                encoder = cast(Branch, self._model.branches[branch])
+                fitted = [fit_for_tower(image.pixels, max_side=max_side) for image in images]
+                features = self._model.encode(branch, *encoder.preprocess(fitted).values())
+            # Each entry owns its memory: a view would keep the whole batch alive.
+            return [Features(f.values.clone(), f.grid_hw) for f in features]
+
+
+def _digest(settings: object) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

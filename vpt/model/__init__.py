@@ -1,0 +1,1 @@
+"""The model, and what makes, loads and trains it."""

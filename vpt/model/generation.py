@@ -1,0 +1,132 @@
+"""transformers' own ``generate`` on a model that calls for perception.
+
+``generate`` cannot look again: nothing can be put into its stream. What it can do, as the released
+code did, is to continue a stream that holds calls and their results, and to write calls. For
+that the token behind a start token is forced, and the control state of one step becomes the
+embedding of the next. Answers with looks are the business of :mod:`vpt.runtime`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vpt.errors import NonFiniteError, PositionError
+from vpt.inference.decoding import NOT_FINITE, NOT_FINITE_WORDS, likeliest
+from vpt.model.config import VPTConfig
+from vpt.model.positions import batch_mrope_positions
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+"""Name of the key-value cache in what models take and return; transformers 5.24 changed it."""
+
+PREFILL_ONLY = (
+    "pixel_values",
+    "image_grid_thw",
+    "clip_pixel_values",
+    "clip_images_grid_thw",
+    "detection_images",
+    "seg_images",
+)
+
+
+class ActionProcessor(LogitsProcessor):
+    """Forces the token behind a branch's start token, and refuses logits that are not finite.
+
+    Args:
+        action_of_start: id of a start token -> id of its action token.
+    """
+
+    def __init__(self, action_of_start: dict[int, int]) -> None:
+        self.action_of_start = action_of_start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave only the action token; ``scores`` is ``[B, V]``.
+
+        Raises:
+            NonFiniteError: if the largest of a row is NaN or infinite.
+        """
+        is_finite = likeliest(scores) != NOT_FINITE
+        scores = scores.clone()
+        read = torch.stack([input_ids[:, -1], is_finite]).T  # comes from the device at once
+        for row, (last, finite) in enumerate(read.tolist()):
+            if not finite:
+                raise NonFiniteError(NOT_FINITE_WORDS)
+            if (action := self.action_of_start.get(last)) is not None:
+                scores[row] = -torch.inf
+                scores[row, action] = 0
+        return scores
+
+
+class CallingGenerationMixin:
+    """What ``generate`` needs to know of calls; goes in front of transformers' model class."""
+
+    config: VPTConfig
+    generation_config: Any
+
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: LogitsProcessorList | list[LogitsProcessor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' ``generate``; see there.
+
+        Raises:
+            PositionError: for beam search, whose reordering would mix up control states.
+            NonFiniteError: if the logits of a row are NaN or infinite.
+        """
+        settings = generation_config or self.generation_config
+        if (kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1) > 1:
+            raise PositionError("beam search is not supported; use greedy search or sampling")
+        config = self.config
+        action = ActionProcessor({config.start_id(b): config.action_id(b) for b in config.branches})
+        # Behind all others: what is forced may not be undone.
+        processors = LogitsProcessorList([*(logits_processor or []), action])
+        return super().generate(  # type: ignore[misc]
+            inputs, generation_config, logits_processor=processors, **kwargs
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Inputs of one step; images are seen in the first only."""
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs |= dict.fromkeys(PREFILL_ONLY)
+        return inputs
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """M-RoPE positions ``[3, B, S]`` of a prompt, also without ``mm_token_type_ids``.
+
+        Stock Qwen2-VL falls back to text positions in silence if those are not passed.
+        """
+        past: Cache | None = model_kwargs.get(CACHE)
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
+            row = int(mask[:, -1].int().argmin())
+            raise PositionError(
+                f"row {row} is padded on the right, and generate would write behind the padding; "
+                "pad on the left: processor.tokenizer.padding_side = 'left'"
+            )
+        if past is not None and past.get_seq_length() > 0:
+            raise PositionError("generate cannot continue a cache; pass the whole stream")
+        input_ids = model_kwargs.get("input_ids")
+        if input_ids is None or input_ids.shape[1] == 0:
+            input_ids = inputs_tensor
+        return batch_mrope_positions(
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            model_kwargs.get("image_grid_thw"),
+            self.config.image_token_id,
+            self.config.vision_config.spatial_merge_size,
+        )

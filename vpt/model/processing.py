@@ -1,0 +1,401 @@
+"""From a question and images to the pieces of a token stream.
+
+A stream is made of pieces: token ids, images, and images re-encoded by a branch. The first
+pieces are the prompt; what a perception call brings back is appended as further ones. How many
+placeholder tokens a piece takes is known only when its pixels are, see
+:mod:`vpt.inference.engine`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+
+from branches.pixel_settings import check_values
+from vpt.errors import CheckpointError, PromptError
+from vpt.files import replacing_files
+from vpt.images import LoadedImage, fit_for_tower
+from vpt.model.config import (
+    VPTConfig,
+    VRTConfig,
+    check_generation_config,
+    check_settings,
+    check_tokenizer,
+    register_configs,
+)
+from vpt.model.hub import HUB_ARGUMENTS, check_file, find_file, read_json, saying
+from vpt.model.shim import KeepsOwnShim, write_processor_entry, write_shim
+from vpt.protocol.calls import split_symbols
+from vpt.protocol.tokens import (
+    DEFAULT_SYSTEM,
+    IMAGE_PAD,
+    TURN_END,
+    TURN_START,
+    VISION_END,
+    VISION_START,
+    find_content,
+)
+
+_IMAGE_OPTIONS = ("max_pixels", "min_pixels", "size")
+_TOKENIZER_OPTIONS = ("model_max_length", "padding_side", "truncation_side")
+_WITHOUT_EFFECT = (
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "code_revision",
+    "trust_remote_code",
+    "use_fast",
+)
+"""Options that transformers' Auto classes pass to every processor; ours needs none of them."""
+
+_NUM_CACHED_TEXTS = 1024
+
+
+@dataclass(frozen=True)
+class TokenPiece:
+    """Token ids as they are."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """An image, in place of its placeholders."""
+
+    image: LoadedImage
+
+
+@dataclass(frozen=True)
+class FeaturePiece:
+    """An image re-encoded by a branch, in place of its placeholders."""
+
+    branch: str
+    image: LoadedImage
+
+
+Piece = TokenPiece | ImagePiece | FeaturePiece
+
+
+class VPTProcessor(KeepsOwnShim, ProcessorMixin):
+    """Tokenizer and image processor of a VPT model.
+
+    The image processor is transformers' PIL one: it gives the released pixels exactly, which
+    the tensor-library one does not.
+
+    Args:
+        image_processor: a ``Qwen2VLImageProcessorPil``.
+        tokenizer: with the perception tokens in it.
+        chat_template: Jinja template; only for users of ``apply_chat_template``.
+
+    Attributes:
+        source: arguments by which it was loaded, the positional one under ``"path_or_id"``;
+            empty if it was not.
+    """
+
+    source: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> VPTProcessor:
+        """Load from a model folder or hub id, in the released layout or our own.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            **kwargs: where the files are (``revision``, ``cache_dir``, ``token``, ``subfolder``,
+                ...); settings of the image processor (``min_pixels``, ``max_pixels``, ``size``)
+                and the tokenizer (``padding_side``, by default ``"left"``, as ``generate`` needs
+                it; ``truncation_side``, ``model_max_length``) in place of those in the folder.
+
+        Raises:
+            CheckpointError: if the tokenizer or the image processor settings are missing, or are
+                not those of the model in the folder.
+            PromptError: for an unknown option.
+        """
+        path_or_id = str(pretrained_model_name_or_path)
+        hub, image_options, options = _sort_options(kwargs)
+        register_configs()  # transformers reads the type of the model to find its tokenizer
+        _check_tokenizer_files(path_or_id, hub)
+        with saying(f"cannot load the tokenizer of {path_or_id}"):
+            # Ours needs no code of the folder, and transformers shall not ask about it.
+            tokenizer = AutoTokenizer.from_pretrained(
+                path_or_id, trust_remote_code=False, **{"padding_side": "left", **options}, **hub
+            )
+            if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+                raise CheckpointError(f"the tokenizer of {path_or_id} knows no letters")
+        settings = _settings(path_or_id, "preprocessor_config.json", hub)
+        if not settings:
+            whole = _settings(path_or_id, "processor_config.json", hub)
+            settings = whole.get("image_processor", {})
+        if not settings:
+            raise CheckpointError(
+                f"{path_or_id} has no preprocessor_config.json; copy it from the base model"
+            )
+        if "size" in image_options:
+            settings = {k: v for k, v in settings.items() if k not in _IMAGE_OPTIONS}
+        template = _settings(path_or_id, "chat_template.json", hub).get("chat_template")
+        if not isinstance(template, str | None):
+            raise CheckpointError(f"chat_template.json of {path_or_id} holds no text")
+        processor = cls(
+            build_image_processor({**settings, **image_options}),
+            tokenizer,
+            chat_template=template or tokenizer.chat_template,
+        )
+        processor.source = {"path_or_id": path_or_id, **hub}
+        if config := _config_beside(path_or_id, hub):
+            generation = check_generation_config(path_or_id, **hub)
+            processor.check_fits(config, path_or_id, generation and generation.eos_token_id)
+        return processor
+
+    def check_fits(
+        self, config: Qwen2VLConfig, name: str, end_ids: int | Sequence[int] | None = None
+    ) -> None:
+        """Refuse to serve a model that this is not the processor of.
+
+        Args:
+            config: of the model.
+            name: of the model, for the message.
+            end_ids: ``eos_token_id`` of its generation configuration.
+
+        Raises:
+            CheckpointError: naming what differs.
+        """
+        check_tokenizer(self.tokenizer, config, name, end_ids)
+        vision, pixels = config.vision_config, self.image_processor
+        pairs = {
+            "patch_size": (vision.patch_size, pixels.patch_size),
+            "spatial_merge_size": (vision.spatial_merge_size, pixels.merge_size),
+            "temporal_patch_size": (vision.temporal_patch_size, pixels.temporal_patch_size),
+        }
+        for size, (expected, came) in pairs.items():
+            if expected != came:
+                raise CheckpointError(
+                    f"the model {name} has {size} {expected} in config.json, but its image "
+                    f"processor has {came}; copy preprocessor_config.json from where it was saved"
+                )
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Save tokenizer and image processor settings, in files that every version reads.
+
+        Raises:
+            PromptError: for an option, none of which is supported.
+        """
+        if push_to_hub or kwargs:
+            option = next(iter(kwargs), "push_to_hub")
+            raise PromptError(f"save_pretrained of the processor takes no option {option!r}")
+        folder = Path(save_directory)
+        if self.chat_template is not None:
+            self.tokenizer.chat_template = self.chat_template
+        with replacing_files(folder) as draft:
+            self.image_processor.save_pretrained(draft)
+            saved = [Path(file) for file in self.tokenizer.save_pretrained(draft)]
+            write_shim(draft)
+        write_processor_entry(folder)
+        return [str(folder / file.relative_to(draft)) for file in saved]
+
+    @cached_property
+    def _text_cache(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def encode_text(self, text: str) -> TokenPiece:
+        """Tokens of a template text, control tokens understood."""
+        if (ids := self._text_cache.get(text)) is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(text) < 100:
+                if len(self._text_cache) >= _NUM_CACHED_TEXTS:
+                    self._text_cache.clear()
+                self._text_cache[text] = ids
+        return TokenPiece(ids)
+
+    def decode(self, token_ids: Iterable[int], **kwargs: Any) -> str:
+        """Text of token ids, perception tokens included, turn and padding tokens left out."""
+        kwargs.setdefault("skip_special_tokens", True)
+        return self.tokenizer.decode(list(token_ids), **kwargs)
+
+    def prompt(
+        self, question: str, images: Sequence[LoadedImage], system: str = DEFAULT_SYSTEM
+    ) -> list[Piece]:
+        """Pieces of a first turn: system words, images, question, and the opened answer.
+
+        Args:
+            question: plain text, invitation included.
+            images: in front of the question, each on a line of its own.
+            system: the system turn.
+
+        Raises:
+            PromptError: if the question is empty, or it or ``system`` holds control tokens.
+        """
+        if not question.strip():
+            raise PromptError("the question is empty; ask something about the image")
+        for name, text in (("question", question), ("system prompt", system)):
+            self.check_plain(name, text)
+        parts: list[str | Piece] = [f"{TURN_START}system\n{system}{TURN_END}\n{TURN_START}user\n"]
+        for image in images:
+            parts += [VISION_START, ImagePiece(image), f"{VISION_END}\n"]
+        parts.append(f"{question}{TURN_END}\n{TURN_START}assistant\n")
+        return self._encode_parts(parts)
+
+    def reply(self, looks: Sequence[ImagePiece | FeaturePiece]) -> list[Piece]:
+        """Pieces that answer the perception calls of a closed assistant turn.
+
+        One look stands alone; of several, each has its own line, as in the released driver.
+        """
+        parts: list[str | Piece] = [f"\n{TURN_START}user\n"]
+        for number, look in enumerate(looks):
+            several = len(looks) > 1
+            parts += [f"Region {number}: " if several else "", VISION_START, look]
+            parts.append(f"{VISION_END}\n" if several else VISION_END)
+        parts.append(f"{TURN_END}\n{TURN_START}assistant\n")
+        return self._encode_parts(parts)
+
+    def _encode_parts(self, parts: Iterable[str | Piece]) -> list[Piece]:
+        """Tokenise texts, neighbours together, so that the tokens are those of the whole."""
+        pieces: list[Piece] = []
+        text = ""
+        for part in parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            pieces += [self.encode_text(text), part]
+            text = ""
+        return [*pieces, self.encode_text(text)]
+
+    def check_plain(self, name: str, text: str) -> None:
+        """Refuse text that would be read as control tokens.
+
+        Raises:
+            PromptError: naming the token.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError(f"the {name} is not valid text: it holds half of a surrogate pair")
+        known = self.tokenizer.get_added_vocab()
+        symbols = [*split_symbols(text), *find_content(text)]
+        if found := [symbol for symbol in symbols if symbol in known]:
+            raise PromptError(
+                f"the {name} holds the control token {found[0]}; remove it, or write it otherwise"
+            )
+
+    def preprocess_images(
+        self, images: Sequence[LoadedImage], max_side: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels of images for the backbone's tower.
+
+        Args:
+            images: of any size and shape.
+            max_side: longer side to which they are shrunk first.
+
+        Returns:
+            ``pixel_values`` ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
+        """
+        fitted = [self.fit(image, max_side) for image in images]
+        out = self.image_processor(images=fitted, return_tensors="pt")
+        return out["pixel_values"], out["image_grid_thw"]
+
+    def fit(self, image: LoadedImage, max_side: int | None = None) -> Image.Image:
+        """An image in the shape the image processor takes, ``max_side`` as above."""
+        factor = self.image_processor.patch_size * self.image_processor.merge_size
+        return fit_for_tower(image.pixels, min_side=factor, max_side=max_side)
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the image placeholder."""
+        return self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+
+
+def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Qwen2VLConfig | None:
+    """Configuration of the VPT or Qwen2-VL model in the same folder, if there is one."""
+    settings = _settings(path_or_id, "config.json", hub)
+    classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig, Qwen2VLConfig)}
+    if (config_class := classes.get(str(settings.get("model_type")))) is None:
+        return None
+    with saying(f"cannot use config.json of {path_or_id}"):
+        check_settings(settings)
+        return config_class.from_dict(settings)
+
+
+def _sort_options(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Options of ``from_pretrained`` by whom they are for: files, image processor, tokenizer."""
+    groups = (HUB_ARGUMENTS, _IMAGE_OPTIONS, _TOKENIZER_OPTIONS)
+    known = {name for group in groups for name in group}
+    if unknown := sorted(set(given) - known - set(_WITHOUT_EFFECT)):
+        raise PromptError(
+            f"unknown option {unknown[0]!r} of the processor; available: {', '.join(sorted(known))}"
+        )
+    return [{name: given[name] for name in group if name in given} for group in groups]
+
+
+def _check_tokenizer_files(path_or_id: str, hub: dict[str, Any]) -> None:
+    """Refuse a folder without a tokenizer; transformers would make one that knows no words.
+
+    Raises:
+        CheckpointError: naming the files.
+    """
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    files = {name: find_file(path_or_id, name, **hub) for name in names}
+    for file in filter(None, files.values()):
+        check_file(file)
+    missing = [name for name, file in files.items() if file is None]
+    if names[0] in missing and len(missing) > 1:
+        raise CheckpointError(
+            f"{path_or_id} has no tokenizer: expected tokenizer.json, or vocab.json and "
+            f"merges.txt, but {', '.join(missing)} are missing; copy them from where the model "
+            "was saved"
+        )
+
+
+def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
+    """Make the image processor from the settings of any transformers version.
+
+    Args:
+        settings: content of a ``preprocessor_config.json``. Versions up to 4.45 kept the pixel
+            limits under ``size`` by names that newer image processors refuse.
+
+    Raises:
+        CheckpointError: naming the setting that is impossible.
+    """
+    with saying("cannot use the settings of the image processor (preprocessor_config.json)"):
+        settings = _with_one_size(settings)
+        check_values(settings)
+        return Qwen2VLImageProcessorPil(**settings)
+
+
+def _with_one_size(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the pixel limits as today's image processors want them."""
+    settings = copy.deepcopy(settings)
+    for key in ("image_processor_type", "processor_class", "auto_map"):
+        settings.pop(key, None)
+    size = settings.pop("size", None) or {}
+    if not isinstance(size, Mapping):
+        raise CheckpointError(f"size in preprocessor_config.json must be an object, not {size!r}")
+    limits = {
+        "shortest_edge": size.get("shortest_edge", size.get("min_pixels")),
+        "longest_edge": size.get("longest_edge", size.get("max_pixels")),
+    }
+    for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        given = settings.pop(old, None)
+        limits[edge] = given if given is not None else limits[edge]
+    return {**settings, **({} if None in limits.values() else {"size": limits})}
+
+
+def _settings(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    file = find_file(path_or_id, name, **hub)
+    return {} if file is None else read_json(file)

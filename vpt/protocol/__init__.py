@@ -1,0 +1,1 @@
+"""What model and runtime say to each other: tokens, calls, regions, rows."""

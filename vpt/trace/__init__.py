@@ -1,0 +1,1 @@
+"""The record of a run: its parts, loading and saving."""

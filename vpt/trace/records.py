@@ -1,0 +1,381 @@
+"""The record of a run: everything the model saw, said and called for, as plain JSON.
+
+Server, demo, evaluation and pictures all read this one record.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpt.errors import PromptError
+from vpt.images import LoadedImage
+from vpt.trace.reading import check_trace, read_record
+
+TRACE_VERSION = 1
+THUMBNAIL_SIDE = 768
+MOST_BYTES = 32 * 2**20  # of a saved trace
+DEPTH_SIDE = 160  # a decoded map has 10 x 10 codes, so it is smooth
+
+
+@dataclass
+class ImageRecord:
+    """An image in the stream, given or cut out.
+
+    Attributes:
+        source: where it came from.
+        size_wh: in pixels, oriented.
+        digest: of its content.
+        parent: for a crop, index of the image it was cut from.
+        box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
+        num_tokens: it takes in the stream.
+        thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
+    """
+
+    source: str
+    size_wh: tuple[int, int]
+    digest: str
+    parent: int | None = None
+    box_xyxy_px: tuple[int, int, int, int] | None = None
+    num_tokens: int = 0
+    thumbnail: str | None = None
+
+
+@dataclass
+class CallRecord:
+    """One perception call and what came of it.
+
+    Attributes:
+        branch: ``"crop"`` or a re-encoding branch.
+        text: the tokens as written.
+        turn: index of the assistant turn that made it.
+        image: index of the image it looks at.
+        outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
+            ``"not_executed"`` (the run had to end); only the first brings something back.
+        region: cells ``[x_min, y_min, x_max, y_max]``, ends included, for ``"crop"``.
+        box_xyxy_px: the cut box in pixels of the given image, for ``"crop"``.
+        result_image: index of the image cut out, for ``"crop"``.
+        grid_hw: of the appended tokens.
+        scores: ``[h * w]``, row-major: answer of each place to the control state.
+        num_tokens: that brought features take in the stream.
+        reused: whether the features were at hand.
+        encode_ms: wall time of the encoders, for all calls of the turn together.
+        run_ms: wall time of the LLM over what was appended, likewise.
+    """
+
+    branch: str
+    text: str
+    turn: int
+    image: int
+    outcome: str
+    region: tuple[int, int, int, int] | None = None
+    box_xyxy_px: tuple[int, int, int, int] | None = None
+    result_image: int | None = None
+    grid_hw: tuple[int, int] | None = None
+    scores: list[float] | None = None
+    num_tokens: int = 0
+    reused: bool = False
+    encode_ms: float = 0.0
+    run_ms: float = 0.0
+
+
+@dataclass
+class ContentRecord:
+    """A depth map, or boxes that follow each other, that the model wrote itself.
+
+    Attributes:
+        kind: ``"depth"`` or ``"boxes"``.
+        turn: index of the assistant turn.
+        image: index of the image it is of.
+        start: index of its first token in the trace's tokens.
+        end: index after its last token.
+        is_whole: whether it came to its end; else the token limit cut it off.
+        ms: wall time of writing it.
+        codes: of a depth map, in reading order, as far as they are there.
+        boxes: left, top, right, bottom, all four pixels of the image at ``settings["num_pixels"]``
+            a side.
+        boxes_xyxy_px: the same in pixels of the *given* image, the last two exclusive.
+        picture: of a depth map that was decoded, a grey PNG as a data URI; near is bright.
+    """
+
+    kind: str
+    turn: int
+    image: int
+    start: int
+    end: int
+    is_whole: bool
+    ms: float = 0.0
+    codes: list[int] | None = None
+    boxes: list[tuple[int, int, int, int]] | None = None
+    boxes_xyxy_px: list[tuple[int, int, int, int]] | None = None
+    picture: str | None = None
+
+    def keep_depth_map(self, decode: Callable[[Sequence[int]], NDArray[np.float32]]) -> None:
+        """Store the map that the codes stand for; what is cut off, or no depth map, has none.
+
+        Args:
+            decode: codes -> ``[H, W]``, 0 (farthest) to 1 (nearest), as that of
+                :class:`vpt.depth.tokenizer.DepthTokenizer`.
+
+        Raises:
+            DataError: if it cannot decode them.
+        """
+        if not self.codes or not self.is_whole:
+            return
+        grey = np.rint(np.clip(decode(self.codes), 0, 1) * 255).astype(np.uint8)
+        small = Image.fromarray(grey)
+        small.thumbnail((DEPTH_SIDE, DEPTH_SIDE), Image.Resampling.BOX)
+        self.picture = _data_uri(small, "PNG", optimize=True)
+
+
+@dataclass
+class MalformedRecord:
+    """Perception tokens that made no call and no content.
+
+    Attributes:
+        text: the tokens as written.
+        turn: index of the assistant turn.
+        reason: what was wrong.
+    """
+
+    text: str
+    turn: int
+    reason: str
+
+
+@dataclass
+class TokenRecord:
+    """One generated token.
+
+    Attributes:
+        id: in the vocabulary.
+        text: of it alone.
+        turn: index of the assistant turn.
+        ms: since the token before, or since the start of the run for the first.
+    """
+
+    id: int
+    text: str
+    turn: int
+    ms: float
+
+
+@dataclass
+class Turn:
+    """What happened in one assistant turn.
+
+    Attributes:
+        tokens: as written.
+        malformed: perception tokens among them that made no call.
+        calls: it made, each with its number in the run, from 1.
+        content: it holds, each with its number in the run, from 1.
+    """
+
+    tokens: list[TokenRecord] = field(default_factory=list)
+    malformed: list[MalformedRecord] = field(default_factory=list)
+    calls: list[tuple[int, CallRecord]] = field(default_factory=list)
+    content: list[tuple[int, ContentRecord]] = field(default_factory=list)
+
+
+@dataclass
+class Counts:
+    """Sizes of a run, in tokens and images.
+
+    Attributes:
+        prompt_tokens: before the first answer token, images included.
+        appended_tokens: brought by calls, template included.
+        generated_tokens: chosen by the model.
+        llm_tokens: read by the LLM in all.
+        images_encoded: images that cost encoder work.
+        images_reused: images whose features were at hand.
+    """
+
+    prompt_tokens: int = 0
+    appended_tokens: int = 0
+    generated_tokens: int = 0
+    llm_tokens: int = 0
+    images_encoded: int = 0
+    images_reused: int = 0
+
+
+@dataclass
+class Timings:
+    """Wall times of a run in milliseconds.
+
+    Attributes:
+        first_token: from the start to the first token.
+        prefill: of the prompt, encoders included.
+        total: from start to stop.
+    """
+
+    first_token: float = 0.0
+    prefill: float = 0.0
+    total: float = 0.0
+
+
+@dataclass
+class Trace:
+    """A whole run.
+
+    Attributes:
+        question: as asked.
+        perception: mode.
+        settings: budgets, decoding and seed, size of the region grid; of content, the side of the
+            image in which boxes lie, and the codes of a depth map.
+        model: its name, and the preprocessing of its branches.
+        images: given ones first, then crops in the order they were made.
+        calls: in order.
+        malformed: in order.
+        content: what the model wrote of the image itself, in order.
+        tokens: every generated token.
+        answer: text of the last turn, without control tokens; behind its last depth map, if there
+            is text behind it, and without the commas of a list of boxes in front of it.
+        turns: text of each assistant turn, control tokens included.
+        stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
+        counts: sizes.
+        timings: wall times.
+        version: of this layout.
+    """
+
+    question: str
+    perception: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    images: list[ImageRecord] = field(default_factory=list)
+    calls: list[CallRecord] = field(default_factory=list)
+    malformed: list[MalformedRecord] = field(default_factory=list)
+    content: list[ContentRecord] = field(default_factory=list)
+    tokens: list[TokenRecord] = field(default_factory=list)
+    answer: str = ""
+    turns: list[str] = field(default_factory=list)
+    stop_reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+    timings: Timings = field(default_factory=Timings)
+    version: int = TRACE_VERSION
+
+    def add_image(
+        self,
+        image: LoadedImage,
+        parent: int | None = None,
+        box_xyxy_px: tuple[int, int, int, int] | None = None,
+    ) -> int:
+        """Record an image; returns its index."""
+        self.images.append(
+            ImageRecord(image.source, image.size_wh, image.digest, parent, box_xyxy_px)
+        )
+        return len(self.images) - 1
+
+    def keep_thumbnails(self, images: Sequence[LoadedImage]) -> None:
+        """Store small copies of the images, so that the trace can be drawn alone.
+
+        Args:
+            images: the given ones, in order; crops are cut out of them again.
+        """
+        given = [record for record in self.images if record.parent is None]
+        for record, image in zip(given, images, strict=False):
+            record.thumbnail = _thumbnail(image.pixels)
+        if self.settings.get("replace_looks") == "blank":  # what was seen cannot be cut out
+            return
+        for index, record in enumerate(self.images):
+            if record.box_xyxy_px is not None and (root := self.root(index)) < len(images):
+                record.thumbnail = _thumbnail(images[root].pixels.crop(record.box_xyxy_px))
+
+    def root(self, index: int) -> int:
+        """Index of the given image that an image stems from."""
+        while (parent := self.images[index].parent) is not None:
+            index = parent
+        return index
+
+    @property
+    def map_codes(self) -> list[int] | None:
+        """Codes of the last whole depth map; ``None`` if there is none."""
+        maps = [one.codes for one in self.content if one.kind == "depth" and one.is_whole]
+        return maps[-1] if maps else None
+
+    def timeline(self) -> list[Turn]:
+        """The token stream behind the prompt, turn by turn, as far as it has come."""
+        records: list[Any] = [*self.tokens, *self.malformed, *self.content, *self.calls]
+        turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
+        for token in self.tokens:
+            turns[token.turn].tokens.append(token)
+        for bad in self.malformed:
+            turns[bad.turn].malformed.append(bad)
+        for number, call in enumerate(self.calls, 1):
+            turns[call.turn].calls.append((number, call))
+        for number, content in enumerate(self.content, 1):
+            turns[content.turn].content.append((number, content))
+        return turns
+
+    def to_json(self) -> str:
+        """The whole record as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable content."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        # A file name may hold bytes that are no text; JSON has an escape for them.
+        Path(path).write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Trace:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            PromptError: if it is no trace, or one of another version.
+        """
+        if content.get("version") != TRACE_VERSION:
+            raise PromptError(
+                f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
+                "make it again with this release"
+            )
+        trace = read_record(cls, content)
+        check_trace(trace)
+        return trace
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace file.
+
+        Raises:
+            PromptError: if it is no trace.
+        """
+        name = Path(path).name
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise PromptError(f"{name} is larger than {MOST_BYTES} bytes; expected a trace")
+            content = json.loads(data.decode("utf-8-sig"))
+        except PromptError:
+            raise
+        except (MemoryError, OSError, RecursionError, ValueError) as exc:
+            raise PromptError(f"cannot read the trace {name}: {exc}") from exc
+        if not isinstance(content, dict):
+            raise PromptError(f"{name} is not a trace: expected a JSON object")
+        return cls.from_dict(content)
+
+
+def _thumbnail(pixels: Image.Image) -> str:
+    small = pixels.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return _data_uri(small, "JPEG", quality=85)
+
+
+def _data_uri(pixels: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    pixels.save(buffer, format=kind, **options)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{encoded}"

@@ -1,0 +1,173 @@
+"""Where a branch looked: its scores as colours over a photo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from vpt.boxes import Box, clamp, rescale
+from vpt.errors import PromptError
+from vpt.protocol.tokens import BRANCH_TOKENS
+from vpt.trace.records import CallRecord, Trace
+from vpt.view.lettering import INK, PAPER, QUIET, SHADE, latin_font
+
+# Eleven steps of viridis, even in lightness (Smith and van der Walt, CC0,
+# https://bids.github.io/colormap); between them colours are interpolated.
+VIRIDIS = (
+    *((68, 1, 84), (72, 36, 117), (65, 68, 135), (53, 95, 141), (42, 120, 142), (33, 145, 140)),
+    *((34, 168, 132), (68, 191, 112), (122, 209, 81), (189, 223, 38), (253, 231, 37)),
+)
+HEAT_SHARE = 0.62  # of the colour, over the photo in grey
+
+
+def seen_box_px(
+    branch: str, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
+) -> Box:
+    """Say over which part of an image the features of a branch lie.
+
+    Qwen2-VL's tower sees the whole image. DINOv2's preprocessing resizes the shortest edge and
+    cuts the centre out; SAM's resizes the longest edge and pads on the right and at the bottom.
+
+    Args:
+        branch: a key of ``BRANCH_TOKENS``.
+        size_wh: ``(W, H)`` of the image.
+        preprocess: settings that differ from ``RELEASED_PREPROCESS`` in ``branches/dino.py`` or
+            ``branches/sam.py``.
+
+    Returns:
+        XYXY in pixels of the image, not rounded. With padding it reaches beyond the image.
+
+    Raises:
+        PromptError: for an unknown branch.
+    """
+    if branch not in BRANCH_TOKENS:
+        raise PromptError(f"unknown branch {branch!r}; available: {', '.join(BRANCH_TOKENS)}")
+    if branch == "reencode":  # the sizes in its settings are areas: they cut nothing
+        return (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
+    settings = {**_released_preprocess()[branch], **(preprocess or {})}
+    width, height = _resized(size_wh, settings)
+    box: Box = (0, 0, width, height)
+    if settings.get("do_center_crop"):
+        crop_width, crop_height = _sides(settings["crop_size"])
+        # Rounded down, as transformers' numpy center_crop does; negative where it pads.
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        box = (left, top, left + crop_width, top + crop_height)
+    elif settings.get("do_pad"):
+        box = (0, 0, *_sides(settings["pad_size"]))
+    return rescale(box, (width, height), size_wh)
+
+
+def score_map(call: CallRecord) -> NDArray[np.float32] | None:
+    """The scores of a call as ``[h, w]``, ``None`` if it has none.
+
+    Raises:
+        PromptError: if they do not fit the grid.
+    """
+    if not call.scores or call.grid_hw is None:
+        return None
+    if len(call.scores) != math.prod(call.grid_hw):
+        raise PromptError(
+            f"the trace holds {len(call.scores)} scores for a grid of "
+            f"{call.grid_hw[0]}x{call.grid_hw[1]}; expected one per place"
+        )
+    return np.asarray(call.scores, dtype=np.float32).reshape(call.grid_hw)
+
+
+def seen_of_call(trace: Trace, call: CallRecord) -> Box:
+    """Over which part of its image a call's features lie; XYXY as of :func:`seen_box_px`."""
+    preprocess = trace.model.get("preprocess", {}).get(call.branch)
+    return seen_box_px(call.branch, trace.images[call.image].size_wh, preprocess)
+
+
+def heat_over(
+    photo: Image.Image, scores: NDArray[np.float32], seen_box: Box
+) -> tuple[Image.Image, float, float]:
+    """Lay a score map over a photo, in the place where its features lie.
+
+    Args:
+        photo: RGB.
+        scores: ``[h, w]`` finite or not; what is not finite is drawn as the lowest.
+        seen_box: XYXY in pixels of the photo, the extent of the map; may reach beyond the photo.
+
+    Returns:
+        The photo in grey under the colours, pale where the map does not reach; the lowest and
+        the highest score on it, which are the ends of the colour scale.
+    """
+    x0, y0, x1, y1 = clamp(seen_box, photo.size)
+    left, top = min(round(x0), photo.width - 1), min(round(y0), photo.height - 1)
+    right, bottom = max(round(x1), left + 1), max(round(y1), top + 1)
+    # The same part in cells of the map; never empty, never outside.
+    grid_wh = np.array(scores.shape[::-1])
+    origin, end = np.array(seen_box).reshape(2, 2)
+    scale = grid_wh / (end - origin)
+    u0, v0 = np.clip((np.array((left, top)) - origin) * scale, 0, grid_wh - 1e-3)
+    u1, v1 = np.clip((np.array((right, bottom)) - origin) * scale, (u0 + 1e-3, v0 + 1e-3), grid_wh)
+    part = scores[math.floor(v0) : math.ceil(v1), math.floor(u0) : math.ceil(u1)]
+    finite = part[np.isfinite(part)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    clean = np.clip(np.where(np.isfinite(scores), scores, low), low, high).astype(np.float32)
+    smooth = Image.fromarray(clean).resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR, box=(u0, v0, u1, v1)
+    )
+    share = (np.asarray(smooth) - low) / ((high - low) or 1)
+    grey = photo.convert("L").convert("RGB")
+    result = Image.blend(grey, Image.new("RGB", photo.size, PAPER), 0.55)
+    inside = grey.crop((left, top, right, bottom))
+    result.paste(Image.blend(inside, coloured(share), HEAT_SHARE), (left, top))
+    if inside.size != photo.size:
+        frame = (left, top, right - 1, bottom - 1)
+        ImageDraw.Draw(result).rectangle(frame, outline=INK, width=max(photo.width // 200, 1))
+    return result, low, high
+
+
+def colour_bar(words: tuple[str, str], size_wh: tuple[int, int]) -> Image.Image:
+    """Draw the colour scale, with words at its low and its high end."""
+    bar, font = Image.new("RGB", size_wh, SHADE), latin_font(13)
+    pen, middle = ImageDraw.Draw(bar), size_wh[1] // 2
+    pen.text((8, middle), words[0], QUIET, font, anchor="lm")
+    pen.text((size_wh[0] - 8, middle), words[1], QUIET, font, anchor="rm")
+    start, end = (math.ceil(font.getlength(word)) + 16 for word in words)
+    if (length := size_wh[0] - start - end) > 0:
+        ramp = np.broadcast_to(np.linspace(0, 1, length), (10, length))
+        bar.paste(coloured(ramp), (start, middle - 5))
+    return bar
+
+
+def coloured(share: NDArray[Any]) -> Image.Image:
+    """Draw values in [0, 1], ``[H, W]``, in viridis: low is violet, high is yellow."""
+    steps = np.linspace(0, 1, len(VIRIDIS))
+    mixed = [np.interp(share, steps, channel) for channel in zip(*VIRIDIS, strict=True)]
+    return Image.fromarray(np.stack(mixed, axis=-1).round().astype(np.uint8))
+
+
+@cache
+def _released_preprocess() -> dict[str, dict[str, Any]]:
+    """The branches' own tables, imported late because transformers comes with them."""
+    from branches import dino, sam
+
+    return {"dino": dino.RELEASED_PREPROCESS, "sam": sam.RELEASED_PREPROCESS}
+
+
+def _resized(size_wh: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Size after a branch's resizing, rounded as transformers does."""
+    width, height = size_wh
+    size = settings.get("size")
+    if not settings.get("do_resize", True) or not size:
+        return size_wh
+    if "shortest_edge" in size:
+        short, edge = min(width, height), size["shortest_edge"]
+        return max(edge * width // short, 1), max(edge * height // short, 1)
+    if "longest_edge" in size:
+        scale = size["longest_edge"] / max(width, height)
+        return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
+    return _sides(size)
+
+
+def _sides(size: Mapping[str, int] | int) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size["width"], size["height"])

@@ -1,0 +1,59 @@
+"""Words for what happened in a run, harmless on a terminal, in a picture or on a page."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from vpt.protocol.tokens import BRANCH_TOKENS
+
+if TYPE_CHECKING:
+    from vpt.trace.records import CallRecord, ContentRecord
+
+STOP_WORDS = {
+    "stop": "the model finished",
+    "length": "cut off at the token limit",
+    "max_calls": "the model wanted another call, but the call budget was used up",
+    "repeated_call": "the model repeated one call, so looking again was ended",
+}
+OUTCOME_WORDS = {"executed": "executed", "repeated": "repeated", "not_executed": "not executed"}
+
+# Controls, lone surrogates, and the marks that turn text around (UAX 9).
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Make control characters visible, as escapes; new lines and tabs stay.
+
+    What a model writes may hold escape sequences that would change a terminal, or marks that
+    turn the direction of the text around them.
+    """
+    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def call_words(call: CallRecord) -> str:
+    """Name a call as a person would: ``"region x 2-5, y 1-4"``, or the encoder."""
+    if call.region is not None:
+        x_min, y_min, x_max, y_max = call.region
+        return f"region x {_span(x_min, x_max)}, y {_span(y_min, y_max)}"
+    row = BRANCH_TOKENS.get(call.branch)
+    return row.encoder if row else call.branch
+
+
+def content_words(content: ContentRecord) -> str:
+    """Name what a model wrote of an image: ``"depth map of 100 codes"``, ``"3 boxes"``."""
+    if content.kind == "depth":
+        codes = count_words(len(content.codes or ()), "code")
+        return f"depth map of {codes}" if content.is_whole else f"depth map, cut off after {codes}"
+    number = len(content.boxes or ())
+    words = "1 box" if number == 1 else f"{number} boxes"
+    return words if content.is_whole else f"{words}, then one cut off"
+
+
+def count_words(number: int, noun: str) -> str:
+    """``"1 call"``, ``"2 calls"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"

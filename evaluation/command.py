@@ -14,7 +14,7 @@ from vpt.errors import PromptError
 
 if TYPE_CHECKING:
     from evaluation.evaluate import Asker
-    from evaluation.judge import JudgeSettings
+    from evaluation.judge_settings import JudgeSettings
     from evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
@@ -204,7 +204,7 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
         if args.judge_url is not None:
             raise PromptError("--judge-url needs --judge, the name of the model there")
         return None
-    from evaluation.judge import JudgeSettings
+    from evaluation.judge_settings import JudgeSettings
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
     return JudgeSettings(
@@ -223,7 +223,8 @@ def _add_compared(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from evaluation.compare import compare_folders, write_comparison
+    from evaluation.compare import compare_folders
+    from evaluation.report.pairs import write_comparison
 
     comparison = compare_folders(args.a, args.b)
     put(comparison.table())

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.records import Record
-from evaluation.report.page import save_page
-from evaluation.report.pairs import ChangedSample, comparison_page
-from evaluation.report.photos import PhotoSource, open_by_name
 from evaluation.report.settings import Setting, differing_settings
 from evaluation.report.verdict import RIGHT_SCORE
 from evaluation.run_folder import RunFolder
@@ -62,6 +59,23 @@ class SplitComparison:
     def n(self) -> int:
         """Pairs."""
         return self.difference.n
+
+
+@dataclass(frozen=True)
+class ChangedSample:
+    """A sample that one run got right and the other did not.
+
+    Attributes:
+        fate: ``"fixed"`` or ``"broken"``.
+        score: name of the score that decides.
+        a: its record in the first run.
+        b: its record in the second run.
+    """
+
+    fate: str
+    score: str
+    a: Record
+    b: Record
 
 
 @dataclass(frozen=True)
@@ -159,33 +173,6 @@ def compare_folders(a: Path, b: Path) -> Comparison:
     return dataclasses.replace(
         found, name_a=f"{found.name_a} ({a})", name_b=f"{found.name_b} ({b})"
     )
-
-
-def write_comparison(
-    comparison: Comparison,
-    path: Path,
-    max_samples: int = 400,
-    *,
-    open_photos: PhotoSource = open_by_name,
-) -> Path:
-    """Write a comparison as one HTML file.
-
-    Args:
-        comparison: of two runs.
-        path: of the file; its folder exists.
-        max_samples: in the gallery of fixed and broken ones, spread evenly.
-        open_photos: gives the images of a sample, where its names are no paths.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    page = comparison_page(
-        comparison, comparison.changed, max_samples=max_samples, open_photos=open_photos
-    )
-    return save_page(page, path)
 
 
 @dataclass(frozen=True)

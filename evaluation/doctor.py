@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.formats.image_roots import ImageRoots
+from evaluation.formats.readers import guess_format
 from evaluation.samples import BadRow, ImageRef, Sample
 from evaluation.scores.table import SCORES
-from evaluation.splits import Split, read_rows_of
+from evaluation.splits import (
+    SPLITS,
+    Split,
+    existing_file,
+    find_split,
+    is_path,
+    read_rows_of,
+)
 from vpt.boxes import check_box_px
 from vpt.data.check import Report, RowChecker, check_rows
 from vpt.data.findings import FINDINGS, Finding
@@ -89,6 +97,33 @@ class CheckTarget:
             return check_file(split, file, images, **options)
 
         return cls(file, SPLIT_FINDINGS, rows.find_image, check)
+
+
+def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | None:
+    """What ``vpt data check`` is to check; the entry point of group ``vpt.splits``.
+
+    Args:
+        name: a split, a file, or ``FORMAT:FILE``.
+        root: folder of data.
+        images: as typed behind ``--images``.
+
+    Returns:
+        ``None`` for a path at which no file is.
+
+    Raises:
+        PromptError: for an unknown name or format, or malformed ``--images``.
+        DataError: if the file of a split is missing.
+    """
+    roots = ImageRoots.parse(images)
+    file = existing_file(name, root)
+    if name in SPLITS or not file.is_file():
+        if name not in SPLITS and is_path(name):
+            return None
+        split = find_split(name, root)
+        return CheckTarget.of_split(split, split.find_file(root), roots)
+    if guess_format(file) in (None, "released"):  # rows, perhaps broken; for training too
+        return CheckTarget.of_rows(file, replace(roots, root=roots.root or Path()))
+    return CheckTarget.of_split(find_split(name, root), file, roots)
 
 
 def check_split(split: Split, root: Path, images: ImageRoots) -> SplitReport:

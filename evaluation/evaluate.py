@@ -27,7 +27,7 @@ from vpt.errors import DataError, PromptError
 from vpt.images import LoadedImage
 
 if TYPE_CHECKING:
-    from evaluation.judge import JudgeSettings
+    from evaluation.judge_settings import JudgeSettings
 
 
 class Asker(Protocol):

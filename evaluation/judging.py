@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.judge import JudgeItem, JudgeSettings, judge_all, summary
+from evaluation.judge import JudgeItem, judge_all, summary
+from evaluation.judge_settings import JudgeSettings
 from evaluation.records import Record
 
 SCORE = "judge"

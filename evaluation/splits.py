@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation.formats.choices import LETTERS, ask_with_options, offer
 from evaluation.formats.image_roots import ImageRoots
 from evaluation.formats.readers import FORMATS, find_reader, guess_format
 from evaluation.samples import BadRow, Sample
 from vpt.errors import DataError, PromptError
-
-if TYPE_CHECKING:
-    from evaluation.doctor import CheckTarget
 
 
 @dataclass(frozen=True)
@@ -262,11 +258,11 @@ def find_split(name_or_file: str, data_root: Path) -> Split:
     """
     if name_or_file in SPLITS:
         return SPLITS[name_or_file]
-    file = _existing(name_or_file, data_root)
+    file = existing_file(name_or_file, data_root)
     if not file.is_file():
         form, _, path = name_or_file.partition(":")
         if form in FORMATS and path:
-            return _own_split(path, _existing(path, data_root), form)
+            return _own_split(path, existing_file(path, data_root), form)
         raise _not_found(name_or_file)
     guessed = guess_format(file)
     if guessed is None:
@@ -333,36 +329,7 @@ def read_rows_of(split: Split, file: Path, images: ImageRoots) -> Iterator[Sampl
             yield BadRow(sample.id, f"row {number}: {exc}")
 
 
-def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | None:
-    """What ``vpt data check`` is to check; the entry point of group ``vpt.splits``.
-
-    Args:
-        name: a split, a file, or ``FORMAT:FILE``.
-        root: folder of data.
-        images: as typed behind ``--images``.
-
-    Returns:
-        ``None`` for a path at which no file is.
-
-    Raises:
-        PromptError: for an unknown name or format, or malformed ``--images``.
-        DataError: if the file of a split is missing.
-    """
-    from evaluation.doctor import CheckTarget
-
-    roots = ImageRoots.parse(images)
-    file = _existing(name, root)
-    if name in SPLITS or not file.is_file():
-        if name not in SPLITS and _is_path(name):
-            return None
-        split = find_split(name, root)
-        return CheckTarget.of_split(split, split.find_file(root), roots)
-    if guess_format(file) in (None, "released"):  # rows, perhaps broken; for training too
-        return CheckTarget.of_rows(file, replace(roots, root=roots.root or Path()))
-    return CheckTarget.of_split(find_split(name, root), file, roots)
-
-
-def _existing(path: str, data_root: Path) -> Path:
+def existing_file(path: str, data_root: Path) -> Path:
     """The file in the working directory, or else in the folder of data."""
     return Path(path) if Path(path).is_file() else data_root / path
 
@@ -389,14 +356,14 @@ def _own_split(name: str, file: Path, form: str) -> Split:
     )
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether what a person typed looks like a path alone."""
     suffixes = (".json", ".jsonl", ".parquet")
     return ":" not in name and ("/" in name or Path(name).suffix in suffixes)
 
 
 def _not_found(name: str) -> PromptError | DataError:
-    if _is_path(name):
+    if is_path(name):
         return DataError(f"{name} does not exist; check the path")
     form, colon, _ = name.partition(":")
     if colon:

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from evaluation.records import Record
+from evaluation.compare import ChangedSample, Comparison
 from evaluation.report.axis import axis_around_zero
 from evaluation.report.cards import Card, CardMaker
 from evaluation.report.choice import EvenChoice
 from evaluation.report.gallery import make_gallery
-from evaluation.report.page import render_page
-from evaluation.report.photos import PhotoShelf, PhotoSource
+from evaluation.report.page import render_page, save_page
+from evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
 from evaluation.report.pictures import PictureTable
 from evaluation.report.verdict import VERDICT_WORDS
 
-if TYPE_CHECKING:
-    from evaluation.compare import Comparison
-
 _LABELS = {"split": "Split", "condition": "Condition", "fate": "Fate", "group": "Group"}
-
-
-@dataclass(frozen=True)
-class ChangedSample:
-    """A sample that one run got right and the other did not.
-
-    Attributes:
-        fate: ``"fixed"`` or ``"broken"``.
-        score: name of the score that decides.
-        a: its record in the first run.
-        b: its record in the second run.
-    """
-
-    fate: str
-    score: str
-    a: Record
-    b: Record
 
 
 @dataclass(frozen=True)
@@ -46,6 +26,33 @@ class _CardPair:
     fate: str
     a: Card
     b: Card
+
+
+def write_comparison(
+    comparison: Comparison,
+    path: Path,
+    max_samples: int = 400,
+    *,
+    open_photos: PhotoSource = open_by_name,
+) -> Path:
+    """Write a comparison as one HTML file.
+
+    Args:
+        comparison: of two runs.
+        path: of the file; its folder exists.
+        max_samples: in the gallery of fixed and broken ones, spread evenly.
+        open_photos: gives the images of a sample, where its names are no paths.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    page = comparison_page(
+        comparison, comparison.changed, max_samples=max_samples, open_photos=open_photos
+    )
+    return save_page(page, path)
 
 
 def comparison_page(

@@ -67,7 +67,7 @@ def install(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluation(install):
     """An installed evaluation."""
-    install("evaluation.splits:check_target")
+    install("evaluation.doctor:check_target")
 
 
 # Usage

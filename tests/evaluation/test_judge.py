@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from evaluation import judge
-from evaluation.judge import (
-    JudgeError,
-    JudgeItem,
-    Judgement,
-    JudgeSettings,
-    judge_all,
-    judge_all_async,
-    summary,
-)
+from evaluation.judge import JudgeError, JudgeItem, Judgement, judge_all, judge_all_async, summary
 from evaluation.judge_protocol import PROMPT, PROMPT_HASH, write_message
+from evaluation.judge_settings import JudgeSettings
 from evaluation.judging import judge_records
 from evaluation.records import Record
 from evaluation.table import shortfalls

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.doctor import check_target
 from evaluation.formats.image_roots import ImageRoots
 from evaluation.formats.readers import FORMATS
 from evaluation.samples import BadRow, Sample
@@ -16,7 +17,6 @@ from evaluation.splits import (
     SPLITS,
     ask_as_is,
     ask_for_number,
-    check_target,
     find_split,
     is_present,
     read_split,

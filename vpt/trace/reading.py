@@ -11,14 +11,11 @@ import types
 from collections.abc import Hashable, Mapping
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vpt.boxes import GridBox, crop_box_px
 from vpt.errors import PromptError, RegionError
 from vpt.protocol.tokens import BRANCH_TOKENS, CONTENT_TOKENS, RELEASED_GRID_SIZE
-
-if TYPE_CHECKING:
-    from vpt.trace.records import CallRecord, ContentRecord, Trace
 
 # Larger numbers are damage, and would ask for much memory or time.
 MOST_RECORDS = {"images": 1000, "calls": 1000, "content": 10_000, "malformed": 100_000}
@@ -107,7 +104,7 @@ def _check_setting(value: Any, name: str, depth: int = 0) -> None:
         _check_setting(one, name, depth + 1)
 
 
-def check_trace(trace: Trace) -> None:
+def check_trace(trace: Any) -> None:
     """Check that the parts of a trace fit each other.
 
     Raises:
@@ -151,7 +148,7 @@ def _check_preprocess(preprocess: Any) -> None:
                 raise _cannot_be(f"{name}.{branch}.{key}", size)
 
 
-def _check_image(trace: Trace, index: int) -> None:
+def _check_image(trace: Any, index: int) -> None:
     """A crop stems from an image before it, and lies in the given one."""
     image, name = trace.images[index], f"images[{index}]"
     if min(image.size_wh) < 1:
@@ -162,7 +159,7 @@ def _check_image(trace: Trace, index: int) -> None:
         _check_box(image.box_xyxy_px, trace.images[trace.root(index)].size_wh, name)
 
 
-def _check_call(call: CallRecord, trace: Trace, name: str, grid_size: int) -> None:
+def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:
     """A call looks at an image that is there, at a possible place, with a score per token."""
     num_images = len(trace.images)
     for index in (call.image, call.result_image):
@@ -184,7 +181,7 @@ def _check_call(call: CallRecord, trace: Trace, name: str, grid_size: int) -> No
         raise PromptError(f"not a trace: {name} has scores of the unknown branch {call.branch!r}")
 
 
-def _check_content(one: ContentRecord, trace: Trace, name: str) -> None:
+def _check_content(one: Any, trace: Any, name: str) -> None:
     """Content is of an image that is there, at a possible place in the stream and on the image."""
     num_images = len(trace.images)
     if one.image >= num_images:

@@ -22,8 +22,9 @@ from random_models import SIZES, build, picture
 from reporting import announce, save
 from single_pass_tables import print_table, spread
 
-from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
 from vpt.model.building import add_perception_tokens, byte_tokenizer
+from vpt.model.logits import PerceptionLogitsProcessor, apply_rule_
+from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     NO_CONTENT,
@@ -101,7 +102,7 @@ def choose_all(one: Contestant, logits: torch.Tensor) -> None:
     for token_id in one.ids:
         buffer.copy_(logits)
         if one.grammar is not None:
-            one.grammar.rule(state, one.permitted).apply_(buffer)
+            apply_rule_(one.grammar.rule(state, one.permitted), buffer)
             state = one.grammar.advance(state, token_id)
             if state.name == "after_region":
                 state = TurnState()  # the turn ends

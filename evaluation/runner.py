@@ -16,7 +16,7 @@ from evaluation.scores.region_hit import best_iou, is_shown
 from evaluation.scores.table import Score
 from vpt.errors import DataError, ImageError, as_vpt_error
 from vpt.inference.conversation import ErrorEvent, Request, StopEvent
-from vpt.inference.decoding import Sampling
+from vpt.inference.sampling import Sampling
 from vpt.trace.records import Trace
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_toke
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
 from vpt.inference.conversation import Conversation, ErrorEvent, Event, Request, StopEvent, converse
-from vpt.inference.decoding import Sampling
 from vpt.inference.engine import Engine
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.inference.options import one_of, whole_number
+from vpt.inference.sampling import Sampling
 from vpt.inference.scheduler import drive
 from vpt.model.checkpoint import load_model
 from vpt.model.hub import HUB_ARGUMENTS, find_file
@@ -130,7 +130,7 @@ class Runtime:
                 :func:`vpt.images.load_image`. Empty for a question about nothing.
             question: plain text.
             **options: fields of :class:`vpt.inference.conversation.Request` and
-                :class:`vpt.inference.decoding.Sampling`.
+                :class:`vpt.inference.sampling.Sampling`.
 
         Raises:
             ImageError: if an image cannot be used.

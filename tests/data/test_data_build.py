@@ -15,11 +15,11 @@ from vpt.data.row_files import read_entries, write_rows
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
 from vpt.inference.conversation import Request
-from vpt.inference.decoding import Sampling
 from vpt.inference.engine import Engine
+from vpt.inference.sampling import Sampling
 from vpt.model.building import tiny_model
 from vpt.model.encoding import RowEncoder
-from vpt.protocol.rows import open_image
+from vpt.model.pixels import open_row_image
 from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, TURN_END
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
@@ -68,7 +68,7 @@ def recorded_row(goldens, variant, name):
 )  # fmt: skip
 def test_a_built_row_is_the_recorded_one(goldens, variant, name, kind, question, answer, image):
     path = f"images/a_{image}.png"
-    size_wh = open_image(path, goldens).size_wh
+    size_wh = open_row_image(path, goldens).size_wh
     row = build_row(Annotation(path, question, answer, BOX), kind, size_wh)
     assert row == recorded_row(goldens, variant, name)
 
@@ -147,7 +147,7 @@ def test_a_built_row_is_what_the_runtime_streams(tmp_path, runtime, streamed, ki
     ids = streamed(image, question, mode, *calls, "A cat." + TURN_END)
 
     def opened(path):
-        return open_image(path, tmp_path)
+        return open_row_image(path, tmp_path)
 
     encoder = RowEncoder(runtime.model.config, runtime.processor, opened)
     whole = encoder.encode(row).input_ids
@@ -163,7 +163,7 @@ def test_without_invitation_a_row_is_what_auto_streams(tmp_path, runtime, stream
     ids = streamed(image, "Why?", "auto", BRANCH_TOKENS["dino"].start, "So." + TURN_END)
 
     def opened(path):
-        return open_image(path, tmp_path)
+        return open_row_image(path, tmp_path)
 
     encoder = RowEncoder(runtime.model.config, runtime.processor, opened)
     assert ids == encoder.encode(row).input_ids[:-1]

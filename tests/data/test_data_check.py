@@ -22,8 +22,9 @@ from vpt.images import from_pixels
 from vpt.model.building import tiny_model
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder
+from vpt.model.pixels import open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import open_image, split_crop_suffix
+from vpt.protocol.rows import split_crop_suffix
 
 VARIANTS = ("clip", "dino", "sam")
 IMAGES = {
@@ -387,7 +388,7 @@ def test_other_tokens_of_a_tokenizer_are_known():
 def test_lengths_are_those_of_the_encoded_rows(goldens, variant):
     folder = goldens / "checkpoints" / variant
     config, processor = load_config(str(folder)), VPTProcessor.from_pretrained(folder)
-    encoder = RowEncoder(config, processor, lambda path: open_image(path, goldens))
+    encoder = RowEncoder(config, processor, lambda path: open_row_image(path, goldens))
     lengths = RowLengths(config, processor)
     rows = recorded(goldens, variant).values()
     images = measured(rows, goldens)

@@ -8,8 +8,9 @@ from vpt.errors import FeatureCountError
 from vpt.model.building import tiny_model
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder, drop_cut_images
+from vpt.model.pixels import open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import KINDS, open_image
+from vpt.protocol.rows import KINDS
 from vpt.protocol.tokens import VISION_END, VISION_START
 
 
@@ -75,7 +76,7 @@ def test_a_row_may_be_cut_anywhere(stock, tmp_path):
     encoder = RowEncoder(
         load_config(str(folder)),
         VPTProcessor.from_pretrained(folder),
-        lambda path: open_image(path, tmp_path),
+        lambda path: open_row_image(path, tmp_path),
     )
     num_blanked = 0
     for cutoff_len in (12, 75, 115, 140, 200):

@@ -12,8 +12,8 @@ from vpt import cli
 from vpt.errors import PositionError
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder, collate
+from vpt.model.pixels import open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import open_image
 
 
 def recorded(variant):
@@ -24,7 +24,7 @@ def encoder_of(folder, root):
     return RowEncoder(
         load_config(str(folder)),
         VPTProcessor.from_pretrained(folder),
-        lambda path: open_image(path, root),
+        lambda path: open_row_image(path, root),
     )
 
 

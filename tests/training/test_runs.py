@@ -174,8 +174,8 @@ def test_control_tokens_do_not_count_in_the_loss(factory, model, data, tmp_path)
     from vpt.model.checkpoint import load_model
     from vpt.model.config import load_config
     from vpt.model.encoding import RowEncoder, collate
+    from vpt.model.pixels import open_row_image
     from vpt.model.processing import VPTProcessor
-    from vpt.protocol.rows import open_image
 
     metrics = evaluate(
         factory, model, data, tmp_path / "out", dataset="calls", per_device_eval_batch_size=8
@@ -183,7 +183,7 @@ def test_control_tokens_do_not_count_in_the_loss(factory, model, data, tmp_path)
     encoder = RowEncoder(
         load_config(str(model)),
         VPTProcessor.from_pretrained(model),
-        lambda path: open_image(path, data),
+        lambda path: open_row_image(path, data),
     )
     batch = collate([encoder.encode(make_row("dino", n)) for n in range(8)], 0)
     labels = batch.pop("labels")

@@ -13,10 +13,11 @@ from test_controller import Script
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
 from vpt.inference.conversation import CallEvent, ContentEvent
-from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor, TurnState
 from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.model.logits import PerceptionLogitsProcessor, apply_rule_
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.content import format_depth, format_pixel_box
+from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     NO_CONTENT,
@@ -63,7 +64,7 @@ def symbols(text):
 
 
 def permitted_ids(rule):
-    return set(rule.apply_(torch.zeros(NUM_ROWS)).isfinite().nonzero().flatten().tolist())
+    return set(apply_rule_(rule, torch.zeros(NUM_ROWS)).isfinite().nonzero().flatten().tolist())
 
 
 def tokens_of(ids):

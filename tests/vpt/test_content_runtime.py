@@ -15,10 +15,11 @@ import vpt
 from vpt.demo.watching import Watcher
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
-from vpt.inference.decoding import PerceptionGrammar, PerceptionLogitsProcessor
 from vpt.model.building import add_content, build_from_base, tiny_model
+from vpt.model.logits import PerceptionLogitsProcessor
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.protocol.calls import parse_turn
+from vpt.protocol.grammar import PerceptionGrammar
 from vpt.protocol.tokens import NO_CONTENT, TURN_END, ContentTokens, Vocabulary
 from vpt.trace.content import parse_content
 from vpt.trace.records import Trace

@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
 from vpt.errors import PromptError
-from vpt.inference.decoding import (
-    NOT_FINITE,
-    PerceptionGrammar,
-    PerceptionLogitsProcessor,
-    Sampling,
-    TokenRule,
-    TurnState,
-    likeliest,
-)
+from vpt.inference.sampling import Sampling
 from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
+from vpt.model.logits import NOT_FINITE, PerceptionLogitsProcessor, apply_rule_, likeliest
 from vpt.protocol.calls import parse_turn
+from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, Vocabulary
 
 ALL_BRANCHES = tuple(BRANCH_TOKENS)
@@ -46,7 +40,7 @@ NUM_ROWS = 320  # of the head; ids from VOCABULARY.size on have no token
 
 def permitted_ids(rule, num_rows=NUM_ROWS):
     """Ids that survive a rule; that it works on logits is what is tested."""
-    logits = rule.apply_(torch.zeros(num_rows))
+    logits = apply_rule_(rule, torch.zeros(num_rows))
     return set(logits.isfinite().nonzero().flatten().tolist())
 
 
@@ -224,24 +218,24 @@ def test_coordinates_are_banned_if_the_region_tokens_are_incomplete():
 
 def test_a_rule_works_in_place_and_returns_its_logits():
     logits = torch.arange(6.0)
-    assert TokenRule(banned=(1, 3)).apply_(logits) is logits
+    assert apply_rule_(TokenRule(banned=(1, 3)), logits) is logits
     assert logits.isinf().tolist() == [False, True, False, True, False, False]
-    assert TokenRule(only=(2, 4)).apply_(logits) is logits
+    assert apply_rule_(TokenRule(only=(2, 4)), logits) is logits
     assert logits.tolist() == [-torch.inf, -torch.inf, 2, -torch.inf, 4, -torch.inf]
 
 
 def test_only_beats_banned():
-    logits = TokenRule(only=(1,), banned=(1,), vocabulary_end=0).apply_(torch.zeros(3))
+    logits = apply_rule_(TokenRule(only=(1,), banned=(1,), vocabulary_end=0), torch.zeros(3))
     assert logits.isfinite().tolist() == [False, True, False]
 
 
 def test_a_rule_without_limits_changes_nothing():
     logits = torch.randn(5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(TokenRule().apply_(logits.clone()), logits)
+    assert torch.equal(apply_rule_(TokenRule(), logits.clone()), logits)
 
 
 def test_the_end_of_the_vocabulary_is_banned():
-    logits = TokenRule(banned=(0,), vocabulary_end=3).apply_(torch.ones(5))
+    logits = apply_rule_(TokenRule(banned=(0,), vocabulary_end=3), torch.ones(5))
     assert logits.tolist() == [-torch.inf, 1, 1, -torch.inf, -torch.inf]
 
 
@@ -347,12 +341,12 @@ def test_numbers_of_numpy_are_settings_like_others():
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-30, 1e-9])
 def test_a_temperature_near_zero_takes_the_likeliest(temperature):
-    logits = TokenRule(banned=(0,)).apply_(torch.tensor([9.0, 1.0, 3.0, -4.0]))
+    logits = apply_rule_(TokenRule(banned=(0,)), torch.tensor([9.0, 1.0, 3.0, -4.0]))
     assert set(draw(Sampling(temperature, top_p=1e-300, top_k=10**30), logits, 20)) == {2}
 
 
 def test_an_extreme_temperature_draws_evenly_from_what_is_permitted():
-    logits = TokenRule(banned=(0,)).apply_(torch.tensor([9.0, 1.0, 3.0, -4.0]))
+    logits = apply_rule_(TokenRule(banned=(0,)), torch.tensor([9.0, 1.0, 3.0, -4.0]))
     assert set(draw(Sampling(1e300), logits, 200)) == {1, 2, 3}
 
 
@@ -362,7 +356,7 @@ def test_logits_that_are_not_finite_choose_nothing(temperature, odd):
     logits = torch.tensor([1.0, odd, 3.0])
     assert draw(Sampling(temperature), logits, 1) == [NOT_FINITE]
     assert draw(Sampling(temperature), torch.full((3,), -INF), 1) == [NOT_FINITE]
-    ruled = TokenRule(only=(0, 2)).apply_(logits)
+    ruled = apply_rule_(TokenRule(only=(0, 2)), logits)
     assert draw(Sampling(temperature, top_k=1), ruled, 1) == [2]
 
 
@@ -435,9 +429,9 @@ def test_kept_tokens_keep_their_proportions():
 
 
 def test_what_a_rule_bans_is_never_drawn():
-    logits = TokenRule(banned=(0, 1, 2)).apply_(torch.tensor([9.0, 9.0, 9.0, -9.0, -9.5]))
+    logits = apply_rule_(TokenRule(banned=(0, 1, 2)), torch.tensor([9.0, 9.0, 9.0, -9.0, -9.5]))
     assert set(draw(Sampling(2.0), logits, 200)) == {3, 4}
-    logits = TokenRule(only=(4,)).apply_(logits)
+    logits = apply_rule_(TokenRule(only=(4,)), logits)
     assert set(draw(Sampling(2.0, top_p=0.5), logits, 20)) == {4}
 
 

@@ -11,6 +11,7 @@ from vpt.images import load_image
 from vpt.model.building import tiny_model
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder
+from vpt.model.pixels import open_row_image
 from vpt.model.processing import (
     FeaturePiece,
     ImagePiece,
@@ -18,7 +19,6 @@ from vpt.model.processing import (
     VPTProcessor,
     build_image_processor,
 )
-from vpt.protocol.rows import open_image
 from vpt.protocol.tokens import BRANCH_TOKENS, IMAGE_PAD, TURN_END
 
 
@@ -41,7 +41,7 @@ def written_out(processor, pieces, counts):
 @pytest.mark.parametrize("num_images", [0, 1, 2])
 def test_a_prompt_equals_the_chat_template(num_images):
     processor = released_processor()
-    image = open_image("images/a_tall.png", GOLDENS)
+    image = open_row_image("images/a_tall.png", GOLDENS)
     question = "Is the door open? 2 + 2"
     pieces = processor.prompt(question, [image] * num_images)
     if num_images == 2:
@@ -71,9 +71,9 @@ def test_prompt_call_and_reply_equal_a_released_row(variant):
         f"{row_tokens.released}_images": [name],
     }
     config = load_config(str(GOLDENS / "checkpoints" / variant))
-    encoder = RowEncoder(config, processor, lambda path: open_image(path, GOLDENS))
+    encoder = RowEncoder(config, processor, lambda path: open_row_image(path, GOLDENS))
     expected = encoder.encode(row, predict=True).input_ids
-    image = open_image(name, GOLDENS)
+    image = open_row_image(name, GOLDENS)
     called = processor.encode_text(row_tokens.call + TURN_END)
     reply = processor.reply([FeaturePiece(branch, image)])
     pieces = [*processor.prompt("What color?", [image]), called, *reply]

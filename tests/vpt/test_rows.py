@@ -10,8 +10,9 @@ from golden_data import GOLDENS, VARIANTS
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder, collate, share_room
+from vpt.model.pixels import open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import open_image, split_crop_suffix
+from vpt.protocol.rows import split_crop_suffix
 
 
 def recorded(variant):
@@ -33,7 +34,7 @@ def encoders():
         made[variant] = RowEncoder(
             load_config(folder),
             VPTProcessor.from_pretrained(folder),
-            lambda path: open_image(path, GOLDENS),
+            lambda path: open_row_image(path, GOLDENS),
         )
     return made
 
@@ -119,14 +120,14 @@ def test_crop_suffixes_are_split_off(path, expected):
 
 
 def test_a_box_beyond_the_image_is_filled_with_black():
-    image = open_image("images/a_tall.png_-5,0,10,10", GOLDENS)
+    image = open_row_image("images/a_tall.png_-5,0,10,10", GOLDENS)
     assert image.size_wh == (15, 10)
     assert image.pixels.getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_an_empty_box_is_refused():
     with pytest.raises(RegionError, match="names an empty box"):
-        open_image("images/a_tall.png_5,5,5,9", GOLDENS)
+        open_row_image("images/a_tall.png_5,5,5,9", GOLDENS)
 
 
 def row(*contents, **columns):

@@ -137,7 +137,7 @@ def _check_picture(target: Path | None) -> None:
 
 def _request(images: list[LoadedImage], question: str, args: argparse.Namespace) -> Request:
     from vpt.inference.conversation import Request
-    from vpt.inference.decoding import Sampling
+    from vpt.inference.sampling import Sampling
 
     return Request(
         images,

@@ -8,7 +8,7 @@ from vpt.cli.parser import number, whole_number
 
 
 def add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add one argument per field of :class:`vpt.inference.decoding.Sampling`."""
+    """Add one argument per field of :class:`vpt.inference.sampling.Sampling`."""
     group.add_argument(
         "--temperature",
         type=number(0),

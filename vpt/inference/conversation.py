@@ -20,11 +20,12 @@ from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
 from vpt.errors import PromptError, RegionError, VPTError
 from vpt.images import LoadedImage, from_pixels
-from vpt.inference.decoding import PerceptionGrammar, Sampling, TokenRule, TurnState
 from vpt.inference.engine import LookResult
 from vpt.inference.options import flag, one_of, text, whole_number
+from vpt.inference.sampling import Sampling
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
+from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     LOOK_AT,

@@ -18,8 +18,9 @@ import torch
 
 from vpt.errors import NonFiniteError, VPTError, as_vpt_error
 from vpt.inference.conversation import Append, Conversation, ErrorEvent, Event, Step
-from vpt.inference.decoding import NOT_FINITE, NOT_FINITE_WORDS, Sampling, likeliest
 from vpt.inference.engine import Encoded, Engine, Stream
+from vpt.inference.sampling import Sampling
+from vpt.model.logits import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
 from vpt.model.processing import TokenPiece
 
 logger = logging.getLogger(__name__)
@@ -235,4 +236,4 @@ class _Scheduler:
 def _ruled(one: _Active, logits: torch.Tensor) -> torch.Tensor:
     """Logits ``[V]`` with those of what may not come set to -inf, in place."""
     rule = one.pending.rule
-    return logits if rule is None else rule.apply_(logits)
+    return logits if rule is None else apply_rule_(rule, logits)

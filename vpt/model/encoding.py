@@ -13,16 +13,9 @@ from torch import Tensor
 from vpt.errors import FeatureCountError
 from vpt.images import LoadedImage
 from vpt.model.config import VPTConfig
-from vpt.model.pixels import Pixels, join_pixels
+from vpt.model.pixels import Pixels, join_pixels, open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import (
-    KINDS,
-    list_images,
-    open_image,
-    read_turns,
-    write_placeholders,
-    write_turns,
-)
+from vpt.protocol.rows import KINDS, list_images, read_turns, write_placeholders, write_turns
 from vpt.protocol.tokens import VISION_END
 
 IGNORE_INDEX = -100
@@ -57,7 +50,7 @@ class RowEncoder:
         self,
         config: VPTConfig,
         processor: VPTProcessor,
-        open_image: Callable[[str], LoadedImage] = open_image,
+        open_image: Callable[[str], LoadedImage] = open_row_image,
     ) -> None:
         self.processor = processor
         self.pixels = Pixels(config, processor, open_image)

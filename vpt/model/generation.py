@@ -17,8 +17,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vpt.errors import NonFiniteError, PositionError
-from vpt.inference.decoding import NOT_FINITE, NOT_FINITE_WORDS, likeliest
 from vpt.model.config import VPTConfig
+from vpt.model.logits import NOT_FINITE, NOT_FINITE_WORDS, likeliest
 from vpt.model.positions import batch_mrope_positions
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpt.errors import PromptError
-from vpt.images import LoadedImage, fit_for_tower
+from vpt.errors import PromptError, RegionError
+from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image, place_image
 from vpt.model.config import VPTConfig
 from vpt.model.modeling import build_branch
 from vpt.model.processing import VPTProcessor
 from vpt.model.projectors import PROJECTOR_STEMS, token_grid
+from vpt.protocol.rows import split_crop_suffix
 
 FORWARD_ARGUMENTS = {
     "image": ("pixel_values", "image_grid_thw"),
@@ -22,6 +24,27 @@ FORWARD_ARGUMENTS = {
     "sam": ("seg_images",),
 }
 """Kind of image -> names of its pixels in :meth:`VPTForConditionalGeneration.forward`."""
+
+
+def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
+    """Open an image of a row, its crop suffix understood.
+
+    Args:
+        path: as in the row.
+        root: folder of relative paths.
+
+    Raises:
+        ImageError: if it cannot be read.
+        RegionError: if the box is empty. One that reaches out of the image is filled with
+            black, as released.
+    """
+    plain, box = split_crop_suffix(path)
+    image = load_image(place_image(plain, root))
+    if box is None:
+        return image
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise RegionError(f"{path} names an empty box; expected x0 < x1 and y0 < y1")
+    return from_pixels(image.pixels.crop(box), path)
 
 
 class Pixels:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vpt.errors import FeatureCountError, PromptError, RegionError
-from vpt.images import LoadedImage, from_pixels, load_image, place_image
+from vpt.errors import FeatureCountError, PromptError
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEFAULT_SYSTEM,
@@ -63,27 +61,6 @@ def split_crop_suffix(path: str) -> tuple[str, tuple[int, int, int, int] | None]
         return path, None
     x0, y0, x1, y1 = (int(value) for value in match.groups()[1:])
     return match[1], (x0, y0, x1, y1)
-
-
-def open_image(path: str, root: Path | None = None) -> LoadedImage:
-    """Open an image of a row, its crop suffix understood.
-
-    Args:
-        path: as in the row.
-        root: folder of relative paths.
-
-    Raises:
-        ImageError: if it cannot be read.
-        RegionError: if the box is empty. One that reaches out of the image is filled with
-            black, as released.
-    """
-    plain, box = split_crop_suffix(path)
-    image = load_image(place_image(plain, root))
-    if box is None:
-        return image
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise RegionError(f"{path} names an empty box; expected x0 < x1 and y0 < y1")
-    return from_pixels(image.pixels.crop(box), path)
 
 
 def read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:

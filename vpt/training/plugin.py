@@ -13,9 +13,9 @@ from vpt.errors import PromptError, TrainingError
 from vpt.images import LoadedImage, load_image
 from vpt.model.config import load_config
 from vpt.model.encoding import drop_cut_images
-from vpt.model.pixels import Pixels, join_pixels
+from vpt.model.pixels import Pixels, join_pixels, open_row_image
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import ROLES, open_image, write_placeholders
+from vpt.protocol.rows import ROLES, write_placeholders
 
 Item = tuple[str, Any]
 """Kind and source of an image."""
@@ -118,7 +118,7 @@ def pixels_of(processor: Any) -> Pixels:
 
 
 def _open(source: Any) -> LoadedImage:
-    return source if isinstance(source, LoadedImage) else open_image(source)
+    return source if isinstance(source, LoadedImage) else open_row_image(source)
 
 
 def _as_item(image: Any) -> Item:

@@ -46,6 +46,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
+from two_pass import TwoPassEngine
 
 from vpt.images import LoadedImage
 from vpt.inference.cache import ATTENTION_NAME
@@ -72,7 +73,6 @@ from vpt.protocol.tokens import (
     Vocabulary,
 )
 from vpt.runtime import Runtime
-from vpt.two_pass import TwoPassEngine
 
 QUESTION = "What stands on the hill behind the second house?"
 CALL_LENGTHS = {"region": 7, "clip": 1, "dino": 1}  # tokens the model chooses to make a call

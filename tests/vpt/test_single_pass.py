@@ -7,6 +7,7 @@ from golden_data import GOLDENS, VARIANTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
 from vpt.images import load_image
@@ -19,7 +20,6 @@ from vpt.model.checkpoint import load_model
 from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
 from vpt.protocol.tokens import BRANCH_TOKENS, PERCEPTION_MODES, TURN_END
 from vpt.runtime import Runtime
-from vpt.two_pass import TwoPassEngine
 
 SLOW_OK = settings(
     max_examples=12,

@@ -1,6 +1,8 @@
 """The project keeps its own rules: import direction, public names, file names, no machine paths."""
 
 import ast
+import functools
+import graphlib
 import importlib
 import re
 import shutil
@@ -13,6 +15,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vpt", "branches")
 OUTSIDE = ("app", "evaluation", "benchmarks", "tests")
+LEVELS = (
+    ("vpt.errors",),
+    ("vpt.boxes", "vpt.files", "vpt.images"),
+    ("vpt.protocol",),
+    ("vpt.trace",),
+    ("branches",),
+    ("vpt.model",),
+    ("vpt.depth.codebook", "vpt.depth.maps", "vpt.depth.tokenizer", "vpt.depth.vqvae"),
+    ("vpt.inference",),
+    ("vpt.runtime",),
+    ("vpt.view",),
+    ("vpt.data", "vpt.depth", "vpt.training"),
+    ("evaluation", "vpt.demo"),
+    ("vpt.cli", "evaluation.command", "evaluation.evaluation", "app"),
+)
+"""Low to high: a module imports those of its own level and of lower ones only."""
+
+DOORS = {"vpt", "vpt.remote", "vpt.embedded.vpt_shim"}
+"""Names for others to import, from every level."""
 
 
 def python_files(folder):
@@ -95,6 +116,45 @@ def test_branches_know_nothing_of_the_runtime(path):
 @pytest.mark.parametrize("path", python_files("vpt"), ids=module_name)
 def test_the_runtime_knows_nothing_of_demo_and_evaluation(path):
     assert tops(imports_of_file(path)) & set(OUTSIDE) == set()
+
+
+@functools.cache
+def source_files():
+    """Every module that ships, by name."""
+    paths = [p for folder in (*PACKAGES, "evaluation") for p in python_files(folder)]
+    named = {module_name(path): path for path in [*paths, ROOT / "app.py"]}
+    return {name: path for name, path in named.items() if path.name != "__init__.py"}
+
+
+def own_imports(path):
+    return {module for module in imports_of_file(path) if module in source_files()}
+
+
+def level_of(module):
+    """Number of the level, by the longest name in the table that the module's begins with."""
+    levels = {name: number for number, names in enumerate(LEVELS) for name in names}
+    parts = module.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next(levels[name] for name in names if name in levels)
+
+
+@pytest.mark.parametrize("module", sorted(source_files().keys() - DOORS))
+def test_imports_go_down_only(module):
+    up = {m for m in own_imports(source_files()[module]) - DOORS if level_of(m) > level_of(module)}
+    assert not up
+
+
+def test_no_imports_form_a_circle():
+    graph = {module: own_imports(path) - {module} for module, path in source_files().items()}
+    graphlib.TopologicalSorter(graph).prepare()  # names the circle, if there is one
+
+
+def test_the_protocol_needs_the_standard_library_alone():
+    ours = {"vpt.errors", "vpt.boxes"}
+    for path in python_files("vpt/protocol"):
+        imported = imports_of_file(path)
+        assert tops(imported) <= {"vpt", *sys.stdlib_module_names}, path
+        assert {m for m in own_imports(path) if not m.startswith("vpt.protocol.")} <= ours, path
 
 
 def test_the_conversation_knows_nothing_of_http_and_gradio():

@@ -1,27 +1,19 @@
 """The loop, driven by plain lists of tokens: no model is needed to see what it does."""
 
 import pytest
-from PIL import Image
+from drivers import IMAGE, Script
 
 from vpt.errors import PromptError
-from vpt.images import load_image
 from vpt.inference.conversation import (
-    Append,
     CallEvent,
-    Request,
     ResultEvent,
-    Step,
     StopEvent,
     TokenEvent,
-    converse,
 )
-from vpt.inference.engine import LookResult
 from vpt.model.building import tiny_model
-from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece
+from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.calls import format_region, parse_turn
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
-
-IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -32,39 +24,6 @@ def processor():
 @pytest.fixture(scope="module")
 def vocabulary(processor):
     return Vocabulary.from_tokenizer(processor.tokenizer, tuple(BRANCH_TOKENS))
-
-
-class Script:
-    """A driver that answers with given tokens and remembers what it was asked to append."""
-
-    def __init__(self, processor, vocabulary, *texts, **options):
-        self.ids = [i for text in texts for i in processor.encode_text(text).ids]
-        self.appended, self.rules, self.events = [], [], []
-        images = options.pop("images", [IMAGE])
-        request = Request(images, options.pop("question", "What?"), **options)
-        conversation = converse(request, processor, vocabulary)
-        given, step = iter(self.ids), None
-        while True:
-            try:
-                item = conversation.send(step)
-            except StopIteration:
-                break
-            step = None
-            if not isinstance(item, Append):
-                self.events.append(item)
-                continue
-            self.appended.append(list(item.pieces))
-            self.rules.append(item.rule)
-            looks = [
-                LookResult("reencode", (2, 2), 4, False, None)
-                for piece in item.pieces
-                if not isinstance(piece, TokenPiece)
-            ]
-            step = Step(next(given), num_tokens=10, looks=looks)
-        self.trace = self.events[-1].trace
-
-    def of_type(self, kind):
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 def region(*cells):

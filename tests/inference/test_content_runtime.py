@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 import torch
+from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
-from test_building import save_base
-from test_controller import Script
-from test_decoding import Eager
+from drivers import Eager, Script
 from transformers import LogitsProcessorList, set_seed
 
 import vpt

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
-from test_building import save_base
 
 from vpt import cli
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer

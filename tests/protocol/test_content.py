@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drivers import Script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_controller import Script
 
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image

@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from drivers import Eager
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessor, LogitsProcessorList, set_seed
+from transformers import LogitsProcessorList, set_seed
 
 from vpt.errors import PromptError
 from vpt.inference.sampling import Sampling
@@ -240,18 +241,6 @@ def test_the_end_of_the_vocabulary_is_banned():
 
 
 # --- transformers' own generate -------------------------------------------------------------
-
-
-class Eager(LogitsProcessor):
-    """Makes a model call often: raises the logits of openers, here and now."""
-
-    def __init__(self, ids, amount):
-        self.ids, self.amount = ids, amount
-
-    def __call__(self, input_ids, scores):
-        scores = scores.clone()
-        scores[:, self.ids] += self.amount
-        return scores
 
 
 @pytest.mark.parametrize("permitted", [None, ("crop",), ("reencode", "sam"), ()])

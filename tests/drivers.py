@@ -1,0 +1,56 @@
+"""What makes a run do as a test wants: a script of tokens, or raised logits."""
+
+from PIL import Image
+from transformers import LogitsProcessor
+
+from vpt.images import load_image
+from vpt.inference.conversation import Append, Request, Step, converse
+from vpt.inference.engine import LookResult
+from vpt.model.processing import TokenPiece
+
+IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
+
+
+class Script:
+    """A driver that answers with given tokens and remembers what it was asked to append."""
+
+    def __init__(self, processor, vocabulary, *texts, **options):
+        self.ids = [i for text in texts for i in processor.encode_text(text).ids]
+        self.appended, self.rules, self.events = [], [], []
+        images = options.pop("images", [IMAGE])
+        request = Request(images, options.pop("question", "What?"), **options)
+        conversation = converse(request, processor, vocabulary)
+        given, step = iter(self.ids), None
+        while True:
+            try:
+                item = conversation.send(step)
+            except StopIteration:
+                break
+            step = None
+            if not isinstance(item, Append):
+                self.events.append(item)
+                continue
+            self.appended.append(list(item.pieces))
+            self.rules.append(item.rule)
+            looks = [
+                LookResult("reencode", (2, 2), 4, False, None)
+                for piece in item.pieces
+                if not isinstance(piece, TokenPiece)
+            ]
+            step = Step(next(given), num_tokens=10, looks=looks)
+        self.trace = self.events[-1].trace
+
+    def of_type(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class Eager(LogitsProcessor):
+    """Makes a model call often: raises the logits of openers, here and now."""
+
+    def __init__(self, ids, amount):
+        self.ids, self.amount = ids, amount
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        scores[:, self.ids] += self.amount
+        return scores

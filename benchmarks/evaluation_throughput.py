@@ -1,9 +1,9 @@
 """Samples per second of the evaluation, beside a plain loop over ``runtime.ask``.
 
 Run as ``python benchmarks/evaluation_throughput.py data/embedded/heldout.jsonl`` after
-``vpt data make-embedded``. Both read the same pictures and ask the same questions, and the answers
-are compared. The evaluation scores each answer besides, and has its record on disk before it goes
-on.
+``python -m recipes make-embedded``. Both read the same pictures and ask the same questions, and
+the answers are compared. The evaluation also scores each answer, and has its record on disk before
+it continues.
 """
 
 from __future__ import annotations

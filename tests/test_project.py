@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vpt", "branches")
-OUTSIDE = ("app", "evaluation", "benchmarks", "tests")
+OUTSIDE = ("app", "evaluation", "recipes", "benchmarks", "tests")
 LEVELS = (
     ("vpt.errors",),
     ("vpt.boxes", "vpt.files", "vpt.images"),
@@ -29,6 +29,7 @@ LEVELS = (
     ("vpt.data", "vpt.depth", "vpt.training"),
     ("evaluation", "vpt.demo"),
     ("vpt.cli", "evaluation.command", "evaluation.evaluation", "app"),
+    ("recipes",),
 )
 """Low to high: a module imports those of its own level and of lower ones only."""
 
@@ -121,7 +122,7 @@ def test_the_runtime_knows_nothing_of_demo_and_evaluation(path):
 @functools.cache
 def source_files():
     """Every module that ships, by name."""
-    paths = [p for folder in (*PACKAGES, "evaluation") for p in python_files(folder)]
+    paths = [p for folder in (*PACKAGES, "evaluation", "recipes") for p in python_files(folder)]
     named = {module_name(path): path for path in [*paths, ROOT / "app.py"]}
     return {name: path for name, path in named.items() if path.name != "__init__.py"}
 

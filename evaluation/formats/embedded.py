@@ -1,6 +1,6 @@
 """Held-out questions of the embedded model: one's own format, grouped by how to look and at what.
 
-`vpt data make-embedded` writes them, see :func:`vpt.data.embedded.make.heldout_entries`.
+`python -m recipes make-embedded` writes them, see :func:`recipes.embedded.make.heldout_entries`.
 """
 
 from __future__ import annotations

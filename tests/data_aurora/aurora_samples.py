@@ -32,7 +32,7 @@ def blocks(seed, size=80):
 
 
 def write_photos(folder, num, size=80):
-    """Photos and maps as `vpt data make-scenes` lays them out, without drawing scenes."""
+    """Photos and maps as `python -m recipes make-scenes` lays them out, without drawing scenes."""
     for name in ("images", "depth"):
         (folder / name).mkdir(parents=True)
     lines = []

@@ -5,6 +5,8 @@ import json
 import pytest
 from aurora_samples import GreyTokenizer, write_photos
 
+from recipes.__main__ import COMMANDS
+from recipes.__main__ import main as recipe
 from vpt import cli
 from vpt.data.row_files import read_entries
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
@@ -12,10 +14,11 @@ from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 
 @pytest.fixture
 def vpt(capsys):
-    """Run ``vpt data``; gives code, stdout and stderr."""
+    """Run ``vpt data``, or a recipe; returns code, stdout and stderr."""
 
     def run(*words):
-        code = cli.main(["data", *map(str, words)])
+        words = list(map(str, words))
+        code = recipe(words) if words[0] in COMMANDS else cli.main(["data", *words])
         return code, *capsys.readouterr()
 
     return run

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from recipes.counting.files import write_counting_scenes
+from recipes.counting.scenes import NUM_ASKED, draw_counting_scene
 from vpt.boxes import contains
 from vpt.data.aurora.counting_files import CountingRecipe, CountingRowMaker
 from vpt.data.aurora.counting_rows import counting_rows, read_count
-from vpt.data.aurora.counting_scene_files import write_counting_scenes
-from vpt.data.aurora.counting_scenes import NUM_ASKED, draw_counting_scene
 from vpt.data.aurora.lvis import CategoryBoxes, read_lvis, say_plural, to_pixel_grid
 from vpt.data.aurora.rows import read_note
 from vpt.data.check import RowChecker, check_rows

@@ -1,4 +1,4 @@
-"""``vpt depth-tokenizer`` and ``vpt data make-scenes``, through main() as a person types them."""
+"""``vpt depth-tokenizer``, and the scenes it is trained on, as a person types the commands."""
 
 import io
 import json
@@ -94,8 +94,6 @@ def test_help_imports_nothing_heavy():
             "py is a file; expected",
         ),
         ("depth-tokenizer report --maps m --tokenizer t --picture a.gif", "ends in .png, .jpg"),
-        ("data make-scenes", "the following arguments are required: --out"),
-        ("data make-scenes --out o --size 8", "expected at least 64, got 8"),
     ],
 )
 def test_wrong_usage_is_told(vpt, monkeypatch, tmp_path, words, message):
@@ -252,25 +250,3 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, maps):
     assert done.returncode == 0 and "going on behind step" in done.stderr
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-# --- scenes -----------------------------------------------------------------------------------
-
-
-def test_scenes_are_made_in_two_splits(vpt, tmp_path):
-    words = ("data", "make-scenes", "--out", tmp_path, "--num", 2, "--heldout", 1, "--size", 64)
-    code, _, err = vpt(*words)
-    assert code == 0 and "2 scenes in" in err and "1 scene in" in err
-    for split, number in (("train", 2), ("heldout", 1)):
-        folder = tmp_path / split
-        assert len(list((folder / "images").glob("*.jpg"))) == number
-        assert len(list((folder / "depth").glob("*.png"))) == number
-        assert len((folder / "objects.jsonl").read_text().splitlines()) == number
-    code, _, err = vpt(*words, "--seed", 3)
-    assert code == 2 and "choose another folder" in err
-
-
-def test_a_file_in_the_way_of_scenes_is_told(vpt, tmp_path):
-    (tmp_path / "a").touch()
-    code, _, err = vpt("data", "make-scenes", "--out", tmp_path / "a" / "b", "--num", 1)
-    assert code == 2 and "is a file; expected a folder" in err

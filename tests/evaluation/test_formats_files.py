@@ -15,8 +15,8 @@ from evaluation.formats.choices import ask_with_options
 from evaluation.formats.image_roots import ImageRoots
 from evaluation.formats.rows import read_rows
 from evaluation.samples import BadRow, ImageRef, Sample
-from vpt.data.embedded.make import heldout_entries
-from vpt.data.embedded.scenes import draw_scene
+from recipes.embedded.make import heldout_entries
+from recipes.embedded.scenes import draw_scene
 from vpt.errors import DataError
 
 HARDBLINK = Path(

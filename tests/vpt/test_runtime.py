@@ -1,5 +1,6 @@
 """The front door: what may be asked, in which forms, and what comes back."""
 
+import logging
 import re
 
 import numpy as np
@@ -35,7 +36,8 @@ def runtime():
 
 def test_the_embedded_model_is_there_without_a_path(caplog):
     runtime = vpt.load(device="cpu")
-    assert not caplog.records
+    # LLaMA-Factory, in other tests of the process, turns on what transformers tells besides.
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     answer = runtime.ask(PHOTO, "How many are there?", max_new_tokens=16)
     assert answer.stop_reason == "stop" and answer.trace.model["name"] == "embedded"
 

@@ -27,7 +27,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_argument(parser)
     photos = parser.add_argument_group("photos and depth maps")
     photos.add_argument(
-        "--scenes", type=Path, metavar="DIR", help="as `vpt data make-scenes` wrote: DIR/train"
+        "--scenes",
+        type=Path,
+        metavar="DIR",
+        help="as `python -m recipes make-scenes` wrote: DIR/train",
     )
     photos.add_argument("--photos", type=Path, metavar="DIR", help="photos, in folders of folders")
     photos.add_argument(

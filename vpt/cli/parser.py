@@ -55,7 +55,11 @@ class CommandGroup:
 
 
 def build_parser(
-    commands: Mapping[str, Command | CommandGroup], example: str, exit_codes: str
+    commands: Mapping[str, Command | CommandGroup],
+    example: str,
+    exit_codes: str,
+    prog: str = "vpt",
+    description: str = "Run multimodal LLMs that decide by themselves to look again.",
 ) -> argparse.ArgumentParser:
     """Make the parser of the whole command line; it sets ``run`` to that of the command.
 
@@ -63,10 +67,12 @@ def build_parser(
         commands: by name, in the order of the help.
         example: of the whole.
         exit_codes: shown at the end of every help.
+        prog: how the program is called.
+        description: what it is for.
     """
     parser = _Parser(
-        prog="vpt",
-        description="Run multimodal LLMs that decide by themselves to look again.",
+        prog=prog,
+        description=description,
         epilog=f"{example}\n\n{exit_codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

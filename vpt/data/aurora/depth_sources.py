@@ -10,9 +10,11 @@ from PIL import Image
 
 from vpt.data.row_files import read_entries
 from vpt.depth.maps import SUFFIXES, Floats, read_map
-from vpt.depth.scene_files import OBJECTS
 from vpt.errors import DataError
 from vpt.images import load_image
+
+OBJECTS = "objects.jsonl"
+"""File that names the pictures and maps of generated scenes."""
 
 _MOST_STRETCH = 0.02  # by which the shapes of photo and map may differ
 
@@ -33,7 +35,7 @@ class DepthSource:
 
 
 def scene_sources(folder: Path) -> list[DepthSource]:
-    """Pictures and maps of a folder that ``vpt data make-scenes`` wrote.
+    """Pictures and maps of a folder that ``python -m recipes make-scenes`` wrote.
 
     Raises:
         DataError: if it is none.
@@ -41,8 +43,8 @@ def scene_sources(folder: Path) -> list[DepthSource]:
     file = folder / OBJECTS
     if not file.is_file():
         raise DataError(
-            f"{folder} holds no {OBJECTS}; expected a folder as `vpt data make-scenes` writes, "
-            "such as scenes/train"
+            f"{folder} holds no {OBJECTS}; expected a folder as `python -m recipes make-scenes` "
+            "writes, such as scenes/train"
         )
     entries = read_entries(file)
     if not entries:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from recipes.embedded.handwriting import write_digit
+from recipes.embedded.looks import LOOKS, background, clouds, grain
+from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, card_mask, shape_mask, texture
 from vpt.boxes import Box
-from vpt.data.embedded.handwriting import write_digit
-from vpt.data.embedded.looks import LOOKS, background, clouds, grain
-from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, card_mask, shape_mask, texture
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
 
 SIZE_PX = 448

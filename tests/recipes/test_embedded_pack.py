@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import vpt
+from recipes.embedded import pack as packing
+from recipes.embedded.shape import fresh_model
 from vpt.errors import CheckpointError
-from vpt.training.embedded import pack as packing
-from vpt.training.embedded.shape import fresh_model
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
-from vpt.data.embedded.questions import all_texts
+from recipes.embedded.questions import all_texts
 from vpt.model.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor, build_image_processor

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from recipes.scenes.layout import COLORS, SIZE_PX, Layout, Surface, Thing, bounding_box, draw_layout
+from recipes.scenes.shapes import FAR, SHAPES, Floats, Vectors
+from recipes.scenes.surfaces import PATTERNS, grain_tile
 from vpt.boxes import PixelBox
-from vpt.depth.scenes import COLORS, SIZE_PX, Layout, Surface, Thing, bounding_box, draw_layout
-from vpt.depth.shapes import FAR, SHAPES, Floats, Vectors
-from vpt.depth.surfaces import PATTERNS, grain_tile
 
 SPLITS = ("train", "heldout")
 """Scenes of two splits have nothing to do with each other, whatever their seeds and numbers."""

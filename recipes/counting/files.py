@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vpt.data.aurora.counting_scenes import CountingScene, draw_counting_scene
-from vpt.data.embedded.marks import SHAPES
+from recipes.counting.scenes import CountingScene, draw_counting_scene
+from recipes.embedded.marks import SHAPES
 from vpt.data.making import keep_recipe, save_picture
 from vpt.files import write_whole
 

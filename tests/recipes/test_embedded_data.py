@@ -10,14 +10,13 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from vpt.boxes import GridBox, contains, crop_box_px
-from vpt.cli import main
-from vpt.data.embedded.handwriting import digit_pictures, write_digit
-from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, label_view
-from vpt.data.embedded.looks import LOOKS, background
-from vpt.data.embedded.make import PARTS, answering_row, make_part, write_index
-from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, shape_mask, texture
-from vpt.data.embedded.questions import (
+from recipes.__main__ import main
+from recipes.embedded.handwriting import digit_pictures, write_digit
+from recipes.embedded.labels import CONTENTS, HEADS, IGNORE, label_view
+from recipes.embedded.looks import LOOKS, background
+from recipes.embedded.make import PARTS, answering_row, make_part, write_index
+from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, shape_mask, texture
+from recipes.embedded.questions import (
     caption,
     cell_of,
     easy_question,
@@ -25,8 +24,9 @@ from vpt.data.embedded.questions import (
     mode_of,
     reading_questions,
 )
-from vpt.data.embedded.scenes import KINDS, SIZE_PX, draw_scene, random_value
-from vpt.data.embedded.sheets import close_sheet, far_sheet
+from recipes.embedded.scenes import KINDS, SIZE_PX, draw_scene, random_value
+from recipes.embedded.sheets import close_sheet, far_sheet
+from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import PromptError
 
 WHOLE = (0.0, 0.0, float(SIZE_PX), float(SIZE_PX))
@@ -265,7 +265,7 @@ def test_missing_scikit_learn_is_said(monkeypatch):
 
 
 def test_the_command_makes_a_few_pictures(tmp_path, capsys):
-    args = ["data", "make-embedded", "--out", str(tmp_path), "--fraction", "0.00001"]
+    args = ["make-embedded", "--out", str(tmp_path), "--fraction", "0.00001"]
     assert main([*args, "--workers", "1"]) == 0
     assert "1 picture in" in capsys.readouterr().err
     assert (tmp_path / "dataset_info.json").is_file()
@@ -281,5 +281,5 @@ def test_the_command_makes_a_few_pictures(tmp_path, capsys):
 )
 def test_bad_options_of_the_command_are_refused(capsys, words, message):
     with contextlib.suppress(SystemExit):
-        assert main(["data", "make-embedded", *words]) == 2
+        assert main(["make-embedded", *words]) == 2
     assert message in capsys.readouterr().err

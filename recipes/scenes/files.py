@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from recipes.scenes.rendering import Scene, draw_scene
+from vpt.data.aurora.depth_sources import OBJECTS
 from vpt.data.making import keep_recipe, save_picture
 from vpt.depth.maps import write_map
-from vpt.depth.rendering import Scene, draw_scene
 from vpt.files import write_whole
 
-IMAGES, DEPTH, OBJECTS = "images", "depth", "objects.jsonl"
+IMAGES, DEPTH = "images", "depth"
 
 
 def write_scenes(

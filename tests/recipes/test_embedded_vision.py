@@ -11,11 +11,9 @@ from PIL import Image
 pytest.importorskip("sklearn")
 
 import vpt
-from vpt.data.embedded.labels import HEADS
-from vpt.errors import NonFiniteError
-from vpt.images import from_pixels
-from vpt.training.embedded.shape import fresh_model
-from vpt.training.embedded.vision import (
+from recipes.embedded.labels import HEADS
+from recipes.embedded.shape import fresh_model
+from recipes.embedded.vision import (
     ENCODERS,
     DenseHeads,
     Settings,
@@ -28,6 +26,8 @@ from vpt.training.embedded.vision import (
     train_encoder,
     whiten_patches,
 )
+from vpt.errors import NonFiniteError
+from vpt.images import from_pixels
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
         train_encoder("dino", settings(folder))
     after_four = torch.load(broken / "dino.pt", weights_only=True)["trained"]
     code = (
-        "import vpt.training.embedded.vision as v, os\n"
+        "import recipes.embedded.vision as v, os\n"
         f"s = v.Settings({str(broken)!r}, steps=dict(tower=4, dino=4), batch_size=dict(dino=4), "
         "num_workers=0, save_steps=2)\n"
         "real = v._save\n"

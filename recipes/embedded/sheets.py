@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from vpt.data.embedded.looks import LOOKS, Array, background, grain
-from vpt.data.embedded.marks import COLORS
-from vpt.data.embedded.scenes import (
+from recipes.embedded.looks import LOOKS, Array, background, grain
+from recipes.embedded.marks import COLORS
+from recipes.embedded.scenes import (
     FAMILIES,
     SIZE_PX,
     TILE_PX,

@@ -1,6 +1,6 @@
 """Stage 1 of the embedded model: its vision parts learn what is where, from dense labels.
 
-Run ``python -m vpt.training.embedded.vision configs/embedded/1-vision.yaml``. Each encoder is
+Run ``python -m recipes.embedded.vision configs/embedded/1-vision.yaml``. Each encoder is
 trained by itself and resumes where it was stopped; when all are there, the model is put together.
 """
 
@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from recipes.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
+from recipes.embedded.questions import cell_of
+from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
+from recipes.embedded.shape import FIRST_LOOK_PX, fresh_model
+from recipes.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
 from vpt.boxes import GridBox, PixelBox, crop_box_px
-from vpt.data.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
-from vpt.data.embedded.questions import cell_of
-from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
-from vpt.data.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
 from vpt.errors import NonFiniteError
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.model.projectors import Projector
-from vpt.training.embedded.shape import FIRST_LOOK_PX, fresh_model
 
 ENCODERS = ("tower", "dino", "sam")
 _VIEW_PX = {"tower": FIRST_LOOK_PX, "dino": 256, "sam": 256}

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.__main__ import main
+from recipes.scenes.files import write_scenes
+from recipes.scenes.layout import COLORS, NUM_THINGS, SHAPE_NAMES
+from recipes.scenes.rendering import draw_scene
+from recipes.scenes.shapes import SHAPES
+from recipes.scenes.surfaces import PATTERNS
 from vpt.depth.maps import read_map
-from vpt.depth.rendering import draw_scene
-from vpt.depth.scene_files import write_scenes
-from vpt.depth.scenes import COLORS, NUM_THINGS, SHAPE_NAMES
-from vpt.depth.shapes import SHAPES
-from vpt.depth.surfaces import PATTERNS
 
 SIZE = 96
 SCENES = [draw_scene(11, number, size_px=SIZE) for number in range(12)]
@@ -119,3 +120,38 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     list(write_scenes(tmp_path, "train", 3, 7, SIZE))
     assert kept.stat().st_mtime_ns == before
     assert len(list((tmp_path / "depth").iterdir())) == 3
+
+
+def test_scenes_are_made_in_two_splits(tmp_path, capsys):
+    words = ["make-scenes", "--out", str(tmp_path), "--num", "2", "--heldout", "1", "--size", "64"]
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    assert "2 scenes in" in err and "1 scene in" in err
+    for split, number in (("train", 2), ("heldout", 1)):
+        folder = tmp_path / split
+        assert len(list((folder / "images").glob("*.jpg"))) == number
+        assert len(list((folder / "depth").glob("*.png"))) == number
+        assert len((folder / "objects.jsonl").read_text().splitlines()) == number
+    assert main([*words, "--seed", "3"]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way_of_scenes_is_told(tmp_path, capsys):
+    (tmp_path / "a").touch()
+    assert main(["make-scenes", "--out", str(tmp_path / "a" / "b"), "--num", "1"]) == 2
+    assert "is a file; expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: --out"),
+        (["--out", "o", "--size", "8"], "expected at least 64, got 8"),
+    ],
+)
+def test_wrong_usage_is_reported(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["make-scenes", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("usage: python -m recipes make-scenes")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""``vpt data make-embedded``: the generated data that the embedded model is trained on."""
+"""``python -m recipes make-embedded``: the generated data that the embedded model is trained on."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _make(args: argparse.Namespace) -> None:
     check_out_folder(args.out)
     from tqdm import tqdm
 
-    from vpt.data.embedded.handwriting import digit_pictures
-    from vpt.data.embedded.make import PARTS, make_part, write_index
+    from recipes.embedded.handwriting import digit_pictures
+    from recipes.embedded.make import PARTS, make_part, write_index
 
     digit_pictures("train")  # says what is missing before the work begins
     for part in PARTS:
@@ -76,8 +76,8 @@ COMMAND = Command(
     ),
     examples=(
         "example:\n"
-        "  vpt data make-embedded --out data/embedded\n"
-        "  vpt data make-embedded --out data/few --fraction 0.001"
+        "  python -m recipes make-embedded --out data/embedded\n"
+        "  python -m recipes make-embedded --out data/few --fraction 0.001"
     ),
     add_arguments=_add_arguments,
     run=_make,

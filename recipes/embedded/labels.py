@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
+from recipes.embedded.scenes import Item
 from vpt.boxes import Box
-from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
-from vpt.data.embedded.scenes import Item
 
 IGNORE = -100
 _SHOWN = 0.2  # share of a tile from which on a token is answerable for it

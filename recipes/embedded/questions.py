@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
+from recipes.embedded.scenes import SIZE_PX, Item, Scene, is_crowded
 from vpt.boxes import GridBox
-from vpt.data.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
-from vpt.data.embedded.scenes import SIZE_PX, Item, Scene, is_crowded
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
 _ASKED = {

@@ -1,11 +1,11 @@
-"""``vpt data make-counting-scenes``: generated pictures whose boxes and numbers are known."""
+"""``python -m recipes make-counting-scenes``: generated pictures of things to count."""
 
 from __future__ import annotations
 
 import argparse
 
+from recipes.splits import add_scene_arguments, write_both_splits
 from vpt.cli.parser import Command
-from vpt.cli.scenes import add_scene_arguments, write_both_splits
 from vpt.errors import PromptError
 
 
@@ -16,8 +16,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _make(args: argparse.Namespace) -> None:
-    from vpt.data.aurora.counting_scene_files import ANNOTATIONS, write_counting_scenes
-    from vpt.data.aurora.counting_scenes import LEAST_SIZE_PX, MOST_SIZE_PX, SPLITS
+    from recipes.counting.files import ANNOTATIONS, write_counting_scenes
+    from recipes.counting.scenes import LEAST_SIZE_PX, MOST_SIZE_PX, SPLITS
 
     if not LEAST_SIZE_PX <= args.size <= MOST_SIZE_PX:
         raise PromptError(
@@ -36,7 +36,7 @@ COMMAND = Command(
     ),
     examples=(
         "example:\n"
-        "  vpt data make-counting-scenes --out data/counting --num 3000 --seed 0\n"
+        "  python -m recipes make-counting-scenes --out data/counting --num 3000 --seed 0\n"
         "  vpt data make-counting-rows data/counting/train/annotations.json \\\n"
         "    --images data/counting/train/images --out data/counting-rows"
     ),

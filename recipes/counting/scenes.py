@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from recipes.embedded.looks import LOOKS, background, clouds, grain
+from recipes.embedded.marks import COLORS, PATTERNS, SHAPES, shape_mask, texture
 from vpt.boxes import PixelBox
-from vpt.data.embedded.looks import LOOKS, background, clouds, grain
-from vpt.data.embedded.marks import COLORS, PATTERNS, SHAPES, shape_mask, texture
 
 SIZE_PX = 336
 LEAST_SIZE_PX, MOST_SIZE_PX = 96, 1024

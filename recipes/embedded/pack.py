@@ -1,6 +1,6 @@
 """Packs a trained model into the folder that ships with the package.
 
-Run ``python -m vpt.training.embedded.pack models/embedded/5-looks vpt/embedded``.
+Run ``python -m recipes.embedded.pack models/embedded/5-looks vpt/embedded``.
 """
 
 from __future__ import annotations

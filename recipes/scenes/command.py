@@ -1,11 +1,11 @@
-"""``vpt data make-scenes``: generated pictures whose depth is known."""
+"""``python -m recipes make-scenes``: generated pictures whose depth is known."""
 
 from __future__ import annotations
 
 import argparse
 
+from recipes.splits import add_scene_arguments, write_both_splits
 from vpt.cli.parser import Command
-from vpt.cli.scenes import add_scene_arguments, write_both_splits
 
 _LEAST_SIZE_PX = 64
 
@@ -17,8 +17,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _make(args: argparse.Namespace) -> None:
-    from vpt.depth.rendering import SPLITS
-    from vpt.depth.scene_files import OBJECTS, write_scenes
+    from recipes.scenes.files import write_scenes
+    from recipes.scenes.rendering import SPLITS
+    from vpt.data.aurora.depth_sources import OBJECTS
 
     write_both_splits(args, SPLITS, write_scenes, OBJECTS)
 
@@ -33,7 +34,7 @@ COMMAND = Command(
     ),
     examples=(
         "example:\n"
-        "  vpt data make-scenes --out data/scenes --num 3000 --seed 0\n"
+        "  python -m recipes make-scenes --out data/scenes --num 3000 --seed 0\n"
         "  vpt depth-tokenizer train --maps data/scenes/train/depth \\\n"
         "    --heldout data/scenes/heldout/depth --out data/depth-tokenizer"
     ),

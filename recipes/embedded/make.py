@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vpt.boxes import crop_box_px
-from vpt.data.dataset_info import dataset_entry, write_dataset_info
-from vpt.data.embedded.questions import (
+from recipes.embedded.questions import (
     Question,
     caption,
     cell_of,
@@ -22,7 +20,9 @@ from vpt.data.embedded.questions import (
     listing,
     reading_questions,
 )
-from vpt.data.embedded.scenes import SIZE_PX, Scene, draw_scene
+from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
+from vpt.boxes import crop_box_px
+from vpt.data.dataset_info import dataset_entry, write_dataset_info
 from vpt.data.making import save_picture
 from vpt.files import write_whole
 from vpt.protocol.calls import format_region

@@ -1,0 +1,1 @@
+"""The model that ships: its pictures, its vision pretraining, its packing."""

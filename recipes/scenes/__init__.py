@@ -1,0 +1,1 @@
+"""Ray-cast pictures whose depth is known."""

@@ -1,1 +1,0 @@
-"""Generated pictures with questions about them: what the embedded model is trained on."""

@@ -54,8 +54,10 @@ def make_picture(draw):
 
 
 def as_file(draw, picture):
-    buffer = io.BytesIO()
-    picture.save(buffer, format=draw.choice(FORMATS))
+    buffer, kind = io.BytesIO(), draw.choice(FORMATS)
+    if kind == "ICO":  # Pillow writes icons of some sizes only
+        picture = picture.resize((16, 16))
+    picture.save(buffer, format=kind)
     return buffer.getvalue()
 
 

@@ -32,8 +32,8 @@ from vpt.cli.parser import build_command_parser
 from vpt.cli.run import EXIT_CODES, run
 from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
 from vpt.demo.examples import read_examples
+from vpt.demo.live_runs import LiveRuns, Snapshot
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
-from vpt.demo.watching import Glimpse, Watcher
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
 from vpt.inference.conversation import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
@@ -278,7 +278,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _error_message() -> Iterator[None]:
     """Show errors made on purpose as messages on the page, which takes them for HTML."""
     try:
         yield
@@ -297,25 +297,25 @@ class _Handlers:
     def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
         self.outputs = outputs
         self.model = model
-        self.watcher = None if isinstance(model, CheckpointError) else Watcher(model)
+        self.live_runs = None if isinstance(model, CheckpointError) else LiveRuns(model)
 
     def ask(
         self, picture: str | None, question: str, compare: bool, *settings: Any
     ) -> Iterator[dict[Any, Any]]:
-        with _told():
+        with _error_message():
             yield from self._answer(picture, question, compare, Settings(*settings))
 
     def look_there(
         self, picture: str | None, question: str, compare: bool, *rest: Any
     ) -> Iterator[dict[Any, Any]]:
-        with _told():
+        with _error_message():
             settings, box = Settings(*rest[:-4]), rest[-4:]
             yield from self._answer(picture, question, compare, settings, box)
 
     def _answer(
         self, picture: str | None, question: str, compare: bool, settings: Settings, *box: Any
     ) -> Iterator[dict[Any, Any]]:
-        if isinstance(self.model, CheckpointError) or self.watcher is None:
+        if isinstance(self.model, CheckpointError) or self.live_runs is None:
             raise CheckpointError(f"there is no model to ask: {self.model}")
         out = self.outputs
         requests = make_requests(
@@ -326,15 +326,15 @@ class _Handlers:
             out.plain_side: gr.Column(visible=compare),
             out.looks_side: gr.Column(visible=False),
         }
-        with contextlib.closing(self.watcher.watch(requests)) as glimpses:
-            yield from self._show(glimpses)
+        with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
+            yield from self._show(snapshots)
 
-    def _show(self, glimpses: Iterator[Glimpse]) -> Iterator[dict[Any, Any]]:
+    def _show(self, snapshots: Iterator[Snapshot]) -> Iterator[dict[Any, Any]]:
         """Runs as they happen, and at the end everything: programs get the last only."""
         out, shown_at = self.outputs, 0.0
         traces: dict[int, Trace] = {}
         errors: dict[int, vpt.VPTError] = {}
-        for one in glimpses:
+        for one in snapshots:
             traces[one.index] = one.trace
             if isinstance(one.event, ErrorEvent):
                 errors[one.index] = one.event.error
@@ -354,12 +354,12 @@ class _Handlers:
             raise error
 
     def replay(self, file: str) -> dict[Any, Any]:
-        with _told():
+        with _error_message():
             hidden = {self.outputs.plain: "", self.outputs.plain_side: gr.Column(visible=False)}
             return {**self.outputs.whole(Trace.load(file)), **hidden}
 
     def choose(self, trace: Trace | None, number: int) -> dict[Any, Any]:
-        with _told():
+        with _error_message():
             return {} if trace is None else self.outputs.pictures(trace, number)
 
     def mark(
@@ -368,7 +368,7 @@ class _Handlers:
         out = self.outputs
         if trace is None:
             return {out.corner: None}
-        with _told():
+        with _error_message():
             x, y = point_on_image(trace, event.index)
             x0, y0 = corner or (x, y)
             box = (min(x0, x), min(y0, y), max(x0, x), max(y0, y))
@@ -382,7 +382,7 @@ class _Handlers:
         sides = [side for side in box if side is not None]
         if trace is None or len(sides) != 4 or sides[0] >= sides[2] or sides[1] >= sides[3]:
             return gr.skip()
-        with _told():
+        with _error_message():
             return draw_views(trace, drawn_box=tuple(sides)).photo
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
 from vpt.cli.parser import Command, whole_number, words
 from vpt.cli.sampling import add_sampling_arguments
-from vpt.cli.terminal import put, say
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.list:
         from evaluation.table import splits_table
 
-        put(splits_table(args.data))
+        print_out(splits_table(args.data))
         return _FINE
     check_model_arguments(args)
     if not args.splits:
@@ -162,12 +162,12 @@ def _run(args: argparse.Namespace) -> int:
         resume=args.resume,
         judge=judge,
     )
-    put(results_table(results))
+    print_out(results_table(results))
     for line in shortfalls(results, args.out):
-        say(line)
-    say(f"results in {args.out}: results.json, report.html and the records")
+        print_err(line)
+    print_err(f"results in {args.out}: results.json, report.html and the records")
     if not any(entry["n"] > sum(entry["failures"].values()) for entry in results["splits"]):
-        say("error: no sample was answered: each one failed or does not fit the condition")
+        print_err("error: no sample was answered: each one failed or does not fit the condition")
         return _NOTHING_ANSWERED
     return _FINE
 
@@ -227,7 +227,7 @@ def _compare(args: argparse.Namespace) -> None:
     from evaluation.report.pairs import write_comparison
 
     comparison = compare_folders(args.a, args.b)
-    put(comparison.table())
+    print_out(comparison.table())
     if args.html is not None:
         write_comparison(comparison, args.html)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vpt.cli.files import check_out_folder
 from vpt.cli.parser import whole_number
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -67,8 +67,9 @@ def write_both_splits(
         folder = args.out / split
         scenes = write(folder, split, num_scenes, args.seed, args.size)
         try:
-            for _ in with_bar(scenes, num_scenes, f"{split} scenes"):
+            for _ in progress(scenes, num_scenes, f"{split} scenes"):
                 pass
         except OSError as exc:
             raise PromptError(f"cannot write {folder}: {exc.strerror or exc}") from exc
-        say(f"{count_words(num_scenes, 'scene')} in {folder}, described in {folder / described}")
+        number = count_words(num_scenes, "scene")
+        print_err(f"{number} in {folder}, described in {folder / described}")

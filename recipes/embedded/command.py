@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vpt.cli.files import check_out_folder
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.terminal import say
+from vpt.cli.terminal import print_err
 from vpt.view.wording import count_words
 
 
@@ -63,7 +63,7 @@ def _make(args: argparse.Namespace) -> None:
                 bar.update(done)
         files = ", ".join(f"{name}.jsonl" for name in part.files)
         drawn = count_words(part.num_scenes, "picture")
-        say(f"{drawn} in {args.out / part.name}, asked about in {files}")
+        print_err(f"{drawn} in {args.out / part.name}, asked about in {files}")
     write_index(args.out)
 
 

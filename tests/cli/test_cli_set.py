@@ -58,7 +58,7 @@ def test_stems_can_be_frozen(run, folder):
 def test_steering_begins_anew_from_small_weights(run, folder):
     before = load_file(folder / "model.safetensors")
     names = sorted(file.name for file in folder.iterdir())
-    code, out, err = run("set", folder, "--fresh-steering", "dino", "--seed", 3)
+    code, out, err = run("set", folder, "--reset-conditioning", "dino", "--seed", 3)
     assert (code, err, out) == (0, "", "steering    of dino, anew\n")
     after = load_file(folder / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -67,27 +67,33 @@ def test_steering_begins_anew_from_small_weights(run, folder):
     assert after[weight].std() < 0.2 * before[weight].std()
     assert sorted(file.name for file in folder.iterdir()) == names
     vpt.load(str(folder), device="cpu")
-    run("set", folder, "--fresh-steering", "dino", "--seed", 3)
+    run("set", folder, "--reset-conditioning", "dino", "--seed", 3)
     assert torch.equal(after[weight], load_file(folder / "model.safetensors")[weight])
+
+
+def test_the_former_name_of_an_option_works_with_a_note(run, folder):
+    code, out, err = run("set", folder, "--fresh-steering", "dino", "--seed", 3)
+    assert code == 0 and out == "steering    of dino, anew\n"
+    assert "--fresh-steering is called --reset-conditioning now" in err
 
 
 def test_steering_of_a_released_folder_begins_anew(run, goldens, tmp_path):
     folder = shutil.copytree(goldens / "checkpoints" / "dino", tmp_path / "model")
-    assert run("set", folder, "--fresh-steering", "dino")[0] == 0
+    assert run("set", folder, "--reset-conditioning", "dino")[0] == 0
     assert [file.name for file in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert not list(folder.glob("*.bin"))
     vpt.load(str(folder), device="cpu")
 
 
 def test_steering_of_a_branch_that_is_not_there(run, folder):
-    code, _, err = run("set", folder, "--fresh-steering", "sam")
+    code, _, err = run("set", folder, "--reset-conditioning", "sam")
     assert code == 2 and f"no branch sam in {folder}; it has: dino" in err
     before = (folder / "config.json").read_text()
-    assert run("set", folder, "--mask", "question", "--fresh-steering", "sam")[0] == 2
-    code, _, err = run("set", folder, "--fresh-steering", "")
+    assert run("set", folder, "--mask", "question", "--reset-conditioning", "sam")[0] == 2
+    code, _, err = run("set", folder, "--reset-conditioning", "")
     assert code == 2 and "expected names of branches, as in dino,sam" in err
     assert (folder / "config.json").read_text() == before
-    code, _, err = run("set", folder, "--fresh-steering", "eyes")
+    code, _, err = run("set", folder, "--reset-conditioning", "eyes")
     assert code == 2 and "unknown branch 'eyes'; available: clip, dino, sam" in err
 
 
@@ -187,7 +193,7 @@ def as_snapshot(folder, tmp_path):
     [
         ["--mask", "question"],
         ["--max-pixels", "784"],
-        ["--fresh-steering", "dino"],
+        ["--reset-conditioning", "dino"],
     ],
 )
 def test_blobs_that_snapshots_share_stay_as_they_are(run, folder, tmp_path, words):

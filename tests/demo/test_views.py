@@ -12,8 +12,8 @@ from PIL import Image
 
 import vpt
 from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
+from vpt.demo.live_runs import LiveRuns
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
-from vpt.demo.watching import Watcher
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.model.building import tiny_model
 from vpt.trace.records import Trace
@@ -28,9 +28,9 @@ SETTINGS = Settings("auto", 4, 256, True, 0.0, 1.0, 0, 0)
 
 def run(runtime, picture, question=QUESTION, **changes):
     settings = Settings(**{**vars(SETTINGS), **changes})
-    watcher = Watcher(runtime)
+    live_runs = LiveRuns(runtime)
     requests = make_requests(runtime, str(picture), question, settings)
-    return [glimpse.trace for glimpse in watcher.watch(requests)][-1]
+    return [snapshot.trace for snapshot in live_runs.watch(requests)][-1]
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def heat(embedded, picture):
 def test_a_growing_trace_shows_what_the_whole_one_shows(embedded, picture):
     requests = make_requests(embedded, str(picture), QUESTION, SETTINGS)
     lines = []
-    for glimpse in Watcher(embedded).watch(requests):
-        lines.append(timeline_html(glimpse.trace))
-        grown = copy.deepcopy(glimpse.trace)
+    for snapshot in LiveRuns(embedded).watch(requests):
+        lines.append(timeline_html(snapshot.trace))
+        grown = copy.deepcopy(snapshot.trace)
         if not grown.stop_reason:
             before = grown
     assert [line.count("<li") for line in lines] == sorted(line.count("<li") for line in lines)
     assert "…" in lines[7]  # the call is made, its result not there yet
-    whole = glimpse.trace
+    whole = snapshot.trace
     assert before.tokens == whole.tokens and before.calls == whole.calls
     assert before.answer == whole.answer
     assert before.images == [
@@ -69,8 +69,8 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
     runtime = vpt.Runtime(model, processor)
     settings = Settings(**{**vars(SETTINGS), "perception": "dino", "max_new_tokens": 5})
     requests = make_requests(runtime, str(picture), "x", settings, compare=True)
-    glimpses = list(Watcher(runtime).watch(requests))
-    ends = {one.index: one for one in glimpses}
+    snapshots = list(LiveRuns(runtime).watch(requests))
+    ends = {one.index: one for one in snapshots}
     assert isinstance(ends[0].event, vpt.ErrorEvent) and "not finite" in str(ends[0].event.error)
     assert [call.branch for call in ends[0].trace.calls] == ["dino"]  # as far as it came
     alone = runtime.ask(picture, "x", perception="none", max_new_tokens=5)
@@ -79,11 +79,11 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
 
 def test_closing_a_watched_run_frees_its_place(endless, picture):
     requests = make_requests(endless, str(picture), "x", SETTINGS)
-    glimpses = Watcher(endless).watch(requests)
-    next(glimpses)
+    snapshots = LiveRuns(endless).watch(requests)
+    next(snapshots)
     engine = endless.engine(0)
     busy, read = engine.num_free_slots, engine.num_tokens_run
-    glimpses.close()
+    snapshots.close()
     assert engine.num_free_slots == busy + 1 and engine.num_tokens_run == read
 
 
@@ -247,7 +247,7 @@ def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
     (request,) = make_requests(
         embedded, str(picture), QUESTION, SETTINGS, box=(310.0, 290.0, 380.0, 325.0)
     )
-    trace = [glimpse.trace for glimpse in Watcher(embedded).watch([request])][-1]
+    trace = [snapshot.trace for snapshot in LiveRuns(embedded).watch([request])][-1]
     x0, y0, x1, y1 = trace.calls[0].box_xyxy_px
     assert x0 <= 310 and y0 <= 290 and x1 >= 380 and y1 >= 325
     assert x1 - x0 == y1 - y0 == 3 * 56
@@ -256,6 +256,6 @@ def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
 
 def test_two_answers_are_written_side_by_side(embedded, picture):
     requests = make_requests(embedded, str(picture), QUESTION, SETTINGS, compare=True)
-    traces = {glimpse.index: glimpse.trace for glimpse in Watcher(embedded).watch(requests)}
+    traces = {snapshot.index: snapshot.trace for snapshot in LiveRuns(embedded).watch(requests)}
     assert traces[0].answer == "3" and traces[0].calls
     assert traces[1].perception == "none" and not traces[1].calls

@@ -11,7 +11,7 @@ from drivers import Eager, Script
 from transformers import LogitsProcessorList, set_seed
 
 import vpt
-from vpt.demo.watching import Watcher
+from vpt.demo.live_runs import LiveRuns
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.model.building import add_content, build_from_base, tiny_model
@@ -108,9 +108,11 @@ def test_without_a_depth_tokenizer_codes_are_kept(made, answers):
 
 def test_a_growing_trace_has_the_content_of_the_whole_one(runtime):
     request = runtime.request(noise(0), "What?", max_new_tokens=40)
-    glimpses = list(Watcher(runtime).watch([request]))
-    assert glimpses[-1].trace.content and glimpses[-2].trace.content == glimpses[-1].trace.content
-    assert Trace.from_dict(json.loads(glimpses[-1].trace.to_json())) == glimpses[-1].trace
+    snapshots = list(LiveRuns(runtime).watch([request]))
+    assert (
+        snapshots[-1].trace.content and snapshots[-2].trace.content == snapshots[-1].trace.content
+    )
+    assert Trace.from_dict(json.loads(snapshots[-1].trace.to_json())) == snapshots[-1].trace
 
 
 def test_a_depth_tokenizer_of_another_shape_is_refused(made):

@@ -11,7 +11,7 @@ from vpt.cli.files import check_targets, write_file
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.sampling import add_sampling_arguments
-from vpt.cli.terminal import put, say
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, invite
 from vpt.view.wording import STOP_WORDS, content_words, count_words
@@ -94,18 +94,18 @@ def _ask(args: argparse.Namespace) -> None:
     images = [load_image(path) for path in paths]
     for image in images:
         if image.num_frames > 1:
-            say(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
+            print_err(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
     request = _request(images, question, args)
     runtime = load_runtime(args)
     trace = _show(runtime, request, show_text=not args.json)
     if args.json:
-        put(json.dumps(trace.to_dict()))
+        print_out(json.dumps(trace.to_dict()))
     _write_outputs(trace, images, args)
     _note_content(trace, runtime)
     if trace.malformed:
-        say(f"note: {count_words(len(trace.malformed), 'malformed call')} read as text")
+        print_err(f"note: {count_words(len(trace.malformed), 'malformed call')} read as text")
     if trace.stop_reason in CUT_SHORT:
-        say(f"note: {CUT_SHORT[trace.stop_reason]}")
+        print_err(f"note: {CUT_SHORT[trace.stop_reason]}")
     if args.verbose:
         _summarise(trace)
 
@@ -184,10 +184,10 @@ def _note_content(trace: Trace, runtime: Runtime) -> None:
             continue
         most = runtime.vocabulary.content.num_cells
         of = f" of {most}" if one.kind == "depth" else ""
-        say(f"note: {content_words(one)}{of}; allow more with --max-new-tokens")
+        print_err(f"note: {content_words(one)}{of}; allow more with --max-new-tokens")
     has_map = any(one.kind == "depth" and one.is_whole for one in trace.content)
     if has_map and runtime.depth_tokenizer is None:
-        say(
+        print_err(
             "note: the depth map is kept as codes; this model has no depth tokenizer to decode "
             "them, name one with --depth-tokenizer"
         )
@@ -195,17 +195,17 @@ def _note_content(trace: Trace, runtime: Runtime) -> None:
 
 def _summarise(trace: Trace) -> None:
     counts, timings = trace.counts, trace.timings
-    say(
+    print_err(
         f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
         f"{counts.generated_tokens} generated tokens, {counts.llm_tokens} read by the LLM; "
         f"{count_words(len(trace.calls), 'call')}; "
         f"{count_words(counts.images_encoded, 'image')} encoded, {counts.images_reused} reused"
     )
-    say(
+    print_err(
         f"prefill {timings.prefill:.0f} ms, first token after {timings.first_token:.0f} ms, "
         f"{timings.total:.0f} ms in all"
     )
-    say(f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason)}")
+    print_err(f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason)}")
 
 
 COMMAND = Command(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import put, say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err, print_out
 from vpt.data.row_files import SUFFIXES
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError, PromptError
@@ -135,13 +135,13 @@ def _build(args: argparse.Namespace) -> int | None:
         raise DataError(f"{args.annotations} holds no annotations")
     annotations = read_annotations(entries)
     paths = dict.fromkeys(a.image for a in annotations if isinstance(a, Annotation))
-    images = dict(with_bar(measure_images(paths, args.images), len(paths), "images"))
+    images = dict(progress(measure_images(paths, args.images), len(paths), "images"))
     recipe = Recipe(args.kinds, args.draw, args.seed, args.invited, args.grid_size)
     built = build_rows(annotations, images, recipe)
     _tell_unread(entries, KEYS)
     _tell_bad(built, args)
     if not built.rows or (built.bad and not args.skip_bad):
-        say(f"nothing was written to {args.out}")
+        print_err(f"nothing was written to {args.out}")
         return EXIT_FAULTS
     write_file(lambda file: write_rows(built.rows, file), args.out)
     # Each row has every column, so only one that stays empty for long can be refused.
@@ -151,10 +151,10 @@ def _build(args: argparse.Namespace) -> int | None:
     _tell_made(built, args)
     if args.dataset_info:
         write_file(lambda file: write_dataset_info(info, file), info_file)
-        say(f"{info_file} names it {name!r}")
+        print_err(f"{info_file} names it {name!r}")
     else:
-        say("entry for dataset_info.json; file_name is relative to the folder of that:")
-        put(json.dumps(info, indent=2, ensure_ascii=False))
+        print_err("entry for dataset_info.json; file_name is relative to the folder of that:")
+        print_out(json.dumps(info, indent=2, ensure_ascii=False))
     return None
 
 
@@ -180,31 +180,31 @@ def _tell_unread(entries: list[Any], keys: tuple[str, ...]) -> None:
                 unread[key] = unread.get(key, 0) + 1
     if unread:
         named = ", ".join(f"{key} ({number})" for key, number in unread.items())
-        say(f"note: keys left aside, with the number of annotations that have them: {named}")
+        print_err(f"note: keys left aside, with the number of annotations that have them: {named}")
 
 
 def _tell_bad(built: Built, args: argparse.Namespace) -> None:
     if not built.bad:
         return
     number = count_words(len(built.bad), "annotation")
-    say(f"{number} cannot be used (the first is number 0):")
+    print_err(f"{number} cannot be used (the first is number 0):")
     listed = built.bad if args.verbose else built.bad[:NUM_LISTED]
     for index, reason in listed:
-        say(f"  {index}: {' '.join(reason.split())}", name="")
+        print_err(f"  {index}: {' '.join(reason.split())}", name="")
     if hidden := len(built.bad) - len(listed):
-        say(f"  and {hidden} more; --verbose lists all", name="")
+        print_err(f"  and {hidden} more; --verbose lists all", name="")
     if not args.skip_bad:
-        say("mend them, or leave them out with --skip-bad")
+        print_err("mend them, or leave them out with --skip-bad")
 
 
 def _tell_made(built: Built, args: argparse.Namespace) -> None:
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(built.kinds.items()))
     left_out = f"; {count_words(len(built.bad), 'bad annotation')} left out" if built.bad else ""
-    say(f"wrote {count_words(len(built.rows), 'row')} to {args.out}: {kinds}{left_out}")
+    print_err(f"wrote {count_words(len(built.rows), 'row')} to {args.out}: {kinds}{left_out}")
     if built.num_without_box:
         number = count_words(built.num_without_box, "annotation")
-        say(f"{number} without a box, of which no region row can be built")
-    say(f"train with media_dir: {args.images or '.'}; paths in the rows are relative to it")
+        print_err(f"{number} without a box, of which no region row can be built")
+    print_err(f"train with media_dir: {args.images or '.'}; paths in the rows are relative to it")
 
 
 COMMAND = Command(

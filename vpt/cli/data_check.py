@@ -13,8 +13,8 @@ from vpt.cli.data_make_curriculum import epoch_lines
 from vpt.cli.data_target import Target, find_target
 from vpt.cli.model import quieten
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import put
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_out
 from vpt.data.findings import FINDINGS
 from vpt.errors import DataError, PromptError
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
@@ -110,7 +110,7 @@ def _check(args: argparse.Namespace) -> int | None:
     )
     unchecked = _unchecked(args, num_left, is_rows=target.check is None)
     if args.json:
-        put(json.dumps(_as_json(report, target, num_images, unchecked)))
+        print_out(json.dumps(_as_json(report, target, num_images, unchecked)))
     else:
         _show(report, target, args.show, num_images, unchecked)
     return EXIT_FAULTS if report.findings else None
@@ -120,7 +120,7 @@ def _check_split(args: argparse.Namespace, target: Target) -> tuple[Report, int,
     """Check by the target's own means: a report, images opened, rows left out."""
     assert target.check is not None  # or these are rows
     report = target.check(
-        limit=args.limit, open_images=args.open_images, ignored=args.ignore, watch=with_bar
+        limit=args.limit, open_images=args.open_images, ignored=args.ignore, watch=progress
     )
     return report, report.num_images, report.num_left
 
@@ -145,9 +145,9 @@ def _check_rows(args: argparse.Namespace, target: Target) -> tuple[Report, int, 
         named = (split_crop_suffix(path)[0] for row in rows for path in image_paths(row))
         places = {path: target.find_image(path) for path in named}
         distinct = dict.fromkeys(places.values())
-        facts = dict(with_bar(measure_images(distinct, None), len(distinct), "images"))
+        facts = dict(progress(measure_images(distinct, None), len(distinct), "images"))
         images = {path: facts[place] for path, place in places.items()}
-    watched = with_bar(rows, len(rows), "rows")
+    watched = progress(rows, len(rows), "rows")
     report = check_rows(watched, make_checker(images), args.ignore, loading)
     return report, len(images), num_all - len(rows)
 
@@ -227,33 +227,33 @@ def _as_json(
 def _show(
     report: Report, target: Target, num_shown: int, num_images: int, unchecked: Sequence[str]
 ) -> None:
-    put(
+    print_out(
         f"{target.file}: {count_words(report.num_rows, 'row')}, "
         f"{count_words(num_images, 'image')} opened"
     )
     for row_kind, num_of_kind in sorted(report.row_kinds.items()):
-        put(f"  {num_of_kind:>7,}  {row_kind}")
+        print_out(f"  {num_of_kind:>7,}  {row_kind}")
     for line in epoch_lines(report.epochs):
-        put(f"  {line}")
+        print_out(f"  {line}")
     for kind, entries in report.findings.items():
         num_rows = len({number for number, _ in entries if number is not None})
         counted = count_words(num_rows, "row") if num_rows else "the file"
-        put(f"\n{kind}: {counted}: {target.findings[kind]}")
+        print_out(f"\n{kind}: {counted}: {target.findings[kind]}")
         for number, detail in entries[:num_shown]:
             place = "the file" if number is None else f"row {number}"
-            put(f"  {place}: {' '.join(detail.split())}")
+            print_out(f"  {place}: {' '.join(detail.split())}")
         if hidden := len(entries) - min(num_shown, len(entries)):
-            put(f"  and {hidden} more; --show {len(entries)} or --json names them")
-    put("")
+            print_out(f"  and {hidden} more; --show {len(entries)} or --json names them")
+    print_out("")
     for name in unchecked:
-        put(f"not checked: {name}")
+        print_out(f"not checked: {name}")
     if report.findings:
-        put(
+        print_out(
             f"{count_words(report.num_with_findings, 'row')} of {report.num_rows} with findings "
             "(the first row is number 0)"
         )
     else:
-        put("nothing found")
+        print_out("nothing found")
 
 
 COMMAND = Command(

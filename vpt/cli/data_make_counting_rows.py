@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from vpt.cli.files import check_out_folder
 from vpt.cli.left_out import say_left_out
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -75,7 +75,7 @@ def _make(args: argparse.Namespace) -> None:
     recipe = CountingRecipe(args.seed, args.categories, args.skip_bad)
     maker = CountingRowMaker(annotations, args.images, recipe, args.out)
     try:
-        for _ in with_bar(maker.make(), maker.num_pictures, "pictures"):
+        for _ in progress(maker.make(), maker.num_pictures, "pictures"):
             pass
         made = maker.finish()
     except OSError as exc:
@@ -85,13 +85,13 @@ def _make(args: argparse.Namespace) -> None:
 
 def _report(folder: Path, annotations: Annotations, made: Part) -> None:
     files = ", ".join(f"{name}.jsonl ({len(rows):,})" for name, rows in made.lines.items())
-    say(f"in {folder}: {files}")
+    print_err(f"in {folder}: {files}")
     counts = sorted((int(count), number) for count, number in made.counts.items())
-    say("counts: " + ", ".join(f"{count}: {number:,}" for count, number in counts))
+    print_err("counts: " + ", ".join(f"{count}: {number:,}" for count, number in counts))
     for why, number in sorted(annotations.left_out.items()):
-        say(f"left out, categories of a picture, for {why}: {number:,}")
+        print_err(f"left out, categories of a picture, for {why}: {number:,}")
     if num_without := sum(not one.categories for one in annotations.pictures):
-        say(f"{count_words(num_without, 'picture')} without anything left to ask about")
+        print_err(f"{count_words(num_without, 'picture')} without anything left to ask about")
     say_left_out(made.problems, "picture")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.terminal import put, say
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import DataError, PromptError
 
 
@@ -82,8 +82,8 @@ def _make(args: argparse.Namespace) -> None:
     info = with_entry(read_dataset_info(folder / INFO), folder / INFO, args.out.stem, args.out)
     write_file(lambda file: write_rows(rows, file), args.out)
     write_file(lambda file: write_dataset_info(info, file), folder / INFO)
-    say(f"{len(rows):,} rows in {args.out}, named {args.out.stem!r} in {folder / INFO}")
-    put("\n".join(epoch_lines(count_epochs(rows))))
+    print_err(f"{len(rows):,} rows in {args.out}, named {args.out.stem!r} in {folder / INFO}")
+    print_out("\n".join(epoch_lines(count_epochs(rows))))
 
 
 def read_rows(file: Path, folder: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, estimate_map
 from vpt.cli.files import check_out_folder
 from vpt.cli.left_out import say_left_out
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _make(args: argparse.Namespace) -> None:
     recipe = DepthRecipe(args.seed, args.points, rule, args.scale, args.skip_bad)
     maker = DepthRowMaker(tokenizer, recipe, args.out)
     try:
-        for _ in with_bar(maker.make(sources), len(sources), "photos"):
+        for _ in progress(maker.make(sources), len(sources), "photos"):
             pass
         made = maker.finish(len(sources))
     except OSError as exc:
@@ -154,14 +154,16 @@ def _find_sources(args: argparse.Namespace) -> list[DepthSource]:
 def _report(marked: Path, made: Part) -> None:
     num_rows = {name: len(rows) for name, rows in made.lines.items()}
     files = ", ".join(f"{name}.jsonl ({number:,})" for name, number in num_rows.items())
-    say(f"pictures in {marked}, rows in {files}")
+    print_err(f"pictures in {marked}, rows in {files}")
     points = {key: made.counts[key] for key in sorted(made.counts) if key.endswith("points")}
     letters = {key: made.counts[key] for key in sorted(made.counts) if key.startswith("answer")}
-    say(", ".join(f"{key}: {count:,}" for key, count in {**points, **letters}.items()))
+    print_err(", ".join(f"{key}: {count:,}" for key, count in {**points, **letters}.items()))
     total = sum(points.values())
     guess = sum(count / int(key.split()[0]) for key, count in points.items()) / total
     lowest = made.counts["lowest is nearest"] / total
-    say(f"the lowest point is the nearest in {lowest:.0%} of the questions; a guess is {guess:.0%}")
+    print_err(
+        f"the lowest point is the nearest in {lowest:.0%} of the questions; a guess is {guess:.0%}"
+    )
     say_left_out(made.problems, "photo")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.terminal import say
+from vpt.cli.terminal import print_err
 from vpt.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run_demo(args: argparse.Namespace, serve: Serve) -> None:
     except CheckpointError as exc:
         if not args.anyway:
             raise
-        say(f"error: {exc}")
+        print_err(f"error: {exc}")
         model = exc
     serve(model, args)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import Command
-from vpt.cli.terminal import say
+from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 
 
@@ -36,7 +36,7 @@ def _decode(args: argparse.Namespace) -> None:
     tokenizer = load_depth_tokenizer(args.tokenizer)
     depth = tokenizer.from_text(text)
     write_file(lambda file: write_map(depth, file), args.out)
-    say(f"wrote {args.out}, {tokenizer.config.size_px} pixels a side; near is bright")
+    print_err(f"wrote {args.out}, {tokenizer.config.size_px} pixels a side; near is bright")
 
 
 COMMAND = Command(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, load_estimator
 from vpt.cli.parser import Command
-from vpt.cli.terminal import put
+from vpt.cli.terminal import print_out
 from vpt.errors import PromptError
 from vpt.protocol.content import format_depth
 
@@ -56,7 +56,7 @@ def _encode(args: argparse.Namespace) -> None:
         codes = tokenizer.encode(depth)
         text = format_depth(codes, tokenizer.config.num_codes, tokenizer.config.num_cells)
         row = {"file": str(file), "codes": codes, "text": text}
-        put(json.dumps(row, ensure_ascii=False) if args.json else text)
+        print_out(json.dumps(row, ensure_ascii=False) if args.json else text)
 
 
 COMMAND = Command(

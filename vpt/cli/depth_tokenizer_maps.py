@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.files import write_file
 from vpt.cli.model import quieten
-from vpt.cli.progress import with_bar
+from vpt.cli.progress import progress
 from vpt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def estimate_maps(photos: Path, target: Path, args: argparse.Namespace) -> list[
     named = {photo: target / f"{photo.relative_to(photos)}.png" for photo in found}
     if missing := [photo for photo in found if not named[photo].exists()]:
         estimator = load_estimator(args)
-        for photo in with_bar(missing, len(missing), "photos"):
+        for photo in progress(missing, len(missing), "photos"):
             depth = estimator.estimate(load_image(photo).pixels)
             file = named[photo]
             write_file(lambda folder: folder.mkdir(parents=True, exist_ok=True), file.parent)

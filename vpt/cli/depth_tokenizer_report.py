@@ -12,8 +12,8 @@ from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
 from vpt.cli.depth_tokenizer_maps import add_distances_argument
 from vpt.cli.files import check_targets, write_file
 from vpt.cli.parser import Command
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import put, say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -49,13 +49,13 @@ def _report(args: argparse.Namespace) -> None:
     tokenizer = load_depth_tokenizer(args.tokenizer)
     files = find_maps(args.maps)
     read = partial(read_map, distances=args.distances)
-    maps = with_bar(map(read, files), len(files), "maps")
+    maps = progress(map(read, files), len(files), "maps")
     measured = summarise(score_maps(tokenizer, maps), tokenizer.config.num_codes)
-    put(json.dumps(asdict(measured)) if args.json else measured_words(measured))
+    print_out(json.dumps(asdict(measured)) if args.json else measured_words(measured))
     if args.picture:
         picture = draw_reconstructions(tokenizer, [read(file) for file in spread(files)])
         write_file(picture.save, args.picture)
-        say(f"wrote {args.picture}")
+        print_err(f"wrote {args.picture}")
 
 
 COMMAND = Command(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, check_source, estimate_maps
 from vpt.cli.files import check_out_folder, write_file
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.progress import with_bar
-from vpt.cli.terminal import put, say
+from vpt.cli.progress import progress
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def _train(args: argparse.Namespace) -> None:
 
         wanted = run_identity(files, settings, DepthTokenizerConfig(), distances)
         check_same_run(read_json(metrics).get("run", {}), wanted, args.out)
-        say(f"{args.out} is trained already; {metrics} tells how well")
+        print_err(f"{args.out} is trained already; {metrics} tells how well")
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = Trainer(files, settings, device=device, distances=distances)
     if trainer.load_state(args.out):
-        say(f"going on behind step {trainer.step} of {args.steps}")
-    for step in with_bar(trainer.run(), args.steps - trainer.step, "steps"):
+        print_err(f"going on behind step {trainer.step} of {args.steps}")
+    for step in progress(trainer.run(), args.steps - trainer.step, "steps"):
         if step % _SAVE_EVERY == 0 or step == args.steps:
             write_file(trainer.save_state, args.out)
     _finish(trainer, heldout, args.out)
@@ -130,7 +130,7 @@ def _finish(trainer: Trainer, heldout: list[Path], folder: Path) -> None:
     tokenizer = trainer.tokenizer
     write_file(tokenizer.save, folder)
     read = partial(read_map, distances=trainer.distances)
-    maps = with_bar(map(read, heldout), len(heldout), "held-out maps")
+    maps = progress(map(read, heldout), len(heldout), "held-out maps")
     measured = summarise(score_maps(tokenizer, maps), tokenizer.config.num_codes)
     picture = draw_reconstructions(tokenizer, [read(file) for file in spread(heldout)])
     write_file(picture.save, folder / PICTURE)
@@ -142,8 +142,8 @@ def _finish(trainer: Trainer, heldout: list[Path], folder: Path) -> None:
     text = json.dumps(content, indent=1) + "\n"
     write_file(lambda file: write_whole(text, file), folder / METRICS)
     (folder / STATE).unlink(missing_ok=True)
-    put(measured_words(measured))
-    say(f"wrote the tokenizer, {METRICS} and {PICTURE} to {folder}")
+    print_out(measured_words(measured))
+    print_err(f"wrote the tokenizer, {METRICS} and {PICTURE} to {folder}")
 
 
 COMMAND = Command(

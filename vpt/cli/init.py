@@ -12,7 +12,7 @@ from vpt.cli.files import check_out_folder, write_file
 from vpt.cli.model import DTYPES, quieten
 from vpt.cli.parser import Command, branch_names, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
-from vpt.cli.terminal import put
+from vpt.cli.terminal import print_out
 from vpt.errors import CheckpointError, PromptError
 from vpt.protocol.tokens import (
     CONTENT_TOKENS,
@@ -107,16 +107,16 @@ def _init(args: argparse.Namespace) -> None:
         write_file(tokenizer.save, args.out / DEPTH_TOKENIZER)
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
-    put(f"made {args.out} of {args.base}")
-    put(f"  branches    {', '.join(['region', *model.config.vision_encoder_ls])}")
+    print_out(f"made {args.out} of {args.base}")
+    print_out(f"  branches    {', '.join(['region', *model.config.vision_encoder_ls])}")
     if kinds := model.config.content_tokens.kinds:
         decoded = "; no depth tokenizer, so maps are codes only"
         decoded = decoded if "depth" in kinds and tokenizer is None else ""
-        put(f"  content     {', '.join(kinds)}{decoded}")
+        print_out(f"  content     {', '.join(kinds)}{decoded}")
     untrained = "" if args.branches is None else " untrained"
-    put(f"  parameters  {num_all:,}, of which {num_new:,} in{untrained} projectors")
-    put(f"  tokens      {len(tokens)} for perception, untrained")
-    put(f'ask it:  vpt ask --model {shlex.quote(str(args.out))} photo.jpg "What is this?"')
+    print_out(f"  parameters  {num_all:,}, of which {num_new:,} in{untrained} projectors")
+    print_out(f"  tokens      {len(tokens)} for perception, untrained")
+    print_out(f'ask it:  vpt ask --model {shlex.quote(str(args.out))} photo.jpg "What is this?"')
 
 
 def _build(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpt.cli.terminal import say
+from vpt.cli.terminal import print_err
 from vpt.view.wording import count_words
 
 _NUM_LISTED = 5
@@ -19,6 +19,6 @@ def say_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
     """
     if not problems:
         return
-    say(f"{count_words(len(problems), noun)} left out:")
+    print_err(f"{count_words(len(problems), noun)} left out:")
     for which, why in problems[:_NUM_LISTED]:
-        say(f"  {which}: {why}")
+        print_err(f"  {which}: {why}")

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def with_bar(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+def progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
     """Hand items through and show how many have passed, on stderr if that is a terminal.
 
     Args:

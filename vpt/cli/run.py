@@ -23,7 +23,7 @@ from importlib.metadata import entry_points
 from vpt.cli import ask, data, demo, depth_tokenizer, init
 from vpt.cli import set as setting
 from vpt.cli.parser import Command, CommandGroup, build_parser
-from vpt.cli.terminal import say
+from vpt.cli.terminal import print_err
 from vpt.errors import (
     BudgetError,
     CheckpointError,
@@ -97,7 +97,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
             code = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        say("interrupted", before="\n")
+        print_err("interrupted", before="\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then.
@@ -131,14 +131,14 @@ def _tell(exc: Exception, verbose: bool) -> int:
     """Say what went wrong; returns the exit code that stands for it."""
     code = _exit_code(exc)
     if code == EXIT_BUG or verbose:
-        say(traceback.format_exc().rstrip(), name="")
+        print_err(traceback.format_exc().rstrip(), name="")
     if code == EXIT_BUG:
-        say("this is a bug; please report it with the lines above")
+        print_err("this is a bug; please report it with the lines above")
         return code
     message = " ".join(str(exc).split())
     if code == EXIT_MEMORY:
         message = f"{message} ({MEMORY_ADVICE})" if message else MEMORY_ADVICE
-    say(f"error: {message}")
+    print_err(f"error: {message}")
     return code
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpt.boxes import PixelBox
-from vpt.cli.terminal import put, say
+from vpt.cli.terminal import print_err, print_out
 from vpt.inference.conversation import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
 from vpt.trace.records import CallRecord
 from vpt.view.wording import call_words, content_words, count_words
@@ -40,11 +40,11 @@ class Screen:
         if isinstance(event, CallEvent):
             self._num_calls += 1
             if event.call.outcome != "executed":
-                say(self._refusal(event.call), name="")
+                print_err(self._refusal(event.call), name="")
         elif isinstance(event, ContentEvent):
-            say(f"[drew: {content_words(event.content)}, {event.content.ms:.0f} ms]", name="")
+            print_err(f"[drew: {content_words(event.content)}, {event.content.ms:.0f} ms]", name="")
         elif isinstance(event, ResultEvent):
-            say(self._result(event.call), name="")
+            print_err(self._result(event.call), name="")
 
     def _add(self, text: str) -> None:
         text = self._held + text
@@ -53,12 +53,12 @@ class Screen:
         shown = text.rstrip()
         self._held = text[len(shown) :]
         if shown and self._show_text:
-            put(shown, end="")
+            print_out(shown, end="")
         self._is_fresh = self._is_fresh and not shown
 
     def _end_turn(self) -> None:
         if not self._is_fresh and self._show_text:
-            put("")
+            print_out("")
         self._is_fresh, self._held = True, ""
 
     def _result(self, call: CallRecord) -> str:

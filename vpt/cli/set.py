@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vpt.cli.files import write_file
 from vpt.cli.model import quieten
 from vpt.cli.parser import Command, branch_names, number, whole_number
-from vpt.cli.terminal import put
+from vpt.cli.terminal import print_err, print_out
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files, write_whole
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
@@ -93,6 +93,23 @@ def check_training_settings(settings: dict[str, Any], *, has_ratio: bool) -> Non
         raise PromptError("--mask-ratio needs a mask; add --mask question or question+image")
 
 
+class _OldName(argparse.Action):
+    """An option under its former name, which works for one release."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        new = "--" + self.dest.replace("_", "-")
+        print_err(
+            f"{option_string} is called {new} now; the old name will go with the next release"
+        )
+        setattr(namespace, self.dest, values)
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a VPT model, as saved")
     add_training_arguments(parser)
@@ -103,11 +120,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels that a picture or a crop is shrunk to, at most; 28x28 are one token",
     )
     parser.add_argument(
-        "--fresh-steering",
+        "--reset-conditioning",
         type=branch_names,
         metavar="NAMES",
-        help="begin anew, from small weights, with how the model steers these branches, e.g. "
-        "dino,sam; for where steering has drowned what there is to see",
+        help="draw the conditioning layers of these branches again, from small weights, e.g. "
+        "dino,sam; for branches whose features the conditioning drowns",
+    )
+    parser.add_argument(
+        "--fresh-steering",
+        dest="reset_conditioning",
+        action=_OldName,
+        type=branch_names,
+        help=argparse.SUPPRESS,
     )
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of those weights (default: 0)"
@@ -120,16 +144,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _set(args: argparse.Namespace) -> None:
     """Check, write, and say what changed."""
     settings = training_settings(args)
-    if not settings and args.max_pixels is None and args.fresh_steering is None:
+    if not settings and args.max_pixels is None and args.reset_conditioning is None:
         raise PromptError(
             "there is nothing to set; give --alignment, --stems, --mask, --mask-ratio, "
-            "--max-pixels or --fresh-steering"
+            "--max-pixels or --reset-conditioning"
         )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
     quieten(args)
     _check_folder(str(args.folder))
-    steered = _steered_branches(args.folder, args.fresh_steering)
+    steered = _steered_branches(args.folder, args.reset_conditioning)
     if settings:
         _set_training(args, settings)
     if args.max_pixels is not None:
@@ -159,7 +183,7 @@ def _set_training(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     for name in settings:
         kept = new[name] == old[name]
         said = ", as it was" if kept else f" -> {_word(name, new[name])}"
-        put(f"{_NAMES[name]:<11} {_word(name, old[name])}{said}")
+        print_out(f"{_NAMES[name]:<11} {_word(name, old[name])}{said}")
 
 
 def _set_max_pixels(folder: Path, max_pixels: int) -> None:
@@ -178,7 +202,7 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
 
     write_file(save, folder)
     kept = ", as it was" if old == max_pixels else f" -> {max_pixels}"
-    put(f"{'max-pixels':<11} {old}{kept}")
+    print_out(f"{'max-pixels':<11} {old}{kept}")
 
 
 def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -189,10 +213,12 @@ def _steered_branches(folder: Path, names: Sequence[str] | None) -> tuple[str, .
 
     encoders = load_config(str(folder)).vision_encoder_ls
     if not names:
-        raise PromptError("--fresh-steering: expected names of branches, as in dino,sam")
+        raise PromptError("--reset-conditioning: expected names of branches, as in dino,sam")
     if missing := [name for name in names if name not in encoders]:
         known = ", ".join(encoders) or "none"
-        raise PromptError(f"--fresh-steering: no branch {missing[0]} in {folder}; it has: {known}")
+        raise PromptError(
+            f"--reset-conditioning: no branch {missing[0]} in {folder}; it has: {known}"
+        )
     return branches_named(names)
 
 
@@ -205,7 +231,7 @@ def _refresh_steering(folder: Path, branches: Sequence[str], seed: int) -> None:
     torch.manual_seed(seed)
     for name in branches:
         model.projector(name).reset_steering()
-        put(f"{'steering':<11} of {BRANCH_TOKENS[name].encoder}, anew")
+        print_out(f"{'steering':<11} of {BRANCH_TOKENS[name].encoder}, anew")
     write_file(partial(_replace_weights, model), folder)
 
 
@@ -246,7 +272,7 @@ COMMAND = Command(
     help="say how a model is trained next",
     description=(
         "Set what LLaMA-Factory's YAML has no key for, in a model folder.\n"
-        "--alignment and --max-pixels also hold when the model is asked; --fresh-steering\n"
+        "--alignment and --max-pixels also hold when the model is asked; --reset-conditioning\n"
         "changes weights."
     ),
     examples="example:\n  vpt set ./my-model --alignment off --mask question --mask-ratio 0.5",

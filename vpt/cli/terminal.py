@@ -7,13 +7,13 @@ import sys
 from vpt.view.wording import printable
 
 
-def put(text: str, *, end: str = "\n") -> None:
+def print_out(text: str, *, end: str = "\n") -> None:
     """Write what was asked for, on stdout, at once."""
     sys.stdout.write(printable(text) + end)
     sys.stdout.flush()
 
 
-def say(text: str, *, name: str = "vpt: ", before: str = "") -> None:
+def print_err(text: str, *, name: str = "vpt: ", before: str = "") -> None:
     """Write lines about the run, on stderr, at once."""
     sys.stderr.write(f"{before}{name}{printable(text)}\n")
     sys.stderr.flush()

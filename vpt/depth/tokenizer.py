@@ -19,7 +19,7 @@ from vpt.depth.maps import as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
 from vpt.files import replacing_files
-from vpt.model.hub import check_file, read_json, saying
+from vpt.model.hub import as_checkpoint_error, check_file, read_json
 from vpt.protocol.content import format_depth, parse_depth
 
 Floats = NDArray[np.float32]
@@ -233,7 +233,7 @@ def _read_config(file: Path) -> DepthTokenizerConfig:
 def _read_weights(file: Path) -> dict[str, Tensor]:
     """State dict of a file, without running what it may hold."""
     check_file(file)
-    with saying(f"cannot read the weights {file}"):
+    with as_checkpoint_error(f"cannot read the weights {file}"):
         if file.suffix == ".safetensors":
             return load_file(file)
         content: Any = torch.load(file, map_location="cpu", weights_only=True)

@@ -22,7 +22,7 @@ from vpt.errors import CheckpointError
 from vpt.model.checkpoint import read_model
 from vpt.model.config import VPTConfig, check_generation_config, check_settings
 from vpt.model.embeddings import draw_embeddings
-from vpt.model.hub import check_file, check_weights, find_file, read_json, saying
+from vpt.model.hub import as_checkpoint_error, check_file, check_weights, find_file, read_json
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor, build_image_processor
 from vpt.model.weights import check_account, stored_weights
@@ -96,7 +96,7 @@ def build_from_base(
     if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
         raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
     _check_base(base)
-    with saying(f"cannot load the base model {base}"):
+    with as_checkpoint_error(f"cannot load the base model {base}"):
         check_generation_config(base)
         base_config = Qwen2VLConfig.from_pretrained(base)
         check_weights(base, partial(Qwen2VLForConditionalGeneration, base_config))
@@ -218,7 +218,7 @@ def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
 
     from branches import DinoBranch, SamBranch
 
-    with saying(f"cannot load the {name} encoder {source}"):
+    with as_checkpoint_error(f"cannot load the {name} encoder {source}"):
         if name == "sam" and Path(source).suffix == ".pth":
             check_file(Path(source))
             return SamBranch.from_segment_anything(source)

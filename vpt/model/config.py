@@ -15,8 +15,8 @@ from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.files import replacing_files
-from vpt.model.hub import find_file, read_json, refuse_adapter, saying
-from vpt.model.shim import KeepsOwnShim, auto_map, write_shim
+from vpt.model.hub import as_checkpoint_error, find_file, read_json, refuse_adapter
+from vpt.model.shim import ShimSavingMixin, auto_map, write_shim
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     ENCODER_TO_BRANCH,
@@ -101,7 +101,7 @@ _TOKEN_FIELDS = {
 """Fields that hold the id of a token, beside those of the branches."""
 
 
-class VPTConfig(KeepsOwnShim, Qwen2VLConfig):
+class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     """Settings of :class:`vpt.model.modeling.VPTForConditionalGeneration`.
 
     Attributes:
@@ -293,7 +293,7 @@ def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTCon
             f"{' or '.join(classes)}. `vpt init --base {path_or_id}` makes a VPT model of a "
             "Qwen2-VL one"
         )
-    with saying(f"cannot use {file}"):
+    with as_checkpoint_error(f"cannot use {file}"):
         check_settings(raw)
         config = classes[model_type].from_dict(raw)
         if not _mrope_section(config.text_config):
@@ -401,7 +401,7 @@ def check_generation_config(path_or_id: str, **hub_kwargs: Any) -> GenerationCon
     if (file := find_file(path_or_id, "generation_config.json", **hub_kwargs)) is None:
         return None
     content = read_json(file)
-    with saying(f"cannot use {file}"):
+    with as_checkpoint_error(f"cannot use {file}"):
         return GenerationConfig.from_dict(content)
 
 

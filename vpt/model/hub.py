@@ -38,7 +38,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
-def saying(what: str) -> Iterator[None]:
+def as_checkpoint_error(what: str) -> Iterator[None]:
     """Turn what libraries raise for unreadable files into a ``CheckpointError`` with words.
 
     Tokenizers raise plain ``Exception``, and a number in a file can break code anywhere, so no
@@ -222,7 +222,7 @@ def stored_names(file: Path) -> list[str]:
         CheckpointError: if it is not a whole file of tensors.
     """
     check_file(file)
-    with saying(f"cannot read the weights {file}"):
+    with as_checkpoint_error(f"cannot read the weights {file}"):
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as stored:
                 return list(stored.keys())

@@ -33,11 +33,11 @@ from vpt.model.config import (
     load_config,
 )
 from vpt.model.generation import CACHE, CallingGenerationMixin
-from vpt.model.hub import check_weights, copy_part, other_weights, saying
+from vpt.model.hub import as_checkpoint_error, check_weights, copy_part, other_weights
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.projectors import PROJECTOR_STEMS, Projector
 from vpt.model.segments import Call, SegmentReader, in_rounds
-from vpt.model.shim import KeepsOwnShim
+from vpt.model.shim import ShimSavingMixin
 from vpt.model.weights import UNUSED_RELEASED_KEYS, check_account, key_mapping, stored_weights
 from vpt.protocol.tokens import BRANCH_TOKENS
 
@@ -46,7 +46,7 @@ _NOT_NEEDED = {"cache_position", "num_items_in_batch"}
 
 
 class VPTForConditionalGeneration(
-    KeepsOwnShim, CallingGenerationMixin, Qwen2VLForConditionalGeneration
+    ShimSavingMixin, CallingGenerationMixin, Qwen2VLForConditionalGeneration
 ):
     """Qwen2-VL that can call for perception.
 
@@ -93,7 +93,7 @@ class VPTForConditionalGeneration(
         path_or_id = str(pretrained_model_name_or_path)
         if kwargs.get("subfolder") and Path(path_or_id).is_dir():
             path_or_id = str(Path(path_or_id, kwargs.pop("subfolder")))
-        with saying(f"cannot make a model of {path_or_id}"):
+        with as_checkpoint_error(f"cannot make a model of {path_or_id}"):
             config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
             add_side_files(config, path_or_id, **kwargs)
             check_generation_config(path_or_id, **kwargs)

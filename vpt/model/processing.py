@@ -35,8 +35,8 @@ from vpt.model.config import (
     check_tokenizer,
     register_configs,
 )
-from vpt.model.hub import HUB_ARGUMENTS, check_file, find_file, read_json, saying
-from vpt.model.shim import KeepsOwnShim, write_processor_entry, write_shim
+from vpt.model.hub import HUB_ARGUMENTS, as_checkpoint_error, check_file, find_file, read_json
+from vpt.model.shim import ShimSavingMixin, write_processor_entry, write_shim
 from vpt.protocol.calls import split_symbols
 from vpt.protocol.tokens import (
     DEFAULT_SYSTEM,
@@ -88,7 +88,7 @@ class FeaturePiece:
 Piece = TokenPiece | ImagePiece | FeaturePiece
 
 
-class VPTProcessor(KeepsOwnShim, ProcessorMixin):
+class VPTProcessor(ShimSavingMixin, ProcessorMixin):
     """Tokenizer and image processor of a VPT model.
 
     The image processor is transformers' PIL one: it gives the released pixels exactly, which
@@ -133,7 +133,7 @@ class VPTProcessor(KeepsOwnShim, ProcessorMixin):
         hub, image_options, options = _sort_options(kwargs)
         register_configs()  # transformers reads the type of the model to find its tokenizer
         _check_tokenizer_files(path_or_id, hub)
-        with saying(f"cannot load the tokenizer of {path_or_id}"):
+        with as_checkpoint_error(f"cannot load the tokenizer of {path_or_id}"):
             # Ours needs no code of the folder, and transformers shall not ask about it.
             tokenizer = AutoTokenizer.from_pretrained(
                 path_or_id, trust_remote_code=False, **{"padding_side": "left", **options}, **hub
@@ -327,7 +327,7 @@ def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Qwen2VLConfig | None
     classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig, Qwen2VLConfig)}
     if (config_class := classes.get(str(settings.get("model_type")))) is None:
         return None
-    with saying(f"cannot use config.json of {path_or_id}"):
+    with as_checkpoint_error(f"cannot use config.json of {path_or_id}"):
         check_settings(settings)
         return config_class.from_dict(settings)
 
@@ -372,7 +372,9 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
     Raises:
         CheckpointError: naming the setting that is impossible.
     """
-    with saying("cannot use the settings of the image processor (preprocessor_config.json)"):
+    with as_checkpoint_error(
+        "cannot use the settings of the image processor (preprocessor_config.json)"
+    ):
         settings = _with_one_size(settings)
         check_values(settings)
         return Qwen2VLImageProcessorPil(**settings)

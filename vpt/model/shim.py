@@ -52,7 +52,7 @@ def write_processor_entry(folder: str | os.PathLike[str]) -> None:
     write_whole(json.dumps(entry, indent=2) + "\n", file)
 
 
-class KeepsOwnShim:
+class ShimSavingMixin:
     """Goes in front of a transformers class that lies behind the shim.
 
     transformers marks classes it loads from a folder, and copies their source when it saves. That

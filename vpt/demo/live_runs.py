@@ -22,7 +22,7 @@ from vpt.trace.records import CallRecord, Trace
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class Snapshot:
     """A run at the moment when something has happened.
 
     Attributes:
@@ -37,7 +37,7 @@ class Glimpse:
     trace: Trace
 
 
-class Watcher:
+class LiveRuns:
     """Lets several threads ask one runtime; they take turns, token by token.
 
     Args:
@@ -49,7 +49,7 @@ class Watcher:
         # Reentrant: collecting an abandoned run in the middle of another closes it.
         self._turn = threading.RLock()
 
-    def watch(self, requests: Sequence[Request]) -> Iterator[Glimpse]:
+    def watch(self, requests: Sequence[Request]) -> Iterator[Snapshot]:
         """Answer requests side by side; closing the iterator ends the computation."""
         runs = [_GrowingTrace(self.runtime, request) for request in requests]
         events = self.runtime.stream_many(requests, batch_size=max(len(requests), 1))
@@ -61,7 +61,7 @@ class Watcher:
                     return
                 index, event = found
                 runs[index].take(event)
-                yield Glimpse(index, event, runs[index].trace)
+                yield Snapshot(index, event, runs[index].trace)
         finally:
             with self._turn:
                 events.close()  # type: ignore[attr-defined]

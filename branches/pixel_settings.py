@@ -21,14 +21,15 @@ _WITHOUT_EFFECT = {
     "mask_pad_size",  # SAM: sizes of segmentation maps, which we never pass
     "mask_size",
 }
-_HUB_ARGUMENTS = {
+HUB_ARGUMENTS = (
     "cache_dir",
     "force_download",
     "local_files_only",
     "revision",
     "subfolder",
     "token",
-}
+)
+"""Options that say where the files of a model are, as transformers calls them."""
 
 
 def complete_settings(
@@ -141,7 +142,7 @@ def read_settings(
         str(path_or_id),
         "preprocessor_config.json",
         _raise_exceptions_for_missing_entries=False,
-        **{key: value for key, value in hub_kwargs.items() if key in _HUB_ARGUMENTS},
+        **{key: value for key, value in hub_kwargs.items() if key in HUB_ARGUMENTS},
     )
     if file is None:
         return None

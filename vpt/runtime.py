@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 
+from branches.pixel_settings import HUB_ARGUMENTS
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
@@ -21,7 +22,7 @@ from vpt.inference.options import one_of, whole_number
 from vpt.inference.sampling import Sampling
 from vpt.inference.scheduler import drive
 from vpt.model.checkpoint import load_model
-from vpt.model.hub import HUB_ARGUMENTS, find_file
+from vpt.model.hub import find_file
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import Vocabulary

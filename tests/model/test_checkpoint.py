@@ -505,7 +505,7 @@ def test_an_adapter_is_no_model(tmp_path, base, has_config):
     ("shards", "words"),
     [
         ({"a": "../clip/pytorch_model.bin"}, r"index\.json names '\.\./clip/.*outside the model"),
-        ({"a": "/tmp/x.bin"}, "names '/tmp/x.bin', which is outside the model folder"),
+        ({"a": "/far/x.bin"}, "names '/far/x.bin', which is outside the model folder"),
         ({"a": "x.bin"}, r"index\.json names 'x\.bin', which is not in the folder; get it"),
         ({"a": 3}, "expected in .*index.json a weight_map of weights to file names"),
         (None, "expected in .*index.json a weight_map"),

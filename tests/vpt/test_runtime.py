@@ -36,7 +36,7 @@ def runtime():
 
 def test_the_embedded_model_is_there_without_a_path(caplog):
     runtime = vpt.load(device="cpu")
-    # LLaMA-Factory, in other tests of the process, turns on what transformers tells besides.
+    # LLaMA-Factory, in other tests of this process, lets transformers log at level INFO.
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     answer = runtime.ask(PHOTO, "How many are there?", max_new_tokens=16)
     assert answer.stop_reason == "stop" and answer.trace.model["name"] == "embedded"

@@ -18,20 +18,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import cached_file
 
+from branches.pixel_settings import HUB_ARGUMENTS
 from vpt.errors import CheckpointError, VPTError, is_out_of_memory
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 """Names of the files that hold a model's weights, in the order in which they are looked for."""
-
-HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-)
-"""Options that say where the files of a model are, as transformers calls them."""
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"

@@ -20,11 +20,11 @@ from aurora_pictures import draw_boxes, draw_maps, true_maps, written_boxes
 from tqdm import tqdm
 
 import vpt
-from evaluation.statistics import Interval, difference_interval, wilson_interval
 from vpt.boxes import iou
 from vpt.data.aurora import counting_rows, depth_rows
 from vpt.depth.reading import answer_from_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.evaluation.intervals import Interval, difference_interval, wilson_interval
 from vpt.runtime import Answer, Runtime
 
 Entry = Mapping[str, Any]

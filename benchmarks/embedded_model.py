@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vpt
-from evaluation.statistics import wilson_interval
 from recipes.embedded.make import answering_row
 from recipes.embedded.questions import Question
 from vpt.boxes import GridBox, contains
+from vpt.evaluation.intervals import wilson_interval
 from vpt.images import load_image
 from vpt.model.encoding import IGNORE_INDEX, RowEncoder, collate
 from vpt.model.segments import SegmentReader

@@ -14,7 +14,7 @@ from random_models import picture
 from torch import Tensor
 from two_pass_step import Look, find_looks
 
-from branches import Features
+from vpt.branches import Features
 from vpt.images import LoadedImage
 from vpt.model.encoding import RowEncoder, collate
 from vpt.model.modeling import VPTForConditionalGeneration

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from branches import Features
+from vpt.branches import Features
 from vpt.inference.engine import Encoded, Extension, LookResult, Stream, as_look
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.model.generation import CACHE

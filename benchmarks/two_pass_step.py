@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from branches import Features
+from vpt.branches import Features
 from vpt.model.modeling import VPTForConditionalGeneration, scatter_features
 
 QUESTION_PARAGRAPH = 1  # behind the system words

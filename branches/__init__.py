@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from branches.base import Branch, BranchError, Features
-from branches.crop import crop
+from vpt.branches.base import Branch, BranchError, Features
+from vpt.branches.crop import crop
 
 if TYPE_CHECKING:
-    from branches.dino import DinoBranch
-    from branches.grounding import GroundingBranch, Proposal
-    from branches.reencode import ReencodeBranch
-    from branches.sam import SamBranch
+    from vpt.branches.dino import DinoBranch
+    from vpt.branches.grounding import GroundingBranch, Proposal
+    from vpt.branches.reencode import ReencodeBranch
+    from vpt.branches.sam import SamBranch
 
 __all__ = [
     "Branch",
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DinoBranch": "branches.dino",
-    "GroundingBranch": "branches.grounding",
-    "Proposal": "branches.grounding",
-    "ReencodeBranch": "branches.reencode",
-    "SamBranch": "branches.sam",
+    "DinoBranch": "vpt.branches.dino",
+    "GroundingBranch": "vpt.branches.grounding",
+    "Proposal": "vpt.branches.grounding",
+    "ReencodeBranch": "vpt.branches.reencode",
+    "SamBranch": "vpt.branches.sam",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'branches' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from branches.base import BranchError
+from vpt.branches.base import BranchError
 
 
 def crop(image: Image.Image, box_xyxy_px: tuple[int, int, int, int]) -> Image.Image:

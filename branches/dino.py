@@ -15,8 +15,8 @@ from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from branches.base import BranchError, Features, check_complete
-from branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt.branches.base import BranchError, Features, check_complete
+from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
 
 # DINOv2-large, the encoder inside released checkpoints, which do not store its config.
 # https://huggingface.co/facebook/dinov2-large/blob/main/config.json

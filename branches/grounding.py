@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from branches.base import BranchError, Features
-from branches.grounding_detector import (
+from vpt.branches.base import BranchError, Features
+from vpt.branches.grounding_detector import (
     Caption,
     Detect,
     Detections,
@@ -20,8 +20,8 @@ from branches.grounding_detector import (
     decode_phrase,
     make_caption,
 )
-from branches.grounding_pixels import normalise, pad, resize, to_pixels
-from branches.pixel_settings import check_images
+from vpt.branches.grounding_pixels import normalise, pad, resize, to_pixels
+from vpt.branches.pixel_settings import check_images
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class GroundingBranch(nn.Module):
             BranchError: if the package is missing or of an unknown version, or the config one that
                 the adapter does not cover.
         """
-        from branches import groundingdino_package as package
+        from vpt.branches import groundingdino_package as package
 
         check_tokenizer(tokenizer)
         encoder = package.build_encoder(config, tokenizer, text_config)
@@ -135,7 +135,7 @@ class GroundingBranch(nn.Module):
         Raises:
             BranchError: as `from_config`, or if the weights do not fit.
         """
-        from branches import groundingdino_package as package
+        from vpt.branches import groundingdino_package as package
 
         branch = cls.from_config(config_path, tokenizer, text_config=text_config)
         package.load_weights(branch.encoder, weights_path)
@@ -163,7 +163,7 @@ class GroundingBranch(nn.Module):
             BranchError: if the installed transformers gives the words of a phrase wrong positions
                 (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
         """
-        from branches import groundingdino_transformers as port
+        from vpt.branches import groundingdino_transformers as port
 
         encoder = port.load_encoder(path_or_id, **kwargs)
         return cls(

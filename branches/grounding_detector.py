@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from branches.base import BranchError
+from vpt.branches.base import BranchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

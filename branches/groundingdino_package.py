@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from branches.base import BranchError
-from branches.grounding_detector import Caption, Detections
+from vpt.branches.base import BranchError
+from vpt.branches.grounding_detector import Caption, Detections
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase
@@ -133,7 +133,7 @@ def load_weights(encoder: nn.Module, weights_path: str | Path) -> None:
 
 
 def detect(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
-    """Run the package's model; a `branches.grounding_detector.Detect`.
+    """Run the package's model; a `vpt.branches.grounding_detector.Detect`.
 
     Raises:
         BranchError: if the encoder is in half precision, in which its forward fails.

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from branches.base import BranchError
-from branches.grounding_detector import Caption, Detections
+from vpt.branches.base import BranchError
+from vpt.branches.grounding_detector import Caption, Detections
 
 # A caption of two phrases in ids of bert-base-uncased: [CLS] a cat . a dog . [SEP]
 _INPUT_IDS = [101, 1037, 4937, 1012, 1037, 3899, 1012, 102]
@@ -77,7 +77,7 @@ def load_tokenizer(path_or_id: str | Path, **kwargs: Any) -> Any:
 
 
 def detect(encoder: Any, pixel_values: torch.Tensor, caption: Caption) -> Detections:
-    """Run the port; a `branches.grounding_detector.Detect`."""
+    """Run the port; a `vpt.branches.grounding_detector.Detect`."""
     outputs = encoder(pixel_values=pixel_values, **caption.tokens)
     token_scores = outputs.logits.sigmoid()
     return Detections(outputs.last_hidden_state[0], token_scores[0], outputs.pred_boxes[0])

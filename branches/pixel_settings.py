@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from branches.base import BranchError
+from vpt.branches.base import BranchError
 
 # Entries of a preprocessor_config.json that do not change the pixels of an image.
 _WITHOUT_EFFECT = {

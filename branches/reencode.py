@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from branches.base import BranchError, Features
-from branches.pixel_settings import check_images
+from vpt.branches.base import BranchError, Features
+from vpt.branches.pixel_settings import check_images
 
 Tower = Callable[[Tensor, Tensor], Tensor]
 

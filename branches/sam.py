@@ -13,9 +13,13 @@ from transformers.models.sam.configuration_sam import SamVisionConfig
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.modeling_sam import SamModel, SamVisionEncoder
 
-from branches.base import BranchError, Features, check_complete
-from branches.pixel_settings import check_images, complete_settings, read_settings
-from branches.sam_weights import config_from_shapes, rename_segment_anything, resize_sam_state_dict
+from vpt.branches.base import BranchError, Features, check_complete
+from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt.branches.sam_weights import (
+    config_from_shapes,
+    rename_segment_anything,
+    resize_sam_state_dict,
+)
 
 # SAM ViT-L, the encoder inside released checkpoints, which do not store its config.
 # https://huggingface.co/facebook/sam-vit-large/blob/main/config.json ("vision_config")

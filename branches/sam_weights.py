@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from branches.base import BranchError
+from vpt.branches.base import BranchError
 
 if TYPE_CHECKING:
     from transformers.models.sam.configuration_sam import SamVisionConfig

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.conditions import Condition
-from evaluation.provenance import describe_model, describe_surroundings
-from evaluation.records import Record
-from evaluation.runner import Decoding, Work, run_task
+from vpt.evaluation.conditions import Condition
+from vpt.evaluation.provenance import describe_model, describe_surroundings
+from vpt.evaluation.records import Record
+from vpt.evaluation.runner import Decoding, Work, run_task
 from vpt.protocol.tokens import branches_of_mode
 
 if TYPE_CHECKING:
@@ -26,18 +26,18 @@ class LocalAsker:
         self.runtime = runtime
 
     def describe(self) -> Mapping[str, Any]:
-        """See :class:`evaluation.evaluate.Asker`."""
+        """See :class:`vpt.evaluation.evaluate.Asker`."""
         return {
             "model": describe_model(self.runtime),
             "surroundings": describe_surroundings(self.runtime),
         }
 
     def check(self, conditions: Sequence[Condition]) -> None:
-        """See :class:`evaluation.evaluate.Asker`."""
+        """See :class:`vpt.evaluation.evaluate.Asker`."""
         check_conditions(conditions, self.runtime.vocabulary.branches)
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
-        """See :class:`evaluation.evaluate.Asker`; one task after the other."""
+        """See :class:`vpt.evaluation.evaluate.Asker`; one task after the other."""
         for one in work:
             yield from run_task(self.runtime, one.task, one.samples, decoding, batch_size)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.records import Record
-from evaluation.report.settings import Setting, differing_settings
-from evaluation.report.verdict import RIGHT_SCORE
-from evaluation.run_folder import RunFolder
-from evaluation.statistics import Interval, PairedTest, difference_interval, paired_test
 from vpt.errors import DataError
+from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.settings import Setting, differing_settings
+from vpt.evaluation.report.verdict import RIGHT_SCORE
+from vpt.evaluation.run_folder import RunFolder
 from vpt.view.wording import printable
 
 Task = tuple[str, str]

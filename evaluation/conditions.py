@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.samples import Sample
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError, RegionError
+from vpt.evaluation.samples import Sample
 from vpt.protocol.tokens import PERCEPTION_MODES
 
 

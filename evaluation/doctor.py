@@ -8,18 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.readers import guess_format
-from evaluation.samples import BadRow, ImageRef, Sample
-from evaluation.scores.table import SCORES
-from evaluation.splits import (
-    SPLITS,
-    Split,
-    existing_file,
-    find_split,
-    is_path,
-    read_rows_of,
-)
 from vpt.boxes import check_box_px
 from vpt.data.check import Report, RowChecker, check_rows
 from vpt.data.findings import FINDINGS, Finding
@@ -28,6 +16,18 @@ from vpt.data.row_files import read_entries
 from vpt.data.row_view import image_paths
 from vpt.data.turn_checks import known_tokens
 from vpt.errors import DataError, ImageError, RegionError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.readers import guess_format
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.scores.table import SCORES
+from vpt.evaluation.splits import (
+    SPLITS,
+    Split,
+    existing_file,
+    find_split,
+    is_path,
+    read_rows_of,
+)
 from vpt.images import load_image
 from vpt.protocol.calls import find_symbols
 from vpt.protocol.rows import split_crop_suffix

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from evaluation.conditions import TOOL_VALUE, Condition, find_conditions
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.records import Record
-from evaluation.report import write_report
-from evaluation.results import RESULTS_VERSION, summarize, totals
-from evaluation.run_folder import RunFolder
-from evaluation.runner import Decoding, Task, Work
-from evaluation.samples import BadRow, Sample
-from evaluation.scores.table import SCORES, Score
-from evaluation.splits import SPLITS, Split, find_split, read_split
-from evaluation.tool_value import tool_value
 from vpt.errors import DataError, PromptError
+from vpt.evaluation.conditions import TOOL_VALUE, Condition, find_conditions
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.records import Record
+from vpt.evaluation.report import write_report
+from vpt.evaluation.results import RESULTS_VERSION, summarize, totals
+from vpt.evaluation.run_folder import RunFolder
+from vpt.evaluation.runner import Decoding, Task, Work
+from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.scores.table import SCORES, Score
+from vpt.evaluation.splits import SPLITS, Split, find_split, read_split
+from vpt.evaluation.tool_value import tool_value
 from vpt.images import LoadedImage
 
 if TYPE_CHECKING:
-    from evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_settings import JudgeSettings
 
 
 class Asker(Protocol):
@@ -40,7 +40,7 @@ class Asker(Protocol):
         """Raise ``PromptError`` if the model cannot look as a condition wants."""
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
-        """Records of all work, in the order in which they end; see ``evaluation.runner``."""
+        """Records of all work, in the order in which they end; see ``vpt.evaluation.runner``."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def make_plan(
     """Look up and read all that is to be asked, so that mistakes are told before a model is loaded.
 
     Args:
-        splits: names, or files as :func:`evaluation.splits.find_split` takes them.
+        splits: names, or files as :func:`vpt.evaluation.splits.find_split` takes them.
         conditions: names; ``tool-value`` stands for those of :data:`TOOL_VALUE`.
         data: folder of the splits' files.
         image_roots: ``FROM=TO`` each.
@@ -269,7 +269,7 @@ def _judge(
     """Have the free-form splits judged; the scores go into the parts, not into their files."""
     if settings is None:
         return {}
-    from evaluation.judging import judge_records
+    from vpt.evaluation.judging import judge_records
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
     scored, summary, unscored = judge_records(records, settings, folder.judgements_file)

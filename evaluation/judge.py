@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.judge_cache import ReplyCache
-from evaluation.judge_protocol import PROMPT, PROMPT_HASH, read_score, write_message
-from evaluation.judge_settings import JudgeSettings
 from vpt.errors import PromptError, ServiceError
+from vpt.evaluation.judge_cache import ReplyCache
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, read_score, write_message
+from vpt.evaluation.judge_settings import JudgeSettings
 
 if TYPE_CHECKING:
-    from evaluation.judge_client import Failure, JudgeClient
+    from vpt.evaluation.judge_client import Failure, JudgeClient
 
 MAX_FAILURES_IN_A_ROW = 8
 """So many calls that fail one after the other, each with all its retries, end a run."""
@@ -216,7 +216,7 @@ def _check_hope(
 
 def _connect(settings: JudgeSettings) -> JudgeClient:
     try:
-        from evaluation.judge_client import JudgeClient  # openai is optional and slow to import
+        from vpt.evaluation.judge_client import JudgeClient  # openai is optional and slow to import
     except ImportError as exc:
         raise PromptError(
             f'a judge needs the openai package ({exc}): pip install -e ".[eval]"'

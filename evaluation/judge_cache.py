@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from evaluation.lines import LineFile, read_lines
 from vpt.errors import DataError
+from vpt.evaluation.lines import LineFile, read_lines
 
 
 class ReplyCache:
-    """A file of replies, one JSON line each, see :class:`evaluation.lines.LineFile`.
+    """A file of replies, one JSON line each, see :class:`vpt.evaluation.lines.LineFile`.
 
     Args:
         path: of the file; it and its folder are made by the first :meth:`put`. ``None`` to keep

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.judge import JudgeItem, judge_all, summary
-from evaluation.judge_settings import JudgeSettings
-from evaluation.records import Record
+from vpt.evaluation.judge import JudgeItem, judge_all, summary
+from vpt.evaluation.judge_settings import JudgeSettings
+from vpt.evaluation.records import Record
 
 SCORE = "judge"
 
@@ -30,7 +30,7 @@ def judge_records(
 
     Returns:
         The same records, those that the judge scored with :data:`SCORE` among their scores; what
-        ``results.json`` says of the judge: as :func:`evaluation.judge.summary`, and why answers
+        ``results.json`` says of the judge: as :func:`vpt.evaluation.judge.summary`, and why answers
         stayed without a score, ``reasons``: reason -> number; and those answers: ``split``,
         ``condition``, ``id`` and ``reason`` of each.
 

@@ -7,4 +7,4 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 def manifest() -> ModelManifest:
     """Name and class of the model, for the entry-point group ``lmms_eval.models``."""
-    return ModelManifest("vpt", chat_class_path="evaluation.lmms_eval_model.VPT")
+    return ModelManifest("vpt", chat_class_path="vpt.evaluation.lmms_eval_model.VPT")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.lines import LineFile, read_lines
 from vpt.errors import DataError
+from vpt.evaluation.lines import LineFile, read_lines
 from vpt.trace.records import Trace
 
 ERRORS = ("image", "row", "run")
@@ -86,7 +86,7 @@ class Record:
 
 
 class RecordFile:
-    """A file of records that survives a kill at any moment, see :class:`evaluation.lines.LineFile`.
+    """A file of records that survives a kill; see :class:`vpt.evaluation.lines.LineFile`.
 
     Args:
         path: of the file; it and its folder are made when first needed.

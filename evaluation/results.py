@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.records import ERRORS, Record
-from evaluation.scores.table import Score
-from evaluation.statistics import Interval, mean_interval
+from vpt.evaluation.intervals import Interval, mean_interval
+from vpt.evaluation.records import ERRORS, Record
+from vpt.evaluation.scores.table import Score
 
 RESULTS_VERSION = 1
 

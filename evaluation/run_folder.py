@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from evaluation.lines import writing
-from evaluation.records import Record, RecordFile, read_records
 from vpt.errors import DataError
+from vpt.evaluation.lines import writing
+from vpt.evaluation.records import Record, RecordFile, read_records
 from vpt.files import write_whole
 
 RUN_VERSION = 1

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from evaluation.conditions import Condition
-from evaluation.records import Record
-from evaluation.samples import BadRow, Sample
-from evaluation.scores.map_support import Decode, map_supports_answer
-from evaluation.scores.region_hit import best_iou, is_shown
-from evaluation.scores.table import Score
 from vpt.errors import DataError, ImageError, as_vpt_error
+from vpt.evaluation.conditions import Condition
+from vpt.evaluation.records import Record
+from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.scores.map_support import Decode, map_supports_answer
+from vpt.evaluation.scores.region_hit import best_iou, is_shown
+from vpt.evaluation.scores.table import Score
 from vpt.inference.conversation import ErrorEvent, Request, StopEvent
 from vpt.inference.sampling import Sampling
 from vpt.trace.records import Trace
@@ -223,7 +223,7 @@ def failed_record(task: Task, sample: Sample | BadRow, kind: str, message: str) 
     Args:
         task: it belongs to.
         sample: or the row of which none could be made.
-        kind: one of :data:`evaluation.records.ERRORS`.
+        kind: one of :data:`vpt.evaluation.records.ERRORS`.
         message: what is wrong.
     """
     error = {"kind": kind, "message": message}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.formats.choices import LETTERS, ask_with_options, offer
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.readers import FORMATS, find_reader, guess_format
-from evaluation.samples import BadRow, Sample
 from vpt.errors import DataError, PromptError
+from vpt.evaluation.formats.choices import LETTERS, ask_with_options, offer
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.readers import FORMATS, find_reader, guess_format
+from vpt.evaluation.samples import BadRow, Sample
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Split:
         paper: URL of what describes it.
         license: of the questions, as far as we could see it.
         how_to_get: where file and images come from.
-        format: key of :data:`evaluation.formats.readers.FORMATS`.
+        format: key of :data:`vpt.evaluation.formats.readers.FORMATS`.
         file: relative to the folder of data.
         prompt: sample -> what is put to the model.
         score: name in the table of scores.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.splits import SPLITS, is_present
+from vpt.evaluation.splits import SPLITS, is_present
 
 
 def results_table(results: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.records import Record
-from evaluation.statistics import Interval, PairedTest, difference_interval, paired_test
+from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
+from vpt.evaluation.records import Record
 
 BASELINE = "none"
 OWN_CALLS = "auto"

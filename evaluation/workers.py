@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.asking import LocalAsker, check_conditions
-from evaluation.conditions import Condition
-from evaluation.records import Record
-from evaluation.runner import Decoding, Work
 from vpt.errors import PromptError
+from vpt.evaluation.asking import LocalAsker, check_conditions
+from vpt.evaluation.conditions import Condition
+from vpt.evaluation.records import Record
+from vpt.evaluation.runner import Decoding, Work
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
@@ -60,15 +60,15 @@ class RayAsker:
         self._described: dict[str, Any] | None = None
 
     def describe(self) -> Mapping[str, Any]:
-        """See :class:`evaluation.evaluate.Asker`; a worker loads the model for it."""
+        """See :class:`vpt.evaluation.evaluate.Asker`; a worker loads the model for it."""
         return self._ask_a_worker()["described"]
 
     def check(self, conditions: Sequence[Condition]) -> None:
-        """See :class:`evaluation.evaluate.Asker`."""
+        """See :class:`vpt.evaluation.evaluate.Asker`."""
         check_conditions(conditions, self._ask_a_worker()["branches"])
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
-        """See :class:`evaluation.evaluate.Asker`; tasks are mixed."""
+        """See :class:`vpt.evaluation.evaluate.Asker`; tasks are mixed."""
         rows = [
             {"task": number, "sample": pickle.dumps(sample)}
             for number, one in enumerate(work)

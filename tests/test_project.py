@@ -13,22 +13,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vpt", "branches")
-OUTSIDE = ("app", "evaluation", "recipes", "benchmarks", "tests")
+PACKAGES = {"vpt": "vpt", "vpt.branches": "branches", "vpt.evaluation": "evaluation"}
+"""Folder of each package; those at the root are linked to from `vpt/`."""
+
+OUTSIDE = ("app", "branches", "evaluation", "recipes", "benchmarks", "tests")
 LEVELS = (
     ("vpt.errors",),
     ("vpt.boxes", "vpt.files", "vpt.images"),
     ("vpt.protocol",),
     ("vpt.trace",),
-    ("branches",),
+    ("vpt.branches",),
     ("vpt.model",),
     ("vpt.depth.codebook", "vpt.depth.maps", "vpt.depth.tokenizer", "vpt.depth.vqvae"),
     ("vpt.inference",),
     ("vpt.runtime",),
     ("vpt.view",),
     ("vpt.data", "vpt.depth", "vpt.training"),
-    ("evaluation", "vpt.demo"),
-    ("vpt.cli", "evaluation.command", "evaluation.evaluation", "app"),
+    ("vpt.evaluation", "vpt.demo"),
+    ("vpt.cli", "vpt.evaluation.evaluation", "app"),
     ("recipes",),
 )
 """Low to high: a module imports those of its own level and of lower ones only."""
@@ -42,11 +44,12 @@ def python_files(folder):
 
 
 def package_files():
-    return [path for package in PACKAGES for path in python_files(package)]
+    return [path for folder in PACKAGES.values() for path in python_files(folder)]
 
 
 def module_name(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("vpt", *parts) if parts[0] in ("branches", "evaluation") else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -111,19 +114,22 @@ def test_every_kind_of_import_is_seen(source, expected):
 
 @pytest.mark.parametrize("path", python_files("branches"), ids=module_name)
 def test_branches_know_nothing_of_the_runtime(path):
-    assert tops(imports_of_file(path)) & {"vpt", *OUTSIDE} == set()
+    imported = imports_of_file(path)
+    assert tops(imported) & set(OUTSIDE) == set()
+    ours = {module for module in imported if module.startswith("vpt.")}
+    assert all(module.startswith("vpt.branches") for module in ours)
 
 
-@pytest.mark.parametrize("path", python_files("vpt"), ids=module_name)
-def test_the_runtime_knows_nothing_of_demo_and_evaluation(path):
+@pytest.mark.parametrize("path", package_files(), ids=module_name)
+def test_what_is_installed_needs_nothing_that_is_not(path):
     assert tops(imports_of_file(path)) & set(OUTSIDE) == set()
 
 
 @functools.cache
 def source_files():
     """Every module that ships, by name."""
-    paths = [p for folder in (*PACKAGES, "evaluation", "recipes") for p in python_files(folder)]
-    named = {module_name(path): path for path in [*paths, ROOT / "app.py"]}
+    paths = [*package_files(), *python_files("recipes"), ROOT / "app.py"]
+    named = {module_name(path): path for path in paths}
     return {name: path for name, path in named.items() if path.name != "__init__.py"}
 
 
@@ -173,7 +179,7 @@ def test_no_branch_imports_another(path):
     if path.name == "__init__.py":
         return
     names = {"crop", "dino", "sam", "reencode", "grounding"}
-    others = {f"branches.{name}" for name in names if not path.stem.startswith(name)}
+    others = {f"vpt.branches.{name}" for name in names if not path.stem.startswith(name)}
     assert imports_of_file(path) & others == set()
 
 
@@ -184,13 +190,12 @@ def fresh_python(code):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ["vpt", "vpt.branches"])
 def test_importing_a_package_is_light(package):
-    code = f"import sys, {package}; print(*sys.modules)"
-    loaded = tops(fresh_python(code))
+    loaded = fresh_python(f"import sys, {package}; print(*sys.modules)")
     assert package in loaded
-    assert loaded & {"torch", "transformers", "numpy", "PIL", "gradio", "fastapi"} <= (
-        set() if package == "vpt" else {"PIL", "numpy"}
+    assert tops(loaded) & {"torch", "transformers", "numpy", "PIL", "gradio", "fastapi"} <= (
+        {"PIL", "numpy"} if package == "vpt.branches" else set()
     )
 
 
@@ -200,17 +205,18 @@ def test_importing_a_package_is_light(package):
 def names_for_type_checkers(package):
     """Names imported under ``if TYPE_CHECKING``, and those imported or defined outright."""
     lazy, outright = set(), set()
-    for node in ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")).body:
+    source = (ROOT / PACKAGES[package] / "__init__.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             lazy |= {alias.name for item in node.body for alias in item.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vpt"):
             outright |= {alias.name for alias in node.names}
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             outright.add(node.name)
     return lazy, outright
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ["vpt", "vpt.branches"])
 def test_public_names_are_sorted_and_complete(package):
     module = importlib.import_module(package)
     lazy, outright = names_for_type_checkers(package)
@@ -219,7 +225,7 @@ def test_public_names_are_sorted_and_complete(package):
     assert set(module.__all__) == lazy | outright
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ["vpt", "vpt.branches"])
 def test_every_public_name_is_there(package):
     module = importlib.import_module(package)
     for name in module.__all__:
@@ -229,7 +235,7 @@ def test_every_public_name_is_there(package):
         assert value.__doc__
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", ["vpt", "vpt.branches"])
 def test_an_unknown_name_is_an_attribute_error(package):
     module = importlib.import_module(package)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
@@ -249,7 +255,7 @@ def test_each_file_begins_by_saying_its_idea(path):
 
 def test_no_file_is_named_for_having_no_subject():
     shapeless = {"utils", "util", "common", "helper", "helpers", "misc"}
-    folders = [*PACKAGES, *OUTSIDE[1:]]
+    folders = ["vpt", *OUTSIDE[1:]]
     names = {path.stem.lower() for folder in folders for path in python_files(folder)}
     assert "tokens" in names
     assert names & shapeless == set()

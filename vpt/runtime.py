@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from branches.pixel_settings import HUB_ARGUMENTS
+from vpt.branches.pixel_settings import HUB_ARGUMENTS
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.rows import as_text, cells_of, name_of, read_rows, text_of
-from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.data.row_files import read_entries
 from vpt.errors import DataError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.rows import as_text, cells_of, name_of, read_rows, text_of
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 
 _LETTER = re.compile(r"\(([A-Z])\)")
 
@@ -32,7 +32,7 @@ def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     Questions are ``{"question_id", "image", "text", "category"}``, answers ``{"question_id",
     "text"}``; of an answer ``"(A)"`` the letter is taken. The category becomes the group. An
     answer that no question asks for is a bad row at the end. A question may have ``points``, as
-    :func:`evaluation.scores.map_support.read_points` takes them; they become a fact.
+    :func:`vpt.evaluation.scores.map_support.read_points` takes them; they become a fact.
 
     Args:
         file: of questions, with ``questions`` in its name.

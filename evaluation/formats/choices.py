@@ -8,8 +8,8 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
-from evaluation.samples import Sample
 from vpt.errors import DataError
+from vpt.evaluation.samples import Sample
 
 LETTERS = string.ascii_uppercase
 """Of options, in order."""

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluation.formats import plain
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.samples import BadRow, Sample
+from vpt.evaluation.formats import plain
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.samples import BadRow, Sample
 
 
 def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:

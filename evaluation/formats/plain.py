@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.formats.boxes import read_box
-from evaluation.formats.choices import offer
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.parquet import read_parquet
-from evaluation.formats.rows import as_text, name_of, read_rows, text_of
-from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.data.row_files import read_entries
 from vpt.errors import DataError
+from vpt.evaluation.formats.boxes import read_box
+from vpt.evaluation.formats.choices import offer
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.parquet import read_parquet
+from vpt.evaluation.formats.rows import as_text, name_of, read_rows, text_of
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 
 _READ = ("id", "image", "images", "question", "answer", "answers", "choices", "box", "group")
 """Keys that become attributes of a sample; the others are its ``facts``."""

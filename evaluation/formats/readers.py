@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.samples import BadRow, Sample
 from vpt.errors import DataError, PromptError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.samples import BadRow, Sample
 
 Reader = Callable[[Path, ImageRoots], Iterator[Sample | BadRow]]
 """``(file, where its images are)`` -> a sample or a bad row for each row, in order."""
@@ -34,7 +34,7 @@ def find_reader(name: str) -> Reader:
     """
     if name not in FORMATS:
         raise PromptError(f"unknown format {name!r}; available: {', '.join(FORMATS)}")
-    reader: Reader = importlib.import_module(f"evaluation.formats.{name}").read
+    reader: Reader = importlib.import_module(f"vpt.evaluation.formats.{name}").read
     return reader
 
 

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.rows import as_text, read_rows
-from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.boxes import PixelBox
 from vpt.data.findings import Finding
 from vpt.data.row_files import read_entries
 from vpt.data.row_view import Turn, view_row
 from vpt.errors import DataError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.rows import as_text, read_rows
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.protocol.rows import KINDS, split_crop_suffix
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any
 
-from evaluation.samples import BadRow, Sample
 from vpt.data.cells import clean_cell
 from vpt.errors import DataError
+from vpt.evaluation.samples import BadRow, Sample
 
 
 def read_rows(

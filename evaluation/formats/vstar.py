@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.formats.boxes import box_around, read_box
-from evaluation.formats.choices import offer, split_options
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.rows import name_of, read_rows, text_of
-from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.boxes import Box
 from vpt.data.row_files import read_entries
 from vpt.errors import DataError
+from vpt.evaluation.formats.boxes import box_around, read_box
+from vpt.evaluation.formats.choices import offer, split_options
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.rows import name_of, read_rows, text_of
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 
 
 def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from evaluation.records import Record
-from evaluation.report.figures import Figure, depth_figures, look_figures, photo_figures
-from evaluation.report.photos import PhotoShelf
-from evaluation.report.pictures import PictureTable
-from evaluation.report.verdict import change_of, verdict_of
 from vpt.errors import ImageError, VPTError
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.figures import Figure, depth_figures, look_figures, photo_figures
+from vpt.evaluation.report.photos import PhotoShelf
+from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.report.verdict import change_of, verdict_of
 from vpt.trace.records import Trace
 from vpt.view.album import base_name
 from vpt.view.wording import OUTCOME_WORDS, STOP_WORDS, call_words, content_words

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from evaluation.records import Record
-from evaluation.report.pictures import PictureTable, Thumbnail, shown_size
 from vpt.boxes import Box, rescale, to_unit
 from vpt.errors import PromptError
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.pictures import PictureTable, Thumbnail, shown_size
 from vpt.trace.records import CallRecord
 from vpt.view.album import Album, base_name
 from vpt.view.depth import depth_picture

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.report.axis import Axis, axis_around_zero, axis_from_zero
+from vpt.evaluation.report.axis import Axis, axis_around_zero, axis_from_zero
 
 NUM_COLOURS = 8  # classes k0 to k7 of page.css; k0 is grey
 _APART = (
@@ -77,7 +77,7 @@ class ToolRow:
     """What a condition brings against another.
 
     Attributes:
-        value: as in ``results.json``, made by :class:`evaluation.tool_value.ToolValue`.
+        value: as in ``results.json``, made by :class:`vpt.evaluation.tool_value.ToolValue`.
         opens_pair: whether the row before is of another pair or split.
     """
 

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from evaluation.report.pictures import PictureTable
 from vpt.errors import DataError
+from vpt.evaluation.report.pictures import PictureTable
 from vpt.files import write_whole
 from vpt.view.wording import printable
 
@@ -69,7 +69,7 @@ def save_page(page: str, path: Path) -> Path:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("evaluation.report"),
+        loader=PackageLoader("vpt.evaluation.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -130,7 +130,7 @@ def _cut(text: str) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    folder = resources.files("evaluation.report") / "templates"
+    folder = resources.files("vpt.evaluation.report") / "templates"
     return (folder / name).read_text(encoding="utf-8")
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.compare import ChangedSample, Comparison
-from evaluation.report.axis import axis_around_zero
-from evaluation.report.cards import Card, CardMaker
-from evaluation.report.choice import EvenChoice
-from evaluation.report.gallery import make_gallery
-from evaluation.report.page import render_page, save_page
-from evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
-from evaluation.report.pictures import PictureTable
-from evaluation.report.verdict import VERDICT_WORDS
+from vpt.evaluation.compare import ChangedSample, Comparison
+from vpt.evaluation.report.axis import axis_around_zero
+from vpt.evaluation.report.cards import Card, CardMaker
+from vpt.evaluation.report.choice import EvenChoice
+from vpt.evaluation.report.gallery import make_gallery
+from vpt.evaluation.report.page import render_page, save_page
+from vpt.evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
+from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.report.verdict import VERDICT_WORDS
 
 _LABELS = {"split": "Split", "condition": "Condition", "fate": "Fate", "group": "Group"}
 

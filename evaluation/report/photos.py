@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evaluation.records import Record
 from vpt.errors import ImageError
+from vpt.evaluation.records import Record
 from vpt.images import LoadedImage, load_image
 from vpt.trace.records import Trace
 from vpt.view.album import Album, base_name

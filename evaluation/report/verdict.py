@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.records import Record
+from vpt.evaluation.records import Record
 
 RIGHT_SCORE = 0.5
 """From this score on an answer counts as right; graded scores are cut here."""

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluation.records import Record
-from evaluation.report.cards import Card, CardMaker
-from evaluation.report.choice import EvenChoice
-from evaluation.report.gallery import Gallery, make_gallery
-from evaluation.report.overview import overview_of
-from evaluation.report.page import render_page, save_page
-from evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
-from evaluation.report.pictures import PictureTable
-from evaluation.report.verdict import VERDICT_WORDS, verdict_of
-from evaluation.tool_value import BASELINE
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.cards import Card, CardMaker
+from vpt.evaluation.report.choice import EvenChoice
+from vpt.evaluation.report.gallery import Gallery, make_gallery
+from vpt.evaluation.report.overview import overview_of
+from vpt.evaluation.report.page import render_page, save_page
+from vpt.evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
+from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.report.verdict import VERDICT_WORDS, verdict_of
+from vpt.evaluation.tool_value import BASELINE
 
 REPORT_NAME = "report.html"
 _LABELS = {

@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
-from evaluation.scores.references import best_over, checked_references
 from vpt.errors import DataError, PromptError
+from vpt.evaluation.scores.references import best_over, checked_references
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 
-from evaluation.scores.exact import UNSPACED, normalize_text, unify, whole_words
 from vpt.errors import DataError
+from vpt.evaluation.scores.exact import UNSPACED, normalize_text, unify, whole_words
 
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _LATEX_BOX = re.compile(r"\\boxed\{([^{}]*)\}")

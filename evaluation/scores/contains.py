@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from string import ascii_lowercase
 
-from evaluation.scores.choices import extract_choice
-from evaluation.scores.exact import normalize_text, whole_words
-from evaluation.scores.references import best_over
-from evaluation.scores.yes_no import WORDS, extract_yes_no
+from vpt.evaluation.scores.choices import extract_choice
+from vpt.evaluation.scores.exact import normalize_text, whole_words
+from vpt.evaluation.scores.references import best_over
+from vpt.evaluation.scores.yes_no import WORDS, extract_yes_no
 
 # A capital anywhere, a small letter at the end: no article stands there.
 _LETTER = re.compile(r"(?<![\w'-])(?:[A-Z]|[a-z](?=\W*$))(?![\w'-])")

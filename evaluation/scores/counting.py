@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from evaluation.scores.exact import exact_match
-from evaluation.scores.numerals import first_number
-from evaluation.scores.references import best_over
+from vpt.evaluation.scores.exact import exact_match
+from vpt.evaluation.scores.numerals import first_number
+from vpt.evaluation.scores.references import best_over
 
 _NOTHING = re.compile(r"\b(?:no|none|nobody|nothing)\b", re.IGNORECASE)
 

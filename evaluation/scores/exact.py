@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from evaluation.scores.references import best_over
+from vpt.evaluation.scores.references import best_over
 
 _TYPOGRAPHIC = str.maketrans("\u2018\u2019\u201c\u201d\u2212", "''\"\"-")
 _OPENING = " \"'`([{*「『《【"

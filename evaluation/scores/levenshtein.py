@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.scores.references import best_over
+from vpt.evaluation.scores.references import best_over
 
 THRESHOLD = 0.5
 """Normalised distance from which on an answer is worth nothing."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evaluation.samples import Sample
-from evaluation.scores.choices import extract_choice
 from vpt.depth.maps import Floats
 from vpt.depth.reading import answer_from_map
 from vpt.errors import DataError
+from vpt.evaluation.samples import Sample
+from vpt.evaluation.scores.choices import extract_choice
 from vpt.trace.records import Trace
 
 Decode = Callable[[Sequence[int]], Floats]

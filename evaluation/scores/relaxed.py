@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
-from evaluation.scores.exact import exact_match
-from evaluation.scores.numerals import Quantity, read_quantity
-from evaluation.scores.references import best_over
+from vpt.evaluation.scores.exact import exact_match
+from vpt.evaluation.scores.numerals import Quantity, read_quantity
+from vpt.evaluation.scores.references import best_over
 
 TOLERANCE = 0.05
 _ROUNDING = 1e-9

@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.scores.captions import chrf, corpus_bleu, rouge_l
-from evaluation.scores.choices import extract_choice, multiple_choice
-from evaluation.scores.contains import contains_answer
-from evaluation.scores.counting import count_accuracy, extract_count
-from evaluation.scores.exact import exact_match
-from evaluation.scores.levenshtein import anls
-from evaluation.scores.relaxed import relaxed_accuracy
-from evaluation.scores.vqa import vqa_accuracy
-from evaluation.scores.yes_no import extract_yes_no, pope, true_answer
 from vpt.errors import DataError
+from vpt.evaluation.scores.captions import chrf, corpus_bleu, rouge_l
+from vpt.evaluation.scores.choices import extract_choice, multiple_choice
+from vpt.evaluation.scores.contains import contains_answer
+from vpt.evaluation.scores.counting import count_accuracy, extract_count
+from vpt.evaluation.scores.exact import exact_match
+from vpt.evaluation.scores.levenshtein import anls
+from vpt.evaluation.scores.relaxed import relaxed_accuracy
+from vpt.evaluation.scores.vqa import vqa_accuracy
+from vpt.evaluation.scores.yes_no import extract_yes_no, pope, true_answer
 
 if TYPE_CHECKING:
-    from evaluation.records import Record
-    from evaluation.samples import Sample
+    from vpt.evaluation.records import Record
+    from vpt.evaluation.samples import Sample
 
 PerSample = Callable[[str, "Sample"], Mapping[str, float]]
 Aggregate = Callable[[Sequence["Record"]], Mapping[str, float]]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation.scores.references import checked_references
-from evaluation.scores.vqa_normalization import normalize_vqa
+from vpt.evaluation.scores.references import checked_references
+from vpt.evaluation.scores.vqa_normalization import normalize_vqa
 
 FEWEST_ANNOTATORS = 4
 """With fewer, no answer could agree with three *others*, and so reach 1."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from evaluation.scores.exact import unify
 from vpt.errors import DataError
+from vpt.evaluation.scores.exact import unify
 
 _YES = ("yes", "是", "对", "有", "正确", "肯定")
 _NO = ("no", "否", "不", "不是", "不对", "没有", "没", "不正确", "错", "错误", "否定")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-import branches
-from branches import BranchError, Features, crop
-from branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt import branches
+from vpt.branches import BranchError, Features, crop
+from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
 
 
 def test_public_names_are_sorted_and_can_be_imported():
@@ -23,7 +23,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_importing_the_package_brings_no_heavy_library():
     code = (
-        "import sys, branches; "
+        "import sys, vpt.branches; "
         "heavy = {'torch', 'transformers', 'torchvision', 'segment_anything', 'groundingdino'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -37,7 +37,7 @@ def test_encoders_need_no_optional_package():
         "sys.modules.update(dict.fromkeys(blocked)); "
         "import importlib.util as u; find = u.find_spec; "
         "u.find_spec = lambda name, *rest: None if name in blocked else find(name, *rest); "
-        "from branches import DinoBranch, GroundingBranch, ReencodeBranch, SamBranch"
+        "from vpt.branches import DinoBranch, GroundingBranch, ReencodeBranch, SamBranch"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

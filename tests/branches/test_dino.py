@@ -8,8 +8,8 @@ from recorded import IMAGES, encoder_weights, golden_output, open_image, read_js
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
-from branches import Branch, BranchError, DinoBranch
-from branches.dino import (
+from vpt.branches import Branch, BranchError, DinoBranch
+from vpt.branches.dino import (
     RELEASED_CONFIG,
     RELEASED_PREPROCESS,
     _newer_weights,

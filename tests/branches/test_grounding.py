@@ -15,9 +15,9 @@ from transformers import (
     SwinConfig,
 )
 
-from branches import Branch, BranchError, Features, GroundingBranch, crop, grounding_pixels
-from branches.grounding_pixels import normalise, resize, to_pixels
-from branches.groundingdino_transformers import load_encoder, transformers_port_is_right
+from vpt.branches import Branch, BranchError, Features, GroundingBranch, crop, grounding_pixels
+from vpt.branches.grounding_pixels import normalise, resize, to_pixels
+from vpt.branches.groundingdino_transformers import load_encoder, transformers_port_is_right
 
 # groundingdino-py 0.4.0 and its timm warn at import and at each position grid.
 pytestmark = [

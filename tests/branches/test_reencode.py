@@ -5,8 +5,8 @@ from recorded import GOLDENS, open_image, read_json
 from safetensors.torch import load_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from branches import Branch, BranchError, ReencodeBranch
-from branches.reencode import split_tower_tokens
+from vpt.branches import Branch, BranchError, ReencodeBranch
+from vpt.branches.reencode import split_tower_tokens
 
 
 def image_processor():

@@ -16,8 +16,8 @@ from golden_data import GOLDENS
 from PIL import Image
 
 import vpt.runtime
-from branches import BranchError
 from vpt import cli
+from vpt.branches import BranchError
 from vpt.cli import ask as cli_ask
 from vpt.cli.run import COMMANDS
 from vpt.errors import BudgetError, PositionError

@@ -50,26 +50,6 @@ def sound(notes, number=2):
     return write(notes.with_name("sound.jsonl"), *map(json.loads, lines))
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Put the entry points of a distribution on the path, as an installer does."""
-
-    def write_metadata(points):
-        info = tmp_path / "site" / "some_splits-1.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-splits\nVersion: 1\n")
-        (info / "entry_points.txt").write_text(f"[vpt.splits]\nsome = {points}\n")
-        monkeypatch.syspath_prepend(info.parent)
-
-    return write_metadata
-
-
-@pytest.fixture
-def evaluation(install):
-    """An installed evaluation."""
-    install("evaluation.doctor:check_target")
-
-
 # Usage
 
 
@@ -377,7 +357,7 @@ def questions(folder):
     return write(folder / "own.jsonl", *rows)
 
 
-def test_own_questions_are_checked_as_questions(data, tmp_path, evaluation):
+def test_own_questions_are_checked_as_questions(data, tmp_path):
     file = questions(tmp_path)
     code, out, err = data("check", file)
     assert (code, err) == (1, "") and f"{file}: 2 rows, 1 image opened\n" in out
@@ -388,7 +368,7 @@ def test_own_questions_are_checked_as_questions(data, tmp_path, evaluation):
     assert data("check", f"plain:{file}")[1] == out
 
 
-def test_what_is_told_of_questions_can_be_chosen(data, tmp_path, evaluation):
+def test_what_is_told_of_questions_can_be_chosen(data, tmp_path):
     file = questions(tmp_path)
     code, out, _ = data("check", file, "--ignore", "bad-row", "--no-images")
     assert code == 0 and out.endswith("\nnothing found\n")
@@ -400,15 +380,7 @@ def test_what_is_told_of_questions_can_be_chosen(data, tmp_path, evaluation):
     assert (report["num_rows"], report["num_images_opened"]) == (1, 1)
 
 
-def test_without_an_evaluation_they_are_rows(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("vpt.cli.data_target.SPLITS_GROUP", "nobody.has.this")
-    code, out, _ = data("check", questions(tmp_path))
-    assert code == 1 and "broken-row: 2 rows: " in out
-    code, out, err = data("check", "GQA")
-    assert (code, out) == (2, "") and "GQA does not exist; check the path" in err
-
-
-def test_a_split_is_found_by_name_and_its_images_where_they_went(data, tmp_path, evaluation):
+def test_a_split_is_found_by_name_and_its_images_where_they_went(data, tmp_path):
     Image.new("RGB", (90, 150)).save(tmp_path / "a.png")
     turns = [
         {"role": "user", "content": "<image>\nWhy?"}, {"role": "assistant", "content": "So."}
@@ -434,7 +406,7 @@ def test_a_split_is_found_by_name_and_its_images_where_they_went(data, tmp_path,
         (["own.jsonl", "--ignore", "turn-order"], "unknown kind of finding 'turn-order'; availab"),
     ],
 )
-def test_what_is_no_split_is_told(data, tmp_path, monkeypatch, evaluation, words, message):
+def test_what_is_no_split_is_told(data, tmp_path, monkeypatch, words, message):
     questions(tmp_path)
     monkeypatch.chdir(tmp_path)
     code, out, err = data("check", *words)
@@ -442,17 +414,9 @@ def test_what_is_no_split_is_told(data, tmp_path, monkeypatch, evaluation, words
     assert message in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("value", ["vpt.nothing:find", "vpt.errors:find"])
-def test_an_entry_point_that_cannot_be_loaded_is_told(data, tmp_path, install, value):
-    install(value)
-    code, _, err = data("check", questions(tmp_path))
-    assert code == 2 and f"{value}, which names splits, cannot be loaded (" in err
-    assert 'install this project again: pip install -e ".[eval]"' in err
-
-
-def test_checking_a_split_changes_nothing(data, tmp_path, evaluation):
+def test_checking_a_split_changes_nothing(data, tmp_path):
     file = questions(tmp_path)
     before = file.read_bytes(), file.stat().st_mtime_ns
     data("check", file)
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl", "site"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.jsonl"]

@@ -20,8 +20,8 @@ def app_module():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gradio's dependencies warn about each other
         pytest.importorskip("gradio")
-        import app
-    return app
+        from vpt.demo import page
+    return page
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.evaluation import main
-from evaluation.run_folder import RunFolder
+from vpt.evaluation.evaluation import main
+from vpt.evaluation.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "evaluation" / "evaluation.py"

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from test_report import EVIL, Page, failed, make_record, make_results, pictures_of
 
-from evaluation.compare import compare, compare_folders
-from evaluation.records import Record
-from evaluation.report.pairs import write_comparison
 from vpt.errors import DataError
+from vpt.evaluation.compare import compare, compare_folders
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.pairs import write_comparison
 
 
 @pytest.fixture(scope="module")

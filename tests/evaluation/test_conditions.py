@@ -2,10 +2,10 @@
 
 import pytest
 
-from evaluation.conditions import CONDITIONS, TOOL_VALUE, find_conditions
-from evaluation.samples import Sample
 from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import PromptError
+from vpt.evaluation.conditions import CONDITIONS, TOOL_VALUE, find_conditions
+from vpt.evaluation.samples import Sample
 from vpt.protocol.tokens import PERCEPTION_MODES
 
 WITH_BOX = Sample("1", (), "?", box=(100, 40, 120, 60))

@@ -6,13 +6,13 @@ import re
 import pytest
 from drawing import SHAPE, eager_model, noise
 
-from evaluation.asking import LocalAsker
-from evaluation.evaluate import evaluate, make_plan
-from evaluation.records import read_records
-from evaluation.run_folder import RunFolder
-from evaluation.runner import Decoding
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError
+from vpt.evaluation.asking import LocalAsker
+from vpt.evaluation.evaluate import evaluate, make_plan
+from vpt.evaluation.records import read_records
+from vpt.evaluation.run_folder import RunFolder
+from vpt.evaluation.runner import Decoding
 from vpt.runtime import Runtime
 
 NUM_SAMPLES = 3

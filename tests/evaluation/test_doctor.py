@@ -6,10 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from evaluation.doctor import SPLIT_FINDINGS, CheckTarget, check_file, check_split
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.splits import SPLITS, find_split
 from vpt.errors import DataError
+from vpt.evaluation.doctor import SPLIT_FINDINGS, CheckTarget, check_file, check_split
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.splits import SPLITS, find_split
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.formats.boxes import box_around, read_box
-from evaluation.formats.choices import (
+from vpt.errors import DataError, PromptError
+from vpt.evaluation.formats.boxes import box_around, read_box
+from vpt.evaluation.formats.choices import (
     ASK_LETTER,
     LETTERS,
     ask_with_options,
@@ -15,11 +16,10 @@ from evaluation.formats.choices import (
     offer,
     split_options,
 )
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.readers import FORMATS, find_reader, guess_format
-from evaluation.formats.rows import as_text, read_rows
-from evaluation.samples import BadRow, Sample
-from vpt.errors import DataError, PromptError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.readers import FORMATS, find_reader, guess_format
+from vpt.evaluation.formats.rows import as_text, read_rows
+from vpt.evaluation.samples import BadRow, Sample
 
 HERE = Path("/split")
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.formats import aurora, embedded, plain, vstar
-from evaluation.formats.choices import ask_with_options
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.rows import read_rows
-from evaluation.samples import BadRow, ImageRef, Sample
 from recipes.embedded.make import heldout_entries
 from recipes.embedded.scenes import draw_scene
 from vpt.errors import DataError
+from vpt.evaluation.formats import aurora, embedded, plain, vstar
+from vpt.evaluation.formats.choices import ask_with_options
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.rows import read_rows
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 
 HARDBLINK = Path(
     os.environ.get("VPT_HARDBLINK") or Path(__file__).parents[3] / "shared/data/hardblink"

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.released import read
-from evaluation.samples import BadRow, ImageRef, Sample
 from vpt.boxes import GridBox
 from vpt.errors import DataError
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.released import read
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.protocol.tokens import BRANCH_TOKENS, INVITE_REENCODE, INVITE_REGION
 
 VARIANTS = ("clip", "dino", "sam")

@@ -12,14 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import judge
-from evaluation.judge import JudgeError, JudgeItem, Judgement, judge_all, judge_all_async, summary
-from evaluation.judge_protocol import PROMPT, PROMPT_HASH, write_message
-from evaluation.judge_settings import JudgeSettings
-from evaluation.judging import judge_records
-from evaluation.records import Record
-from evaluation.table import shortfalls
 from vpt.errors import DataError, PromptError
+from vpt.evaluation import judge
+from vpt.evaluation.judge import (
+    JudgeError,
+    JudgeItem,
+    Judgement,
+    judge_all,
+    judge_all_async,
+    summary,
+)
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, write_message
+from vpt.evaluation.judge_settings import JudgeSettings
+from vpt.evaluation.judging import judge_records
+from vpt.evaluation.records import Record
+from vpt.evaluation.table import shortfalls
 
 pytest.importorskip("openai")
 
@@ -594,13 +601,13 @@ def test_answers_without_a_score_are_named_with_their_reason(serve):
 
 def test_without_the_openai_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    monkeypatch.delitem(sys.modules, "evaluation.judge_client", raising=False)
+    monkeypatch.delitem(sys.modules, "vpt.evaluation.judge_client", raising=False)
     with pytest.raises(PromptError, match=r'pip install -e "\.\[eval\]"'):
         judge_all(items(1), JudgeSettings("m", "http://localhost/v1"))
 
 
 def test_importing_the_judge_imports_neither_torch_nor_openai():
-    code = "import sys, evaluation.judge; print({'torch', 'openai'} & set(sys.modules))"
+    code = "import sys, vpt.evaluation.judge; print({'torch', 'openai'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

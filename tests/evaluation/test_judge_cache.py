@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from evaluation.judge_cache import ReplyCache
 from vpt.errors import DataError
+from vpt.evaluation.judge_cache import ReplyCache
 
 
 def filled(path, **replies):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.judge_protocol import PROMPT_HASH, read_score, write_message
+from vpt.evaluation.judge_protocol import PROMPT_HASH, read_score, write_message
 
 
 def test_the_message_is_the_released_one_to_the_letter():

@@ -20,19 +20,19 @@ from lmms_eval.models.model_utils.gen_metrics import (
 )
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 
-from evaluation.lmms_eval_model import (
+from vpt.errors import ImageError, PromptError, RunError
+from vpt.evaluation.lmms_eval_model import (
     VPT,
     cut,
     decoding_options,
     fold_messages,
     stop_words,
 )
-from evaluation.lmms_eval_plugin import manifest
-from vpt.errors import ImageError, PromptError, RunError
+from vpt.evaluation.lmms_eval_plugin import manifest
 
 ROOT = Path(__file__).parents[2]
 TASK = Path(__file__).parent / "lmms_task"
-ENTRY = "vpt = {}evaluation.lmms_eval_plugin:manifest{}"
+ENTRY = "vpt = {}vpt.evaluation.lmms_eval_plugin:manifest{}"
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "until": ["\n\n"]}
 SAMPLED = {"max_new_tokens": 8, "do_sample": True, "temperature": 1.0, "until": ["\n\n"]}
 

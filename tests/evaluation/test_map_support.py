@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.conditions import find_conditions
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.records import Record
-from evaluation.report.cards import CardMaker
-from evaluation.report.photos import PhotoShelf
-from evaluation.report.pictures import PictureTable
-from evaluation.runner import Task, finished_record
-from evaluation.samples import ImageRef, Sample
-from evaluation.scores.map_support import map_supports_answer, read_points
-from evaluation.scores.table import SCORES
-from evaluation.splits import SPLITS, ask_as_is, read_split
 from vpt.errors import DataError
+from vpt.evaluation.conditions import find_conditions
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.cards import CardMaker
+from vpt.evaluation.report.photos import PhotoShelf
+from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.runner import Task, finished_record
+from vpt.evaluation.samples import ImageRef, Sample
+from vpt.evaluation.scores.map_support import map_supports_answer, read_points
+from vpt.evaluation.scores.table import SCORES
+from vpt.evaluation.splits import SPLITS, ask_as_is, read_split
 from vpt.images import from_pixels
 from vpt.trace.records import ContentRecord, ImageRecord, TokenRecord, Trace
 

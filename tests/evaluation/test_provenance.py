@@ -3,7 +3,7 @@
 import torch
 from golden_data import GOLDENS
 
-from evaluation.provenance import hash_model
+from vpt.evaluation.provenance import hash_model
 from vpt.model.building import tiny_model
 from vpt.model.checkpoint import load_model
 

@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from evaluation.records import Record, RecordFile, read_records
 from vpt.errors import DataError
+from vpt.evaluation.records import Record, RecordFile, read_records
 
 RECORDS = [
     Record("S", "auto", "1", "What?", "a", ("a", "b"), {"exact_match": 1.0}, "g", (1, 2, 3, 4)),

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.records import Record
-from evaluation.report import write_report
-from evaluation.report.axis import Axis, axis_around_zero, axis_from_zero
-from evaluation.report.cards import CardMaker
-from evaluation.report.choice import EvenChoice
-from evaluation.report.figures import EVIDENCE_COLOUR
-from evaluation.report.gallery import make_gallery
-from evaluation.report.overview import facts_of, overview_of
-from evaluation.report.photos import PhotoShelf, open_by_name
-from evaluation.report.pictures import ROOM_WH, PictureTable, shown_size
-from evaluation.report.verdict import change_of, verdict_of
-from evaluation.statistics import mean_interval
-from evaluation.tool_value import tool_value
 from vpt.boxes import GridBox, crop_box_px
 from vpt.errors import DataError, ImageError
+from vpt.evaluation.intervals import mean_interval
+from vpt.evaluation.records import Record
+from vpt.evaluation.report import write_report
+from vpt.evaluation.report.axis import Axis, axis_around_zero, axis_from_zero
+from vpt.evaluation.report.cards import CardMaker
+from vpt.evaluation.report.choice import EvenChoice
+from vpt.evaluation.report.figures import EVIDENCE_COLOUR
+from vpt.evaluation.report.gallery import make_gallery
+from vpt.evaluation.report.overview import facts_of, overview_of
+from vpt.evaluation.report.photos import PhotoShelf, open_by_name
+from vpt.evaluation.report.pictures import ROOM_WH, PictureTable, shown_size
+from vpt.evaluation.report.verdict import change_of, verdict_of
+from vpt.evaluation.tool_value import tool_value
 from vpt.images import from_pixels, load_image
 from vpt.trace.records import CallRecord, Counts, MalformedRecord, Timings, Trace
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from test_report import EVIL, failed, make_record, make_results
 
-from evaluation.compare import compare
-from evaluation.report import write_report
-from evaluation.report.pairs import write_comparison
+from vpt.evaluation.compare import compare
+from vpt.evaluation.report import write_report
+from vpt.evaluation.report.pairs import write_comparison
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from evaluation.asking import LocalAsker
-from evaluation.conditions import CONDITIONS
-from evaluation.runner import Decoding, Task, Work, run_task
-from evaluation.samples import BadRow, ImageRef, Sample
-from evaluation.scores.table import SCORES
 from vpt.errors import ImageError, PromptError
+from vpt.evaluation.asking import LocalAsker
+from vpt.evaluation.conditions import CONDITIONS
+from vpt.evaluation.runner import Decoding, Task, Work, run_task
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.scores.table import SCORES
 from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 from vpt.trace.records import Trace

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.choices import extract_choice, multiple_choice
 from vpt.errors import DataError
+from vpt.evaluation.scores.choices import extract_choice, multiple_choice
 
 CHOICES = ("dog", "cat", "hot dog", "the red bus")
 TEMPLATES = (

@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-from evaluation.scores import (
+from vpt.evaluation.scores import (
     anls,
     extract_choice,
     extract_yes_no,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.contains import contains_answer
-from evaluation.scores.exact import exact_match, normalize_text
 from vpt.errors import DataError
+from vpt.evaluation.scores.contains import contains_answer
+from vpt.evaluation.scores.exact import exact_match, normalize_text
 
 
 @pytest.mark.parametrize(

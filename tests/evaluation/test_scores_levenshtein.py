@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.levenshtein import anls, edit_distance
 from vpt.errors import DataError
+from vpt.evaluation.scores.levenshtein import anls, edit_distance
 
 words = st.text(alphabet="abc ", max_size=8)
 

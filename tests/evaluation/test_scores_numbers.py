@@ -5,10 +5,10 @@ from fuzz.limits import within_limits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.counting import count_accuracy, extract_count
-from evaluation.scores.numerals import Quantity, first_number, read_quantity
-from evaluation.scores.relaxed import relaxed_accuracy
 from vpt.errors import DataError
+from vpt.evaluation.scores.counting import count_accuracy, extract_count
+from vpt.evaluation.scores.numerals import Quantity, first_number, read_quantity
+from vpt.evaluation.scores.relaxed import relaxed_accuracy
 
 
 @pytest.mark.parametrize(

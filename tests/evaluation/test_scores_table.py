@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluation.scores
-from evaluation.records import Record
-from evaluation.samples import Sample
-from evaluation.scores import SCORES
+import vpt.evaluation.scores
 from vpt.errors import DataError
+from vpt.evaluation.records import Record
+from vpt.evaluation.samples import Sample
+from vpt.evaluation.scores import SCORES
 
 NAMES = {
     "anls",
@@ -38,9 +38,9 @@ def record(name: str, prediction: str, of: Sample) -> Record:
 
 
 def test_exported_names_are_sorted_and_there():
-    names = evaluation.scores.__all__
+    names = vpt.evaluation.scores.__all__
     assert names == sorted(names)
-    assert all(hasattr(evaluation.scores, name) for name in names)
+    assert all(hasattr(vpt.evaluation.scores, name) for name in names)
 
 
 def test_the_table_has_each_score_under_its_name():
@@ -165,7 +165,7 @@ def test_an_open_question_is_no_multiple_choice():
 
 
 def test_scores_import_without_torch_and_caption_libraries():
-    code = "import sys, evaluation.scores; print(sorted(sys.modules))"
+    code = "import sys, vpt.evaluation.scores; print(sorted(sys.modules))"
     root = Path(__file__).parents[2]
     modules = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.vqa import vqa_accuracy
-from evaluation.scores.vqa_normalization import normalize_vqa
 from vpt.errors import DataError
+from vpt.evaluation.scores.vqa import vqa_accuracy
+from vpt.evaluation.scores.vqa_normalization import normalize_vqa
 
 answers = st.sampled_from(["yes", "no", "2", "two", "a dog", "red", "1,000", ""])
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.scores.yes_no import extract_yes_no, pope, yes_no_accuracy
 from vpt.errors import DataError
+from vpt.evaluation.scores.yes_no import extract_yes_no, pope, yes_no_accuracy
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.doctor import check_target
-from evaluation.formats.image_roots import ImageRoots
-from evaluation.formats.readers import FORMATS
-from evaluation.samples import BadRow, Sample
-from evaluation.scores.table import SCORES
-from evaluation.splits import (
+from vpt.errors import DataError, PromptError
+from vpt.evaluation.doctor import check_target
+from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.formats.readers import FORMATS
+from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.scores.table import SCORES
+from vpt.evaluation.splits import (
     SPLITS,
     ask_as_is,
     ask_for_number,
@@ -21,7 +22,6 @@ from evaluation.splits import (
     is_present,
     read_split,
 )
-from vpt.errors import DataError, PromptError
 
 ROOT = Path(__file__).parents[2]
 HARDBLINK = Path(os.environ.get("VPT_HARDBLINK") or ROOT.parent / "shared/data/hardblink")
@@ -77,7 +77,7 @@ def test_no_two_splits_have_a_file_in_common():
 
 def test_splits_are_listed_without_torch():
     code = (
-        "import sys, pathlib; from evaluation.splits import SPLITS, is_present;"
+        "import sys, pathlib; from vpt.evaluation.splits import SPLITS, is_present;"
         "[is_present(split, pathlib.Path('x')) for split in SPLITS.values()];"
         "print('torch' in sys.modules, 'datasets' in sys.modules)"
     )

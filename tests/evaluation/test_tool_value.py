@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.records import Record
-from evaluation.tool_value import Cost, tool_value
+from vpt.evaluation.records import Record
+from vpt.evaluation.tool_value import Cost, tool_value
 
 
 def record(condition, id, score=None, *, calls=0, tokens=100, ms=50.0, split="s", **scores):

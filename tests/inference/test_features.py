@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from branches import Features
+from vpt.branches import Features
 from vpt.images import load_image
 from vpt.inference.features import Encoders, FeatureCache, FeatureKey
 from vpt.model.building import tiny_model

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.sam.configuration_sam import SamVisionConfig
 
 import vpt
-from branches.sam_weights import rename_segment_anything
+from vpt.branches.sam_weights import rename_segment_anything
 from vpt.errors import CheckpointError
 from vpt.model.building import (
     TINY_DINO,

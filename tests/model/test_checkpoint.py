@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import vpt
-from branches.dino import RELEASED_CONFIG as RELEASED_DINO
-from branches.sam import RELEASED_CONFIG as RELEASED_SAM
 from vpt import cli
+from vpt.branches.dino import RELEASED_CONFIG as RELEASED_DINO
+from vpt.branches.sam import RELEASED_CONFIG as RELEASED_SAM
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
 from vpt.model.building import tiny_model

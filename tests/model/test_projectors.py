@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from branches import Features
 from vpt.boxes import contains, crop_box_px, grid_box_covering
+from vpt.branches import Features
 from vpt.model.projectors import Projector, token_grid
 from vpt.protocol.calls import format_region, parse_turn
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import vpt
-from branches.dino import RELEASED_PREPROCESS as DINO_SETTINGS
-from branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.boxes import GridBox, crop_box_px
+from vpt.branches.dino import RELEASED_PREPROCESS as DINO_SETTINGS
+from vpt.branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
 from vpt.model.building import tiny_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any, Protocol
 from vpt.data.findings import FINDINGS
 from vpt.errors import PromptError
 
-SPLITS_GROUP = "vpt.splits"
-"""Entry points that know what a name means: ``(name, data folder, --images)`` -> `Target`."""
-
 
 class Target(Protocol):
-    """What is to be checked, as an entry point of `SPLITS_GROUP` gives it."""
+    """What is to be checked."""
 
     @property
     def file(self) -> Path:
@@ -63,7 +59,7 @@ class RowsTarget:
 
 
 def find_target(name: str, data: Path, images: Sequence[str]) -> Target:
-    """Say what a name stands for: what an installed evaluation knows, or else a file of rows.
+    """Say what a name stands for: a split that the evaluation knows, or else a file of rows.
 
     Args:
         name: as typed.
@@ -74,17 +70,10 @@ def find_target(name: str, data: Path, images: Sequence[str]) -> Target:
         PromptError: if the name or ``--images`` makes no sense.
         DataError: if the data of a split is missing.
     """
-    for entry in importlib.metadata.entry_points(group=SPLITS_GROUP):
-        try:
-            find = entry.load()
-        except (ImportError, AttributeError) as exc:
-            raise PromptError(
-                f"{entry.value}, which names splits, cannot be loaded ({exc}); install this "
-                'project again: pip install -e ".[eval]"'
-            ) from exc
-        target: Target | None = find(name, data, images)
-        if target is not None:
-            return target
+    from vpt.evaluation.doctor import check_target
+
+    if target := check_target(name, data, images):
+        return target
     if len(images) > 1:
         raise PromptError(f"--images: expected one folder, got {', '.join(images)}")
     if images and not Path(images[0]).is_dir():

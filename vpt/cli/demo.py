@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import socket
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -17,12 +15,7 @@ from vpt.errors import CheckpointError, PromptError
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
 
-PAGES = "vpt.demo"
-"""Group of entry points; ``page`` in it serves the demo. So this package needs no gradio."""
 NO_GRADIO = 'the demo needs gradio; pip install -e ".[demo]"'
-
-Serve = Callable[["Runtime | CheckpointError", argparse.Namespace], None]
-"""Serves the page of a runtime, or of none and why, as the arguments say, until it is ended."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +40,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_demo(args: argparse.Namespace, serve: Serve) -> None:
-    """Load the model that the arguments name, and serve the page.
-
-    Raises:
-        CheckpointError: if the model cannot be loaded, unless the page is wanted anyway.
-        PromptError: if an argument is of no use, or the port is.
-    """
+def _run(args: argparse.Namespace) -> None:
+    if find_spec("gradio") is None:
+        raise PromptError(NO_GRADIO)
     check_model_arguments(args)
     if args.port > 65535:
         raise PromptError(f"--port must be at most 65535, not {args.port}")
@@ -65,7 +54,9 @@ def run_demo(args: argparse.Namespace, serve: Serve) -> None:
             raise
         print_err(f"error: {exc}")
         model = exc
-    serve(model, args)
+    from vpt.demo.page import serve
+
+    serve(model, args.host, args.port, share=args.share)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -78,15 +69,6 @@ def _check_port(host: str, port: int) -> None:
             f"cannot listen at {host}, port {port}: {exc.strerror or exc}; end the program that "
             "uses the port, or choose another with --port or --host"
         ) from exc
-
-
-def _run(args: argparse.Namespace) -> None:
-    if find_spec("gradio") is None:
-        raise PromptError(NO_GRADIO)
-    pages = [entry for entry in entry_points(group=PAGES) if entry.name == "page"]
-    if not pages:
-        raise PromptError("this installation has no page; pip install it again, or run app.py")
-    run_demo(args, pages[0].load())
 
 
 COMMAND = Command(

@@ -4,8 +4,7 @@ What the model says goes to stdout, all else to stderr. Heavy imports wait until
 known to be good, so that ``vpt --help`` and wrong usage answer at once.
 
 A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`;
-a group of commands is a file with a table of its own. What stands on top of this package, as the
-evaluation does, brings its commands by entry points of the group ``vpt.commands``.
+a group of commands is a file with a table of its own.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 
 from vpt.cli import ask, data, demo, depth_tokenizer, init
+from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
-from vpt.cli.parser import Command, CommandGroup, build_parser
+from vpt.cli.parser import Command, CommandGroup, build_command_parser, build_parser
 from vpt.cli.terminal import print_err
 from vpt.errors import (
     BudgetError,
@@ -43,6 +42,8 @@ COMMANDS: Mapping[str, Command | CommandGroup] = {
     "set": setting.COMMAND,
     "data": data.COMMANDS,
     "depth-tokenizer": depth_tokenizer.COMMANDS,
+    "compare": evaluating.COMPARE,
+    "eval": evaluating.RUN,
 }
 
 EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY, EXIT_SERVICE = range(7)
@@ -74,8 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; those of the process by default.
     """
-    commands = {**COMMANDS, **_installed_commands()}
-    return run(build_parser(commands, EXAMPLE, EXIT_CODES), argv)
+    return run(build_parser(COMMANDS, EXAMPLE, EXIT_CODES), argv)
+
+
+def run_alone(command: Command, prog: str, argv: Sequence[str] | None = None) -> int:
+    """Run a program that is one command by itself; returns its exit code.
+
+    Args:
+        command: what it does.
+        prog: how it is called.
+        argv: arguments without the program's name; those of the process by default.
+    """
+    return run(build_command_parser(command, prog, EXIT_CODES), argv)
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -121,12 +132,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _installed_commands() -> dict[str, Command | CommandGroup]:
-    """Commands of packages on top of this one, by name."""
-    found = sorted(entry_points(group="vpt.commands"), key=lambda entry: entry.name)
-    return {entry.name: entry.load() for entry in found}
-
-
 def _tell(exc: Exception, verbose: bool) -> int:
     """Say what went wrong; returns the exit code that stands for it."""
     code = _exit_code(exc)
@@ -143,7 +148,7 @@ def _tell(exc: Exception, verbose: bool) -> int:
 
 
 def _exit_code(exc: Exception) -> int:
-    from branches import BranchError
+    from vpt.branches import BranchError
 
     if is_out_of_memory(exc):
         return EXIT_MEMORY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from vpt.boxes import PixelBox
@@ -49,7 +49,7 @@ class LiveRuns:
         # Reentrant: collecting an abandoned run in the middle of another closes it.
         self._turn = threading.RLock()
 
-    def watch(self, requests: Sequence[Request]) -> Iterator[Snapshot]:
+    def watch(self, requests: Sequence[Request]) -> Generator[Snapshot]:
         """Answer requests side by side; closing the iterator ends the computation."""
         runs = [_GrowingTrace(self.runtime, request) for request in requests]
         events = self.runtime.stream_many(requests, batch_size=max(len(requests), 1))

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from branches import crop
 from vpt.boxes import GridBox, PixelBox, compose, crop_box_px
+from vpt.branches import crop
 from vpt.errors import PromptError, RegionError, VPTError
 from vpt.images import LoadedImage, from_pixels
 from vpt.inference.engine import LookResult

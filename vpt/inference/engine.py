@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from branches import Features
+from vpt.branches import Features
 from vpt.errors import BudgetError, PositionError
 from vpt.images import LoadedImage
 from vpt.inference.cache import ATTENTION_NAME, SlotCache, SlotPlan

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from branches import Branch, Features
+from vpt.branches import Branch, Features
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor

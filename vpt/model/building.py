@@ -216,7 +216,7 @@ def _model_type(base: str) -> Any:
 def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
     from transformers import Dinov2Config, Dinov2Model, SamConfig, SamModel
 
-    from branches import DinoBranch, SamBranch
+    from vpt.branches import DinoBranch, SamBranch
 
     with as_checkpoint_error(f"cannot load the {name} encoder {source}"):
         if name == "sam" and Path(source).suffix == ".pth":

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import cached_file
 
-from branches.pixel_settings import HUB_ARGUMENTS
+from vpt.branches.pixel_settings import HUB_ARGUMENTS
 from vpt.errors import CheckpointError, VPTError, is_out_of_memory
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")

@@ -19,9 +19,9 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from branches import Branch, Features
-from branches.dino import has_newer_names
-from branches.reencode import split_tower_tokens
+from vpt.branches import Branch, Features
+from vpt.branches.dino import has_newer_names
+from vpt.branches.reencode import split_tower_tokens
 from vpt.errors import FeatureCountError, PositionError
 from vpt.files import replacing_files
 from vpt.model.config import (
@@ -522,7 +522,7 @@ def build_branch(name: str, config: VPTConfig) -> Any:
 def _build_dino(settings: Mapping[str, Any]) -> nn.Module:
     from transformers import Dinov2Config
 
-    from branches.dino import RELEASED_CONFIG, DinoBranch
+    from vpt.branches.dino import RELEASED_CONFIG, DinoBranch
 
     config = Dinov2Config(**(settings.get("encoder") or RELEASED_CONFIG))
     check_numbers(config.to_dict())
@@ -532,7 +532,7 @@ def _build_dino(settings: Mapping[str, Any]) -> nn.Module:
 def _build_sam(settings: Mapping[str, Any]) -> nn.Module:
     from transformers.models.sam.configuration_sam import SamVisionConfig
 
-    from branches.sam import RELEASED_CONFIG, SamBranch
+    from vpt.branches.sam import RELEASED_CONFIG, SamBranch
 
     config = SamVisionConfig(**(settings.get("encoder") or RELEASED_CONFIG))
     check_numbers(config.to_dict())

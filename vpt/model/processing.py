@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from branches.pixel_settings import HUB_ARGUMENTS, check_values
+from vpt.branches.pixel_settings import HUB_ARGUMENTS, check_values
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files
 from vpt.images import LoadedImage, fit_for_tower

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from branches import Features
+from vpt.branches import Features
 
 CONV_STRIDE = 4  # 64x64 SAM features -> 16x16 tokens, as released
 _FRESH_SCALE = 0.1

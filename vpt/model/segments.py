@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from branches import Features
+from vpt.branches import Features
 from vpt.errors import PositionError
 from vpt.model.segment_layers import SegmentBatch, run_layer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from branches import dino
+from vpt.branches import dino
 from vpt.errors import CheckpointError
 
 RELEASED_NAMES = {

@@ -149,7 +149,7 @@ def coloured(share: NDArray[Any]) -> Image.Image:
 @cache
 def _released_preprocess() -> dict[str, dict[str, Any]]:
     """The branches' own tables, imported late because transformers comes with them."""
-    from branches import dino, sam
+    from vpt.branches import dino, sam
 
     return {"dino": dino.RELEASED_PREPROCESS, "sam": sam.RELEASED_PREPROCESS}
 

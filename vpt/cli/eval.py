@@ -13,9 +13,9 @@ from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
-    from evaluation.evaluate import Asker
-    from evaluation.judge_settings import JudgeSettings
-    from evaluation.runner import Decoding
+    from vpt.evaluation.evaluate import Asker
+    from vpt.evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
 _FINE, _NOTHING_ANSWERED = 0, 1
@@ -130,16 +130,16 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     if args.list:
-        from evaluation.table import splits_table
+        from vpt.evaluation.table import splits_table
 
         print_out(splits_table(args.data))
         return _FINE
     check_model_arguments(args)
     if not args.splits:
         raise PromptError("--splits names what to ask; see --list")
-    from evaluation.evaluate import evaluate, make_plan
-    from evaluation.run_folder import RunFolder
-    from evaluation.table import results_table, shortfalls
+    from vpt.evaluation.evaluate import evaluate, make_plan
+    from vpt.evaluation.run_folder import RunFolder
+    from vpt.evaluation.table import results_table, shortfalls
 
     judge = _judge_settings(args)
     plan = make_plan(
@@ -175,10 +175,10 @@ def _run(args: argparse.Namespace) -> int:
 def _asker(args: argparse.Namespace) -> Asker:
     """The model, in this process or in others."""
     if args.workers is None:
-        from evaluation.asking import LocalAsker
+        from vpt.evaluation.asking import LocalAsker
 
         return LocalAsker(load_runtime(args))
-    from evaluation.workers import RayAsker
+    from vpt.evaluation.workers import RayAsker
 
     quieten(args)
     options = {
@@ -193,7 +193,7 @@ def _asker(args: argparse.Namespace) -> Asker:
 
 
 def _decoding(args: argparse.Namespace) -> Decoding:
-    from evaluation.runner import Decoding
+    from vpt.evaluation.runner import Decoding
 
     names = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
     return Decoding(**{name: getattr(args, name) for name in names})
@@ -204,7 +204,7 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
         if args.judge_url is not None:
             raise PromptError("--judge-url needs --judge, the name of the model there")
         return None
-    from evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_settings import JudgeSettings
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
     return JudgeSettings(
@@ -223,8 +223,8 @@ def _add_compared(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from evaluation.compare import compare_folders
-    from evaluation.report.pairs import write_comparison
+    from vpt.evaluation.compare import compare_folders
+    from vpt.evaluation.report.pairs import write_comparison
 
     comparison = compare_folders(args.a, args.b)
     print_out(comparison.table())

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.statistics import (
+from vpt.errors import DataError
+from vpt.evaluation.intervals import (
     MOST_EXACT_FLIPS,
     Interval,
     difference_interval,
@@ -18,7 +19,6 @@ from evaluation.statistics import (
     sign_flip_p,
     wilson_interval,
 )
-from vpt.errors import DataError
 
 scores = st.floats(0, 1, allow_subnormal=False)
 lists = st.lists(scores, min_size=1, max_size=20)
@@ -76,7 +76,7 @@ def test_the_seed_decides():
 def test_drawing_in_parts_changes_nothing_but_memory(monkeypatch):
     values = np.random.default_rng(3).random(50)
     whole = mean_interval(values)
-    monkeypatch.setattr("evaluation.statistics._CHUNK", 1000)
+    monkeypatch.setattr("vpt.evaluation.intervals._CHUNK", 1000)
     assert mean_interval(values) == whole
 
 

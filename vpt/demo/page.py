@@ -1,0 +1,413 @@
+"""The Gradio demo: widgets and wiring; what they show is computed from the trace of each run."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
+
+import vpt
+from vpt.branches import BranchError
+from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
+from vpt.demo.examples import read_examples
+from vpt.demo.live_runs import LiveRuns, Snapshot
+from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
+from vpt.errors import CheckpointError, is_out_of_memory
+from vpt.images import DEFAULT_LIMITS
+from vpt.inference.conversation import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
+from vpt.protocol.tokens import PERCEPTION_MODES
+from vpt.trace.records import Trace
+from vpt.view.timeline import timeline_html
+from vpt.view.wording import printable
+
+EXAMPLES = Path(vpt.__file__).parent / "examples"
+AT_ONCE = 4  # questions answered side by side; others wait
+MOST_WAITING = 32
+KEPT_S = 3600  # files and traces of a visit
+CSS = Path(__file__).parent / "page.css"
+SHOWN_EVERY_S = 0.1  # while tokens come; showing takes time that the model could use
+HEAD = "# VPT Runtime\nAsk about a picture, and see the model look again."
+WELCOME = (
+    '<p class="vpt-hint">The model reads the picture once, and small. Where that is not enough, it '
+    "writes a perception token: a region to see closer, or an encoder to look with. What comes of "
+    "it is appended, and it goes on writing. You will see each step here.</p>"
+)
+TO_ANSWER = "() => { innerWidth < 700 && document.querySelector('#answer').scrollIntoView() }"
+HINT = (
+    "Is this the right place? Mark two corners on the photo, or type the box in pixels; "
+    "then have the model look there."
+)
+
+
+def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
+    """Lay out the page, and wire it to a model.
+
+    Args:
+        model: answers all questions; or why there is none, which the page then says. Traces are
+            replayed without one.
+    """
+    style, _ = _style()
+    with gr.Blocks(
+        title="VPT Runtime", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), **style
+    ) as app:
+        gr.Markdown(HEAD, elem_classes="vpt-head")
+        if isinstance(model, CheckpointError):
+            reason = escape(printable(str(model)))
+            words = f"**There is no model to ask.** {reason} Saved traces can be replayed."
+            gr.Markdown(words, elem_classes="vpt-problem")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                inputs = _Inputs()
+            with gr.Column(scale=3, min_width=320):
+                outputs = _Outputs()
+        _wire(inputs, outputs, model)
+    app.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
+    return app
+
+
+class _Inputs:
+    """What a person gives: picture, question, settings."""
+
+    def __init__(self) -> None:
+        self.picture = gr.Image(
+            type="filepath", label="Picture", sources=["upload", "clipboard"], height=320
+        )
+        # Gradio would open the file itself, without limits and without words for what is wrong.
+        self.picture.preprocess = lambda payload: payload and payload.path
+        self.question = gr.Textbox(label="Question", placeholder="What number is on the blue one?")
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=120)
+        self.compare = gr.Checkbox(label="Compare with an answer without looking again")
+        with gr.Accordion("Settings", open=False):
+            self.settings = _setting_widgets()
+        self.examples = read_examples(EXAMPLES)
+        rows = [[str(EXAMPLES / one.picture), one.question, one.takes] for one in self.examples]
+        parts = [self.picture, self.question, gr.Textbox(visible=False)]
+        self.gallery = gr.Dataset(
+            label="Examples: click one",
+            components=parts,
+            headers=["picture", "question", "it takes"],
+            samples=rows,
+            type="index",
+            visible=bool(rows),
+            elem_classes="vpt-examples",
+            samples_per_page=len(rows) or 1,
+        )
+
+    @property
+    def all(self) -> list[Any]:
+        """In the order of the handlers' arguments."""
+        return [self.picture, self.question, self.compare, *self.settings]
+
+
+def _setting_widgets() -> list[Any]:
+    """One per field of ``Settings``, in their order."""
+    with gr.Row():
+        perception = gr.Radio(list(PERCEPTION_MODES), value="auto", label="Look again")
+    with gr.Row():
+        max_calls = _slider(0, MOST_CALLS, 4, step=1, label="Calls at most")
+        max_tokens = _slider(1, MOST_NEW_TOKENS, 256, step=1, label="Tokens at most")
+    constrain = gr.Checkbox(True, label="Permit well-formed calls only")
+    with gr.Row():
+        temperature = _slider(0, 2, 0, step=0.05, label="Temperature (0: likeliest token)")
+        top_p = _slider(0.01, 1, 1, step=0.01, label="Top p")
+    with gr.Row():
+        top_k = gr.Number(0, label="Top k (0: all)", precision=0, minimum=0)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    return [perception, max_calls, max_tokens, constrain, temperature, top_p, top_k, seed]
+
+
+def _slider(low: float, high: float, value: float, **options: Any) -> Any:
+    slider = gr.Slider(low, high, value, **options)
+    # Gradio would compare an empty field with the bounds, and fail without words.
+    slider.preprocess = lambda payload: payload
+    return slider
+
+
+class _Outputs:
+    """What is shown of a run."""
+
+    def __init__(self) -> None:
+        self.trace = gr.State(None, time_to_live=KEPT_S)
+        self.corner = gr.State(None)
+        with gr.Row():
+            lines: dict[str, Any] = {"lines": 1, "elem_classes": "vpt-answer"}
+            self.answer = gr.Textbox(label="Answer", elem_id="answer", **lines)
+            with gr.Column(visible=False, min_width=200) as self.plain_side:
+                label = "Without looking again"
+                self.plain = gr.Textbox(label=label, elem_id="plain", **lines)
+        with gr.Row():
+            self.photo = _picture("Where it looked", elem_id="photo", elem_classes="vpt-photo")
+            with gr.Column(visible=False, min_width=240) as self.crop_side:
+                self.crop = _picture("What it got", elem_id="crop")
+            with gr.Column(visible=False, min_width=240) as self.heat_side:
+                self.heat = _picture("Photo | map", gr.ImageSlider, elem_id="heat")
+        with gr.Column(visible=False) as self.looks_side:
+            self.looks = gr.Radio([], label="Show look", elem_id="looks")
+        self.stream = gr.HTML(WELCOME, elem_id="stream")
+        with gr.Column(visible=False) as self.after_side:
+            with gr.Accordion("Look somewhere else", open=False, elem_id="elsewhere"):
+                gr.Markdown(HINT, elem_classes="vpt-hint")
+                with gr.Row():
+                    names = ("left", "top", "right", "bottom")
+                    self.box = [gr.Number(label=name, minimum=0, min_width=70) for name in names]
+                self.look_there = gr.Button("Answer from this box", elem_id="look-there")
+            self.download = gr.DownloadButton("Download trace", elem_id="download")
+        self.upload = gr.UploadButton("Replay a trace", elem_id="replay", file_types=[".json"])
+
+    @property
+    def all(self) -> list[Any]:
+        """Everything that a run changes."""
+        sides = [self.plain_side, self.crop_side, self.heat_side, self.looks_side, self.after_side]
+        shown = [self.answer, self.plain, self.stream, self.photo, self.crop, self.heat]
+        return [*shown, self.download, self.looks, *self.box, *sides, self.trace, self.corner]
+
+    def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
+        """Photo, and what the chosen call brought or the chosen depth map shows."""
+        views = draw_views(trace, number)
+        return {
+            self.photo: views.photo,
+            self.crop: views.crop,
+            self.heat: views.heat,
+            self.crop_side: gr.Column(visible=views.crop is not None),
+            self.heat_side: gr.Column(visible=views.heat is not None),
+        }
+
+    def whole(self, trace: Trace) -> dict[Any, Any]:
+        """Everything of a run that has ended, the answer without looking again left out."""
+        pictures = self.pictures(trace)
+        looks = shown_looks(trace)
+        last = looks[-1][1] if looks else None
+        file = save_bytes_to_cache(
+            trace.to_json().encode(errors="backslashreplace"),
+            "trace.json",
+            self.download.GRADIO_CACHE,
+        )
+        return {
+            **pictures,
+            self.answer: printable(trace.answer) or "(nothing)",
+            self.stream: timeline_html(trace),
+            self.looks: gr.Radio(choices=looks, value=last),
+            self.looks_side: gr.Column(visible=len(looks) > 1),
+            self.after_side: gr.Column(visible=True),
+            **dict(zip(self.box, box_to_edit(trace) or [None] * 4, strict=True)),
+            self.download: file,
+            self.trace: trace,
+            self.corner: None,
+        }
+
+
+def _picture(label: str, kind: Any = gr.Image, **options: Any) -> Any:
+    """A picture to look at, without the button that would send it to strangers."""
+    if "buttons" in inspect.signature(kind).parameters:  # gradio 6
+        options["buttons"] = ["download", "fullscreen"]
+    elif kind is gr.Image:
+        options["show_share_button"] = False
+    return kind(label=label, interactive=False, format="png", min_width=240, **options)
+
+
+def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+    """Say what happens on which event."""
+    handlers = _Handlers(outputs, model)
+    shown = {"outputs": outputs.all, "show_progress": "hidden"}
+    asked = gr.on(
+        [inputs.ask.click, inputs.question.submit],
+        handlers.ask,
+        inputs.all,
+        api_name="ask",
+        **shown,
+    )
+    looked = outputs.look_there.click(
+        handlers.look_there, [*inputs.all, *outputs.box], api_name="look_there", **shown
+    )
+    outputs.upload.upload(handlers.replay, outputs.upload, api_name="replay", **shown)
+
+    def take(index: int) -> tuple[str, str]:
+        example = inputs.examples[index]
+        path = EXAMPLES / example.picture
+        return save_file_to_cache(path, inputs.picture.GRADIO_CACHE), example.question
+
+    example = inputs.gallery.click(
+        take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
+    ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
+    starts = [inputs.ask.click, inputs.question.submit, inputs.gallery.click]
+    gr.on(starts, None, js=TO_ANSWER, api_name="to_answer")
+    inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
+    views = [outputs.photo, outputs.crop, outputs.heat, outputs.crop_side, outputs.heat_side]
+    outputs.looks.input(
+        handlers.choose, [outputs.trace, outputs.looks], views, api_name="choose_look"
+    )
+    outputs.photo.select(
+        handlers.mark,
+        [outputs.trace, outputs.corner],
+        [outputs.photo, outputs.corner, *outputs.box],
+        show_progress="hidden",
+        api_name="mark",
+    )
+    gr.on(
+        [side.input for side in outputs.box],
+        handlers.draw_box,
+        [outputs.trace, *outputs.box],
+        outputs.photo,
+        show_progress="hidden",
+        api_name="draw_box",
+    )
+
+
+@contextlib.contextmanager
+def _error_message() -> Iterator[None]:
+    """Show errors made on purpose as messages on the page, which takes them for HTML."""
+    try:
+        yield
+    except (vpt.VPTError, BranchError, MemoryError, RuntimeError) as exc:
+        if is_out_of_memory(exc):
+            raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
+        if not isinstance(exc, vpt.VPTError | BranchError):
+            raise
+        words = escape(printable(str(exc)), quote=False)
+        raise gr.Error(words, print_exception=False) from exc
+
+
+class _Handlers:
+    """What the events of the page do; each yields or returns new values of widgets."""
+
+    def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+        self.outputs = outputs
+        self.model = model
+        self.live_runs = None if isinstance(model, CheckpointError) else LiveRuns(model)
+
+    def ask(
+        self, picture: str | None, question: str, compare: bool, *settings: Any
+    ) -> Iterator[dict[Any, Any]]:
+        with _error_message():
+            yield from self._answer(picture, question, compare, Settings(*settings))
+
+    def look_there(
+        self, picture: str | None, question: str, compare: bool, *rest: Any
+    ) -> Iterator[dict[Any, Any]]:
+        with _error_message():
+            settings, box = Settings(*rest[:-4]), rest[-4:]
+            yield from self._answer(picture, question, compare, settings, box)
+
+    def _answer(
+        self, picture: str | None, question: str, compare: bool, settings: Settings, *box: Any
+    ) -> Iterator[dict[Any, Any]]:
+        if isinstance(self.model, CheckpointError) or self.live_runs is None:
+            raise CheckpointError(f"there is no model to ask: {self.model}")
+        out = self.outputs
+        requests = make_requests(
+            self.model, picture, question, settings, compare=compare, box=box[0] if box else None
+        )
+        yield {
+            **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
+            out.plain_side: gr.Column(visible=compare),
+            out.looks_side: gr.Column(visible=False),
+        }
+        with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
+            yield from self._show(snapshots)
+
+    def _show(self, snapshots: Iterator[Snapshot]) -> Iterator[dict[Any, Any]]:
+        """Runs as they happen, and at the end everything: programs get the last only."""
+        out, shown_at = self.outputs, 0.0
+        traces: dict[int, Trace] = {}
+        errors: dict[int, vpt.VPTError] = {}
+        for one in snapshots:
+            traces[one.index] = one.trace
+            if isinstance(one.event, ErrorEvent):
+                errors[one.index] = one.event.error
+            is_early = time.monotonic() < shown_at + SHOWN_EVERY_S
+            if isinstance(one.event, TokenEvent) and is_early:
+                continue
+            shown_at, answer = time.monotonic(), printable(one.trace.answer)
+            if one.index:
+                yield {out.plain: answer}
+                continue
+            has_more = isinstance(one.event, ContentEvent | ResultEvent)
+            pictures = out.pictures(one.trace) if has_more else {}
+            yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
+        plain = printable(traces[1].answer) if 1 in traces else ""
+        yield {**({} if 0 in errors else out.whole(traces[0])), out.plain: plain}
+        for error in errors.values():
+            raise error
+
+    def replay(self, file: str) -> dict[Any, Any]:
+        with _error_message():
+            hidden = {self.outputs.plain: "", self.outputs.plain_side: gr.Column(visible=False)}
+            return {**self.outputs.whole(Trace.load(file)), **hidden}
+
+    def choose(self, trace: Trace | None, number: int) -> dict[Any, Any]:
+        with _error_message():
+            return {} if trace is None else self.outputs.pictures(trace, number)
+
+    def mark(
+        self, trace: Trace | None, corner: tuple[float, float] | None, event: gr.SelectData
+    ) -> dict[Any, Any]:
+        out = self.outputs
+        if trace is None:
+            return {out.corner: None}
+        with _error_message():
+            x, y = point_on_image(trace, event.index)
+            x0, y0 = corner or (x, y)
+            box = (min(x0, x), min(y0, y), max(x0, x), max(y0, y))
+            photo = draw_views(trace, drawn_box=box).photo
+        if corner is None:
+            return {out.photo: photo, out.corner: (x, y)}
+        numbers = dict(zip(out.box, map(round, box), strict=True))
+        return {out.photo: photo, out.corner: None, **numbers}
+
+    def draw_box(self, trace: Trace | None, *box: float | None) -> Any:
+        sides = [side for side in box if side is not None]
+        if trace is None or len(sides) != 4:
+            return gr.skip()
+        x0, y0, x1, y1 = sides
+        if x0 >= x1 or y0 >= y1:
+            return gr.skip()
+        with _error_message():
+            return draw_views(trace, drawn_box=(x0, y0, x1, y1)).photo
+
+
+def _style() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Theme and style sheet, for the page and for its launch: gradio 6 takes them at the latter."""
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    style = {"theme": gr.themes.Soft(**fonts), "css_paths": str(CSS)}
+    is_at_launch = "theme" in inspect.signature(gr.Blocks.launch).parameters
+    return ({}, style) if is_at_launch else (style, {})
+
+
+def launch(app: gr.Blocks, **options: Any) -> Any:
+    """Launch the page, with what all launches have in common."""
+    _, style = _style()
+    return app.launch(
+        **style,
+        show_error=False,
+        ssr_mode=False,
+        max_file_size=DEFAULT_LIMITS.max_bytes,
+        state_session_capacity=100,
+        **options,
+    )
+
+
+def serve(
+    model: vpt.Runtime | CheckpointError, host: str, port: int, *, share: bool = False
+) -> None:
+    """Serve the page until it is ended; what was uploaded is removed then, at SIGTERM too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix="vpt-demo-", dir=parent, ignore_cleanup_errors=True
+    ) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # the only way to name it
+        launch(build_app(model), server_name=host, server_port=port, share=share)

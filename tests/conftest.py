@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_data import GOLDENS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
-
-GOLDENS = Path(__file__).parent / "goldens"
-VARIANTS = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from vpt.boxes import (
 )
 from vpt.errors import RegionError
 
-REGION_TABLE = Path(__file__).parents[1] / "goldens" / "goldens" / "region_table.json"
+REGION_TABLE = Path(__file__).parent / "goldens" / "goldens" / "region_table.json"
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
 orientations = st.integers(1, 8)

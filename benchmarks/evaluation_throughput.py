@@ -22,10 +22,9 @@ from reporting import announce, save
 from single_pass_tables import print_table, spread
 
 import vpt
-from vpt.evaluation.conditions import find_conditions
 from vpt.evaluation.evaluate import PlannedSplit, make_plan
 from vpt.evaluation.records import RecordFile
-from vpt.evaluation.runner import Decoding, Task, run_task
+from vpt.evaluation.runner import Decoding, Task, find_conditions, run_task
 from vpt.runtime import Runtime
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from vpt.errors import DataError
 from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
-from vpt.evaluation.records import Record
+from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.report.settings import Setting, differing_settings
 from vpt.evaluation.report.verdict import RIGHT_SCORE
-from vpt.evaluation.run_folder import RunFolder
 from vpt.view.wording import printable
 
 Task = tuple[str, str]

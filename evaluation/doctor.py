@@ -16,15 +16,14 @@ from vpt.data.row_files import read_entries
 from vpt.data.row_view import image_paths
 from vpt.data.turn_checks import known_tokens
 from vpt.errors import DataError, ImageError, RegionError
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.readers import guess_format
-from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import (
     SPLITS,
     Split,
     existing_file,
     find_split,
+    guess_format,
     is_path,
     read_rows_of,
 )

@@ -13,21 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tqdm import tqdm
 
 from vpt.errors import DataError, PromptError
-from vpt.evaluation.conditions import TOOL_VALUE, Condition, find_conditions
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.records import Record
+from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.report import write_report
-from vpt.evaluation.results import RESULTS_VERSION, summarize, totals
-from vpt.evaluation.run_folder import RunFolder
-from vpt.evaluation.runner import Decoding, Task, Work
-from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.results import RESULTS_VERSION, summarize, tool_value, totals
+from vpt.evaluation.runner import TOOL_VALUE, Condition, Decoding, Task, Work, find_conditions
+from vpt.evaluation.samples import BadRow, ImageRoots, Sample
 from vpt.evaluation.scores.table import SCORES, Score
 from vpt.evaluation.splits import SPLITS, Split, find_split, read_split
-from vpt.evaluation.tool_value import tool_value
 from vpt.images import LoadedImage
 
 if TYPE_CHECKING:
-    from vpt.evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_protocol import JudgeSettings
 
 
 class Asker(Protocol):
@@ -269,7 +265,7 @@ def _judge(
     """Have the free-form splits judged; the scores go into the parts, not into their files."""
     if settings is None:
         return {}
-    from vpt.evaluation.judging import judge_records
+    from vpt.evaluation.judge import judge_records
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
     scored, summary, unscored = judge_records(records, settings, folder.judgements_file)

@@ -1,28 +1,94 @@
-"""A judge model scores free-form answers from 0 to 1, or says why one stays without a score.
-
-What it is asked, and where that comes from, is in `evaluation/judge_protocol.py`.
-"""
+"""A judge model scores free-form answers from 0 to 1, or reports why one has no score."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import math
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.errors import PromptError, ServiceError
-from vpt.evaluation.judge_cache import ReplyCache
-from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, read_score, write_message
-from vpt.evaluation.judge_settings import JudgeSettings
+from tqdm import tqdm
+
+from vpt.errors import DataError, PromptError, ServiceError
+from vpt.evaluation.judge_protocol import (
+    PROMPT,
+    PROMPT_HASH,
+    JudgeSettings,
+    read_score,
+    write_message,
+)
+from vpt.evaluation.records import LineFile, Record, read_lines
 
 if TYPE_CHECKING:
     from vpt.evaluation.judge_client import Failure, JudgeClient
+
+
+class ReplyCache:
+    """A file of replies, one JSON line each, see :class:`vpt.evaluation.records.LineFile`.
+
+    Args:
+        path: of the file; it and its folder are made by the first :meth:`put`. ``None`` to keep
+            replies in memory only.
+
+    Raises:
+        DataError: if the file cannot be read, or a whole line of it is no reply.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._replies: dict[str, str] = {}
+        self._lines = None if path is None else LineFile(path)
+        if path is not None:
+            for number, line in enumerate(read_lines(path), 1):
+                key, reply = _read_line(line, f"{path}, line {number}")
+                self._replies[key] = reply
+
+    def get(self, key: str) -> str | None:
+        """The reply under a key, or ``None``."""
+        return self._replies.get(key)
+
+    def put(self, key: str, reply: str, **about: str) -> None:
+        """Keep a reply; it is on disk when this returns.
+
+        Args:
+            key: to find it by.
+            reply: as it came.
+            about: what else the line should say to a reader; it is not read back.
+
+        Raises:
+            DataError: if it cannot be written; the replies before it stay.
+        """
+        self._replies[key] = reply
+        if self._lines is not None:
+            self._lines.append(json.dumps({"key": key, **about, "reply": reply}) + "\n")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._lines is not None:
+            self._lines.close()
+
+
+def _read_line(line: str, place: str) -> tuple[str, str]:
+    try:
+        content = json.loads(line)
+        key, reply = content["key"], content["reply"]
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise DataError(
+            f"{place} is no reply of a judge ({type(exc).__name__}: {exc}); delete the line to "
+            "have the judge asked again"
+        ) from exc
+    if not isinstance(key, str) or not isinstance(reply, str):
+        raise DataError(f"{place}: key and reply must be strings; delete the line")
+    return key, reply
+
 
 MAX_FAILURES_IN_A_ROW = 8
 """So many calls that fail one after the other, each with all its retries, end a run."""
@@ -250,3 +316,45 @@ def _judge(reply: str, *, from_cache: bool) -> Judgement:
         return Judgement(read_score(reply), reply=reply, from_cache=from_cache)
     except ValueError as exc:
         return Judgement(None, str(exc), reply, from_cache)
+
+
+SCORE = "judge"
+
+
+def judge_records(
+    records: Sequence[Record], settings: JudgeSettings, cache_file: Path
+) -> tuple[list[Record], dict[str, Any], list[dict[str, str]]]:
+    """Have answers judged.
+
+    Args:
+        records: of the splits that are to be judged.
+        settings: of the judge.
+        cache_file: of its replies; what is there is not asked again.
+
+    Returns:
+        The same records, those that the judge scored with :data:`SCORE` among their scores; what
+        ``results.json`` says of the judge: as :func:`vpt.evaluation.judge.summary`, and why answers
+        stayed without a score, ``reasons``: reason -> number; and those answers: ``split``,
+        ``condition``, ``id`` and ``reason`` of each.
+
+    Raises:
+        PromptError: if the key or the ``openai`` package is missing.
+        JudgeError: if the judge cannot do its work at all.
+    """
+    places = [i for i, record in enumerate(records) if record.error is None and record.answers]
+    items = [
+        JudgeItem(records[i].question, records[i].answers[0], records[i].prediction) for i in places
+    ]
+    with tqdm(total=len(items), desc="judge", disable=not sys.stderr.isatty()) as bar:
+        judged = judge_all(items, settings, cache_file, lambda *_: bar.update())
+    unscored = []
+    scored = list(records)
+    for place, judgement in zip(places, judged, strict=True):
+        if judgement.score is None:
+            names = dict(zip(("split", "condition", "id"), records[place].key, strict=True))
+            unscored.append({**names, "reason": judgement.reason})
+            continue
+        scores = {**records[place].scores, SCORE: judgement.score}
+        scored[place] = dataclasses.replace(records[place], scores=scores)
+    reasons = Counter(one["reason"] for one in unscored)
+    return scored, {**summary(judged, settings), "reasons": dict(reasons)}, unscored

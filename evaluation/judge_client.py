@@ -19,7 +19,7 @@ import openai
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from vpt.evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_protocol import JudgeSettings
 
 _MAX_SAID = 300  # characters of a server's own words that go into a reason
 

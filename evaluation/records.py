@@ -1,17 +1,114 @@
-"""What came of each sample, one JSON line per sample, written durably as it ends."""
+"""Records of a run, one JSON line per sample, and the folder that holds them and the results."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vpt.errors import DataError
-from vpt.evaluation.lines import LineFile, read_lines
+from vpt.files import write_whole
 from vpt.trace.records import Trace
+
+
+class LineFile:
+    """A file to which whole lines are added.
+
+    Each line is on disk before :meth:`append` returns. A line that a kill cut in two is removed
+    when the file is opened again; all lines before it stay.
+
+    Args:
+        path: of the file; it and its folder are made when first needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+
+    def append(self, line: str) -> None:
+        """Write a line.
+
+        Args:
+            line: with its end.
+
+        Raises:
+            DataError: if it cannot be written; the lines before it stay whole.
+        """
+        with writing(self.path):
+            if self._file is None:
+                self._file = _open(self.path)
+            length = self._file.seek(0, os.SEEK_END)
+            try:
+                rest = line.encode()
+                while rest:  # a disk that fills up takes a part
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                with suppress(OSError):  # else the next opening does it
+                    self._file.truncate(length)
+                raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Read the whole lines of a file; one that does not exist has none.
+
+    Raises:
+        DataError: if it cannot be read, or is not in UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return  # cut by a kill
+                try:
+                    yield line.decode()
+                except UnicodeDecodeError as exc:
+                    raise DataError(f"{path}, line {number} is not in UTF-8; delete it") from exc
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise DataError(f"cannot read {path}: {exc.strerror or exc}") from exc
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Report in words that a file of a run cannot be written.
+
+    Raises:
+        DataError: for an ``OSError`` in the block: a full disk, a folder without permission.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise DataError(
+            f"cannot write to {path}: {exc.strerror or exc}; choose another --out, or make room "
+            "there and run the same command again to resume: all that was written before is kept"
+        ) from exc
+
+
+def _open(path: Path) -> FileIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b", buffering=0)
+    file.seek(0)
+    content = file.readall()
+    if not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+    return file
+
 
 ERRORS = ("image", "row", "run")
 """Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
@@ -86,7 +183,7 @@ class Record:
 
 
 class RecordFile:
-    """A file of records that survives a kill; see :class:`vpt.evaluation.lines.LineFile`.
+    """A file of records that survives a kill; see :class:`vpt.evaluation.records.LineFile`.
 
     Args:
         path: of the file; it and its folder are made when first needed.
@@ -123,3 +220,146 @@ def read_records(path: Path) -> Iterator[Record]:
                 f"{path}, line {number} is no record ({exc}); delete the line to have its sample "
                 "run again"
             ) from exc
+
+
+RUN_VERSION = 1
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that a run writes, and the same run goes on in.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    path: Path
+
+    @property
+    def results_file(self) -> Path:
+        """Numbers of the run."""
+        return self.path / "results.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def judgements_file(self) -> Path:
+        """What a judge said, kept so that it is asked once."""
+        return self.path / "judgements.jsonl"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the folder against other runs during the block. The lock ends with the process.
+
+        Raises:
+            DataError: if another run holds the folder, naming its process, or it cannot be written.
+        """
+        file = self.path / "run.lock"
+        with ExitStack() as stack:
+            with writing(file):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stream = stack.enter_context(file.open("a+", encoding="utf-8"))
+            if not _lock(stream):
+                stream.seek(0)
+                raise DataError(
+                    f"{self.path} is in use by {stream.read().strip() or 'another run'}; wait "
+                    "until that ends, or choose another --out"
+                )
+            with writing(file):
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {platform.node()}\n")
+                stream.flush()
+            yield
+
+    def start(self, identity: Mapping[str, Any], resume: bool) -> None:
+        """Make the folder, or make sure that what is in it belongs to the same run.
+
+        Args:
+            identity: what makes records comparable: weights, decoding, seed.
+            resume: whether records that are there may be kept.
+
+        Raises:
+            DataError: if it cannot be written, or holds what is not of this run.
+        """
+        file = self.path / "run.json"
+        try:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                if not file.exists():
+                    run = json.dumps({"version": RUN_VERSION, **identity}, indent=1)
+                    write_whole(run + "\n", file)
+                    return
+                known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as exc:
+            raise DataError(f"{file} is no JSON ({exc}); choose another --out") from exc
+        if not resume:
+            raise DataError(
+                f"{self.path} holds a run; leave --no-resume out to go on with it, or choose "
+                "another --out"
+            )
+        wanted = {"version": RUN_VERSION, **json.loads(json.dumps(identity))}
+        for key in sorted({*wanted, *known}):
+            if wanted.get(key) != known.get(key):
+                raise DataError(
+                    f"{self.path} holds a run with {key} {known.get(key)}, this one has "
+                    f"{wanted.get(key)}; choose another --out"
+                )
+
+    def records(self, split: str, condition: str) -> RecordFile:
+        """The file of a split under a condition."""
+        return RecordFile(self._file(split, condition))
+
+    def read(self, split: str, condition: str) -> dict[str, Record]:
+        """Records of a split under a condition: id -> record, the last one of each."""
+        records = read_records(self._file(split, condition))  # "a/b" and "a_b" share a file
+        return {r.id: r for r in records if (r.split, r.condition) == (split, condition)}
+
+    def read_all(self) -> Iterator[Record]:
+        """Every record, in the order of the files' names, the last one of each sample."""
+        for file in sorted((self.path / "records").glob("*.jsonl")):
+            yield from {record.key: record for record in read_records(file)}.values()
+
+    def read_results(self) -> dict[str, Any]:
+        """What :meth:`write_results` wrote.
+
+        Raises:
+            DataError: if there are none.
+        """
+        try:
+            results: dict[str, Any] = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise DataError(
+                f"{self.path} holds no results ({exc}); give the --out folder of a finished run"
+            ) from exc
+        return results
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write the numbers.
+
+        Raises:
+            DataError: if they cannot be written.
+        """
+        with writing(self.results_file):
+            write_whole(json.dumps(results, indent=1) + "\n", self.results_file)
+
+    def _file(self, split: str, condition: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
+        return self.path / "records" / f"{safe}--{condition}.jsonl"
+
+
+def _lock(stream: IO[str]) -> bool:
+    """Lock an open file until it is closed or the process ends; ``False`` if another has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as exc:  # Windows, and some network file systems
+        _logger.error("cannot lock %s (%s); let no other run write there", stream.name, exc)
+    return True

@@ -1,26 +1,111 @@
-"""Asks the samples of a split under a condition, and gives a record of each as it ends."""
+"""Ask the samples of a split under a condition; yield a record of each as it ends."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from vpt.errors import DataError, ImageError, as_vpt_error
-from vpt.evaluation.conditions import Condition
+from vpt.data.regions import region_to_show
+from vpt.errors import DataError, ImageError, PromptError, RegionError, as_vpt_error
+from vpt.evaluation.provenance import describe_model, describe_surroundings
 from vpt.evaluation.records import Record
 from vpt.evaluation.samples import BadRow, Sample
-from vpt.evaluation.scores.map_support import Decode, map_supports_answer
-from vpt.evaluation.scores.region_hit import best_iou, is_shown
+from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
 from vpt.evaluation.scores.table import Score
 from vpt.inference.conversation import ErrorEvent, Request, StopEvent
 from vpt.inference.sampling import Sampling
+from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode
 from vpt.trace.records import Trace
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to ask every sample of a split.
+
+    Attributes:
+        name: as on the command line.
+        about: what it does, in a line.
+        options: of :class:`vpt.inference.conversation.Request`.
+        true_region: whether the first call is the region around the sample's evidence.
+    """
+
+    name: str
+    about: str
+    options: Mapping[str, Any]
+    true_region: bool = False
+
+    def request_options(
+        self, sample: Sample, size_wh: tuple[int, int], grid_size: int
+    ) -> dict[str, Any] | None:
+        """Options for one sample, or ``None`` if it cannot be asked so.
+
+        Args:
+            sample: to ask.
+            size_wh: of its first image, in pixels.
+            grid_size: cells along each side of the model's region grid.
+        """
+        if not self.true_region:
+            return dict(self.options)
+        if sample.box is None:
+            return None
+        try:
+            region = region_to_show(sample.box, size_wh, grid_size=grid_size)
+        except RegionError:
+            return None
+        return {**self.options, "region": region}
+
+
+_MODE_WORDS = {
+    "auto": "the model's own calls",
+    "none": "no calls",
+    "region": "a region is asked for",
+    "reencode": "a re-encoding is asked for",
+}
+CONDITIONS: Mapping[str, Condition] = {
+    **{
+        mode: Condition(
+            mode,
+            _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for"),
+            {"perception": mode},
+        )
+        for mode in PERCEPTION_MODES
+    },
+    "blank": Condition(
+        "blank",
+        "own calls, each brings a gray picture",
+        {"perception": "auto", "replace_looks": "blank"},
+    ),
+    "random": Condition(
+        "random",
+        "own calls, each region is cut from a random place",
+        {"perception": "auto", "replace_looks": "random"},
+    ),
+    "truth": Condition(
+        "truth", "the first call is the region of the evidence", {"perception": "auto"}, True
+    ),
+}
+TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
+"""What it takes to see whether looking again helps."""
+
+
+def find_conditions(names: Sequence[str]) -> list[Condition]:
+    """Look conditions up by their names, each once, in the order given.
+
+    Raises:
+        PromptError: for an unknown name, or no names.
+    """
+    if not names:
+        raise PromptError(f"name at least one perception; available: {', '.join(CONDITIONS)}")
+    for name in names:
+        if name not in CONDITIONS:
+            raise PromptError(f"unknown perception {name!r}; available: {', '.join(CONDITIONS)}")
+    return [CONDITIONS[name] for name in dict.fromkeys(names)]
 
 
 @dataclass(frozen=True)
@@ -242,3 +327,45 @@ def _of_sample(task: Task, sample: Sample) -> dict[str, Any]:
         "box": sample.box,
         "images": tuple(image.name for image in sample.images),
     }
+
+
+class LocalAsker:
+    """Asks a runtime of this process.
+
+    Args:
+        runtime: of the model.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def describe(self) -> Mapping[str, Any]:
+        """See :class:`vpt.evaluation.evaluate.Asker`."""
+        return {
+            "model": describe_model(self.runtime),
+            "surroundings": describe_surroundings(self.runtime),
+        }
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """See :class:`vpt.evaluation.evaluate.Asker`."""
+        check_conditions(conditions, self.runtime.vocabulary.branches)
+
+    def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
+        """See :class:`vpt.evaluation.evaluate.Asker`; one task after the other."""
+        for one in work:
+            yield from run_task(self.runtime, one.task, one.samples, decoding, batch_size)
+
+
+def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -> None:
+    """Make sure that a model can look as conditions want.
+
+    Args:
+        conditions: that are wanted.
+        branches: of the model.
+
+    Raises:
+        PromptError: if it cannot.
+    """
+    for condition in conditions:
+        mode = "region" if condition.true_region else condition.options["perception"]
+        branches_of_mode(mode, branches)

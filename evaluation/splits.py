@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpt.errors import DataError, PromptError
-from vpt.evaluation.formats.choices import LETTERS, ask_with_options, offer
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.readers import FORMATS, find_reader, guess_format
-from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.formats.benchmarks import read_aurora, read_released, read_vstar
+from vpt.evaluation.formats.own import read_embedded, read_plain
+from vpt.evaluation.formats.rows import LETTERS, ask_with_options, offer
+from vpt.evaluation.samples import BadRow, ImageRoots, Sample
+
+Reader = Callable[[Path, ImageRoots], Iterator[Sample | BadRow]]
+"""``(file, where its images are)`` -> a sample or a bad row for each row, in order."""
+
+FORMATS: Mapping[str, tuple[Reader, frozenset[str]]] = {
+    "released": (read_released, frozenset({"messages"})),
+    "vstar": (read_vstar, frozenset({"question_id", "text", "image", "label"})),
+    "aurora": (read_aurora, frozenset({"question_id", "text", "image"})),
+    "embedded": (read_embedded, frozenset({"image", "question", "mode", "family", "look"})),
+    "plain": (read_plain, frozenset({"question"})),
+}
+"""Name of a format -> its reader, and the keys that identify its first row; order counts."""
+
+_MAX_FIRST_ROW = 2**20  # characters
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Split:
         paper: URL of what describes it.
         license: of the questions, as far as we could see it.
         how_to_get: where file and images come from.
-        format: key of :data:`vpt.evaluation.formats.readers.FORMATS`.
+        format: key of :data:`FORMATS`.
         file: relative to the folder of data.
         prompt: sample -> what is put to the model.
         score: name in the table of scores.
@@ -273,6 +288,27 @@ def find_split(name_or_file: str, data_root: Path) -> Split:
     return _own_split(name_or_file, file, guessed)
 
 
+def guess_format(file: Path) -> str | None:
+    """Recognise a format by the name of a file or its first row.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    if file.suffix == ".parquet":
+        return "plain"
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+            start = stream.read(_MAX_FIRST_ROW).lstrip()
+    except OSError as exc:
+        raise DataError(f"cannot read {file}: {exc.strerror or exc}") from exc
+    try:
+        row, _ = json.JSONDecoder().raw_decode(start.removeprefix("[").lstrip())
+    except (ValueError, RecursionError):
+        return None
+    keys = set(row) if isinstance(row, dict) else set()
+    return next((name for name, (_, needed) in FORMATS.items() if needed <= keys), None)
+
+
 def is_present(split: Split, root: Path) -> bool:
     """Whether the file of a split is there. Its images are another matter.
 
@@ -319,7 +355,7 @@ def read_rows_of(split: Split, file: Path, images: ImageRoots) -> Iterator[Sampl
     Raises:
         DataError: if the file cannot be read.
     """
-    for number, sample in enumerate(find_reader(split.format)(file, images)):
+    for number, sample in enumerate(FORMATS[split.format][0](file, images)):
         if isinstance(sample, BadRow) or not split.choices:
             yield sample
             continue
@@ -340,7 +376,7 @@ def _own_split(name: str, file: Path, form: str) -> Split:
     Raises:
         DataError: if the file does not exist or cannot be read.
     """
-    samples = find_reader(form)(file, ImageRoots())
+    samples = FORMATS[form][0](file, ImageRoots())
     first = next((sample for sample in samples if isinstance(sample, Sample)), None)
     has_choices = first is not None and bool(first.choices)
     return Split(

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.errors import PromptError
-from vpt.evaluation.asking import LocalAsker, check_conditions
-from vpt.evaluation.conditions import Condition
 from vpt.evaluation.records import Record
-from vpt.evaluation.runner import Decoding, Work
+from vpt.evaluation.runner import Condition, Decoding, LocalAsker, Work, check_conditions
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime

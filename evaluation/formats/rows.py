@@ -1,13 +1,18 @@
-"""One row after another: of each a sample, or what is wrong with it."""
+"""Values of rows, checked: texts, boxes, options of multiple choice; one sample per row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import inf
+import dataclasses
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
+from vpt.boxes import Box, check_box_px
 from vpt.data.cells import clean_cell
-from vpt.errors import DataError
+from vpt.errors import DataError, RegionError
 from vpt.evaluation.samples import BadRow, Sample
 
 
@@ -91,3 +96,118 @@ def as_text(value: object, what: str) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:50]}..."
+
+
+def read_box(value: object, *, is_xywh: bool = False) -> Box:
+    """Read a box.
+
+    Args:
+        value: a list of four numbers, in pixels of the image as seen.
+        is_xywh: whether they are left, top, width and height, not left, top, right and bottom.
+
+    Returns:
+        XYXY.
+
+    Raises:
+        DataError: if it is something else, empty or reversed, or in fractions of the image.
+    """
+    order = "x, y, width, height" if is_xywh else "x0, y0, x1, y1"
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(values) != 4 or not all(type(v) in (int, float) and isfinite(v) for v in values):
+        raise DataError(f"expected a box to be four numbers {order} in pixels, got {value!r}")
+    x0, y0, x1, y1 = values
+    if is_xywh:
+        x1, y1 = x0 + x1, y0 + y1
+    if x0 >= x1 or y0 >= y1:
+        raise DataError(f"box {values} is empty or reversed; expected {order} with an area")
+    try:
+        check_box_px((x0, y0, x1, y1))
+    except RegionError as exc:
+        raise DataError(str(exc)) from exc
+    return x0, y0, x1, y1
+
+
+def box_around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all; there must be one at least."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+LETTERS = string.ascii_uppercase
+"""Of options, in order."""
+
+_OPTION = re.compile(r"\(([A-Z])\)\s*(\S.*?)\s*")
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+
+ASK_OPTION = "Answer with the option's letter from the given choices directly."
+"""As V*Bench and LLaVA's prompts have it."""
+ASK_LETTER = "Answer with the letter directly."
+
+
+def split_options(text: str) -> tuple[str, tuple[str, ...]]:
+    """Cut a text of a question, options on lines of their own, and perhaps an instruction.
+
+    Args:
+        text: with options as V*Bench writes them: ``(A) red`` on a line, ``(B) blue`` on the next.
+
+    Returns:
+        The question, and the texts of the options A, B, ...; no options if there are none.
+    """
+    lines = text.split("\n")
+    matches = [_OPTION.fullmatch(line.strip()) for line in lines]
+    first = next((i for i, found in enumerate(matches) if found and found[1] == "A"), None)
+    if first is None:
+        return text.strip(), ()
+    options = []
+    for letter, found in zip(LETTERS, matches[first:], strict=False):
+        if found is None or found[1] != letter:
+            break
+        options.append(found[2])
+    return "\n".join(lines[:first]).strip(), tuple(options)
+
+
+def ask_with_options(sample: Sample) -> str:
+    """What is put to the model: the question, and its options if it has any."""
+    if not sample.choices:
+        return sample.question
+    if sample.choices == tuple(LETTERS[: len(sample.choices)]):  # these stand in the picture
+        return f"{sample.question}\n{ASK_LETTER}"
+    options = zip(LETTERS, sample.choices, strict=False)
+    lines = [f"({letter}) {choice}" for letter, choice in options]
+    return "\n".join([sample.question, *lines, ASK_OPTION])
+
+
+def letter_of(answer: str, choices: Sequence[str]) -> str:
+    """The letter of the option that an answer names, by its letter or by its text.
+
+    Raises:
+        DataError: if it names none, or more than one.
+    """
+    text = _fold(answer)
+    found = _LETTER.fullmatch(text)
+    named = {LETTERS[i] for i, choice in enumerate(choices) if _fold(choice) == text}
+    if found and found[1].upper() in LETTERS[: len(choices)]:
+        named.add(found[1].upper())
+    if not named:
+        raise DataError(f"answer {answer!r} is none of the choices: {', '.join(choices)}")
+    if len(named) > 1:
+        letters = " and ".join(sorted(named))
+        raise DataError(f"answer {answer!r} may mean {letters}; write the letter in parentheses")
+    return named.pop()
+
+
+def _fold(text: str) -> str:
+    """Without case, and without full-width forms."""
+    return unicodedata.normalize("NFKC", text).strip().casefold()
+
+
+def offer(sample: Sample, choices: tuple[str, ...]) -> Sample:
+    """The sample with choices, its answers as letters.
+
+    Raises:
+        DataError: if there are too many choices, or an answer is none of them.
+    """
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise DataError(f"expected 2 to {len(LETTERS)} choices, got {len(choices)}")
+    answers = tuple(letter_of(answer, choices) for answer in sample.answers)
+    return dataclasses.replace(sample, choices=choices, answers=answers)

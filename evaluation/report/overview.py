@@ -77,7 +77,7 @@ class ToolRow:
     """What a condition brings against another.
 
     Attributes:
-        value: as in ``results.json``, made by :class:`vpt.evaluation.tool_value.ToolValue`.
+        value: as in ``results.json``, made by :class:`vpt.evaluation.results.ToolValue`.
         opens_pair: whether the row before is of another pair or split.
     """
 

@@ -15,7 +15,7 @@ from vpt.evaluation.report.page import render_page, save_page
 from vpt.evaluation.report.photos import PhotoShelf, PhotoSource, open_by_name
 from vpt.evaluation.report.pictures import PictureTable
 from vpt.evaluation.report.verdict import VERDICT_WORDS, verdict_of
-from vpt.evaluation.tool_value import BASELINE
+from vpt.evaluation.results import BASELINE
 
 REPORT_NAME = "report.html"
 _LABELS = {

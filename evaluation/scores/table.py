@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.captions import chrf, corpus_bleu, rouge_l
-from vpt.evaluation.scores.choices import extract_choice, multiple_choice
-from vpt.evaluation.scores.contains import contains_answer
-from vpt.evaluation.scores.counting import count_accuracy, extract_count
-from vpt.evaluation.scores.exact import exact_match
-from vpt.evaluation.scores.levenshtein import anls
-from vpt.evaluation.scores.relaxed import relaxed_accuracy
-from vpt.evaluation.scores.vqa import vqa_accuracy
-from vpt.evaluation.scores.yes_no import extract_yes_no, pope, true_answer
+from vpt.evaluation.scores.choices import (
+    contains_answer,
+    extract_choice,
+    extract_yes_no,
+    multiple_choice,
+    pope,
+    true_answer,
+)
+from vpt.evaluation.scores.numbers import count_accuracy, extract_count, relaxed_accuracy
+from vpt.evaluation.scores.texts import anls, chrf, corpus_bleu, exact_match, rouge_l, vqa_accuracy
 
 if TYPE_CHECKING:
     from vpt.evaluation.records import Record

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vpt.evaluation.evaluation import main
-from vpt.evaluation.run_folder import RunFolder
+from vpt.evaluation.records import RunFolder
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "evaluation" / "evaluation.py"

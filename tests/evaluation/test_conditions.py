@@ -4,7 +4,7 @@ import pytest
 
 from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import PromptError
-from vpt.evaluation.conditions import CONDITIONS, TOOL_VALUE, find_conditions
+from vpt.evaluation.runner import CONDITIONS, TOOL_VALUE, find_conditions
 from vpt.evaluation.samples import Sample
 from vpt.protocol.tokens import PERCEPTION_MODES
 

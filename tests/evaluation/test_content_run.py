@@ -8,11 +8,9 @@ from drawing import SHAPE, eager_model, noise
 
 from vpt.depth.tokenizer import DepthTokenizer
 from vpt.errors import DataError
-from vpt.evaluation.asking import LocalAsker
 from vpt.evaluation.evaluate import evaluate, make_plan
-from vpt.evaluation.records import read_records
-from vpt.evaluation.run_folder import RunFolder
-from vpt.evaluation.runner import Decoding
+from vpt.evaluation.records import RunFolder, read_records
+from vpt.evaluation.runner import Decoding, LocalAsker
 from vpt.runtime import Runtime
 
 NUM_SAMPLES = 3

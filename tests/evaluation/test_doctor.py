@@ -8,7 +8,7 @@ from PIL import Image
 
 from vpt.errors import DataError
 from vpt.evaluation.doctor import SPLIT_FINDINGS, CheckTarget, check_file, check_split
-from vpt.evaluation.formats.image_roots import ImageRoots
+from vpt.evaluation.samples import ImageRoots
 from vpt.evaluation.splits import SPLITS, find_split
 
 

@@ -5,11 +5,9 @@ import json
 import pytest
 
 from vpt.errors import DataError, PromptError
-from vpt.evaluation.asking import LocalAsker
 from vpt.evaluation.evaluate import evaluate, make_plan
-from vpt.evaluation.records import RecordFile
-from vpt.evaluation.run_folder import RunFolder
-from vpt.evaluation.runner import Decoding
+from vpt.evaluation.records import RecordFile, RunFolder
+from vpt.evaluation.runner import Decoding, LocalAsker
 from vpt.evaluation.table import results_table
 
 DECODING = Decoding(max_new_tokens=16, max_calls=1)

@@ -7,19 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError, PromptError
-from vpt.evaluation.formats.boxes import box_around, read_box
-from vpt.evaluation.formats.choices import (
+from vpt.evaluation.formats.rows import (
     ASK_LETTER,
     LETTERS,
+    as_text,
     ask_with_options,
+    box_around,
     letter_of,
     offer,
+    read_box,
+    read_rows,
     split_options,
 )
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.readers import FORMATS, find_reader, guess_format
-from vpt.evaluation.formats.rows import as_text, read_rows
-from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.samples import BadRow, ImageRoots, Sample
+from vpt.evaluation.splits import guess_format
 
 HERE = Path("/split")
 
@@ -216,16 +217,6 @@ def test_half_a_character_is_refused():
 
 
 # Formats
-
-
-def test_every_format_has_a_reader():
-    for name in FORMATS:
-        assert callable(find_reader(name))
-
-
-def test_an_unknown_format_is_refused():
-    with pytest.raises(PromptError, match="unknown format 'xml'; available: released, vstar, "):
-        find_reader("xml")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,10 @@ from PIL import Image
 from recipes.embedded.make import heldout_entries
 from recipes.embedded.scenes import draw_scene
 from vpt.errors import DataError
-from vpt.evaluation.formats import aurora, embedded, plain, vstar
-from vpt.evaluation.formats.choices import ask_with_options
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.rows import read_rows
-from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.formats.benchmarks import read_aurora, read_vstar
+from vpt.evaluation.formats.own import read_embedded, read_plain
+from vpt.evaluation.formats.rows import ask_with_options, read_rows
+from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 
 HARDBLINK = Path(
     os.environ.get("VPT_HARDBLINK") or Path(__file__).parents[3] / "shared/data/hardblink"
@@ -54,7 +53,7 @@ def test_questions_get_their_answers_and_images(tmp_path):
         {"question_id": 1, "text": "(C)", "category": "count"},
     )
     path = str(tmp_path / "images" / "0.png")
-    assert list(aurora.read(file, ImageRoots())) == [
+    assert list(read_aurora(file, ImageRoots())) == [
         Sample("1", (ImageRef(path, path),), "Which point?", ("C",), group="count"),
         Sample("x", (ImageRef(path, path),), "Which point?", ("7",)),
     ]
@@ -65,7 +64,7 @@ def test_the_layout_of_hardblink_is_understood(tmp_path, kind):
     file = write(tmp_path / "questions" / f"blink_4pointscenter_questions{kind}.jsonl", question(1))
     write(tmp_path / "answers" / "blink_4pointscenter_answers.jsonl", question(1) | {"text": "(D)"})
     (tmp_path / "images" / "blink4pointscenter").mkdir(parents=True)
-    (sample,) = aurora.read(file, ImageRoots())
+    (sample,) = read_aurora(file, ImageRoots())
     assert sample.answers == ("D",)
     assert sample.images[0].source == str(tmp_path / "images" / "blink4pointscenter" / "0.png")
 
@@ -73,7 +72,7 @@ def test_the_layout_of_hardblink_is_understood(tmp_path, kind):
 def test_images_may_lie_beside_the_questions(tmp_path):
     file = write(tmp_path / "questions.jsonl", question(1))
     write(tmp_path / "answers.jsonl", question(1))
-    (sample,) = aurora.read(file, ImageRoots())
+    (sample,) = read_aurora(file, ImageRoots())
     assert sample.images[0].source == str(tmp_path / "0.png")
 
 
@@ -89,7 +88,7 @@ def test_questions_and_answers_that_do_not_fit_are_bad_rows(tmp_path):
     )
     answers = [(2, "A"), (2, "B"), (3, "A"), (4, "A"), (9, "A")]
     write(tmp_path / "answers.jsonl", *({"question_id": i, "text": t} for i, t in answers))
-    samples = list(aurora.read(file, ImageRoots()))
+    samples = list(read_aurora(file, ImageRoots()))
     assert [(s.id, s.problem) for s in samples] == [
         ("1", "row 0: question 1 has no answer"),
         ("2", "row 1: question 2 has 2 answers: A, B; keep one"),
@@ -121,12 +120,12 @@ def test_files_of_answers_that_are_missing_or_broken_are_told(tmp_path, name, an
     if answers is not None:
         write(tmp_path / "answers.jsonl", answers)
     with pytest.raises(DataError, match=message):
-        list(aurora.read(file, ImageRoots()))
+        list(read_aurora(file, ImageRoots()))
 
 
 @pytest.mark.skipif(not HARDBLINK.is_dir(), reason="needs HardBLINK, see VPT_HARDBLINK")
 def test_hardblink_is_read_whole():
-    samples = list(aurora.read(HARDBLINK / "questions.jsonl", ImageRoots()))
+    samples = list(read_aurora(HARDBLINK / "questions.jsonl", ImageRoots()))
     assert len(samples) == 124 and {s.answers for s in samples} == {("A",), ("B",), ("C",)}
     assert samples[0].images[0].open().size_wh == (336, 336)
 
@@ -147,7 +146,7 @@ def star(number=0, **more):
 
 def test_a_star_question_is_asked_in_its_own_words(tmp_path):
     file = write(tmp_path / "test_questions.jsonl", star())
-    (sample,) = vstar.read(file, ImageRoots())
+    (sample,) = read_vstar(file, ImageRoots())
     path = str(tmp_path / "direct_attributes" / "sa_1.jpg")
     assert sample == Sample(
         "direct_attributes/0",
@@ -165,7 +164,7 @@ def test_the_file_beside_the_image_says_where_to_look(tmp_path):
     file = write(tmp_path / "test_questions.jsonl", star())
     where = {"target_object": ["glove", "hand"], "bbox": [[10, 20, 30, 40], [0, 50, 5, 60]]}
     write(tmp_path / "direct_attributes" / "sa_1.json", where)
-    (sample,) = vstar.read(file, ImageRoots())
+    (sample,) = read_vstar(file, ImageRoots())
     assert sample.box == (0, 20, 40, 110)
     assert sample.facts["targets"] == ("glove", "hand")
     assert sample.facts["boxes"] == ((10, 20, 40, 60), (0, 50, 5, 110))
@@ -177,7 +176,7 @@ def test_the_file_beside_the_image_says_where_to_look(tmp_path):
 def test_a_broken_file_beside_the_image_spoils_nothing(tmp_path, content):
     file = write(tmp_path / "test_questions.jsonl", star())
     write(tmp_path / "direct_attributes" / "sa_1.json", content)
-    (sample,) = vstar.read(file, ImageRoots())
+    (sample,) = read_vstar(file, ImageRoots())
     assert sample.box is None
     assert sample.facts["problem"].startswith("sa_1.json does not say where to look: ")
 
@@ -193,7 +192,7 @@ def test_star_rows_that_make_no_sense_are_bad(tmp_path):
         star(5, category=[]),
         star(None),
     )
-    samples = list(vstar.read(file, ImageRoots()))
+    samples = list(read_vstar(file, ImageRoots()))
     assert samples[-1].id == "6"
     name = "direct_attributes/"
     assert problems(samples) == {
@@ -220,7 +219,7 @@ def test_own_rows_become_samples(tmp_path):
         own(id=7, choices=["yes", "no"], answer="no", group="g", family="f"),
         own(image=None, images=["a.png", "/b.png"]),
     ]
-    first, second, third, fourth = plain.read(write(tmp_path / "own.jsonl", *rows), ImageRoots())
+    first, second, third, fourth = read_plain(write(tmp_path / "own.jsonl", *rows), ImageRoots())
     path = str(tmp_path / "a.png")
     assert first == Sample("0", (ImageRef(path, path),), "Why?", ("So.",))
     assert (second.id, second.answers, second.box) == ("x", ("So.", "3"), (1, 2, 3, 4.5))
@@ -234,8 +233,8 @@ def test_a_list_and_lines_are_the_same(tmp_path):
     rows = [own(), own(question=5)]
     lines = write(tmp_path / "own.jsonl", *rows)
     (tmp_path / "own.json").write_text(json.dumps(rows), encoding="utf-8")
-    samples = list(plain.read(lines, ImageRoots()))
-    assert list(plain.read(tmp_path / "own.json", ImageRoots())) == samples
+    samples = list(read_plain(lines, ImageRoots()))
+    assert list(read_plain(tmp_path / "own.json", ImageRoots())) == samples
     assert samples[1].question == "5"
 
 
@@ -265,7 +264,7 @@ def test_a_list_and_lines_are_the_same(tmp_path):
     ],
 )  # fmt: skip
 def test_an_own_row_that_makes_no_sense_is_bad(tmp_path, row, problem):
-    first, bad, last = plain.read(write(tmp_path / "own.jsonl", own(), row, own()), ImageRoots())
+    first, bad, last = read_plain(write(tmp_path / "own.jsonl", own(), row, own()), ImageRoots())
     assert (first.id, bad.id, last.id) == ("0", "1", "2")
     with pytest.raises(DataError, match=f"^row 1: .*{problem}"):
         raise DataError(bad.problem)
@@ -279,7 +278,7 @@ def test_gaps_that_pandas_fills_are_gaps_again(tmp_path):
         own(answer=4.0, choices=[3.0, 4.0], group=float("nan"), note=5.0),
         own(answer=float("inf")),
     ]
-    first, missing, several, chosen, endless = plain.read(
+    first, missing, several, chosen, endless = read_plain(
         write(tmp_path / "own.jsonl", *rows), ImageRoots()
     )
     assert (first.id, first.answers, first.group) == ("1", ("3",), "2")
@@ -293,7 +292,7 @@ def test_gaps_that_pandas_fills_are_gaps_again(tmp_path):
 def test_gaps_in_parquet_are_no_answers(tmp_path):
     pytest.importorskip("datasets")
     columns = {"image": ["a.png"] * 3, "question": ["How many?"] * 3, "answer": [3.0, None, 3.0]}
-    first, missing, last = plain.read(
+    first, missing, last = read_plain(
         write_parquet(tmp_path / "own.parquet", columns), ImageRoots()
     )
     assert first.answers == last.answers == ("3",)
@@ -303,7 +302,7 @@ def test_gaps_in_parquet_are_no_answers(tmp_path):
 def test_gaps_that_pandas_fills_are_gaps_in_answers_of_aurora(tmp_path):
     file = write(tmp_path / "questions.jsonl", question(1.0, category=float("nan")), question(2))
     write(tmp_path / "answers.jsonl", question(1) | {"text": 7.0}, question(2.0) | {"text": 8})
-    first, second = aurora.read(file, ImageRoots())
+    first, second = read_aurora(file, ImageRoots())
     assert (first.id, first.answers, first.group) == ("1", ("7",), "")
     assert (second.id, second.answers) == ("2", ("8",))
 
@@ -339,7 +338,7 @@ def test_parquet_rows_keep_their_images_undecoded(tmp_path):
         "box": [[0.0, 0.0, 1.0, 2.0], None, None],
     }
     file = write_parquet(tmp_path / "own.parquet", columns)
-    first, second, third = plain.read(file, ImageRoots())
+    first, second, third = read_plain(file, ImageRoots())
     assert first.images == (ImageRef(png(), "image of 0"),) and first.box == (0, 0, 1, 2)
     assert first.images[0].open().size_wh == (4, 5)
     assert second.images[0].source == str(tmp_path / "x.png") and second.box is None
@@ -355,9 +354,9 @@ def test_parquet_columns_of_hub_images_and_of_bytes_are_read(tmp_path):
     file = tmp_path / "hub.parquet"
     data = datasets.Dataset.from_dict(rows | {"image": images}, datasets.Features(features))
     data.to_parquet(str(file))
-    (sample,) = plain.read(file, ImageRoots())
+    (sample,) = read_plain(file, ImageRoots())
     assert sample.images == (ImageRef(b"torn", "t.png"),)
-    (sample,) = plain.read(
+    (sample,) = read_plain(
         write_parquet(tmp_path / "b.parquet", rows | {"image": [b"x"]}), ImageRoots()
     )
     assert sample.images == (ImageRef(b"x", "image of 0"),)
@@ -367,12 +366,12 @@ def test_what_is_wrong_with_parquet_is_told(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     (broken := tmp_path / "broken.parquet").write_bytes(b"nope")
     with pytest.raises(DataError, match=r"broken\.parquet is no whole Parquet file: "):
-        list(plain.read(broken, ImageRoots()))
+        list(read_plain(broken, ImageRoots()))
     with pytest.raises(DataError, match=r"none\.parquet does not exist; check the path"):
-        list(plain.read(tmp_path / "none.parquet", ImageRoots()))
+        list(read_plain(tmp_path / "none.parquet", ImageRoots()))
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     with pytest.raises(DataError, match=r'datasets library is needed: pip install -e "\.\[eval\]"'):
-        list(plain.read(broken, ImageRoots()))
+        list(read_plain(broken, ImageRoots()))
 
 
 # The embedded model's
@@ -382,7 +381,7 @@ def test_heldout_questions_are_grouped_by_look_and_family(tmp_path):
     rng = np.random.default_rng(5)
     scene = draw_scene(rng, "heldout")
     entries = list(heldout_entries(scene, "heldout/000000.jpg", rng))
-    samples = list(embedded.read(write(tmp_path / "heldout.jsonl", *entries), ImageRoots()))
+    samples = list(read_embedded(write(tmp_path / "heldout.jsonl", *entries), ImageRoots()))
     assert len(samples) == len(entries) > 1
     for entry, sample in zip(entries, samples, strict=True):
         assert sample.group == f"{entry['mode']}-{entry['family']}"
@@ -394,6 +393,6 @@ def test_heldout_questions_are_grouped_by_look_and_family(tmp_path):
 
 def test_heldout_rows_without_mode_are_bad(tmp_path):
     file = write(tmp_path / "heldout.jsonl", own(family="lines"), own(question=""))
-    first, second = embedded.read(file, ImageRoots())
+    first, second = read_embedded(file, ImageRoots())
     assert first == BadRow("0", "row 0: expected 'mode' and 'family', got [None, 'lines']")
     assert second.problem.startswith("row 1: expected 'question' to be a text")

@@ -6,9 +6,8 @@ import pytest
 
 from vpt.boxes import GridBox
 from vpt.errors import DataError
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.released import read
-from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.formats.benchmarks import read_released
+from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 from vpt.protocol.tokens import BRANCH_TOKENS, INVITE_REENCODE, INVITE_REGION
 
 VARIANTS = ("clip", "dino", "sam")
@@ -36,7 +35,7 @@ def read_one(tmp_path):
 
     def read_row(content):
         (tmp_path / "rows.json").write_text(json.dumps([content]), encoding="utf-8")
-        (one,) = read(tmp_path / "rows.json", ImageRoots())
+        (one,) = read_released(tmp_path / "rows.json", ImageRoots())
         return one
 
     return read_row
@@ -51,7 +50,7 @@ def golden(goldens):
         rows = {sample["name"]: sample["row"] for sample in content["samples"]}
         file = tmp_path / "rows.json"
         file.write_text(json.dumps(list(rows.values())), encoding="utf-8")
-        samples = read(file, ImageRoots(root=goldens))
+        samples = read_released(file, ImageRoots(root=goldens))
         return rows, dict(zip(rows, samples, strict=True))
 
     return read_variant
@@ -170,7 +169,7 @@ def test_images_are_where_the_roots_say(tmp_path):
     (file := tmp_path / "r.jsonl").write_text(
         json.dumps(region_row() | {"images": ["/far/a.png", "/far/a.png_1,2,3,4"]}) + "\n"
     )
-    (sample,) = read(file, ImageRoots.parse([f"/far={tmp_path}"]))
+    (sample,) = read_released(file, ImageRoots.parse([f"/far={tmp_path}"]))
     assert sample.images[0].source == str(tmp_path / "a.png") and sample.box == (1, 2, 3, 4)
 
 
@@ -194,7 +193,7 @@ def test_images_are_where_the_roots_say(tmp_path):
 def test_a_row_that_makes_no_sense_is_bad_and_counted(tmp_path, content, problem):
     rows = [region_row(), content, region_row()]
     (file := tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    first, bad, last = read(file, ImageRoots())
+    first, bad, last = read_released(file, ImageRoots())
     assert isinstance(first, Sample) and isinstance(last, Sample)
     assert (bad.id, last.id) == ("1", "2")
     with pytest.raises(DataError, match=f"^row 1: .*{problem}"):
@@ -208,4 +207,4 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
     if content is not None:
         (tmp_path / "rows.json").write_text(content)
     with pytest.raises(DataError, match=message):
-        list(read(tmp_path / "rows.json", ImageRoots()))
+        list(read_released(tmp_path / "rows.json", ImageRoots()))

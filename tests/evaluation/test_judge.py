@@ -20,11 +20,10 @@ from vpt.evaluation.judge import (
     Judgement,
     judge_all,
     judge_all_async,
+    judge_records,
     summary,
 )
-from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, write_message
-from vpt.evaluation.judge_settings import JudgeSettings
-from vpt.evaluation.judging import judge_records
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, JudgeSettings, write_message
 from vpt.evaluation.records import Record
 from vpt.evaluation.table import shortfalls
 

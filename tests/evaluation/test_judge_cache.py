@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vpt.errors import DataError
-from vpt.evaluation.judge_cache import ReplyCache
+from vpt.evaluation.judge import ReplyCache
 
 
 def filled(path, **replies):

@@ -7,15 +7,13 @@ import pytest
 from PIL import Image
 
 from vpt.errors import DataError
-from vpt.evaluation.conditions import find_conditions
-from vpt.evaluation.formats.image_roots import ImageRoots
 from vpt.evaluation.records import Record
 from vpt.evaluation.report.cards import CardMaker
 from vpt.evaluation.report.photos import PhotoShelf
 from vpt.evaluation.report.pictures import PictureTable
-from vpt.evaluation.runner import Task, finished_record
-from vpt.evaluation.samples import ImageRef, Sample
-from vpt.evaluation.scores.map_support import map_supports_answer, read_points
+from vpt.evaluation.runner import Task, find_conditions, finished_record
+from vpt.evaluation.samples import ImageRef, ImageRoots, Sample
+from vpt.evaluation.scores.regions import map_supports_answer, read_points
 from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import SPLITS, ask_as_is, read_split
 from vpt.images import from_pixels

@@ -27,7 +27,7 @@ from vpt.evaluation.report.overview import facts_of, overview_of
 from vpt.evaluation.report.photos import PhotoShelf, open_by_name
 from vpt.evaluation.report.pictures import ROOM_WH, PictureTable, shown_size
 from vpt.evaluation.report.verdict import change_of, verdict_of
-from vpt.evaluation.tool_value import tool_value
+from vpt.evaluation.results import tool_value
 from vpt.images import from_pixels, load_image
 from vpt.trace.records import CallRecord, Counts, MalformedRecord, Timings, Trace
 

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from vpt.errors import DataError
-from vpt.evaluation.records import Record
-from vpt.evaluation.run_folder import RunFolder
+from vpt.evaluation.records import Record, RunFolder
 
 IDENTITY = {"model": {"hash": "a"}, "decoding": {"seed": 0}}
 
@@ -76,7 +75,7 @@ def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
 def test_a_run_that_was_killed_lets_go_of_its_folder(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from vpt.evaluation.run_folder import RunFolder\n"
+        "from vpt.evaluation.records import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); time.sleep(60)"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from vpt.errors import ImageError, PromptError
-from vpt.evaluation.asking import LocalAsker
-from vpt.evaluation.conditions import CONDITIONS
-from vpt.evaluation.runner import Decoding, Task, Work, run_task
+from vpt.evaluation.runner import CONDITIONS, Decoding, LocalAsker, Task, Work, run_task
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.table import SCORES
 from vpt.model.building import tiny_model

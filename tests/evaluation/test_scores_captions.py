@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError, PromptError
-from vpt.evaluation.scores.captions import chrf, corpus_bleu, rouge_l
+from vpt.evaluation.scores.texts import chrf, corpus_bleu, rouge_l
 
 sentences = st.lists(
     st.sampled_from(["a", "the", "cat", "dog", "sat", "ran"]), min_size=1, max_size=8

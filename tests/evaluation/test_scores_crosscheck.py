@@ -25,8 +25,8 @@ from vpt.evaluation.scores import (
     normalize_vqa,
     pope,
     relaxed_accuracy,
+    texts,
     vqa_accuracy,
-    vqa_normalization,
 )
 
 pytestmark = pytest.mark.slow
@@ -162,7 +162,7 @@ def test_vqa_contractions_are_those_of_the_evaluation(monkeypatch):
         for word, right in module.EvalAIAnswerProcessor.CONTRACTIONS.items()
         if word == word.lower() and word != right
     }
-    assert theirs == vqa_normalization._CONTRACTIONS
+    assert theirs == texts._CONTRACTIONS
 
 
 def test_vqa_spelling_differs_where_theirs_slips(vlm_vqa):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.contains import contains_answer
-from vpt.evaluation.scores.exact import exact_match, normalize_text
+from vpt.evaluation.scores.choices import contains_answer
+from vpt.evaluation.scores.texts import exact_match, normalize_text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.levenshtein import anls, edit_distance
+from vpt.evaluation.scores.texts import anls, edit_distance
 
 words = st.text(alphabet="abc ", max_size=8)
 

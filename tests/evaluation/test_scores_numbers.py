@@ -6,9 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.counting import count_accuracy, extract_count
-from vpt.evaluation.scores.numerals import Quantity, first_number, read_quantity
-from vpt.evaluation.scores.relaxed import relaxed_accuracy
+from vpt.evaluation.scores.numbers import (
+    Quantity,
+    count_accuracy,
+    extract_count,
+    first_number,
+    read_quantity,
+    relaxed_accuracy,
+)
 
 
 @pytest.mark.parametrize(

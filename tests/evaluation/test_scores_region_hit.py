@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import RegionError
-from vpt.evaluation.scores.region_hit import best_iou, is_shown, share_shown
+from vpt.evaluation.scores.regions import best_iou, is_shown, share_shown
 
 EVIDENCE = (10.0, 10.0, 30.0, 20.0)  # 20 x 10 = 200 px
 

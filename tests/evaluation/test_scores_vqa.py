@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.vqa import vqa_accuracy
-from vpt.evaluation.scores.vqa_normalization import normalize_vqa
+from vpt.evaluation.scores.texts import normalize_vqa, vqa_accuracy
 
 answers = st.sampled_from(["yes", "no", "2", "two", "a dog", "red", "1,000", ""])
 

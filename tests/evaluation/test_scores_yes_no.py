@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpt.errors import DataError
-from vpt.evaluation.scores.yes_no import extract_yes_no, pope, yes_no_accuracy
+from vpt.evaluation.scores.choices import extract_yes_no, pope, yes_no_accuracy
 
 
 @pytest.mark.parametrize(

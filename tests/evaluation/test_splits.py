@@ -10,11 +10,10 @@ import pytest
 
 from vpt.errors import DataError, PromptError
 from vpt.evaluation.doctor import check_target
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.readers import FORMATS
-from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.samples import BadRow, ImageRoots, Sample
 from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import (
+    FORMATS,
     SPLITS,
     ask_as_is,
     ask_for_number,

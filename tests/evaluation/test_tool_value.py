@@ -3,7 +3,7 @@
 import pytest
 
 from vpt.evaluation.records import Record
-from vpt.evaluation.tool_value import Cost, tool_value
+from vpt.evaluation.results import Cost, tool_value
 
 
 def record(condition, id, score=None, *, calls=0, tokens=100, ms=50.0, split="s", **scores):

@@ -5,10 +5,9 @@ import importlib.util
 import pytest
 
 from vpt.errors import PromptError
-from vpt.evaluation.asking import LocalAsker
 from vpt.evaluation.evaluate import evaluate, make_plan
-from vpt.evaluation.run_folder import RunFolder
-from vpt.evaluation.runner import Decoding
+from vpt.evaluation.records import RunFolder
+from vpt.evaluation.runner import Decoding, LocalAsker
 from vpt.evaluation.workers import RayAsker
 
 DECODING = Decoding(max_new_tokens=12, max_calls=1)

@@ -14,7 +14,7 @@ from vpt.errors import PromptError
 
 if TYPE_CHECKING:
     from vpt.evaluation.evaluate import Asker
-    from vpt.evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_protocol import JudgeSettings
     from vpt.evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.splits:
         raise PromptError("--splits names what to ask; see --list")
     from vpt.evaluation.evaluate import evaluate, make_plan
-    from vpt.evaluation.run_folder import RunFolder
+    from vpt.evaluation.records import RunFolder
     from vpt.evaluation.table import results_table, shortfalls
 
     judge = _judge_settings(args)
@@ -175,7 +175,7 @@ def _run(args: argparse.Namespace) -> int:
 def _asker(args: argparse.Namespace) -> Asker:
     """The model, in this process or in others."""
     if args.workers is None:
-        from vpt.evaluation.asking import LocalAsker
+        from vpt.evaluation.runner import LocalAsker
 
         return LocalAsker(load_runtime(args))
     from vpt.evaluation.workers import RayAsker
@@ -204,7 +204,7 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
         if args.judge_url is not None:
             raise PromptError("--judge-url needs --judge, the name of the model there")
         return None
-    from vpt.evaluation.judge_settings import JudgeSettings
+    from vpt.evaluation.judge_protocol import JudgeSettings
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
     return JudgeSettings(

@@ -1,11 +1,13 @@
-"""Numbers as people write them: signs, thousands separators, words, magnitudes, units."""
+"""Numbers in answers: counts, and values read from charts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
-from vpt.evaluation.scores.exact import unify
+from vpt.evaluation.scores.texts import best_over, exact_match, unify
 
 _SMALL_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -134,3 +136,79 @@ def _unit(currency: str | None, words: str | None) -> str:
     if len(unit) > 2:
         unit = unit.removesuffix("s")
     return _CURRENCIES.get(unit, unit) or currency or ""
+
+
+_NOTHING = re.compile(r"\b(?:no|none|nobody|nothing)\b", re.IGNORECASE)
+
+
+def extract_count(prediction: str) -> float | None:
+    """Read a count: the first number, else 0 for "no", "none", "nobody", "nothing".
+
+    "three", "3", "There are 3 dogs." and "3 dogs, one cat" are 3. ``None`` if none can be read.
+    """
+    if (number := first_number(prediction)) is not None:
+        return number
+    return 0.0 if _NOTHING.search(prediction) else None
+
+
+def count_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction's count is that of a reference, else 0.
+
+    A reference without a number ("many") is compared as text.
+
+    Raises:
+        DataError: if there is no reference.
+    """
+    count = extract_count(prediction)
+
+    def is_same(reference: str) -> float:
+        accepted = extract_count(reference)
+        if accepted is None:
+            return exact_match(prediction, (reference,))
+        return float(count == accepted)
+
+    return best_over(references, is_same)
+
+
+TOLERANCE = 0.05
+_ROUNDING = 1e-9
+
+
+def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction is a reference, or a number within `TOLERANCE` of one, else 0.
+
+    Both must be numbers to be compared as such, with nothing around them but a currency, a
+    scale ("%", "million", "k") and a unit. A unit or scale that only one side has is forgiven:
+    "50%" is right for "50" and for "0.5". Two different units or currencies are not.
+
+    Raises:
+        DataError: if there is no reference.
+    """
+    predicted = read_quantity(prediction)
+
+    def is_close(reference: str) -> float:
+        if exact_match(prediction, (reference,)):
+            return 1.0
+        accepted = read_quantity(reference)
+        if predicted is None or accepted is None:
+            return 0.0
+        return float(_agree(predicted, accepted))
+
+    return best_over(references, is_close)
+
+
+def _agree(predicted: Quantity, accepted: Quantity) -> bool:
+    if predicted.unit and accepted.unit and predicted.unit != accepted.unit:
+        return False
+    if predicted.scale is not None and accepted.scale is not None:
+        return _close(predicted.value * predicted.scale, accepted.value * accepted.scale)
+    return any(_close(a, b) for a in _readings(predicted) for b in _readings(accepted))
+
+
+def _readings(quantity: Quantity) -> set[float]:
+    return {quantity.value, quantity.value * (quantity.scale or 1)}
+
+
+def _close(predicted: float, accepted: float) -> bool:
+    margin = TOLERANCE * abs(accepted) * (1 + _ROUNDING)
+    return isfinite(margin) and abs(predicted - accepted) <= margin

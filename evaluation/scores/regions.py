@@ -1,18 +1,78 @@
-"""Whether the depth map that a model wrote says what the model answered."""
+"""Whether the crops, or the depth map that the model wrote, show the evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vpt.depth.maps import Floats
-from vpt.depth.reading import answer_from_map
-from vpt.errors import DataError
-from vpt.evaluation.samples import Sample
+from vpt.boxes import Box, contains, coverage, iou
+from vpt.errors import DataError, RegionError
 from vpt.evaluation.scores.choices import extract_choice
-from vpt.trace.records import Trace
 
-Decode = Callable[[Sequence[int]], Floats]
+if TYPE_CHECKING:
+    from vpt.depth.maps import Floats
+    from vpt.evaluation.samples import Sample
+    from vpt.trace.records import Trace
+
+ROUNDING_PX = 1.0
+"""How far evidence may stick out: a crop is cut at whole pixels, annotations are not."""
+
+
+def is_shown(crops: Sequence[Box], evidence: Box) -> bool:
+    """Whether some crop holds the evidence wholly, give or take `ROUNDING_PX` on each side.
+
+    Args:
+        crops: what was cropped; none if the model did not look again.
+        evidence: the annotated box.
+
+    Raises:
+        RegionError: if the evidence has no area.
+    """
+    x0, y0, x1, y1 = _checked(evidence)
+    return any(
+        contains(
+            (
+                crop[0] - ROUNDING_PX,
+                crop[1] - ROUNDING_PX,
+                crop[2] + ROUNDING_PX,
+                crop[3] + ROUNDING_PX,
+            ),
+            (x0, y0, x1, y1),
+        )
+        for crop in crops
+    )
+
+
+def share_shown(crops: Sequence[Box], evidence: Box) -> float:
+    """Share of the evidence's area inside the best crop, in [0, 1]; 0 without crops.
+
+    Raises:
+        RegionError: if the evidence has no area.
+    """
+    box = _checked(evidence)
+    return max((coverage(crop, box) for crop in crops), default=0.0)
+
+
+def best_iou(crops: Sequence[Box], evidence: Box) -> float:
+    """Intersection over union of the best crop with the evidence, in [0, 1]; 0 without crops.
+
+    It is low for a generous crop, even if all the evidence is shown.
+
+    Raises:
+        RegionError: if the evidence has no area.
+    """
+    box = _checked(evidence)
+    return max((iou(crop, box) for crop in crops), default=0.0)
+
+
+def _checked(evidence: Box) -> Box:
+    x0, y0, x1, y1 = evidence
+    if not (x0 < x1 and y0 < y1):
+        raise RegionError(f"expected an evidence box XYXY with an area, got {evidence}")
+    return evidence
+
+
+Decode = Callable[[Sequence[int]], "Floats"]
 """Codes of a depth map -> ``[H, W]``, 0 (farthest) to 1 (nearest)."""
 
 
@@ -35,6 +95,8 @@ def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> 
     points = read_points(sample.facts.get("points"))
     if not points or trace.map_codes is None or decode is None:
         return None
+    from vpt.depth.reading import answer_from_map  # imports numpy
+
     answered = extract_choice(trace.answer, len(points))
     if answered is None:
         return None

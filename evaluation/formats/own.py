@@ -1,7 +1,9 @@
-"""One's own questions: JSON lines, a JSON list or Parquet, with image, question and answer."""
+"""A user's own questions: JSON lines, a JSON list or Parquet; the embedded model's tests."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,12 +11,8 @@ from typing import Any
 
 from vpt.data.row_files import read_entries
 from vpt.errors import DataError
-from vpt.evaluation.formats.boxes import read_box
-from vpt.evaluation.formats.choices import offer
-from vpt.evaluation.formats.image_roots import ImageRoots
-from vpt.evaluation.formats.parquet import read_parquet
-from vpt.evaluation.formats.rows import as_text, name_of, read_rows, text_of
-from vpt.evaluation.samples import BadRow, ImageRef, Sample
+from vpt.evaluation.formats.rows import as_text, name_of, offer, read_box, read_rows, text_of
+from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 
 _READ = ("id", "image", "images", "question", "answer", "answers", "choices", "box", "group")
 """Keys that become attributes of a sample; the others are its ``facts``."""
@@ -22,7 +20,7 @@ _READ = ("id", "image", "images", "question", "answer", "answers", "choices", "b
 _PART: Mapping[type, str] = {str: "path", bytes: "bytes"}
 
 
-def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
+def read_plain(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     """Read questions of one's own.
 
     Keys of a row are ``image`` (or ``images``, a list), ``question``, ``answer`` (or ``answers``,
@@ -42,11 +40,11 @@ def read(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     rows: Iterable[object] = read_parquet(file) if is_parquet else read_entries(file)
     find = partial(images.find, folder=file.parent)
     return read_rows(
-        rows, lambda row, name: _read_row(row, name, find), lambda row: name_of(row, "id")
+        rows, lambda row, name: _plain_sample(row, name, find), lambda row: name_of(row, "id")
     )
 
 
-def _read_row(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> Sample:
+def _plain_sample(row: Mapping[str, Any], name: str, find: Callable[[str], str]) -> Sample:
     sample = Sample(
         id=name,
         images=tuple(_image(value, name, find) for value in _one_or_list(row, "image", "images")),
@@ -92,3 +90,54 @@ def _image(value: object, name: str, find: Callable[[str], str]) -> ImageRef:
         'expected an image to be a path, or in Parquet bytes or {"bytes", "path"}, '
         f"got {type(value).__name__}"
     )
+
+
+def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    """Read rows, without decoding images and without a copy on disk.
+
+    Args:
+        file: in Parquet.
+
+    Yields:
+        Column -> value; an image as ``{"bytes": ..., "path": ...}``.
+
+    Raises:
+        DataError: if it cannot be read, or the library for it is missing.
+    """
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; check the path")
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as exc:
+        raise DataError(
+            f'{file} is Parquet, for which the datasets library is needed: pip install -e ".[eval]"'
+        ) from exc
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(file), split="train", streaming=True)
+        yield from rows.decode(False)
+    except (OSError, ValueError) as exc:  # what pyarrow raises is one of these
+        raise DataError(f"{file} is no whole Parquet file: {exc}") from exc
+
+
+def read_embedded(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
+    """Read held-out questions.
+
+    The group is ``mode-family``, as ``"region-lines"``; ``facts`` are ``mode``, ``family`` and
+    ``look``.
+
+    Args:
+        file: ``heldout.jsonl``.
+        images: where they are; relative paths are in the folder of the file.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    for number, sample in enumerate(read_plain(file, images)):
+        if isinstance(sample, BadRow):
+            yield sample
+            continue
+        names = [sample.facts.get(key) for key in ("mode", "family")]
+        if all(isinstance(name, str) and name for name in names):
+            yield dataclasses.replace(sample, group="-".join(map(str, names)))
+        else:
+            yield BadRow(sample.id, f"row {number}: expected 'mode' and 'family', got {names}")

@@ -5,103 +5,100 @@ What passes can be drawn, replayed and saved again; damaged pictures are found w
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
-import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from functools import cache
 from math import prod
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from vpt.boxes import GridBox, crop_box_px
 from vpt.errors import PromptError, RegionError
 from vpt.protocol.tokens import BRANCH_TOKENS, CONTENT_TOKENS, RELEASED_GRID_SIZE
 
-# Larger numbers are damage, and would ask for much memory or time.
-MOST_RECORDS = {"images": 1000, "calls": 1000, "content": 10_000, "malformed": 100_000}
-MOST_TURNS = 10_000
 MOST_GRID_SIZE = 10_000
 MOST_INTEGER = 2**31
 MOST_SETTING = 2**64
-MOST_MS = 1e12
 MOST_DEPTH = 16  # of nested settings
 
 Record = TypeVar("Record")
 
 
-def read_record(kind: type[Record], content: Any, name: str = "") -> Record:
+def read_record(kind: type[Record], content: Any) -> Record:
     """Build a record from JSON values, each of the type that its field declares.
-
-    Integers and times have bounds; scores may be infinite, as a model can compute them so.
 
     Args:
         kind: a dataclass; its fields may be records themselves.
         content: as JSON holds it; lists stand for tuples.
-        name: of the record in messages; empty for a whole trace.
 
     Raises:
-        PromptError: naming the first field that is missing, unknown or cannot be.
+        PromptError: naming the first field that is missing, unknown or of a wrong type.
     """
-    if not isinstance(content, Mapping):
-        raise _cannot_be(name or "it", content)
-    kinds, fields = _kinds(cast(Hashable, kind)), dataclasses.fields(cast(Any, kind))
-    if unknown := [field for field in content if field not in kinds]:
-        raise PromptError(f"not a trace: {name or 'it'} has an unknown field {unknown[0]!r:.80}")
-    for field in fields:
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and field.name not in content:
-            raise PromptError(f"not a trace: {name or 'it'} has no {field.name}")
-    start = f"{name}." if name else ""
-    values = {key: _read(kinds[key], value, start + key) for key, value in content.items()}
-    return kind(**values)
+    try:
+        record: Record = _adapter(cast(Hashable, kind)).validate_python(content)
+    except ValidationError as exc:
+        raise _error_of(exc.errors(include_url=False)[0]) from exc
+    return record
 
 
-def _cannot_be(name: str, value: Any) -> PromptError:
-    return PromptError(f"not a trace: {name} cannot be {reprlib.repr(value)}")
+def record_schema(kind: Any) -> dict[str, Any]:
+    """The JSON schema of a record."""
+    schema = _adapter(kind).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @cache
-def _kinds(record: Hashable) -> dict[str, Any]:
-    return get_type_hints(record)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _read(kind: Any, value: Any, name: str) -> Any:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):  # always "or None"
-        return None if value is None else _read(inner[0], value, name)
-    if origin is list and isinstance(value, list | tuple):
-        if inner[0] is float:
-            return [_score(one, name) for one in value]
-        return [_read(inner[0], one, f"{name}[{index}]") for index, one in enumerate(value)]
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
-        return tuple(_read(one, part, name) for one, part in zip(inner, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        _check_setting(value, name)
-        return value
-    if dataclasses.is_dataclass(kind):
-        return read_record(cast(Any, kind), value, name)
-    if (
-        (kind is int and type(value) is int and 0 <= value < MOST_INTEGER)
-        or (kind is float and type(value) in (int, float) and abs(value) < MOST_MS)
-        or (kind in (bool, str) and isinstance(value, kind))
-    ):
-        return value
-    raise _cannot_be(name, value)
+def _error_of(error: Any) -> PromptError:
+    """Name the field as a reader of the file would, what came, and what was expected."""
+    *parents, last = error["loc"] or ("",)
+    parent, got = _path(parents), error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        return PromptError(f"not a trace: {parent or 'it'} has an unknown field {last!r:.80}")
+    if error["type"] == "missing" and isinstance(last, str):
+        return PromptError(f"not a trace: {parent or 'it'} has no {last}")
+    if error["type"] == "too_long" and isinstance(got, list) and not parents:
+        most = error["ctx"]["max_length"]
+        return PromptError(f"not a trace: it has {len(got)} {last}; expected {most} at most")
+    if error["type"] == "missing":  # of a tuple
+        return _cannot_be(parent, got, "some values are missing")
+    got = error.get("ctx", {}).get("value", got)  # of a setting, however deep
+    return _cannot_be(_path(error["loc"]), got, error["msg"])
 
 
-def _score(value: Any, name: str) -> float:
-    if type(value) is float or (type(value) is int and abs(value) < MOST_SETTING):
-        return cast(float, value)
-    raise _cannot_be(name, value)
+def _path(steps: Any) -> str:
+    """``("images", 0, "box")`` as ``"images[0].box"``."""
+    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step:.80}" for step in steps)
+    return words.removeprefix(".")
 
 
-def _check_setting(value: Any, name: str, depth: int = 0) -> None:
-    """Settings and descriptions are free, but not endless."""
+def _cannot_be(name: str, value: Any, expected: str = "") -> PromptError:
+    reason = f": {expected[0].lower()}{expected[1:]}" if expected else ""
+    return PromptError(f"not a trace: {name or 'it'} cannot be {reprlib.repr(value)}{reason}")
+
+
+def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings and descriptions are free, but not endless.
+
+    Raises:
+        PydanticCustomError: if they are nested too deeply, or hold a vast number.
+    """
+    _check_setting(settings)
+    return settings
+
+
+def _check_setting(value: Any, depth: int = 0) -> None:
     if depth > MOST_DEPTH or (isinstance(value, int) and abs(value) >= MOST_SETTING):
-        raise _cannot_be(name, value)
+        expected = f"Expected numbers below 2**64, in {MOST_DEPTH} levels at most"
+        raise PydanticCustomError("setting", expected, {"value": value})
     inner = value.values() if isinstance(value, dict) else value
     for one in inner if isinstance(value, dict | list | tuple) else ():
-        _check_setting(one, name, depth + 1)
+        _check_setting(one, depth + 1)
 
 
 def check_trace(trace: Any) -> None:
@@ -110,9 +107,6 @@ def check_trace(trace: Any) -> None:
     Raises:
         PromptError: naming the first that does not.
     """
-    for name, most in MOST_RECORDS.items():
-        if (number := len(getattr(trace, name))) > most:
-            raise PromptError(f"not a trace: it has {number} {name}; expected {most} at most")
     grid_size = trace.settings.get("grid_size", RELEASED_GRID_SIZE)
     if type(grid_size) is not int or not 1 <= grid_size <= MOST_GRID_SIZE:
         raise _cannot_be("settings.grid_size", grid_size)
@@ -123,10 +117,6 @@ def check_trace(trace: Any) -> None:
         _check_call(call, trace, f"calls[{index}]", grid_size)
     for index, content in enumerate(trace.content):
         _check_content(content, trace, f"content[{index}]")
-    records: list[Any] = [*trace.tokens, *trace.malformed, *trace.content, *trace.calls]
-    last = max((record.turn for record in records), default=0)
-    if last >= MOST_TURNS:
-        raise PromptError(f"not a trace: it has a turn {last}; expected less than {MOST_TURNS}")
 
 
 def _check_preprocess(preprocess: Any) -> None:

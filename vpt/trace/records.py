@@ -1,35 +1,57 @@
-"""The record of a run: everything the model saw, said and called for, as plain JSON.
+"""The record of a run: everything the model saw, wrote and called for, as plain JSON.
 
-Server, demo, evaluation and pictures all read this one record.
+Server, demo, evaluation and pictures all read this one record. While a run is recorded its parts
+are plain dataclasses; the types, bounds included, are checked when a saved trace is loaded.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import inspect
 import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import AfterValidator, ConfigDict, Field
 
 from vpt.errors import PromptError
 from vpt.images import LoadedImage
-from vpt.trace.reading import check_trace, read_record
+from vpt.trace.reading import check_settings, check_trace, read_record, record_schema
 
-TRACE_VERSION = 1
+TRACE_VERSION: Final = 1
 THUMBNAIL_SIDE = 768
 MOST_BYTES = 32 * 2**20  # of a saved trace
 DEPTH_SIDE = 160  # a decoded map has 10 x 10 codes, so it is smooth
 
+# Larger numbers are damage, and would ask for much memory or time.
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+TurnIndex = Annotated[int, Field(strict=True, ge=0, lt=10_000)]
+Milliseconds = Annotated[float, Field(strict=True, gt=-1e12, lt=1e12)]
+Score = Annotated[float, Field(strict=True)]  # infinite too: a model can compute it so
+Flag = Annotated[bool, Field(strict=True)]
+Corners = tuple[Whole, Whole, Whole, Whole]
+JSONObject = Annotated[dict[str, Any], AfterValidator(check_settings)]
+
+
+def _describe(schema: dict[str, Any], record: type) -> None:
+    schema["description"] = inspect.getdoc(record)
+
+
+class _Record:
+    """How the fields of a saved record are read."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_extra=_describe)
+
 
 @dataclass
-class ImageRecord:
+class ImageRecord(_Record):
     """An image in the stream, given or cut out.
 
     Attributes:
@@ -43,16 +65,16 @@ class ImageRecord:
     """
 
     source: str
-    size_wh: tuple[int, int]
+    size_wh: tuple[Whole, Whole]
     digest: str
-    parent: int | None = None
-    box_xyxy_px: tuple[int, int, int, int] | None = None
-    num_tokens: int = 0
+    parent: Whole | None = None
+    box_xyxy_px: Corners | None = None
+    num_tokens: Whole = 0
     thumbnail: str | None = None
 
 
 @dataclass
-class CallRecord:
+class CallRecord(_Record):
     """One perception call and what came of it.
 
     Attributes:
@@ -75,22 +97,22 @@ class CallRecord:
 
     branch: str
     text: str
-    turn: int
-    image: int
+    turn: TurnIndex
+    image: Whole
     outcome: str
-    region: tuple[int, int, int, int] | None = None
-    box_xyxy_px: tuple[int, int, int, int] | None = None
-    result_image: int | None = None
-    grid_hw: tuple[int, int] | None = None
-    scores: list[float] | None = None
-    num_tokens: int = 0
-    reused: bool = False
-    encode_ms: float = 0.0
-    run_ms: float = 0.0
+    region: Corners | None = None
+    box_xyxy_px: Corners | None = None
+    result_image: Whole | None = None
+    grid_hw: tuple[Whole, Whole] | None = None
+    scores: list[Score] | None = None
+    num_tokens: Whole = 0
+    reused: Flag = False
+    encode_ms: Milliseconds = 0.0
+    run_ms: Milliseconds = 0.0
 
 
 @dataclass
-class ContentRecord:
+class ContentRecord(_Record):
     """A depth map, or boxes that follow each other, that the model wrote itself.
 
     Attributes:
@@ -109,15 +131,15 @@ class ContentRecord:
     """
 
     kind: str
-    turn: int
-    image: int
-    start: int
-    end: int
-    is_whole: bool
-    ms: float = 0.0
-    codes: list[int] | None = None
-    boxes: list[tuple[int, int, int, int]] | None = None
-    boxes_xyxy_px: list[tuple[int, int, int, int]] | None = None
+    turn: TurnIndex
+    image: Whole
+    start: Whole
+    end: Whole
+    is_whole: Flag
+    ms: Milliseconds = 0.0
+    codes: list[Whole] | None = None
+    boxes: list[Corners] | None = None
+    boxes_xyxy_px: list[Corners] | None = None
     picture: str | None = None
 
     def keep_depth_map(self, decode: Callable[[Sequence[int]], NDArray[np.float32]]) -> None:
@@ -139,7 +161,7 @@ class ContentRecord:
 
 
 @dataclass
-class MalformedRecord:
+class MalformedRecord(_Record):
     """Perception tokens that made no call and no content.
 
     Attributes:
@@ -149,12 +171,12 @@ class MalformedRecord:
     """
 
     text: str
-    turn: int
+    turn: TurnIndex
     reason: str
 
 
 @dataclass
-class TokenRecord:
+class TokenRecord(_Record):
     """One generated token.
 
     Attributes:
@@ -164,10 +186,10 @@ class TokenRecord:
         ms: since the token before, or since the start of the run for the first.
     """
 
-    id: int
+    id: Whole
     text: str
-    turn: int
-    ms: float
+    turn: TurnIndex
+    ms: Milliseconds
 
 
 @dataclass
@@ -188,7 +210,7 @@ class Turn:
 
 
 @dataclass
-class Counts:
+class Counts(_Record):
     """Sizes of a run, in tokens and images.
 
     Attributes:
@@ -200,16 +222,16 @@ class Counts:
         images_reused: images whose features were at hand.
     """
 
-    prompt_tokens: int = 0
-    appended_tokens: int = 0
-    generated_tokens: int = 0
-    llm_tokens: int = 0
-    images_encoded: int = 0
-    images_reused: int = 0
+    prompt_tokens: Whole = 0
+    appended_tokens: Whole = 0
+    generated_tokens: Whole = 0
+    llm_tokens: Whole = 0
+    images_encoded: Whole = 0
+    images_reused: Whole = 0
 
 
 @dataclass
-class Timings:
+class Timings(_Record):
     """Wall times of a run in milliseconds.
 
     Attributes:
@@ -218,13 +240,13 @@ class Timings:
         total: from start to stop.
     """
 
-    first_token: float = 0.0
-    prefill: float = 0.0
-    total: float = 0.0
+    first_token: Milliseconds = 0.0
+    prefill: Milliseconds = 0.0
+    total: Milliseconds = 0.0
 
 
 @dataclass
-class Trace:
+class Trace(_Record):
     """A whole run.
 
     Attributes:
@@ -249,19 +271,21 @@ class Trace:
 
     question: str
     perception: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    images: list[ImageRecord] = field(default_factory=list)
-    calls: list[CallRecord] = field(default_factory=list)
-    malformed: list[MalformedRecord] = field(default_factory=list)
-    content: list[ContentRecord] = field(default_factory=list)
+    settings: JSONObject = field(default_factory=dict)
+    model: JSONObject = field(default_factory=dict)
+    images: Annotated[list[ImageRecord], Field(max_length=1000)] = field(default_factory=list)
+    calls: Annotated[list[CallRecord], Field(max_length=1000)] = field(default_factory=list)
+    malformed: Annotated[list[MalformedRecord], Field(max_length=100_000)] = field(
+        default_factory=list
+    )
+    content: Annotated[list[ContentRecord], Field(max_length=10_000)] = field(default_factory=list)
     tokens: list[TokenRecord] = field(default_factory=list)
     answer: str = ""
     turns: list[str] = field(default_factory=list)
     stop_reason: str = ""
     counts: Counts = field(default_factory=Counts)
     timings: Timings = field(default_factory=Timings)
-    version: int = TRACE_VERSION
+    version: Literal[1] = TRACE_VERSION
 
     def add_image(
         self,
@@ -344,6 +368,11 @@ class Trace:
         trace = read_record(cls, content)
         check_trace(trace)
         return trace
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of a saved trace, as in ``docs/trace.schema.json``."""
+        return record_schema(cls)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

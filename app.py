@@ -3,7 +3,7 @@
 import sys
 
 from vpt.cli.demo import COMMAND
-from vpt.cli.run import run_alone
+from vpt.cli.run import run
 
 if __name__ == "__main__":
-    sys.exit(run_alone(COMMAND, "app.py"))
+    sys.exit(run(COMMAND, "app.py"))

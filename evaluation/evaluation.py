@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from vpt.cli.eval import COMPARE, RUN
-from vpt.cli.run import run_alone
+from vpt.cli.run import run
 
 PROG = "evaluation.py"
 
@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, or with ``compare`` as first word compare; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["compare"]:
-        return run_alone(COMPARE, f"{PROG} compare", words[1:])
-    return run_alone(RUN, PROG, words)
+        return run(COMPARE, f"{PROG} compare", words[1:])
+    return run(RUN, PROG, words)
 
 
 if __name__ == "__main__":

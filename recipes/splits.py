@@ -6,10 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vpt.cli.files import check_out_folder
+from vpt.cli.output import check_out_folder, print_err, progress
 from vpt.cli.parser import whole_number
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -45,7 +43,6 @@ def add_scene_arguments(
     parser.add_argument(
         "--size", type=whole_number(least_px), default=size_px, metavar="PX", help=size_help
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def write_both_splits(

@@ -249,7 +249,7 @@ def vpt_commands():
 
 @pytest.mark.parametrize("line", vpt_commands())
 def test_vpt_understands_the_commands(line):
-    args = build_parser(COMMANDS, "", "").parse_args(shlex.split(line)[1:])
+    args = build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
     assert callable(args.run)
 
 

@@ -8,9 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from vpt.cli.files import check_out_folder
+from vpt.cli.output import check_out_folder, print_err
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.terminal import print_err
 from vpt.view.wording import count_words
 
 
@@ -32,7 +31,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes (default: one per core)",
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _fraction(text: str) -> float:

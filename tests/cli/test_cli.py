@@ -69,7 +69,7 @@ def test_rows_are_made_and_checked_without_torch():
 
 
 def test_help_documents_every_exit_code(ask):
-    for command in COMMANDS:
+    for command in COMMANDS.commands:
         code, out, _ = ask("--help", command=command)
         assert code == 0
         for exit_code in (0, 1, 2, 3, 4, 5, 130, 141):

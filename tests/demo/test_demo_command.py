@@ -16,7 +16,7 @@ import pytest
 
 from vpt.cli import demo as command
 from vpt.cli import main
-from vpt.cli.parser import build_command_parser
+from vpt.cli.parser import build_parser
 from vpt.errors import CheckpointError
 
 
@@ -36,7 +36,7 @@ def test_it_serves_the_model_that_is_named(page, random_model):
 
 
 def test_it_binds_to_this_machine_and_shares_nothing_by_default():
-    args = build_command_parser(command.COMMAND, "demo", "").parse_args([])
+    args = build_parser(command.COMMAND, "demo").parse_args([])
     assert (args.model, args.host, args.port, args.share) == (None, "127.0.0.1", 7860, False)
 
 

@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.files import check_targets, write_file
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.output import check_targets, print_err, print_out, write_file
 from vpt.cli.parser import Command, whole_number
 from vpt.cli.sampling import add_sampling_arguments
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, invite
 from vpt.view.wording import STOP_WORDS, content_words, count_words
@@ -44,9 +43,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     suffixes = ", ".join(PICTURE_SUFFIXES)
     output.add_argument(
         "--picture", type=Path, metavar="FILE", help=f"save a drawing of the trace ({suffixes})"
-    )
-    output.add_argument(
-        "--verbose", action="store_true", help="show a summary, library messages and tracebacks"
     )
 
 
@@ -222,4 +218,5 @@ COMMAND = Command(
     ),
     add_arguments=_add_arguments,
     run=_ask,
+    verbose="show a summary, library messages and tracebacks",
 )

@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.files import check_targets, write_file
+from vpt.cli.output import check_targets, print_err, print_out, progress, write_file
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err, print_out
 from vpt.data.row_files import SUFFIXES
 from vpt.data.row_kinds import ROW_KINDS
 from vpt.errors import DataError, PromptError
@@ -58,9 +56,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-bad",
         action="store_true",
         help="leave annotations out that cannot be used, instead of writing nothing",
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="list every bad annotation, show tracebacks"
     )
     _add_recipe(parser.add_argument_group("rows"))
     entry = parser.add_argument_group("dataset_info.json")
@@ -162,7 +157,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.out.suffix not in SUFFIXES:
         endings = " or ".join(SUFFIXES)
         raise PromptError(f"--out: expected a name that ends in {endings}, got {args.out}")
-    check_targets({"--out": args.out, "--dataset-info": args.dataset_info}, [])
+    check_targets({"--out": args.out, "--dataset-info": args.dataset_info})
     for option, target in (("--out", args.out), ("--dataset-info", args.dataset_info)):
         if target and target.resolve() == args.annotations.resolve():
             raise PromptError(f"{option}: {target} holds the annotations and would be overwritten")
@@ -216,4 +211,5 @@ COMMAND = Command(
     examples=ANNOTATIONS,
     add_arguments=_add_arguments,
     run=_build,
+    verbose="list every bad annotation, show tracebacks",
 )

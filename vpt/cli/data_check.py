@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vpt.cli.data_make_curriculum import epoch_lines
 from vpt.cli.data_target import Target, find_target
 from vpt.cli.model import quieten
+from vpt.cli.output import print_out, progress
 from vpt.cli.parser import EXIT_FAULTS, Command, whole_number, words
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_out
 from vpt.data.findings import FINDINGS
 from vpt.errors import DataError, PromptError
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
@@ -60,9 +59,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how many to name of each kind of finding (default: {NUM_SHOWN})",
     )
     report.add_argument("--json", action="store_true", help="print every finding, as JSON")
-    report.add_argument(
-        "--verbose", action="store_true", help="show library messages and tracebacks"
-    )
 
 
 def _add_images_and_model(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.files import check_out_folder
-from vpt.cli.left_out import say_left_out
+from vpt.cli.output import check_out_folder, print_err, progress, report_left_out
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -60,7 +57,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="of the choice of categories (default: 0)",
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -92,7 +88,7 @@ def _report(folder: Path, annotations: Annotations, made: Part) -> None:
         print_err(f"left out, categories of a picture, for {why}: {number:,}")
     if num_without := sum(not one.categories for one in annotations.pictures):
         print_err(f"{count_words(num_without, 'picture')} without anything left to ask about")
-    say_left_out(made.problems, "picture")
+    report_left_out(made.problems, "picture")
 
 
 COMMAND = Command(

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vpt.cli.files import check_targets, write_file
+from vpt.cli.output import check_targets, print_err, print_out, write_file
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import DataError, PromptError
 
 
@@ -59,7 +58,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of the order (default: 0)"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -71,7 +69,7 @@ def _make(args: argparse.Namespace) -> None:
 
     if args.out.suffix not in SUFFIXES:
         raise PromptError(f"--out: expected a name that ends in {' or '.join(SUFFIXES)}")
-    check_targets({"--out": args.out}, [])
+    check_targets({"--out": args.out})
     annealing = Annealing(args.epochs, args.first_share, args.last_share)
     folder = args.out.parent
     sides = [

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, estimate_maps, find_photos
-from vpt.cli.files import check_out_folder
-from vpt.cli.left_out import say_left_out
+from vpt.cli.output import check_out_folder, print_err, progress, report_left_out
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -53,7 +50,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of all chance (default: 0)"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _add_points(points: argparse._ArgumentGroup) -> None:
@@ -164,7 +160,7 @@ def _report(marked: Path, made: Part) -> None:
     print_err(
         f"the lowest point is the nearest in {lowest:.0%} of the questions; a guess is {guess:.0%}"
     )
-    say_left_out(made.problems, "photo")
+    report_left_out(made.problems, "photo")
 
 
 COMMAND = Command(

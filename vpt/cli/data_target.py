@@ -31,7 +31,7 @@ class Target(Protocol):
         """Checks what is no rows, and gives a ``Report`` with ``num_images`` and ``num_left``.
 
         Its arguments are ``limit``, ``open_images``, ``ignored`` and ``watch``, which is
-        :func:`vpt.cli.progress.progress`. ``None`` for rows: they are checked here.
+        :func:`vpt.cli.output.progress`. ``None`` for rows: they are checked here.
         """
 
 

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.output import print_err
 from vpt.cli.parser import Command, whole_number
-from vpt.cli.terminal import print_err
 from vpt.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--anyway",
         action="store_true",
         help="serve the page even if the model cannot be loaded: it says why, and replays traces",
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="show library messages and tracebacks"
     )
 
 

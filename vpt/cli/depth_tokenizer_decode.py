@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
-from vpt.cli.files import check_targets, write_file
+from vpt.cli.output import check_targets, print_err, write_file
 from vpt.cli.parser import Command
-from vpt.cli.terminal import print_err
 from vpt.errors import PromptError
 
 
@@ -21,14 +20,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help="to write: .png of 16 bits"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _decode(args: argparse.Namespace) -> None:
     """Parse, decode, write."""
     if args.out.suffix.lower() != ".png":
         raise PromptError(f"--out: expected a name that ends in .png, got {args.out}")
-    check_targets({"--out": args.out}, [])
+    check_targets({"--out": args.out})
     from vpt.depth.maps import write_map
     from vpt.depth.tokenizer import load_depth_tokenizer
 

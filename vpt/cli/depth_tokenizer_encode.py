@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, load_estimator
+from vpt.cli.output import print_out
 from vpt.cli.parser import Command
-from vpt.cli.terminal import print_out
 from vpt.errors import PromptError
 from vpt.protocol.content import format_depth
 
@@ -35,7 +35,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_depth_model_arguments(photos)
     parser.add_argument("--json", action="store_true", help="codes and text, one object per file")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _encode(args: argparse.Namespace) -> None:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.files import write_file
 from vpt.cli.model import quieten
-from vpt.cli.progress import progress
+from vpt.cli.output import progress, write_file
 from vpt.errors import DataError, PromptError
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from vpt.cli.depth_tokenizer_encode import add_tokenizer_argument
 from vpt.cli.depth_tokenizer_maps import add_distances_argument
-from vpt.cli.files import check_targets, write_file
+from vpt.cli.output import check_targets, print_err, print_out, progress, write_file
 from vpt.cli.parser import Command
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -32,7 +30,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw some maps, true and decoded: .png or .jpg",
     )
     parser.add_argument("--json", action="store_true", help="numbers as one JSON object")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -40,7 +37,7 @@ def _report(args: argparse.Namespace) -> None:
     if args.picture and args.picture.suffix.lower() not in _PICTURES:
         endings = ", ".join(_PICTURES)
         raise PromptError(f"--picture: expected a name that ends in {endings}, got {args.picture}")
-    check_targets({"--picture": args.picture}, [])
+    check_targets({"--picture": args.picture})
     from vpt.depth.maps import find_maps, read_map
     from vpt.depth.measures import measured_words, score_maps, summarise
     from vpt.depth.reconstructions import draw_reconstructions, spread

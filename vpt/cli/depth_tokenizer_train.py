@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.depth_tokenizer_maps import add_depth_model_arguments, check_source, estimate_maps
-from vpt.cli.files import check_out_folder, write_file
+from vpt.cli.output import check_out_folder, print_err, print_out, progress, write_file
 from vpt.cli.parser import Command, number, whole_number
-from vpt.cli.progress import progress
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -61,7 +59,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of all that is drawn"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
+from vpt.cli.output import print_err, print_out
 from vpt.cli.parser import Command, whole_number, words
 from vpt.cli.sampling import add_sampling_arguments
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the run that DIR holds, or refuse to (default: go on)",
     )
     output.add_argument("--list", action="store_true", help="show the splits, and end")
-    output.add_argument(
-        "--verbose", action="store_true", help="show library messages and tracebacks"
-    )
 
 
 def _add_what(what: argparse._ArgumentGroup) -> None:
@@ -219,7 +216,6 @@ def _add_compared(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="--out folder of a run")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
 def _compare(args: argparse.Namespace) -> None:

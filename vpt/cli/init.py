@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.files import check_out_folder, write_file
 from vpt.cli.model import DTYPES, quieten
+from vpt.cli.output import check_out_folder, print_out, write_file
 from vpt.cli.parser import Command, branch_names, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
-from vpt.cli.terminal import print_out
 from vpt.errors import CheckpointError, PromptError
 from vpt.protocol.tokens import (
     CONTENT_TOKENS,
@@ -76,9 +75,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_training_arguments(parser)
     parser.add_argument("--force", action="store_true", help="write into a folder that has files")
-    parser.add_argument(
-        "--verbose", action="store_true", help="show library messages and tracebacks"
-    )
 
 
 def _content(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The command line as argparse sees it: commands and the kinds of values they take."""
+"""The command line as argparse parses it: commands, exit codes, and the kinds of values."""
 
 from __future__ import annotations
 
@@ -13,22 +13,40 @@ from vpt import __version__
 from vpt.errors import CheckpointError
 from vpt.protocol.tokens import branches_named
 
+EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY, EXIT_SERVICE = range(7)
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 EXIT_FAULTS = 1
 """A command did what it was asked to, and found that something is wrong with the data."""
+
+EXIT_CODES = """\
+exit codes:
+  0    fine
+  1    vpt data: something is wrong with the data; vpt eval: no sample was answered; else a bug,
+       shown with a traceback
+  2    wrong usage
+  3    an input image cannot be used
+  4    the model cannot be loaded or built, or its numbers are not finite
+  5    out of memory
+  6    a service that was asked, as a judge, is down or refuses
+  130  interrupted with Ctrl-C
+  141  the reader of stdout went away
+"""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of ``vpt``.
+    """One command of ``vpt``, or a program that is one command by itself.
 
     Attributes:
         help: one line in the list of commands.
-        description: what it does, in lines as they shall be shown.
-        examples: to be shown below the options.
-        add_arguments: adds its own to a parser; among them ``--verbose``, which shows tracebacks.
-        run: does it and returns the exit code, ``None`` for fine; errors it raises become
+        description: shown above the options, in lines as given.
+        examples: shown below the options.
+        add_arguments: adds the command's own to a parser.
+        run: does the work and returns the exit code, ``None`` for fine; errors it raises become
             messages and exit codes.
         usage: where argparse's own would be hard to read.
+        verbose: help of ``--verbose``, which every command has.
     """
 
     help: str
@@ -37,109 +55,71 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int | None]
     usage: str | None = None
+    verbose: str = "show library messages and tracebacks"
 
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """Commands under a common word, as ``vpt data check``.
+    """Commands under a common word, such as ``vpt data check``.
 
     Attributes:
         help: one line in the list of commands.
-        description: what they have in common.
+        description: what the commands have in common.
         commands: by name, in the order of the help.
+        examples: shown below the list of commands.
     """
 
     help: str
     description: str
-    commands: Mapping[str, Command]
+    commands: Mapping[str, Command | CommandGroup]
+    examples: str = ""
 
 
-def build_parser(
-    commands: Mapping[str, Command | CommandGroup],
-    example: str,
-    exit_codes: str,
-    prog: str = "vpt",
-    description: str = "Run multimodal LLMs that decide by themselves to look again.",
-) -> argparse.ArgumentParser:
-    """Make the parser of the whole command line; it sets ``run`` to that of the command.
+def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse.ArgumentParser:
+    """Build the parser of a program; it sets ``run`` to that of the command, and ``verbose``.
 
     Args:
-        commands: by name, in the order of the help.
-        example: of the whole.
-        exit_codes: shown at the end of every help.
+        program: a command by itself, or several; then there is a ``--version`` too.
         prog: how the program is called.
-        description: what it is for.
     """
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        epilog=f"{example}\n\n{exit_codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"vpt {__version__}")
-    _add_commands(parser, commands, exit_codes)
+    parser = _Parser(prog=prog)
+    if isinstance(program, CommandGroup):
+        parser.add_argument("--version", action="version", version=f"vpt {__version__}")
+    _fill(parser, program)
     return parser
 
 
-def build_command_parser(command: Command, prog: str, exit_codes: str) -> argparse.ArgumentParser:
-    """Make the parser of a program that is one command by itself.
-
-    Args:
-        command: what it does.
-        prog: how it is called.
-        exit_codes: shown at the end of the help.
-    """
-    parser = _Parser(
-        prog=prog,
-        description=command.description,
-        epilog=f"{command.examples}\n\n{exit_codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=command.usage,
-    )
-    parser.set_defaults(run=command.run)
-    command.add_arguments(parser)
-    return parser
-
-
-def _add_commands(
-    parser: argparse.ArgumentParser,
-    commands: Mapping[str, Command | CommandGroup],
-    exit_codes: str,
-) -> None:
-    rows = parser.add_subparsers(
+def _fill(parser: argparse.ArgumentParser, program: Command | CommandGroup) -> None:
+    parser.description = program.description
+    parser.epilog = "\n\n".join(filter(None, (program.examples, EXIT_CODES)))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    if isinstance(program, Command):
+        parser.usage = program.usage
+        parser.set_defaults(run=program.run)
+        program.add_arguments(parser)
+        parser.add_argument("--verbose", action="store_true", help=program.verbose)
+        return
+    commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_Parser
     )
-    for name, command in commands.items():
-        shown_below = "" if isinstance(command, CommandGroup) else f"{command.examples}\n\n"
-        one = rows.add_parser(
-            name,
-            help=command.help,
-            description=command.description,
-            epilog=f"{shown_below}{exit_codes}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if isinstance(command, CommandGroup):
-            _add_commands(one, command.commands, exit_codes)
-        else:
-            one.usage = command.usage
-            one.set_defaults(run=command.run)
-            command.add_arguments(one)
+    for name, command in program.commands.items():
+        _fill(commands.add_parser(name, help=command.help), command)
 
 
 class _Word(str):
     """An argument after ``--``, which is no option whatever it begins with."""
 
 
-def _words_marked(args: Sequence[str]) -> list[str]:
+def _mark_words(args: Sequence[str]) -> list[str]:
     """Arguments without the first ``--``, those after it marked."""
-    if "--" not in args or any(isinstance(one, _Word) for one in args):
+    if "--" not in args or any(isinstance(arg, _Word) for arg in args):
         return list(args)
     end = args.index("--")
     return [*args[:end], *map(_Word, args[end + 1 :])]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Lets options stand between the images and the question, as argparse by itself does not.
+    """Allows options between the images and the question, which argparse by itself does not.
 
     ``--`` ends the options of a command: argparse by itself loses it on the way to the command.
     """
@@ -151,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
         return super().add_subparsers(**kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = _words_marked(sys.argv[1:] if args is None else args)
+        args = _mark_words(sys.argv[1:] if args is None else args)
         if self._is_inner:
             return super().parse_known_args(args, namespace)
         self._is_inner = True
@@ -165,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A type of argument: a whole number of at least ``least``."""
+    """Type of argument: a whole number of at least ``least``."""
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.strip().lstrip("-").isdigit():
@@ -178,7 +158,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """A type of argument: a finite number within bounds."""
+    """Type of argument: a finite number within bounds."""
 
     def parse(text: str) -> float:
         try:
@@ -194,7 +174,7 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 
 def branch_names(text: str) -> tuple[str, ...]:
-    """A type of argument: names of re-encoding branches, with commas between them."""
+    """Type of argument: names of re-encoding branches, with commas between them."""
     names = words(text)
     try:
         branches_named(names)
@@ -204,5 +184,5 @@ def branch_names(text: str) -> tuple[str, ...]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A type of argument: words with commas between them; empty ones do not count."""
+    """Type of argument: words with commas between them; empty ones do not count."""
     return tuple(word.strip() for word in text.split(",") if word.strip())

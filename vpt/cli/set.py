@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.files import write_file
 from vpt.cli.model import quieten
+from vpt.cli.output import print_err, print_out, write_file
 from vpt.cli.parser import Command, branch_names, number, whole_number
-from vpt.cli.terminal import print_err, print_out
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files, write_whole
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
@@ -135,9 +134,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of those weights (default: 0)"
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", help="show library messages and tracebacks"
     )
 
 

@@ -18,7 +18,7 @@ def vpt(capsys):
 
     def run(*words):
         words = list(map(str, words))
-        code = recipe(words) if words[0] in COMMANDS else cli.main(["data", *words])
+        code = recipe(words) if words[0] in COMMANDS.commands else cli.main(["data", *words])
         return code, *capsys.readouterr()
 
     return run

@@ -1,0 +1,115 @@
+"""What commands write: lines for the person at the terminal, a progress bar, files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vpt.errors import PromptError
+from vpt.view.wording import count_words, printable
+
+T = TypeVar("T")
+
+_NUM_LISTED = 5
+
+
+def print_out(text: str, *, end: str = "\n") -> None:
+    """Write results on stdout, at once, without harm to the terminal."""
+    sys.stdout.write(printable(text) + end)
+    sys.stdout.flush()
+
+
+def print_err(text: str, *, name: str = "vpt: ", before: str = "") -> None:
+    """Write lines about the run on stderr, at once, without harm to the terminal."""
+    sys.stderr.write(f"{before}{name}{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def report_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
+    """Write how many sources a command could not use, and the reasons of the first ones.
+
+    Args:
+        problems: name and reason of each source.
+        noun: what the sources are, e.g. ``"photo"``.
+    """
+    if not problems:
+        return
+    print_err(f"{count_words(len(problems), noun)} left out:")
+    for which, why in problems[:_NUM_LISTED]:
+        print_err(f"  {which}: {why}")
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
+    """Pass items through and show how many have passed, on stderr if that is a terminal.
+
+    Args:
+        items: of a long list.
+        total: how many there are.
+        what: they are, as ``"images"``.
+    """
+    from tqdm import tqdm
+
+    bar: Iterable[T] = tqdm(
+        items, total=total, desc=what, leave=False, disable=not sys.stderr.isatty()
+    )
+    return bar
+
+
+def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str] = ()) -> None:
+    """Check before the work that files can be written after it.
+
+    Args:
+        targets: option -> file, or ``None`` where the option is not given. Folders that do not
+            exist are made by :func:`write_file`.
+        inputs: images, which must not be overwritten.
+
+    Raises:
+        PromptError: naming the option and what is wrong.
+    """
+    images = {Path(path).resolve() for path in inputs}
+    taken: dict[Path, str] = {}
+    for option, target in targets.items():
+        if target is None:
+            continue
+        folder = _nearest_folder(option, target.parent)
+        if target.is_dir():
+            raise PromptError(f"{option}: {target} is a folder; expected a file name")
+        if target.resolve() in images:
+            raise PromptError(f"{option}: {target} is an input image and would be overwritten")
+        if not os.access(target if target.exists() else folder, os.W_OK):
+            raise PromptError(f"{option}: no permission to write {target}")
+        if (other := taken.setdefault(target.resolve(), option)) != option:
+            raise PromptError(f"{other} and {option} name the same file {target}")
+
+
+def check_out_folder(out: Path) -> None:
+    """Check before the work that the folder given as ``--out`` can be made.
+
+    Raises:
+        PromptError: if it, or a folder above it, is a file.
+    """
+    _nearest_folder("--out", out)
+
+
+def _nearest_folder(option: str, folder: Path) -> Path:
+    """The first that exists of a folder and those above it."""
+    found = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not found.is_dir():
+        raise PromptError(f"{option}: {found} is a file; expected a folder")
+    return found
+
+
+def write_file(save: Callable[[Path], object], target: Path) -> None:
+    """Save something to a file or folder, in a new folder if need be.
+
+    Raises:
+        PromptError: if it cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(target)
+    except OSError as exc:
+        raise PromptError(f"cannot write {target}: {exc.strerror or exc}") from exc

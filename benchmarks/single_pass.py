@@ -54,7 +54,6 @@ from vpt.inference.conversation import (
     Append,
     CallEvent,
     Conversation,
-    Request,
     ResultEvent,
     StopEvent,
     TokenEvent,
@@ -62,6 +61,7 @@ from vpt.inference.conversation import (
 )
 from vpt.inference.engine import Engine
 from vpt.inference.features import Encoders, FeatureCache
+from vpt.inference.request import Request
 from vpt.inference.scheduler import drive
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import ImagePiece, TokenPiece, VPTProcessor

@@ -17,7 +17,8 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from vpt.errors import PromptError, VPTError, as_vpt_error
-from vpt.inference.conversation import ErrorEvent, Request, StopEvent
+from vpt.inference.conversation import ErrorEvent, StopEvent
+from vpt.inference.request import Request, Sampling
 from vpt.protocol.tokens import branches_of_mode
 from vpt.runtime import load
 from vpt.trace.records import Trace
@@ -63,17 +64,17 @@ class VPT(lmms):
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
-        perception: str = "auto",
+        perception: str = Request.perception,
         device: str | None = None,
         dtype: str = "auto",
         revision: str | None = None,
         image_resolution: int | None = None,
         batch_size: int | str = 8,
-        max_calls: int = 4,
+        max_calls: int = Request.max_calls,
         max_new_tokens: int | None = None,
-        constrain: bool = True,
-        look_at: str = "first",
-        seed: int = 0,
+        constrain: bool = Request.constrain,
+        look_at: str = Request.look_at,
+        seed: int = Sampling.seed,
     ) -> None:
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -15,8 +15,8 @@ from vpt.evaluation.records import Record
 from vpt.evaluation.samples import BadRow, Sample
 from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
 from vpt.evaluation.scores.table import Score
-from vpt.inference.conversation import ErrorEvent, Request, StopEvent
-from vpt.inference.sampling import Sampling
+from vpt.inference.conversation import ErrorEvent, StopEvent
+from vpt.inference.request import Request, Sampling, check_options
 from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode
 from vpt.trace.records import Trace
 
@@ -31,7 +31,7 @@ class Condition:
     Attributes:
         name: as on the command line.
         about: what it does, in a line.
-        options: of :class:`vpt.inference.conversation.Request`.
+        options: of :class:`vpt.inference.request.Request`.
         true_region: whether the first call is the region around the sample's evidence.
     """
 
@@ -126,26 +126,15 @@ class Decoding:
     """
 
     max_new_tokens: int | None = None
-    max_calls: int = 4
-    constrain: bool = True
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
+    max_calls: int = Request.max_calls
+    constrain: bool = Request.constrain
+    temperature: float = Sampling.temperature
+    top_p: float = Sampling.top_p
+    top_k: int = Sampling.top_k
+    seed: int = Sampling.seed
 
     def __post_init__(self) -> None:
-        request = Request(
-            [],
-            "",
-            max_calls=self.max_calls,
-            max_new_tokens=1 if self.max_new_tokens is None else self.max_new_tokens,
-            constrain=self.constrain,
-            sampling=Sampling(self.temperature, self.top_k, self.top_p, self.seed),
-        )
-        stored = {**vars(request), **vars(request.sampling)}  # numbers of numpy's are Python's
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) is not None:
-                object.__setattr__(self, field.name, stored[field.name])
+        check_options(self, optional=("max_new_tokens",))
 
 
 @dataclass(frozen=True)
@@ -252,14 +241,12 @@ class _Batch:
         return self.runtime.request(
             images,
             self.task.prompt(sample),
-            max_new_tokens=decoding.max_new_tokens or self.task.max_new_tokens,
-            max_calls=decoding.max_calls,
-            constrain=decoding.constrain,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            top_k=decoding.top_k,
-            seed=crc32(f"{decoding.seed} {sample.id}".encode()),
-            **condition,
+            **{
+                **dataclasses.asdict(decoding),
+                "max_new_tokens": decoding.max_new_tokens or self.task.max_new_tokens,
+                "seed": crc32(f"{decoding.seed} {sample.id}".encode()),
+                **condition,
+            },
         )
 
 

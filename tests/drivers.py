@@ -4,8 +4,9 @@ from PIL import Image
 from transformers import LogitsProcessor
 
 from vpt.images import load_image
-from vpt.inference.conversation import Append, Request, Step, converse
+from vpt.inference.conversation import Append, Step, converse
 from vpt.inference.engine import LookResult
+from vpt.inference.request import Request
 from vpt.model.processing import TokenPiece
 
 IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
         CallEvent,
         ContentEvent,
         ErrorEvent,
-        Request,
         ResultEvent,
         StopEvent,
         TokenEvent,
     )
+    from vpt.inference.request import Request
     from vpt.model.config import VPTConfig
     from vpt.model.modeling import VPTForConditionalGeneration
     from vpt.model.processing import VPTProcessor
@@ -54,7 +54,7 @@ _HOMES = {
     "CallEvent": "vpt.inference.conversation",
     "ContentEvent": "vpt.inference.conversation",
     "ErrorEvent": "vpt.inference.conversation",
-    "Request": "vpt.inference.conversation",
+    "Request": "vpt.inference.request",
     "ResultEvent": "vpt.inference.conversation",
     "Runtime": "vpt.runtime",
     "StopEvent": "vpt.inference.conversation",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from vpt.branches.pixel_settings import HUB_ARGUMENTS
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
-from vpt.inference.conversation import Conversation, ErrorEvent, Event, Request, StopEvent, converse
+from vpt.inference.conversation import Conversation, ErrorEvent, Event, StopEvent, converse
 from vpt.inference.engine import Engine
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
-from vpt.inference.options import one_of, whole_number
-from vpt.inference.sampling import Sampling
+from vpt.inference.request import Request, Sampling, one_of, whole_number
 from vpt.inference.scheduler import drive
 from vpt.model.checkpoint import load_model
 from vpt.model.hub import find_file
@@ -27,11 +25,6 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import Vocabulary
 from vpt.trace.records import Trace
-
-_SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Sampling))
-_REQUEST_FIELDS = tuple(
-    field.name for field in dataclasses.fields(Request) if field.name not in ("images", "sampling")
-)
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """Folder of the model that ships with this package."""
@@ -130,26 +123,20 @@ class Runtime:
             images: one image or a list: paths, bytes, PIL images, arrays, or images loaded by
                 :func:`vpt.images.load_image`. Empty for a question about nothing.
             question: plain text.
-            **options: fields of :class:`vpt.inference.conversation.Request` and
-                :class:`vpt.inference.sampling.Sampling`.
+            **options: fields of :class:`vpt.inference.request.Request` and
+                :class:`vpt.inference.request.Sampling`.
 
         Raises:
             ImageError: if an image cannot be used.
             PromptError: if the question, or an option, is unknown, of another type or out of
                 bounds, or cannot be used with this model.
         """
-        unknown = set(options) - set(_REQUEST_FIELDS) - set(_SAMPLING_FIELDS)
-        if unknown:
-            known = ", ".join(sorted({*_REQUEST_FIELDS[1:], *_SAMPLING_FIELDS}))
-            raise PromptError(f"unknown option {sorted(unknown)[0]!r}; available: {known}")
-        sampling = Sampling(**{k: v for k, v in options.items() if k in _SAMPLING_FIELDS})
-        rest = {k: v for k, v in options.items() if k not in _SAMPLING_FIELDS}
         given = list(images) if isinstance(images, list | tuple) else [images]
         loaded = [
             image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
             for image in given
         ]
-        request = Request(images=loaded, question=question, sampling=sampling, **rest)
+        request = Request.of(loaded, question, options)
         self._converse(request).close()  # what the conversation refuses is refused at once
         return request
 

@@ -19,9 +19,10 @@ import vpt.runtime
 from vpt import cli
 from vpt.branches import BranchError
 from vpt.cli import ask as cli_ask
+from vpt.cli.parser import build_command_parser
 from vpt.cli.run import COMMANDS
 from vpt.errors import BudgetError, PositionError
-from vpt.inference.conversation import LOOK_AT
+from vpt.inference.request import OPTIONS
 from vpt.model.building import TINY_DINO, byte_tokenizer, tiny_model
 from vpt.trace.records import Trace
 from vpt.view.wording import STOP_WORDS, printable
@@ -107,8 +108,10 @@ def test_version_is_that_of_the_package(ask):
     assert ask(command="--version") == (0, f"vpt {vpt.__version__}\n", "")
 
 
-def test_look_at_choices_are_those_of_the_controller():
-    assert cli_ask.LOOK_AT == LOOK_AT
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_of_a_request_has_an_argument_with_its_default(name):
+    parser = build_command_parser(cli_ask.COMMAND, "ask", "")
+    assert getattr(parser.parse_args(["What?"]), name) == OPTIONS[name].default
 
 
 def test_every_stop_but_the_good_one_is_explained():

@@ -2,7 +2,6 @@
 
 import base64
 import copy
-import dataclasses
 import io
 import json
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.demo.asking import MOST_CHARACTERS, Settings, make_requests
+from vpt.demo.asking import MOST_CHARACTERS, SETTINGS, make_requests, read_settings
 from vpt.demo.live_runs import LiveRuns
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
@@ -23,11 +22,11 @@ QUESTION = "What number is on the blue one?"
 _buffer = io.BytesIO()
 Image.new("1", (4000, 4000)).save(_buffer, "PNG")
 VAST = "data:image/png;base64," + base64.b64encode(_buffer.getvalue()).decode()
-SETTINGS = Settings("auto", 4, 256, True, 0.0, 1.0, 0, 0)
+CHOSEN = dict(zip(SETTINGS, ("auto", 4, 256, True, 0.0, 1.0, 0, 0), strict=True))
 
 
 def run(runtime, picture, question=QUESTION, **changes):
-    settings = Settings(**{**vars(SETTINGS), **changes})
+    settings = {**CHOSEN, **changes}
     live_runs = LiveRuns(runtime)
     requests = make_requests(runtime, str(picture), question, settings)
     return [snapshot.trace for snapshot in live_runs.watch(requests)][-1]
@@ -44,7 +43,7 @@ def heat(embedded, picture):
 
 
 def test_a_growing_trace_shows_what_the_whole_one_shows(embedded, picture):
-    requests = make_requests(embedded, str(picture), QUESTION, SETTINGS)
+    requests = make_requests(embedded, str(picture), QUESTION, CHOSEN)
     lines = []
     for snapshot in LiveRuns(embedded).watch(requests):
         lines.append(timeline_html(snapshot.trace))
@@ -67,7 +66,7 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
     model, processor = tiny_model()
     torch.nn.init.constant_(model.projectors["dino"].linear_feature.weight, float("nan"))
     runtime = vpt.Runtime(model, processor)
-    settings = Settings(**{**vars(SETTINGS), "perception": "dino", "max_new_tokens": 5})
+    settings = {**CHOSEN, "perception": "dino", "max_new_tokens": 5}
     requests = make_requests(runtime, str(picture), "x", settings, compare=True)
     snapshots = list(LiveRuns(runtime).watch(requests))
     ends = {one.index: one for one in snapshots}
@@ -78,7 +77,7 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
 
 
 def test_closing_a_watched_run_frees_its_place(endless, picture):
-    requests = make_requests(endless, str(picture), "x", SETTINGS)
+    requests = make_requests(endless, str(picture), "x", CHOSEN)
     snapshots = LiveRuns(endless).watch(requests)
     next(snapshots)
     engine = endless.engine(0)
@@ -217,7 +216,7 @@ def test_a_broken_trace_is_refused_with_words(heat, region, path, value, said):
 def test_what_cannot_be_asked_is_refused_with_words(embedded, picture, changes, error, said):
     given = {"picture": str(picture), "question": QUESTION, **changes}
     with pytest.raises(error, match=said):
-        make_requests(embedded, settings=SETTINGS, **given)
+        make_requests(embedded, settings=CHOSEN, **given)
 
 
 @pytest.mark.parametrize(
@@ -229,23 +228,23 @@ def test_what_cannot_be_asked_is_refused_with_words(embedded, picture, changes, 
 )
 def test_fields_left_empty_are_named(name, value, said):
     with pytest.raises(PromptError, match=said):
-        dataclasses.replace(SETTINGS, **{name: value})
+        read_settings({**CHOSEN, name: value}.values())
 
 
 def test_settings_have_bounds():
     with pytest.raises(PromptError, match="top p is empty"):
-        Settings(**{**vars(SETTINGS), "top_p": None})
+        read_settings({**CHOSEN, "top_p": None}.values())
     with pytest.raises(PromptError, match="max_new_tokens can be 2048 at most"):
-        Settings(**{**vars(SETTINGS), "max_new_tokens": 10**9})
+        read_settings({**CHOSEN, "max_new_tokens": 10**9}.values())
     with pytest.raises(
         PromptError, match="max_calls must be a whole number of at least 0, not '8'"
     ):
-        Settings(**{**vars(SETTINGS), "max_calls": "8"})
+        read_settings({**CHOSEN, "max_calls": "8"}.values())
 
 
 def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
     (request,) = make_requests(
-        embedded, str(picture), QUESTION, SETTINGS, box=(310.0, 290.0, 380.0, 325.0)
+        embedded, str(picture), QUESTION, CHOSEN, box=(310.0, 290.0, 380.0, 325.0)
     )
     trace = [snapshot.trace for snapshot in LiveRuns(embedded).watch([request])][-1]
     x0, y0, x1, y1 = trace.calls[0].box_xyxy_px
@@ -255,7 +254,7 @@ def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
 
 
 def test_two_answers_are_written_side_by_side(embedded, picture):
-    requests = make_requests(embedded, str(picture), QUESTION, SETTINGS, compare=True)
+    requests = make_requests(embedded, str(picture), QUESTION, CHOSEN, compare=True)
     traces = {snapshot.index: snapshot.trace for snapshot in LiveRuns(embedded).watch(requests)}
     assert traces[0].answer == "3" and traces[0].calls
     assert traces[1].perception == "none" and not traces[1].calls

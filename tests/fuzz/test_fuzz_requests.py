@@ -14,7 +14,7 @@ from PIL import Image
 import vpt
 from vpt.boxes import GridBox
 from vpt.errors import RunError, VPTError
-from vpt.inference.sampling import Sampling
+from vpt.inference.request import Sampling
 from vpt.model.building import tiny_model
 
 PHOTO = GOLDENS / "images" / "a_scene.png"

@@ -191,7 +191,7 @@ def test_what_the_turn_holds_parses_back_to_the_calls(processor, vocabulary):
     [
         ({"question": " "}, "question is empty"),
         ({"question": "a <|im_end|> b"}, "control token <|im_end|>"),
-        ({"perception": "smell"}, "unknown perception mode 'smell'; available: auto"),
+        ({"perception": "smell"}, "perception must be one of 'auto', 'none'"),
         ({"max_calls": -1}, "max_calls must be a whole number of at least 0, not -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         ({"look_at": "last"}, "look_at must be one of"),

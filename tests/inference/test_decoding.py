@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList, set_seed
 
 from vpt.errors import PromptError
-from vpt.inference.sampling import Sampling
+from vpt.inference.request import Sampling
+from vpt.inference.scheduler import Sampler
 from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
 from vpt.model.logits import NOT_FINITE, PerceptionLogitsProcessor, apply_rule_, likeliest
 from vpt.protocol.calls import parse_turn
@@ -295,8 +296,8 @@ def logits_of(seed, size=50):
 
 
 def draw(sampling, logits, num):
-    generator = sampling.generator()
-    return [sampling.choose(logits, generator) for _ in range(num)]
+    sampler = Sampler(sampling)
+    return [sampler.choose(logits) for _ in range(num)]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -312,7 +313,10 @@ NAN, INF = float("nan"), float("inf")
             for p in (0.0, 1.1, NAN, "1", None)
         ),
         *(({"top_k": k}, "whole number of at least 0") for k in (-1, 1.0, "3", None, True, (2,))),
-        *(({"seed": s}, f"at least 0 and below {2**64}") for s in (2**64, -1, 0.0, "0", None)),
+        *(
+            ({"seed": s}, f"at least 0 and at most {2**64 - 1}")
+            for s in (2**64, -1, 0.0, "0", None)
+        ),
     ],
 )
 def test_impossible_settings_are_an_error_by_name(wrong, words):
@@ -325,7 +329,6 @@ def test_numbers_of_numpy_are_settings_like_others():
     given = Sampling(np.float32(0.5), np.int64(3), np.float64(0.5), np.uint64(2**64 - 1))
     assert given == Sampling(0.5, 3, 0.5, 2**64 - 1)
     assert [type(value) for value in astuple(given)] == [float, int, float, int]
-    assert given.generator() is not None
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-30, 1e-9])
@@ -358,7 +361,7 @@ def test_the_likeliest_of_many_rows_are_found_at_once():
 @settings(max_examples=30)
 def test_temperature_zero_takes_the_likeliest(seed):
     logits = logits_of(seed)
-    assert Sampling().generator() is None
+    assert Sampler(Sampling()).is_greedy
     assert draw(Sampling(), logits, 2) == [int(logits.argmax())] * 2
 
 

@@ -7,17 +7,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.model import (
+    add_model_arguments,
+    add_request_arguments,
+    check_model_arguments,
+    load_runtime,
+)
 from vpt.cli.output import check_targets, print_err, print_out, write_file
-from vpt.cli.parser import Command, whole_number
-from vpt.cli.sampling import add_sampling_arguments
+from vpt.cli.parser import Command
 from vpt.errors import PromptError
-from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, invite
+from vpt.inference.request import OPTIONS, Request
+from vpt.protocol.tokens import invite
 from vpt.view.wording import STOP_WORDS, content_words, count_words
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
-    from vpt.inference.conversation import Request
     from vpt.runtime import Runtime
     from vpt.trace.records import Trace
 
@@ -35,8 +39,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
     )
     add_model_arguments(parser)
-    _add_looking(parser.add_argument_group("looking again"))
-    _add_writing(parser.add_argument_group("writing"))
+    looking = parser.add_argument_group("looking again")
+    add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain"))
+    writing = parser.add_argument_group("writing")
+    add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the trace as JSON, nothing else")
     output.add_argument("--trace", type=Path, metavar="FILE", help="save the trace as JSON")
@@ -44,38 +50,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--picture", type=Path, metavar="FILE", help=f"save a drawing of the trace ({suffixes})"
     )
-
-
-def _add_looking(looking: argparse._ArgumentGroup) -> None:
-    looking.add_argument(
-        "--perception",
-        choices=PERCEPTION_MODES,
-        default="auto",
-        help="auto: as the model likes; none: never; region: at a region; reencode: with any "
-        "branch; or with the one named (default: auto)",
-    )
-    looking.add_argument(
-        "--max-calls", type=whole_number(0), default=4, metavar="N", help="at most (default: 4)"
-    )
-    looking.add_argument(
-        "--look-at",
-        choices=LOOK_AT,
-        default="first",
-        help="the first image, or the latest, which may be a crop (default: first)",
-    )
-    looking.add_argument(
-        "--no-constrain",
-        dest="constrain",
-        action="store_false",
-        help="let the model write malformed calls; they are recorded and read as text",
-    )
-
-
-def _add_writing(writing: argparse._ArgumentGroup) -> None:
-    writing.add_argument(
-        "--max-new-tokens", type=whole_number(1), default=256, metavar="N", help="(default: 256)"
-    )
-    add_sampling_arguments(writing)
 
 
 def _ask(args: argparse.Namespace) -> None:
@@ -91,7 +65,8 @@ def _ask(args: argparse.Namespace) -> None:
     for image in images:
         if image.num_frames > 1:
             print_err(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
-    request = _request(images, question, args)
+    options = {name: value for name, value in vars(args).items() if name in OPTIONS}
+    request = Request.of(images, question, options)
     runtime = load_runtime(args)
     trace = _show(runtime, request, show_text=not args.json)
     if args.json:
@@ -129,22 +104,6 @@ def _check_picture(target: Path | None) -> None:
             f"cannot save a picture as {target.name}; expected a name that ends in "
             f"{', '.join(PICTURE_SUFFIXES)}"
         )
-
-
-def _request(images: list[LoadedImage], question: str, args: argparse.Namespace) -> Request:
-    from vpt.inference.conversation import Request
-    from vpt.inference.sampling import Sampling
-
-    return Request(
-        images,
-        question,
-        perception=args.perception,
-        max_calls=args.max_calls,
-        max_new_tokens=args.max_new_tokens,
-        constrain=args.constrain,
-        look_at=args.look_at,
-        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
-    )
 
 
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:

@@ -6,10 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, quieten
+from vpt.cli.model import (
+    add_model_arguments,
+    add_request_arguments,
+    check_model_arguments,
+    load_runtime,
+    quieten,
+)
 from vpt.cli.output import print_err, print_out
 from vpt.cli.parser import Command, whole_number, words
-from vpt.cli.sampling import add_sampling_arguments
 from vpt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from vpt.evaluation.runner import Decoding
 
 _DEFAULT_OUT = Path("results")
+_DECODING = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
 _FINE, _NOTHING_ANSWERED = 0, 1
 
 
@@ -87,17 +93,7 @@ def _add_how(how: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="models at once, on as many devices or hosts, by Ray (extra `ray`)",
     )
-    how.add_argument(
-        "--max-new-tokens",
-        type=whole_number(1),
-        metavar="N",
-        help="per answer (default: as the split says)",
-    )
-    how.add_argument("--max-calls", type=whole_number(0), default=4, metavar="N", help="at most")
-    how.add_argument(
-        "--no-constrain", dest="constrain", action="store_false", help="permit malformed calls"
-    )
-    add_sampling_arguments(how)
+    add_request_arguments(how, _DECODING, unset={"max_new_tokens": "as the split says"})
 
 
 def _add_judge(judge: argparse._ArgumentGroup) -> None:
@@ -192,8 +188,7 @@ def _asker(args: argparse.Namespace) -> Asker:
 def _decoding(args: argparse.Namespace) -> Decoding:
     from vpt.evaluation.runner import Decoding
 
-    names = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
-    return Decoding(**{name: getattr(args, name) for name in names})
+    return Decoding(**{name: getattr(args, name) for name in _DECODING})
 
 
 def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:

@@ -1,13 +1,16 @@
-"""The model a command works with: which one, on what device, in which precision."""
+"""Arguments of several commands: which model, on what device, and how it answers."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from vpt.cli.parser import whole_number
+from vpt.cli.parser import number, whole_number
 from vpt.errors import PromptError, is_out_of_memory
+from vpt.inference.request import OPTIONS, Option
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
@@ -43,6 +46,42 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="decodes the depth maps that the model writes; by default that in the model's folder",
     )
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
+
+
+def add_request_arguments(
+    group: argparse._ArgumentGroup,
+    names: Sequence[str],
+    unset: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Add one argument per option of a request.
+
+    Args:
+        group: of the help.
+        names: keys of :data:`vpt.inference.request.OPTIONS`.
+        unset: options that are ``None`` if not given, each with the words for that.
+    """
+    for name in names:
+        option, words = OPTIONS[name], name.replace("_", "-")
+        if option.kind is bool:
+            group.add_argument(f"--no-{words}", dest=name, action="store_false", help=option.help)
+            continue
+        shown = unset.get(name, f"{option.default:g}" if option.kind is float else option.default)
+        group.add_argument(
+            f"--{words}",
+            default=None if name in unset else option.default,
+            metavar=option.metavar,
+            help=f"{option.help} (default: {shown})",
+            **_permitted(option),
+        )
+
+
+def _permitted(option: Option) -> dict[str, Any]:
+    """What argparse has to know of the values that an option takes."""
+    if option.choices:
+        return {"choices": option.choices}
+    if option.kind is float:
+        return {"type": number(option.least, option.most)}
+    return {"type": whole_number(option.least)}
 
 
 def check_model_arguments(args: argparse.Namespace) -> None:

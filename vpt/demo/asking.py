@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vpt.boxes import Box, check_box_px
 from vpt.data.regions import region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
-from vpt.inference.conversation import Request
-from vpt.inference.options import whole_number
+from vpt.inference.request import OPTIONS, Request
 from vpt.runtime import Runtime
 
 MOST_CHARACTERS = 2000
-MOST_CALLS = 8
-MOST_NEW_TOKENS = 2048
+MOST = {"max_calls": 8, "max_new_tokens": 2048}
+"""What the page permits of options that have no such bound elsewhere."""
+
+SETTING_ROWS = (
+    ("perception",),
+    ("max_calls", "max_new_tokens"),
+    ("constrain",),
+    ("temperature", "top_p"),
+    ("top_k", "seed"),
+)
+"""Options that the page offers, as its widgets are laid out."""
+
+SETTINGS = tuple(name for row in SETTING_ROWS for name in row)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a question is answered; fields as of ``Request`` and ``Sampling``.
+def read_settings(values: Sequence[Any]) -> dict[str, Any]:
+    """Name the values of the widgets.
 
     Raises:
         PromptError: if one is missing, or beyond what the page permits.
     """
-
-    perception: str
-    max_calls: int
-    max_new_tokens: int
-    constrain: bool
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value is None or value == "":
-                raise PromptError(f"{name.replace('_', ' ')} is empty; fill it in")
-        for name, most in (("max_calls", MOST_CALLS), ("max_new_tokens", MOST_NEW_TOKENS)):
-            if (value := whole_number(name, getattr(self, name), 0)) > most:
-                raise PromptError(f"{name} can be {most} at most here, not {value}")
+    settings = dict(zip(SETTINGS, values, strict=True))
+    for name, value in settings.items():
+        if value is None or value == "":
+            raise PromptError(f"{name.replace('_', ' ')} is empty; fill it in")
+        if name in MOST and OPTIONS[name].check(name, value) > MOST[name]:
+            raise PromptError(f"{name} can be {MOST[name]} at most here, not {value}")
+    return settings
 
 
 def make_requests(
     runtime: Runtime,
     picture: str | None,
     question: str | None,
-    settings: Settings,
+    settings: Mapping[str, Any],
     *,
     compare: bool = False,
     box: Sequence[float | None] | None = None,
@@ -80,20 +78,19 @@ def make_requests(
     images = []
     if picture is not None:
         images = [load_image(picture, limits=runtime.limits, name=Path(picture).name)]
-    chosen = dataclasses.asdict(settings)
-    first = dict(chosen)
+    first = dict(settings)
     if box is not None:
         if not images:
             raise PromptError("there is no picture to look at; choose one")
         size_wh, whole = images[0].size_wh, _whole(box)
         check_box_px(whole, size_wh)
         region = region_to_show(whole, size_wh, grid_size=runtime.vocabulary.grid_size)
-        perception = chosen["perception"] if chosen["perception"] == "auto" else "region"
-        first |= {"region": region, "perception": perception}
-        first["max_calls"] = max(settings.max_calls, 1)
+        perception = "auto" if settings["perception"] == "auto" else "region"
+        max_calls = max(settings["max_calls"], 1)
+        first |= {"region": region, "perception": perception, "max_calls": max_calls}
     requests = [runtime.request(images, question, **first)]
     if compare:
-        requests.append(runtime.request(images, question, **{**chosen, "perception": "none"}))
+        requests.append(runtime.request(images, question, **{**settings, "perception": "none"}))
     return requests
 
 

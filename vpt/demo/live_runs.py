@@ -12,11 +12,11 @@ from vpt.inference.conversation import (
     CallEvent,
     ContentEvent,
     Event,
-    Request,
     ResultEvent,
     StopEvent,
     TokenEvent,
 )
+from vpt.inference.request import Request
 from vpt.runtime import Runtime
 from vpt.trace.records import CallRecord, Trace
 

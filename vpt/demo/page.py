@@ -19,14 +19,14 @@ from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 import vpt
 from vpt.branches import BranchError
-from vpt.demo.asking import MOST_CALLS, MOST_NEW_TOKENS, Settings, make_requests
+from vpt.demo.asking import MOST, SETTING_ROWS, make_requests, read_settings
 from vpt.demo.examples import read_examples
 from vpt.demo.live_runs import LiveRuns, Snapshot
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
 from vpt.inference.conversation import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
-from vpt.protocol.tokens import PERCEPTION_MODES
+from vpt.inference.request import OPTIONS
 from vpt.trace.records import Trace
 from vpt.view.timeline import timeline_html
 from vpt.view.wording import printable
@@ -43,6 +43,10 @@ WELCOME = (
     "writes a perception token: a region to see closer, or an encoder to look with. What comes of "
     "it is appended, and it goes on writing. You will see each step here.</p>"
 )
+SLIDERS = {"max_calls": 1, "max_new_tokens": 1, "temperature": 0.05, "top_p": 0.01}
+"""Settings that have a slider, with its step."""
+
+HIGHEST_TEMPERATURE = 2  # of the slider
 TO_ANSWER = "() => { innerWidth < 700 && document.querySelector('#answer').scrollIntoView() }"
 HINT = (
     "Is this the right place? Mark two corners on the photo, or type the box in pixels; "
@@ -113,24 +117,26 @@ class _Inputs:
 
 
 def _setting_widgets() -> list[Any]:
-    """One per field of ``Settings``, in their order."""
-    with gr.Row():
-        perception = gr.Radio(list(PERCEPTION_MODES), value="auto", label="Look again")
-    with gr.Row():
-        max_calls = _slider(0, MOST_CALLS, 4, step=1, label="Calls at most")
-        max_tokens = _slider(1, MOST_NEW_TOKENS, 256, step=1, label="Tokens at most")
-    constrain = gr.Checkbox(True, label="Permit well-formed calls only")
-    with gr.Row():
-        temperature = _slider(0, 2, 0, step=0.05, label="Temperature (0: likeliest token)")
-        top_p = _slider(0.01, 1, 1, step=0.01, label="Top p")
-    with gr.Row():
-        top_k = gr.Number(0, label="Top k (0: all)", precision=0, minimum=0)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-    return [perception, max_calls, max_tokens, constrain, temperature, top_p, top_k, seed]
+    """One per setting, in the order of ``SETTINGS``."""
+    widgets = []
+    for names in SETTING_ROWS:
+        with gr.Row():
+            widgets += [_setting_widget(name) for name in names]
+    return widgets
 
 
-def _slider(low: float, high: float, value: float, **options: Any) -> Any:
-    slider = gr.Slider(low, high, value, **options)
+def _setting_widget(name: str) -> Any:
+    option = OPTIONS[name]
+    about = {"value": option.default, "label": option.label}
+    if option.choices:
+        return gr.Radio(list(option.choices), **about)
+    if option.kind is bool:
+        return gr.Checkbox(**about)
+    if name not in SLIDERS:
+        return gr.Number(**about, precision=0, minimum=option.least)
+    low = SLIDERS[name] if option.excludes_least else option.least
+    high = MOST.get(name, min(option.most, HIGHEST_TEMPERATURE))
+    slider = gr.Slider(low, high, step=SLIDERS[name], **about)
     # Gradio would compare an empty field with the bounds, and fail without words.
     slider.preprocess = lambda payload: payload
     return slider
@@ -292,17 +298,17 @@ class _Handlers:
         self, picture: str | None, question: str, compare: bool, *settings: Any
     ) -> Iterator[dict[Any, Any]]:
         with _error_message():
-            yield from self._answer(picture, question, compare, Settings(*settings))
+            yield from self._answer(picture, question, compare, read_settings(settings))
 
     def look_there(
         self, picture: str | None, question: str, compare: bool, *rest: Any
     ) -> Iterator[dict[Any, Any]]:
         with _error_message():
-            settings, box = Settings(*rest[:-4]), rest[-4:]
+            settings, box = read_settings(rest[:-4]), rest[-4:]
             yield from self._answer(picture, question, compare, settings, box)
 
     def _answer(
-        self, picture: str | None, question: str, compare: bool, settings: Settings, *box: Any
+        self, picture: str | None, question: str, compare: bool, settings: dict[str, Any], *box: Any
     ) -> Iterator[dict[Any, Any]]:
         if isinstance(self.model, CheckpointError) or self.live_runs is None:
             raise CheckpointError(f"there is no model to ask: {self.model}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,110 +21,24 @@ from vpt.branches import crop
 from vpt.errors import PromptError, RegionError, VPTError
 from vpt.images import LoadedImage, from_pixels
 from vpt.inference.engine import LookResult
-from vpt.inference.options import flag, one_of, text, whole_number
-from vpt.inference.sampling import Sampling
+from vpt.inference.request import Request
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
-    LOOK_AT,
     NO_CONTENT,
     TURN_END,
     Vocabulary,
     branches_of_mode,
-    check_mode,
     invite,
 )
 from vpt.trace.content import parse_content, record_content
 from vpt.trace.records import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
 
-REPLACED_LOOKS = ("blank", "random")
 _BLANK_RGB = (127, 127, 127)
 _MOST_RESERVED = 2048  # tokens; a limit reserves no memory that may never be used
 _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question about some images.
-
-    Attributes:
-        images: in the order they are shown.
-        question: plain text.
-        perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
-        max_calls: perception calls at most; a turn with several regions is one call.
-        max_new_tokens: tokens the model may choose in all; the model's context is a limit, too.
-        constrain: let the grammar permit only well-formed calls within the budget. Without it
-            malformed calls are recorded and read as text; a call beyond the budget ends the run.
-        look_at: which image a call concerns: the ``"first"`` one given, as released, or the
-            ``"latest"`` in the stream, which makes a crop of a crop possible.
-        sampling: greedy by default.
-        system: the system turn; ``None`` for the released one.
-        region: cells of the grid that the first call names, whatever the model would have done:
-            to correct it by hand, or to see what the true region would have brought.
-        replace_looks: one of ``REPLACED_LOOKS``, to see whether it matters what a call brings:
-            ``"blank"`` brings a gray picture of the same size, ``"random"`` a crop of the same
-            size from another place (re-encodings, which have no place, stay as they are).
-
-    Raises:
-        PromptError: naming the attribute that has another type or is out of bounds.
-    """
-
-    images: Sequence[LoadedImage]
-    question: str
-    perception: str = "auto"
-    max_calls: int = 4
-    max_new_tokens: int = 256
-    constrain: bool = True
-    look_at: str = "first"
-    sampling: Sampling = field(default_factory=Sampling)
-    system: str | None = None
-    region: GridBox | None = None
-    replace_looks: str | None = None
-
-    def __post_init__(self) -> None:
-        checked = {
-            "question": text("question", self.question),
-            "perception": text("perception", self.perception),
-            "max_calls": whole_number("max_calls", self.max_calls, 0),
-            "max_new_tokens": whole_number("max_new_tokens", self.max_new_tokens, 1),
-            "constrain": flag("constrain", self.constrain),
-            "look_at": one_of("look_at", self.look_at, LOOK_AT),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
-        check_mode(self.perception)
-        if self.system is not None:
-            text("system", self.system)
-        if self.replace_looks is not None:
-            one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
-        self._check_records()
-        if not self.images and self.perception not in ("auto", "none"):
-            raise PromptError(f"perception={self.perception!r} needs an image to look at")
-        if self.region is None:
-            return
-        cells = [whole_number("region", cell, 0) for cell in astuple(self.region)]
-        object.__setattr__(self, "region", GridBox(*cells))
-        if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
-            raise PromptError(
-                "region needs an image, a call (max_calls) and perception 'auto' or 'region'; "
-                f"got perception={self.perception!r}, max_calls={self.max_calls}"
-            )
-
-    def _check_records(self) -> None:
-        """Check the types of what holds more than one value."""
-        if not isinstance(self.images, list | tuple):
-            raise PromptError(f"images must be a list, not {type(self.images).__name__}")
-        named: list[tuple[str, object, type]] = [
-            (f"images[{n}]", image, LoadedImage) for n, image in enumerate(self.images)
-        ]
-        named.append(("sampling", self.sampling, Sampling))
-        if self.region is not None:
-            named.append(("region", self.region, GridBox))
-        for name, value, kind in named:
-            if not isinstance(value, kind):
-                raise PromptError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
 
 
 @dataclass(frozen=True)

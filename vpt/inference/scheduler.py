@@ -15,17 +15,57 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from vpt.errors import NonFiniteError, VPTError, as_vpt_error
 from vpt.inference.conversation import Append, Conversation, ErrorEvent, Event, Step
 from vpt.inference.engine import Encoded, Engine, Stream
-from vpt.inference.sampling import Sampling
+from vpt.inference.request import Sampling
 from vpt.model.logits import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
 from vpt.model.processing import TokenPiece
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_FLOAT32 = torch.finfo(torch.float32)
+
+
+class Sampler:
+    """Chooses the tokens of one stream from their logits.
+
+    Args:
+        sampling: how; the random generator begins at its seed.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.is_greedy = sampling.temperature == 0
+        self._sampling = sampling
+        self._generator = torch.Generator()
+        if not self.is_greedy:
+            self._generator.manual_seed(sampling.seed)
+
+    def choose(self, logits: Tensor) -> int:
+        """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree.
+
+        Returns:
+            The id, or ``NOT_FINITE`` if the largest logit is NaN or infinite.
+        """
+        if self.is_greedy:
+            return int(likeliest(logits))
+        logits = logits.float().cpu()
+        if not (largest := logits.max()).isfinite():
+            return NOT_FINITE
+        # Differences to the largest: quotients of extreme temperatures stay numbers.
+        temperature = min(max(self._sampling.temperature, _FLOAT32.tiny), _FLOAT32.max)
+        scaled = (logits - largest) / temperature
+        order = scaled.argsort(descending=True, stable=True)
+        probabilities = scaled[order].softmax(-1)
+        keep = probabilities.cumsum(-1) - probabilities < self._sampling.top_p
+        if 0 < self._sampling.top_k < len(keep):
+            keep[self._sampling.top_k :] = False
+        keep[0] = True  # also where top_p is 0 in float32
+        drawn = torch.multinomial(probabilities * keep, 1, generator=self._generator)
+        return int(order[drawn])
 
 
 @dataclass
@@ -34,8 +74,7 @@ class _Active:
 
     index: int
     conversation: Conversation
-    sampling: Sampling
-    generator: torch.Generator | None
+    sampler: Sampler
     stream: Stream
     pending: Append
 
@@ -103,14 +142,8 @@ class _Scheduler:
                 yield index, ErrorEvent(given)
                 continue
             conversation, sampling = given
-            one = _Active(
-                index,
-                conversation,
-                sampling,
-                sampling.generator(),
-                self.idle.pop(0),
-                Append((), None),
-            )
+            stream = self.idle.pop(0)
+            one = _Active(index, conversation, Sampler(sampling), stream, Append((), None))
             self.active.append(one)
             yield from self._advance(one, None)
 
@@ -206,7 +239,7 @@ class _Scheduler:
     def _extend(self, one: _Active, features: Encoded, encode_ms: float) -> Step:
         pending = one.pending
         extension = self.engine.extend(one.stream, pending.pieces, pending.reserve, features)
-        token_id = one.sampling.choose(_ruled(one, extension.logits), one.generator)
+        token_id = one.sampler.choose(_ruled(one, extension.logits))
         return Step(
             token_id,
             num_tokens=len(extension.token_ids),
@@ -216,24 +249,24 @@ class _Scheduler:
             is_last=one.stream.is_full,
         )
 
-    def _step(self, stepping: list[_Active]) -> torch.Tensor:
+    def _step(self, stepping: list[_Active]) -> Tensor:
         ids = [one.pending.pieces[0].ids[0] for one in stepping]  # type: ignore[union-attr]
         return self.engine.step([one.stream for one in stepping], ids)
 
-    def _choose(self, ones: list[_Active], logits: torch.Tensor) -> list[tuple[_Active, int]]:
+    def _choose(self, ones: list[_Active], logits: Tensor) -> list[tuple[_Active, int]]:
         """Choose from rows of logits ``[B, V]``; all ids come over at once if all are greedy."""
         pairs = list(zip(ones, logits, strict=True))
         ruled = [(one, row) for one, row in pairs if self._alone(one, _ruled, one, row)]
-        if len(ruled) == len(ones) and all(one.generator is None for one in ones):
+        if len(ruled) == len(ones) and all(one.sampler.is_greedy for one in ones):
             return list(zip(ones, likeliest(logits).tolist(), strict=True))
         return [
             (one, token_id)
             for one, row in ruled
-            for token_id in self._alone(one, one.sampling.choose, row, one.generator)
+            for token_id in self._alone(one, one.sampler.choose, row)
         ]
 
 
-def _ruled(one: _Active, logits: torch.Tensor) -> torch.Tensor:
+def _ruled(one: _Active, logits: Tensor) -> Tensor:
     """Logits ``[V]`` with those of what may not come set to -inf, in place."""
     rule = one.pending.rule
     return logits if rule is None else apply_rule_(rule, logits)

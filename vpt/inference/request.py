@@ -1,0 +1,331 @@
+"""What is asked and how it is answered: the two option records, and what each option permits.
+
+:class:`Request` and :class:`Sampling` declare each option once: default, bounds, help text. The
+command line, the demo and the evaluation derive theirs from :data:`OPTIONS`. Nothing here imports
+more than the standard library, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vpt.boxes import GridBox
+from vpt.errors import PromptError
+from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES
+
+if TYPE_CHECKING:
+    from vpt.images import LoadedImage
+
+REPLACED_LOOKS = ("blank", "random")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a request: the values it permits, and how a person is told of it.
+
+    Attributes:
+        kind: ``bool``, ``float``, ``int`` or ``str``.
+        default: value if none is given.
+        help: for the command line; for a ``bool``, of the option that turns it off.
+        metavar: placeholder of the value in the help.
+        label: for the demo.
+        least: smallest number permitted.
+        most: largest number permitted.
+        excludes_least: whether ``least`` itself is too small.
+        choices: texts permitted; empty for numbers.
+    """
+
+    kind: type
+    default: Any
+    help: str
+    label: str = ""
+    metavar: str | None = None
+    least: int = 0
+    most: float = math.inf
+    excludes_least: bool = False
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: object) -> Any:
+        """Return the value as a Python number, ``bool`` or text.
+
+        Raises:
+            PromptError: naming the option, if the value is of another type or out of bounds.
+        """
+        if self.kind is bool:
+            return flag(name, value)
+        if self.kind is int:
+            return whole_number(name, value, self.least, self.most)
+        if self.kind is float:
+            return real_number(name, value, self.least, self.most, above=self.excludes_least)
+        return one_of(name, value, self.choices)
+
+
+def _option(kind: type, default: Any, help: str, **about: Any) -> Any:
+    """A field of a record that is an option."""
+    return field(default=default, metadata={"option": Option(kind, default, help, **about)})
+
+
+def check_options(record: Any, optional: Sequence[str] = ()) -> None:
+    """Check the fields of a frozen record that bear the name of an option.
+
+    Args:
+        record: a dataclass.
+        optional: fields that may be ``None``.
+
+    Raises:
+        PromptError: naming the first that has another type or is out of bounds.
+    """
+    for name in (one.name for one in dataclasses.fields(record) if one.name in OPTIONS):
+        if (value := getattr(record, name)) is not None or name not in optional:
+            object.__setattr__(record, name, OPTIONS[name].check(name, value))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from its logits.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; else logits are divided by it.
+        top_k: keep so many of the likeliest; 0 for all.
+        top_p: keep the likeliest that hold this much probability together; 1 for all.
+        seed: of the random generator, 0 to 2**64 - 1; the same seed gives the same tokens.
+
+    Raises:
+        PromptError: naming the attribute that has another type or is out of bounds.
+    """
+
+    temperature: float = _option(
+        float,
+        0.0,
+        "0 takes the likeliest token",
+        label="Temperature (0: likeliest token)",
+        metavar="T",
+    )
+    top_k: int = _option(
+        int,
+        0,
+        "sample from so many of the likeliest tokens; 0 for all",
+        label="Top k (0: all)",
+        metavar="K",
+    )
+    top_p: float = _option(
+        float,
+        1.0,
+        "sample from the likeliest tokens that hold this probability",
+        label="Top p",
+        metavar="P",
+        most=1,
+        excludes_least=True,
+    )
+    seed: int = _option(int, 0, "of sampling", label="Seed", metavar="S", most=2**64 - 1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about some images.
+
+    Attributes:
+        images: in the order they are shown.
+        question: plain text.
+        perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
+        max_calls: perception calls at most; a turn with several regions is one call.
+        max_new_tokens: tokens the model may choose in all; the model's context is a limit, too.
+        constrain: let the grammar permit only well-formed calls within the budget. Without it
+            malformed calls are recorded and read as text; a call beyond the budget ends the run.
+        look_at: which image a call concerns: the ``"first"`` one given, as released, or the
+            ``"latest"`` in the stream, which makes a crop of a crop possible.
+        sampling: greedy by default.
+        system: the system turn; ``None`` for the released one.
+        region: cells of the grid that the first call names, whatever the model would have done:
+            to correct it by hand, or to see what the true region would have brought.
+        replace_looks: one of ``REPLACED_LOOKS``, to measure whether what a call brings matters:
+            ``"blank"`` brings a gray picture of the same size, ``"random"`` a crop of the same
+            size from another place (re-encodings, which have no place, stay as they are).
+
+    Raises:
+        PromptError: naming the attribute that has another type or is out of bounds.
+    """
+
+    images: Sequence[LoadedImage]
+    question: str
+    perception: str = _option(
+        str,
+        "auto",
+        "auto: as the model likes; none: never; region: at a region; reencode: with any branch; "
+        "or with the one named",
+        label="Look again",
+        choices=PERCEPTION_MODES,
+    )
+    max_calls: int = _option(int, 4, "calls at most", label="Calls at most", metavar="N")
+    max_new_tokens: int = _option(
+        int, 256, "tokens written at most", label="Tokens at most", metavar="N", least=1
+    )
+    constrain: bool = _option(
+        bool,
+        True,
+        "let the model write malformed calls; they are recorded and read as text",
+        label="Permit well-formed calls only",
+    )
+    look_at: str = _option(
+        str, "first", "look at the first image, or the latest, which may be a crop", choices=LOOK_AT
+    )
+    sampling: Sampling = field(default_factory=Sampling)
+    system: str | None = None
+    region: GridBox | None = None
+    replace_looks: str | None = None
+
+    def __post_init__(self) -> None:
+        _text("question", self.question)
+        check_options(self)
+        if self.system is not None:
+            _text("system", self.system)
+        if self.replace_looks is not None:
+            one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
+        _instance("sampling", self.sampling, Sampling)
+        self._check_images()
+        if self.region is not None:
+            self._check_region(self.region)
+
+    def _check_images(self) -> None:
+        from vpt.images import LoadedImage
+
+        if not isinstance(self.images, list | tuple):
+            raise PromptError(f"images must be a list, not {type(self.images).__name__}")
+        for index, image in enumerate(self.images):
+            _instance(f"images[{index}]", image, LoadedImage)
+        if not self.images and self.perception not in ("auto", "none"):
+            raise PromptError(f"perception={self.perception!r} needs an image to look at")
+
+    def _check_region(self, region: GridBox) -> None:
+        _instance("region", region, GridBox)
+        cells = [whole_number("region", cell, 0) for cell in astuple(region)]
+        object.__setattr__(self, "region", GridBox(*cells))
+        if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
+            raise PromptError(
+                "region needs an image, a call (max_calls) and perception 'auto' or 'region'; "
+                f"got perception={self.perception!r}, max_calls={self.max_calls}"
+            )
+
+    @classmethod
+    def of(
+        cls, images: Sequence[LoadedImage], question: str, options: Mapping[str, Any]
+    ) -> Request:
+        """Make a request of options by name, those of :class:`Sampling` among them.
+
+        Raises:
+            PromptError: if an option is unknown, of another type or out of bounds.
+        """
+        if unknown := sorted(options.keys() - _NAMES):
+            known = ", ".join(sorted(_NAMES))
+            raise PromptError(f"unknown option {unknown[0]!r}; available: {known}")
+        of_sampling = Sampling.__dataclass_fields__.keys()
+        sampling = Sampling(**{name: options[name] for name in options.keys() & of_sampling})
+        rest = {name: options[name] for name in options.keys() - of_sampling}
+        return cls(images, question, sampling=sampling, **rest)
+
+
+OPTIONS: Mapping[str, Option] = {
+    one.name: one.metadata["option"]
+    for record in (Request, Sampling)
+    for one in dataclasses.fields(record)
+    if "option" in one.metadata
+}
+"""The options that every door offers, by name."""
+
+_NAMES = {one.name for record in (Request, Sampling) for one in dataclasses.fields(record)} - {
+    "images",
+    "question",
+    "sampling",
+}
+
+
+def whole_number(name: str, value: object, least: int, most: float = math.inf) -> int:
+    """Check a whole number; numpy's are accepted, ``bool`` is not.
+
+    Raises:
+        PromptError: if it is another type, or out of bounds.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:  # type: ignore[operator]
+        limit = f" and at most {most}" if most < math.inf else ""
+        raise _refusal(name, f"a whole number of at least {least}{limit}", value)
+    return int(value)  # type: ignore[call-overload]
+
+
+def real_number(
+    name: str, value: object, least: float, most: float = math.inf, *, above: bool = False
+) -> float:
+    """Check a finite number; numpy's are accepted, ``bool`` is not.
+
+    Args:
+        name: of the option.
+        value: given for it.
+        least: smallest value permitted.
+        most: largest value permitted.
+        above: whether ``least`` itself is too small.
+
+    Raises:
+        PromptError: if it is another type, not finite, or out of bounds.
+    """
+    try:
+        is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        number = float(value) if is_real else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not (math.isfinite(number) and least <= number <= most) or (above and number == least):
+        bound = f"above {least:g}" if above else f"of at least {least:g}"
+        limit = f" and at most {most:g}" if math.isfinite(most) else ""
+        raise _refusal(name, f"a finite number {bound}{limit}", value)
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """Check a ``bool``; numpy's are accepted.
+
+    Raises:
+        PromptError: if it is another type.
+    """
+    if not isinstance(value, bool):
+        import numpy as np
+
+        if not isinstance(value, np.bool_):
+            raise _refusal(name, "True or False", value)
+    return bool(value)
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    """Check a choice.
+
+    Raises:
+        PromptError: if it is none of ``choices``.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise _refusal(name, f"one of {', '.join(map(repr, choices))}", value)
+    return value
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise _refusal(name, "text (str)", value)
+
+
+def _instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise PromptError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+
+
+def _refusal(name: str, expected: str, value: object) -> PromptError:
+    try:
+        shown = reprlib.repr(value)
+    except ValueError:  # an integer with too many digits to write
+        shown = "a very large number"
+    return PromptError(f"{name} must be {expected}, not {shown}")

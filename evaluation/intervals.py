@@ -1,12 +1,10 @@
-"""How sure a number is: intervals of means, and tests of paired scores."""
+"""Confidence intervals of means and tests of paired scores, by scipy, which is imported late."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,24 +13,25 @@ from vpt.errors import DataError
 
 NUM_RESAMPLES = 2000
 NUM_FLIPS = 9999
-MOST_EXACT_FLIPS = 12  # pairs that differ, up to which every way to flip their signs is tried
+"""Sign flips drawn; where there are no more than so many, all are tried: up to 13 pairs."""
 
-_CHUNK = 2**21  # drawn numbers held at once
-_TIE = 1e-9  # sums that differ by less are equal but for rounding
+_CHUNK = 2**21  # random numbers held at once
+_DECIMALS = 12  # sums equal so far are ties; the rest is rounding
 
 Floats = NDArray[np.float64]
+Values = Sequence[float] | ArrayLike
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, with the interval in which it could as well lie.
+    """A mean with its confidence interval.
 
     Attributes:
         mean: of the values.
         low: lower end.
         high: upper end.
-        n: number of values. A bootstrap of very few values is narrower than it should be, and
-            that of a single one has no width: look at ``n`` too.
+        n: number of values. A bootstrap of very few values is too narrow, and that of a single one
+            has no width.
     """
 
     mean: float
@@ -47,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A test of "both runs are equally good".
+    """A test of the hypothesis that two runs are equally good.
 
     Attributes:
         name: ``"mcnemar"`` or ``"sign_flip"``.
@@ -59,19 +58,13 @@ class PairedTest:
 
 
 def mean_interval(
-    values: Sequence[float] | ArrayLike,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
+    values: Values, *, level: float = 0.95, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
-    """Mean of values: by Wilson's interval if each is 0 or 1, else by a bootstrap.
-
-    The bootstrap (Efron 1979) takes the percentiles of the means of resampled values.
+    """Mean of values: Wilson's interval if each is 0 or 1, otherwise a percentile bootstrap.
 
     Args:
         values: ``[n]``, at least one, finite.
-        level: share of intervals that hold the true mean.
+        level: of confidence.
         seed: of the resampling.
         num_resamples: number of resampled means.
 
@@ -87,42 +80,31 @@ def mean_interval(
 def wilson_interval(num_right: int, n: int, *, level: float = 0.95) -> Interval:
     """Interval of a share (Wilson 1927), which stays in [0, 1] and is sound for few values.
 
-    Args:
-        num_right: successes.
-        n: trials, at least one.
-        level: share of intervals that hold the true share.
-
     Raises:
         DataError: if ``num_right`` is not in ``0..n``, or ``n`` is not positive.
     """
     if n < 1 or not 0 <= num_right <= n:
         raise DataError(f"expected 0 <= successes <= trials, trials > 0; got {num_right} of {n}")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share, weight = num_right / n, 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / weight
-    reach = z / weight * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # At the ends the formula gives exactly 0 and 1, but for rounding.
-    low = 0.0 if num_right == 0 else centre - reach
-    high = 1.0 if num_right == n else centre + reach
-    return Interval(share, low, high, n)
+    from scipy.stats import binomtest
+
+    found = binomtest(num_right, n).proportion_ci(level, method="wilson")
+    return Interval(num_right / n, float(found.low), float(found.high), n)
 
 
 def difference_interval(
-    a: Sequence[float] | ArrayLike,
-    b: Sequence[float] | ArrayLike,
+    a: Values,
+    b: Values,
     *,
     level: float = 0.95,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> Interval:
-    """Mean of ``a - b`` over pairs, by a bootstrap of the pairs.
-
-    ``difference_interval(b, a)`` is the exact mirror image.
+    """Mean of ``a - b`` over pairs, by a bootstrap of the pairs. Swapping gives the mirror image.
 
     Args:
         a: ``[n]``, one value per pair.
         b: ``[n]``, in the same order.
-        level: share of intervals that hold the true difference.
+        level: of confidence.
         seed: of the resampling.
         num_resamples: number of resampled means.
 
@@ -132,15 +114,13 @@ def difference_interval(
     return _bootstrap(_differences(a, b), level, seed, num_resamples)
 
 
-def paired_test(
-    a: Sequence[float] | ArrayLike, b: Sequence[float] | ArrayLike, *, seed: int = 0
-) -> PairedTest:
-    """Test pairs: by McNemar's test if each score is 0 or 1, else by flipping signs.
+def paired_test(a: Values, b: Values, *, seed: int = 0) -> PairedTest:
+    """Test pairs: by McNemar's test if each score is 0 or 1, otherwise by flipping signs.
 
     Args:
         a: ``[n]``, one score per pair.
         b: ``[n]``, in the same order.
-        seed: of the drawn flips.
+        seed: of the sign flips.
 
     Raises:
         DataError: if there are no pairs, lengths differ, or a value is not finite.
@@ -153,77 +133,78 @@ def paired_test(
 
 
 def mcnemar_p(num_only_a: int, num_only_b: int) -> float:
-    """Exact McNemar test (1947): were both runs equal, each disagreement would be a coin toss.
+    """Exact McNemar test (1947), two-sided; 1 if the runs never disagree.
 
     Args:
         num_only_a: pairs that only ``a`` got right.
         num_only_b: pairs that only ``b`` got right.
-
-    Returns:
-        Two-sided p-value; 1 if they never disagree.
     """
-    n, fewer = num_only_a + num_only_b, min(num_only_a, num_only_b)
-    term = total = 1  # binomial coefficients, exact: n may be thousands
-    for k in range(fewer):
-        term = term * (n - k) // (k + 1)
-        total += term
-    p_value: float = 2 * total / 2**n
-    return min(p_value, 1.0)
+    from scipy.stats import binomtest
+
+    num_pairs = num_only_a + num_only_b
+    return float(binomtest(num_only_a, num_pairs, 0.5).pvalue) if num_pairs else 1.0
 
 
-def sign_flip_p(differences: Sequence[float] | ArrayLike, *, seed: int = 0) -> float:
-    """Permutation test (Fisher 1935): were both runs equal, each difference could have either sign.
-
-    All flips are tried for up to `MOST_EXACT_FLIPS` pairs that differ; otherwise `NUM_FLIPS` are
-    drawn, and the one that was observed counts as one more.
+def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
+    """Permutation test (Fisher 1935), two-sided: were the runs equal, any sign were as likely.
 
     Args:
         differences: ``[n]``, one per pair.
-        seed: of the drawn flips.
+        seed: of the sign flips, where not all are tried.
 
     Returns:
-        Two-sided p-value; 1 if no pair differs.
+        1 if no more than one pair differs.
     """
     moved = _checked(differences)
     moved = moved[moved != 0]
-    if not len(moved):
+    if len(moved) < 2:  # either sign of a single one is as far from 0
         return 1.0
-    least = abs(moved.sum()) - _TIE * np.abs(moved).sum()
-    if len(moved) <= MOST_EXACT_FLIPS:
-        ways = np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved)) & 1
-        return float((np.abs((2 * ways - 1) @ moved) >= least).mean())
-    generator, hits, left = np.random.default_rng(seed), 0, NUM_FLIPS
-    while left:
-        rows = min(left, max(_CHUNK // len(moved), 1))
-        signs = 2 * generator.integers(0, 2, (rows, len(moved)), dtype=np.int8) - 1
-        hits += int((np.abs(signs @ moved) >= least).sum())
-        left -= rows
-    return (hits + 1) / (NUM_FLIPS + 1)
+    from scipy.stats import permutation_test
+
+    def distance(flipped: Floats, axis: int) -> Floats:
+        return np.abs(flipped.sum(axis=axis)).round(_DECIMALS)
+
+    found = permutation_test(
+        (moved,),
+        distance,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=NUM_FLIPS,
+        batch=max(_CHUNK // len(moved), 1),
+        alternative="greater",
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def _bootstrap(values: Floats, level: float, seed: int, num_resamples: int) -> Interval:
-    generator = np.random.default_rng(seed)
-    means: Floats = np.empty(num_resamples)
-    step = max(_CHUNK // len(values), 1)
-    for start in range(0, num_resamples, step):
-        rows = min(step, num_resamples - start)
-        drawn = generator.integers(0, len(values), (rows, len(values)))
-        means[start : start + rows] = values[drawn].mean(axis=1)
-    means.sort()
-    # Order statistics at equal distance from both ends, so that negated values give the mirror.
-    cut = round((1 - level) / 2 * num_resamples)
-    low, high = means[cut], means[num_resamples - 1 - cut]
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, mean, mean, 1)
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=num_resamples,
+        batch=max(_CHUNK // len(values), 1),
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    )
+    # Means that were drawn, not interpolated ones: negated values give the exact mirror image.
+    ends = (1 - level) / 2, (1 + level) / 2
+    low, high = np.quantile(found.bootstrap_distribution, ends, method="nearest")
+    return Interval(mean, float(low), float(high), len(values))
 
 
-def _differences(a: Sequence[float] | ArrayLike, b: Sequence[float] | ArrayLike) -> Floats:
+def _differences(a: Values, b: Values) -> Floats:
     first, second = _checked(a), _checked(b)
     if len(first) != len(second):
         raise DataError(f"expected pairs, got {len(first)} and {len(second)} values")
     return first - second
 
 
-def _checked(values: Sequence[float] | ArrayLike) -> Floats:
+def _checked(values: Values) -> Floats:
     checked = np.asarray(values, dtype=np.float64)
     if checked.ndim != 1 or not len(checked):
         raise DataError(f"expected a list of at least one value, got shape {checked.shape}")

@@ -19,7 +19,7 @@ import vpt.runtime
 from vpt import cli
 from vpt.branches import BranchError
 from vpt.cli import ask as cli_ask
-from vpt.cli.parser import build_command_parser
+from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
 from vpt.errors import BudgetError, PositionError
 from vpt.inference.request import OPTIONS
@@ -110,7 +110,7 @@ def test_version_is_that_of_the_package(ask):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_of_a_request_has_an_argument_with_its_default(name):
-    parser = build_command_parser(cli_ask.COMMAND, "ask", "")
+    parser = build_parser(cli_ask.COMMAND, "ask")
     assert getattr(parser.parse_args(["What?"]), name) == OPTIONS[name].default
 
 

@@ -55,11 +55,11 @@ def test_stems_can_be_frozen(run, folder):
     assert run("set", folder, "--stems", "trained")[1] == "stems       frozen -> trained\n"
 
 
-def test_steering_begins_anew_from_small_weights(run, folder):
+def test_conditioning_is_reset_to_small_weights(run, folder):
     before = load_file(folder / "model.safetensors")
     names = sorted(file.name for file in folder.iterdir())
     code, out, err = run("set", folder, "--reset-conditioning", "dino", "--seed", 3)
-    assert (code, err, out) == (0, "", "steering    of dino, anew\n")
+    assert (code, err, out) == (0, "", "conditioning of dino reset\n")
     after = load_file(folder / "model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     weight = "projectors.dino.linear_condition.weight"
@@ -73,11 +73,11 @@ def test_steering_begins_anew_from_small_weights(run, folder):
 
 def test_the_former_name_of_an_option_works_with_a_note(run, folder):
     code, out, err = run("set", folder, "--fresh-steering", "dino", "--seed", 3)
-    assert code == 0 and out == "steering    of dino, anew\n"
+    assert code == 0 and out == "conditioning of dino reset\n"
     assert "--fresh-steering is called --reset-conditioning now" in err
 
 
-def test_steering_of_a_released_folder_begins_anew(run, goldens, tmp_path):
+def test_conditioning_of_a_released_folder_is_reset(run, goldens, tmp_path):
     folder = shutil.copytree(goldens / "checkpoints" / "dino", tmp_path / "model")
     assert run("set", folder, "--reset-conditioning", "dino")[0] == 0
     assert [file.name for file in folder.glob("*.safetensors")] == ["model.safetensors"]
@@ -85,7 +85,7 @@ def test_steering_of_a_released_folder_begins_anew(run, goldens, tmp_path):
     vpt.load(str(folder), device="cpu")
 
 
-def test_steering_of_a_branch_that_is_not_there(run, folder):
+def test_conditioning_of_a_branch_that_is_not_there(run, folder):
     code, _, err = run("set", folder, "--reset-conditioning", "sam")
     assert code == 2 and f"no branch sam in {folder}; it has: dino" in err
     before = (folder / "config.json").read_text()

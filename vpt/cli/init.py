@@ -1,4 +1,4 @@
-"""``vpt init``: a VPT model made of a Qwen2-VL one or of another, in a folder of its own."""
+"""``vpt init``: a VPT model made from a Qwen2-VL one, or a VPT one given content tokens."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 DEPTH_TOKENIZER = "depth_tokenizer"
 """Folder within that of a model."""
 
+_ENCODERS = {"dino": ("ID", "DINOv2"), "sam": ("ID_OR_PTH", "SAM")}
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -49,7 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--content",
         type=_content,
-        default=(),
+        default=NO_CONTENT,
         metavar="LIST",
         help=f"what the model shall write of a picture itself, out of {','.join(CONTENT_TOKENS)}",
     )
@@ -60,8 +62,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="copied into the folder, to decode the depth maps that the model writes",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--dino", metavar="ID", help="DINOv2 encoder, if not the released one")
-    parser.add_argument("--sam", metavar="ID_OR_PTH", help="SAM encoder, if not the released one")
+    for name, (metavar, encoder) in _ENCODERS.items():
+        parser.add_argument(
+            f"--{name}", metavar=metavar, help=f"{encoder} encoder, if not the released one"
+        )
     parser.add_argument(
         "--grid-size",
         type=whole_number(1),
@@ -77,15 +81,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="write into a folder that has files")
 
 
-def _content(text: str) -> tuple[str, ...]:
+def _content(text: str) -> ContentTokens:
     try:
-        return ContentTokens(words(text)).kinds
+        return ContentTokens(words(text))
     except CheckpointError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _init(args: argparse.Namespace) -> None:
-    """Check the arguments, build, save, and say what was made."""
+    """Check the arguments, build, save, and print what was made."""
     encoders = _checked_encoders(args)
     settings = training_settings(args)
     check_training_settings(
@@ -101,17 +105,23 @@ def _init(args: argparse.Namespace) -> None:
     write_file(processor.save_pretrained, args.out)
     if tokenizer is not None:
         write_file(tokenizer.save, args.out / DEPTH_TOKENIZER)
+    _print_summary(args, model, len(tokens), can_decode=tokenizer is not None)
+
+
+def _print_summary(
+    args: argparse.Namespace, model: VPTForConditionalGeneration, num_tokens: int, can_decode: bool
+) -> None:
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
     print_out(f"made {args.out} of {args.base}")
     print_out(f"  branches    {', '.join(['region', *model.config.vision_encoder_ls])}")
     if kinds := model.config.content_tokens.kinds:
-        decoded = "; no depth tokenizer, so maps are codes only"
-        decoded = decoded if "depth" in kinds and tokenizer is None else ""
-        print_out(f"  content     {', '.join(kinds)}{decoded}")
+        is_undecoded = "depth" in kinds and not can_decode
+        note = "; no depth tokenizer, so maps are codes only" if is_undecoded else ""
+        print_out(f"  content     {', '.join(kinds)}{note}")
     untrained = "" if args.branches is None else " untrained"
     print_out(f"  parameters  {num_all:,}, of which {num_new:,} in{untrained} projectors")
-    print_out(f"  tokens      {len(tokens)} for perception, untrained")
+    print_out(f"  tokens      {num_tokens} for perception, untrained")
     print_out(f'ask it:  vpt ask --model {shlex.quote(str(args.out))} photo.jpg "What is this?"')
 
 
@@ -121,10 +131,8 @@ def _build(
     """Model, processor, and the tokens that were added."""
     from vpt.model.building import add_content, build_from_base
 
-    content = NO_CONTENT
-    if args.content:
-        content = ContentTokens(args.content)
-    if tokenizer is not None and "depth" in args.content:
+    content = args.content
+    if tokenizer is not None and "depth" in content.kinds:
         sizes = tokenizer.config
         content = replace(content, num_codes=sizes.num_codes, num_cells=sizes.num_cells)
     codebook = None if tokenizer is None else tokenizer.network.codebook.vectors
@@ -160,14 +168,14 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
         raise PromptError(
             f"--out: {args.out} is not empty; choose another folder, or --force to write into it"
         )
-    if args.branches is None and not args.content:
+    if args.branches is None and not args.content.kinds:
         raise PromptError(
             "give --branches to make a VPT model of a Qwen2-VL one, or --content to have a VPT "
             "model write it"
         )
-    if args.depth_tokenizer is not None and "depth" not in args.content:
+    if args.depth_tokenizer is not None and "depth" not in args.content.kinds:
         raise PromptError("--depth-tokenizer needs depth among --content")
-    encoders = {name: source for name in ("dino", "sam") if (source := getattr(args, name))}
+    encoders = {name: source for name in _ENCODERS if (source := getattr(args, name))}
     if stray := [name for name in encoders if name not in (args.branches or ())]:
         raise PromptError(f"--{stray[0]} is given, but {stray[0]} is not among --branches")
     return encoders

@@ -23,7 +23,7 @@ from single_pass_tables import print_table, spread
 
 import vpt
 from vpt.evaluation.evaluate import PlannedSplit, make_plan
-from vpt.evaluation.records import RecordFile
+from vpt.evaluation.records import LineFile
 from vpt.evaluation.runner import Decoding, Task, find_conditions, run_task
 from vpt.runtime import Runtime
 
@@ -45,9 +45,9 @@ def run_evaluation(batch_size: int, runtime: Runtime, planned: PlannedSplit) -> 
     task = Task(split.name, condition, split.prompt, planned.score, split.max_new_tokens)
     answers = {}
     with tempfile.TemporaryDirectory() as folder:
-        file = RecordFile(Path(folder) / "records.jsonl")
+        file = LineFile(Path(folder) / "records.jsonl")
         for record in run_task(runtime, task, planned.samples, Decoding(), batch_size):
-            file.append(record)
+            file.append(record.to_line())
             answers[record.id] = record.prediction or ""
         file.close()
     return answers

@@ -201,7 +201,7 @@ class _Part:
             self._count(record)
 
     def add(self, record: Record) -> None:
-        self.file.append(record)
+        self.file.append(record.to_line())
         self.done[record.id] = record
         self._count(record)
 
@@ -268,7 +268,7 @@ def _judge(
     from vpt.evaluation.judge import judge_records
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
-    scored, summary, unscored = judge_records(records, settings, folder.judgements_file)
+    scored, summary, unscored = judge_records(records, settings, folder.path / "judgements.jsonl")
     part_of = {part.key: part for part in parts}
     for record in scored:
         part_of[record.split, record.condition].done[record.id] = record

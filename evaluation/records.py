@@ -10,17 +10,121 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from vpt.errors import DataError
 from vpt.files import write_whole
 from vpt.trace.records import Trace
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+ERRORS = ("image", "row", "run")
+"""Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
+
+RUN_VERSION = 1
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one sample under one condition.
+
+    Attributes:
+        split: name.
+        condition: name, such as ``"auto"``.
+        id: of the sample.
+        question: as it was put to the model.
+        prediction: the model's answer; empty if there is an error.
+        answers: accepted ones.
+        scores: name of a score -> value; empty if there is an error.
+        group: of the sample.
+        box: of the evidence, XYXY in pixels of the first image.
+        images: names of the sample's images.
+        trace: of the run, as ``Trace.to_dict`` returns it; ``None`` if there is an error.
+        error: ``{"kind": one of ERRORS, "message": ...}``, or ``None``.
+    """
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    split: str
+    condition: str
+    id: str
+    question: str
+    prediction: str = ""
+    answers: tuple[str, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    group: str = ""
+    box: tuple[float, float, float, float] | None = None
+    images: tuple[str, ...] = ()
+    trace: dict[str, Any] | None = None
+    error: dict[str, str] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Split, condition and id: unique in a run."""
+        return self.split, self.condition, self.id
+
+    @property
+    def num_calls(self) -> int:
+        """Perception calls that were executed."""
+        calls = self.trace["calls"] if self.trace else []
+        return sum(call["outcome"] == "executed" for call in calls)
+
+    def read_trace(self) -> Trace:
+        """The trace as an object.
+
+        Raises:
+            DataError: if there is none.
+        """
+        if self.trace is None:
+            raise DataError(f"sample {self.id} of {self.split} has no trace: {self.error}")
+        return Trace.from_dict(self.trace)
+
+    def to_line(self) -> str:
+        """One line of JSON, newline included."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Record:
+        """Read what :meth:`to_line` wrote.
+
+        Raises:
+            ValueError: if it is not JSON, or a field is missing, unknown or of a wrong type.
+        """
+        # Parsed by json: pydantic's own parser refuses half of a surrogate pair.
+        return _record_adapter().validate_python(json.loads(line))
+
+
+@cache
+def _record_adapter() -> TypeAdapter[Record]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Record)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read a file of records; a missing file has none.
+
+    Raises:
+        DataError: if the file cannot be read, or a whole line is not a record.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            yield Record.from_line(line)
+        except (ValueError, RecursionError) as exc:
+            raise DataError(
+                f"{path}, line {number} is no record ({' '.join(str(exc).split())}); delete the "
+                "line to have its sample run again"
+            ) from exc
+
 
 class LineFile:
-    """A file to which whole lines are added.
+    """A file of lines that is only appended to, and survives a kill and a full disk.
 
     Each line is on disk before :meth:`append` returns. A line that a kill cut in two is removed
     when the file is opened again; all lines before it stay.
@@ -34,10 +138,7 @@ class LineFile:
         self._file: FileIO | None = None
 
     def append(self, line: str) -> None:
-        """Write a line.
-
-        Args:
-            line: with its end.
+        """Write a line, which ends with a newline.
 
         Raises:
             DataError: if it cannot be written; the lines before it stay whole.
@@ -57,14 +158,24 @@ class LineFile:
                 raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
+def _open(path: Path) -> FileIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b", buffering=0)
+    file.seek(0)
+    content = file.readall()
+    if not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+    return file
+
+
 def read_lines(path: Path) -> Iterator[str]:
-    """Read the whole lines of a file; one that does not exist has none.
+    """Read the whole lines of a file; a missing file has none.
 
     Raises:
         DataError: if it cannot be read, or is not in UTF-8.
@@ -86,11 +197,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Report in words that a file of a run cannot be written.
-
-    Raises:
-        DataError: for an ``OSError`` in the block: a full disk, a folder without permission.
-    """
+    """Turn an ``OSError`` in the block (full disk, no permission) into a ``DataError``."""
     try:
         yield
     except OSError as exc:
@@ -100,136 +207,9 @@ def writing(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def _open(path: Path) -> FileIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+b", buffering=0)
-    file.seek(0)
-    content = file.readall()
-    if not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)
-    return file
-
-
-ERRORS = ("image", "row", "run")
-"""Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of one sample under one condition.
-
-    Attributes:
-        split: name.
-        condition: name, such as ``"auto"``.
-        id: of the sample.
-        question: as it was put to the model.
-        prediction: the model's answer; empty if there is an error.
-        answers: accepted ones.
-        scores: name of a score -> value; empty if there is an error.
-        group: of the sample.
-        box: of the evidence, XYXY in pixels of the first image.
-        images: names of the sample's images.
-        trace: of the run, as ``Trace.to_dict`` returns it; ``None`` if there is an error.
-        error: ``{"kind": one of ERRORS, "message": ...}``, or ``None``.
-    """
-
-    split: str
-    condition: str
-    id: str
-    question: str
-    prediction: str = ""
-    answers: tuple[str, ...] = ()
-    scores: dict[str, float] = field(default_factory=dict)
-    group: str = ""
-    box: tuple[float, float, float, float] | None = None
-    images: tuple[str, ...] = ()
-    trace: dict[str, Any] | None = None
-    error: dict[str, str] | None = None
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Split, condition and id: what makes it unique in a run."""
-        return self.split, self.condition, self.id
-
-    @property
-    def num_calls(self) -> int:
-        """Perception calls that were executed."""
-        calls = self.trace["calls"] if self.trace else []
-        return sum(call["outcome"] == "executed" for call in calls)
-
-    def read_trace(self) -> Trace:
-        """The trace as an object.
-
-        Raises:
-            DataError: if there is none.
-        """
-        if self.trace is None:
-            raise DataError(f"sample {self.id} of {self.split} has no trace: {self.error}")
-        return Trace.from_dict(self.trace)
-
-    def to_line(self) -> str:
-        """One line of JSON, with its end."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=True) + "\n"
-
-    @classmethod
-    def from_line(cls, line: str) -> Record:
-        """Read what :meth:`to_line` wrote."""
-        content = json.loads(line)
-        for name in ("answers", "images"):
-            content[name] = tuple(content[name])
-        if content["box"] is not None:
-            content["box"] = tuple(content["box"])
-        return cls(**content)
-
-
-class RecordFile:
-    """A file of records that survives a kill; see :class:`vpt.evaluation.records.LineFile`.
-
-    Args:
-        path: of the file; it and its folder are made when first needed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = LineFile(path)
-
-    def append(self, record: Record) -> None:
-        """Write a record; it is on disk when this returns.
-
-        Raises:
-            DataError: if it cannot be written; the records before it stay.
-        """
-        self._lines.append(record.to_line())
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._lines.close()
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """Read a file of records; one that does not exist has none.
-
-    Raises:
-        DataError: if the file cannot be read, or a whole line is no record.
-    """
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            yield Record.from_line(line)
-        except (ValueError, TypeError, KeyError, RecursionError) as exc:
-            raise DataError(
-                f"{path}, line {number} is no record ({exc}); delete the line to have its sample "
-                "run again"
-            ) from exc
-
-
-RUN_VERSION = 1
-
-_logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that a run writes, and the same run goes on in.
+    """The folder that a run writes, and in which the same run resumes.
 
     Attributes:
         path: of the folder.
@@ -241,16 +221,6 @@ class RunFolder:
     def results_file(self) -> Path:
         """Numbers of the run."""
         return self.path / "results.json"
-
-    @property
-    def report_file(self) -> Path:
-        """The page to look at."""
-        return self.path / "report.html"
-
-    @property
-    def judgements_file(self) -> Path:
-        """What a judge said, kept so that it is asked once."""
-        return self.path / "judgements.jsonl"
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -277,32 +247,30 @@ class RunFolder:
             yield
 
     def start(self, identity: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder, or make sure that what is in it belongs to the same run.
+        """Make the folder, or check that its content belongs to the same run.
 
         Args:
             identity: what makes records comparable: weights, decoding, seed.
-            resume: whether records that are there may be kept.
+            resume: whether existing records may be kept.
 
         Raises:
-            DataError: if it cannot be written, or holds what is not of this run.
+            DataError: if it cannot be written, or holds another run.
         """
         file = self.path / "run.json"
+        wanted = {"version": RUN_VERSION, **json.loads(json.dumps(identity))}
         try:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 if not file.exists():
-                    run = json.dumps({"version": RUN_VERSION, **identity}, indent=1)
-                    write_whole(run + "\n", file)
+                    write_whole(json.dumps(wanted, indent=1) + "\n", file)
                     return
                 known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as exc:
             raise DataError(f"{file} is no JSON ({exc}); choose another --out") from exc
         if not resume:
             raise DataError(
-                f"{self.path} holds a run; leave --no-resume out to go on with it, or choose "
-                "another --out"
+                f"{self.path} holds a run; omit --no-resume to resume it, or choose another --out"
             )
-        wanted = {"version": RUN_VERSION, **json.loads(json.dumps(identity))}
         for key in sorted({*wanted, *known}):
             if wanted.get(key) != known.get(key):
                 raise DataError(
@@ -310,9 +278,9 @@ class RunFolder:
                     f"{wanted.get(key)}; choose another --out"
                 )
 
-    def records(self, split: str, condition: str) -> RecordFile:
+    def records(self, split: str, condition: str) -> LineFile:
         """The file of a split under a condition."""
-        return RecordFile(self._file(split, condition))
+        return LineFile(self._file(split, condition))
 
     def read(self, split: str, condition: str) -> dict[str, Record]:
         """Records of a split under a condition: id -> record, the last one of each."""
@@ -325,7 +293,7 @@ class RunFolder:
             yield from {record.key: record for record in read_records(file)}.values()
 
     def read_results(self) -> dict[str, Any]:
-        """What :meth:`write_results` wrote.
+        """Read what :meth:`write_results` wrote.
 
         Raises:
             DataError: if there are none.

@@ -83,7 +83,7 @@ def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, random_model,
     words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert main([*words, "--no-resume"]) == 2
-    assert "leave --no-resume out to go on with it" in capsys.readouterr().err
+    assert "omit --no-resume to resume it" in capsys.readouterr().err
     (tmp_path / "file").write_text("x")
     assert main([*words[:-1], str(tmp_path / "file" / "out")]) == 2
     assert "cannot write to" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from vpt.errors import DataError, PromptError
 from vpt.evaluation.evaluate import evaluate, make_plan
-from vpt.evaluation.records import RecordFile, RunFolder
+from vpt.evaluation.records import LineFile, RunFolder
 from vpt.evaluation.runner import Decoding, LocalAsker
 from vpt.evaluation.table import results_table
 
@@ -50,7 +50,7 @@ def test_results_name_all_that_they_depend_on(runtime, own_split, tmp_path):
 def test_a_run_that_was_cut_ends_as_one_that_was_not(runtime, own_split, tmp_path, monkeypatch):
     plan = plan_of(own_split)
     whole = run(runtime, plan, tmp_path / "whole")
-    append, left = RecordFile.append, iter([True] * 5)
+    append, left = LineFile.append, iter([True] * 5)
 
     def cut(self, record):
         append(self, record)
@@ -59,7 +59,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(runtime, own_split, tmp_pat
                 file.write(b'{"split": "own", "cond')
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RecordFile, "append", cut)
+    monkeypatch.setattr(LineFile, "append", cut)
     with pytest.raises(KeyboardInterrupt):
         run(runtime, plan, tmp_path / "cut")
     monkeypatch.undo()

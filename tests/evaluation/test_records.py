@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from vpt.errors import DataError
-from vpt.evaluation.records import Record, RecordFile, read_records
+from vpt.evaluation.records import LineFile, Record, read_records
 
 RECORDS = [
     Record("S", "auto", "1", "What?", "a", ("a", "b"), {"exact_match": 1.0}, "g", (1, 2, 3, 4)),
@@ -16,9 +16,9 @@ RECORDS = [
 
 
 def write(path, records):
-    file = RecordFile(path)
+    file = LineFile(path)
     for record in records:
-        file.append(record)
+        file.append(record.to_line())
     file.close()
 
 
@@ -33,9 +33,9 @@ def test_a_file_that_is_not_there_has_no_records(tmp_path):
 
 
 def test_each_record_is_in_the_file_before_the_next(tmp_path):
-    file = RecordFile(tmp_path / "a.jsonl")
+    file = LineFile(tmp_path / "a.jsonl")
     for number, record in enumerate(RECORDS, 1):
-        file.append(record)
+        file.append(record.to_line())
         assert len(list(read_records(file.path))) == number
     file.close()
 
@@ -68,12 +68,12 @@ def test_a_full_disk_is_told_and_what_was_written_stays_whole(tmp_path):
     path = tmp_path / "a.jsonl"
     write(path, RECORDS[:1])
     whole = path.read_bytes()
-    file = RecordFile(path)
+    file = LineFile(path)
     words = r"cannot write to .*a\.jsonl: File too large; .* run the same command again to resume"
     with files_at_most(len(whole) + 20), pytest.raises(DataError, match=words):
-        file.append(RECORDS[1])
+        file.append(RECORDS[1].to_line())
     assert path.read_bytes() == whole
-    file.append(RECORDS[1])  # there is room again
+    file.append(RECORDS[1].to_line())  # there is room again
     file.close()
     assert list(read_records(path)) == RECORDS[:2]
 
@@ -83,7 +83,7 @@ def test_a_folder_that_no_records_can_be_written_to_is_told(tmp_path):
     with pytest.raises(
         DataError, match=r"cannot write to .*b\.jsonl: (Not a directory|File exists)"
     ):
-        RecordFile(tmp_path / "file" / "b.jsonl").append(RECORDS[0])
+        LineFile(tmp_path / "file" / "b.jsonl").append(RECORDS[0].to_line())
     with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
         list(read_records(tmp_path))
 

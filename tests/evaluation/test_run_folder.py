@@ -28,7 +28,7 @@ def test_another_run_is_refused(tmp_path):
 
 def test_nothing_is_gone_on_with_unless_it_may_be(tmp_path):
     RunFolder(tmp_path).start(IDENTITY, resume=False)
-    with pytest.raises(DataError, match="leave --no-resume out"):
+    with pytest.raises(DataError, match="omit --no-resume"):
         RunFolder(tmp_path).start(IDENTITY, resume=False)
 
 
@@ -56,7 +56,7 @@ def test_records_are_kept_apart_by_split_and_condition(tmp_path):
     made = [Record("a/b", "auto", "1", "?"), Record("a/b", "none", "1", "?")]
     for record in made:
         file = folder.records(record.split, record.condition)
-        file.append(record)
+        file.append(record.to_line())
         file.close()
     assert folder.read("a/b", "auto") == {"1": made[0]}
     assert sorted(folder.read_all(), key=lambda record: record.condition) == made
@@ -105,7 +105,7 @@ def test_splits_whose_names_make_one_file_are_not_mixed_up(tmp_path):
     made = [Record("a/b", "auto", "1", "?"), Record("a_b", "auto", "1", "other")]
     for record in made:
         file = folder.records(record.split, record.condition)
-        file.append(record)
+        file.append(record.to_line())
         file.close()
     assert [folder.read(record.split, "auto") for record in made] == [{"1": r} for r in made]
     assert list(folder.read_all()) == made
@@ -115,7 +115,7 @@ def test_the_last_record_of_a_sample_counts(tmp_path):
     folder = RunFolder(tmp_path)
     file = folder.records("a", "auto")
     for prediction in ("x", "y"):
-        file.append(Record("a", "auto", "1", "?", prediction))
+        file.append(Record("a", "auto", "1", "?", prediction).to_line())
     file.close()
     assert folder.read("a", "auto")["1"].prediction == "y"
     assert [record.prediction for record in folder.read_all()] == ["y"]

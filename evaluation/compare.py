@@ -1,10 +1,10 @@
-"""Two runs side by side: what the second fixed, what it broke, and whether that is chance."""
+"""Two runs side by side: samples that the second fixed or broke, and the test of the difference."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, 
 from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.report.settings import Setting, differing_settings
 from vpt.evaluation.report.verdict import RIGHT_SCORE
+from vpt.evaluation.table import aligned
 from vpt.view.wording import printable
 
 Task = tuple[str, str]
@@ -102,13 +103,13 @@ class Comparison:
         head = ["split", "condition", "score", "n", "A", "B", "B-A", "95% interval", "p"]
         rows = [[*head, "fixed", "broken", "both right", "both wrong", "unpaired", "other data"]]
         rows += [_cells(row) for row in self.splits]
-        lines = [f"A: {self.name_a}", f"B: {self.name_b}", "", *_aligned(rows, num_words=3), ""]
+        lines = [f"A: {self.name_a}", f"B: {self.name_b}", "", *aligned(rows, num_left=3), ""]
         lines += ["p is not corrected for the number of rows."]
         lines += [f"not compared: {words}" for words in self.left_out]
         if self.settings:
             told = [["differs", "A", "B"], *([s.name, s.a, s.b] for s in self.settings)]
-            lines += ["", *_aligned(told, num_words=3)]
-        return "\n".join(printable(line.rstrip()) for line in lines)
+            lines += ["", *aligned(told, num_left=3)]
+        return "\n".join(map(printable, lines))
 
 
 def compare(
@@ -119,11 +120,7 @@ def compare(
 ) -> Comparison:
     """Set two runs side by side, over the samples that both answered.
 
-    Args:
-        results_a: ``results.json`` of the first run.
-        records_a: of the first run.
-        results_b: likewise, of the second.
-        records_b: likewise.
+    ``results_a`` is the ``results.json`` of the first run.
 
     Raises:
         DataError: if the runs have no scored sample in common.
@@ -143,12 +140,16 @@ def compare(
                 f"{split} under {condition}: scored by {score} in A, by {scores_b[task]} in B"
             )
         else:
-            pairing = _Pairing(score, first[task], second[task])
-            if not pairing.pairs:
+            pairs, *left = _pair_up(score, first[task], second[task])
+            if not pairs:
                 left_out.append(f"{split} under {condition}: no sample scored in both")
                 continue
-            rows.append(pairing.row(split, condition))
-            changed += pairing.changed()
+            rows.append(_row(task, score, pairs, *left))
+            changed += [
+                ChangedSample(pair.fate, score, pair.a, pair.b)
+                for pair in pairs
+                if pair.fate in ("fixed", "broken")
+            ]
     name_a, name_b = results_a["model"]["name"], results_b["model"]["name"]
     if not rows:
         raise DataError(
@@ -185,58 +186,52 @@ class _Pair:
 
     @property
     def fate(self) -> str:
-        """What became of the sample from A to B."""
-        fates = {
-            (False, True): "fixed",
-            (True, False): "broken",
-            (True, True): "both_right",
-            (False, False): "both_wrong",
-        }
-        return fates[self.score_a >= RIGHT_SCORE, self.score_b >= RIGHT_SCORE]
+        """Whether it was right in A and in B."""
+        was_right, is_right = self.score_a >= RIGHT_SCORE, self.score_b >= RIGHT_SCORE
+        if was_right == is_right:
+            return "both_right" if is_right else "both_wrong"
+        return "fixed" if is_right else "broken"
 
 
-class _Pairing:
-    """The samples of a split under a condition that both runs scored."""
+def _pair_up(
+    score: str, a: Mapping[str, Record], b: Mapping[str, Record]
+) -> tuple[list[_Pair], int, int]:
+    """Samples that both runs scored; how many only one did; how many differ in their data."""
+    pairs = []
+    unpaired = num_changed = 0
+    for id in sorted({*a, *b}):
+        first, second = _scored(a.get(id), score), _scored(b.get(id), score)
+        if first is None or second is None:
+            unpaired += 1
+        elif _data_of(first) != _data_of(second):
+            num_changed += 1
+        else:
+            pairs.append(_Pair(first, second, first.scores[score], second.scores[score]))
+    return pairs, unpaired, num_changed
 
-    def __init__(self, score: str, a: Mapping[str, Record], b: Mapping[str, Record]) -> None:
-        self.score = score
-        self.pairs: list[_Pair] = []
-        self.unpaired = self.num_changed = 0
-        for id in sorted({*a, *b}):
-            first, second = _scored(a.get(id), score), _scored(b.get(id), score)
-            if first is None or second is None:
-                self.unpaired += 1
-            elif _data_of(first) != _data_of(second):
-                self.num_changed += 1
-            else:
-                values = first.scores[score], second.scores[score]
-                self.pairs.append(_Pair(first, second, *values))
 
-    def row(self, split: str, condition: str) -> SplitComparison:
-        values_a, values_b = [p.score_a for p in self.pairs], [p.score_b for p in self.pairs]
-        ids: dict[str, list[str]] = defaultdict(list)
-        for pair in self.pairs:
-            ids[pair.fate].append(pair.a.id)
-        return SplitComparison(
-            split=split,
-            condition=condition,
-            score=self.score,
-            mean_a=sum(values_a) / len(values_a),
-            mean_b=sum(values_b) / len(values_b),
-            difference=difference_interval(values_b, values_a),
-            test=paired_test(values_b, values_a),
-            fixed=tuple(ids["fixed"]),
-            broken=tuple(ids["broken"]),
-            both_right=tuple(ids["both_right"]),
-            both_wrong=tuple(ids["both_wrong"]),
-            unpaired=self.unpaired,
-            num_changed=self.num_changed,
-        )
-
-    def changed(self) -> Iterator[ChangedSample]:
-        for pair in self.pairs:
-            if (fate := pair.fate) in ("fixed", "broken"):
-                yield ChangedSample(fate, self.score, pair.a, pair.b)
+def _row(
+    task: Task, score: str, pairs: Sequence[_Pair], unpaired: int, num_changed: int
+) -> SplitComparison:
+    values_a, values_b = [pair.score_a for pair in pairs], [pair.score_b for pair in pairs]
+    ids = {
+        fate: tuple(pair.a.id for pair in pairs if pair.fate == fate)
+        for fate in ("fixed", "broken", "both_right", "both_wrong")
+    }
+    return SplitComparison(
+        *task,
+        score=score,
+        mean_a=sum(values_a) / len(values_a),
+        mean_b=sum(values_b) / len(values_b),
+        difference=difference_interval(values_b, values_a),
+        test=paired_test(values_b, values_a),
+        fixed=ids["fixed"],
+        broken=ids["broken"],
+        both_right=ids["both_right"],
+        both_wrong=ids["both_wrong"],
+        unpaired=unpaired,
+        num_changed=num_changed,
+    )
 
 
 def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
@@ -251,7 +246,7 @@ def _by_task(records: Iterable[Record]) -> Mapping[Task, Mapping[str, Record]]:
 
 
 def _without_tokens(record: Record) -> Record:
-    """A record without its longest part, which nothing here shows: two runs are held at once."""
+    """A record without its longest part, which is not shown: both runs are held in memory."""
     if record.trace is None:
         return record
     return dataclasses.replace(record, trace={**record.trace, "tokens": []})
@@ -278,16 +273,4 @@ def _cells(row: SplitComparison) -> list[str]:
         "<0.001" if row.test.p_value < 0.001 else f"{row.test.p_value:.3f}",
         *(str(len(group)) for group in ids),
         *(str(row.unpaired), str(row.num_changed)),
-    ]
-
-
-def _aligned(rows: Sequence[Sequence[str]], num_words: int) -> list[str]:
-    """Lines with columns under each other: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < num_words else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
     ]

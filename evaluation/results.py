@@ -20,6 +20,16 @@ from vpt.evaluation.scores.table import Score
 
 RESULTS_VERSION = 1
 
+BASELINE = "none"
+OWN_CALLS = "auto"
+CONTENT_PAIRS = (("auto", "blank"), ("auto", "random"), ("truth", "auto"))
+"""Condition and baseline: does the content of looks help, does their place, what is missing."""
+
+AMONG = ("all", "called")
+"""Which samples: all, or those on which the model called."""
+
+_TOKENS = ("prompt", "appended", "generated", "llm")
+
 
 def summarize(
     records: Sequence[Record],
@@ -30,23 +40,16 @@ def summarize(
     condition: str,
     num_not_asked: int,
 ) -> dict[str, Any]:
-    """Sum up one split under one condition.
+    """Summarise one split under one condition, as an entry of ``results.json``.
 
-    Args:
-        records: of it.
-        score: that its answers have.
-        split: name.
-        split_version: of its prompt and score.
-        condition: name.
-        num_not_asked: samples that cannot be asked so, such as ``truth`` without evidence.
-
-    Returns:
-        As it stands in ``results.json``. Failures are in no mean; ``n`` counts them.
+    Failures enter no mean; ``n`` counts them. ``num_not_asked`` counts samples that the condition
+    does not fit, such as ``truth`` without evidence.
     """
     answered = [record for record in records if record.error is None]
     errors = [(record, record.error) for record in records if record.error is not None]
     kinds = [error["kind"] for _, error in errors]
-    names = dict.fromkeys(name for record in answered for name in record.scores)
+    traces = [record.trace for record in answered if record.trace]
+    groups = {record.group for record in answered if record.group and score.name in record.scores}
     return {
         "split": split,
         "version": split_version,
@@ -56,83 +59,50 @@ def summarize(
         "not_asked": num_not_asked,
         "failures": {kind: kinds.count(kind) for kind in ERRORS},
         "first_failure": f"{errors[0][0].id}: {errors[0][1]['message']}" if errors else None,
-        "scores": {name: _interval(answered, name).to_dict() for name in names},
+        "scores": {
+            name: _interval(answered, name)
+            for name in dict.fromkeys(name for record in answered for name in record.scores)
+        },
         "aggregate": dict(score.aggregate(answered)) if answered else {},
-        "called": _share(sum(record.num_calls > 0 for record in answered), len(answered)),
-        "tokens": _tokens(answered),
-        "milliseconds": _mean([r.trace["timings"]["total"] for r in answered if r.trace]),
-        "groups": _groups(answered, score.name),
+        "called": _mean([record.num_calls > 0 for record in answered]),
+        "tokens": {key: sum(t["counts"][f"{key}_tokens"] for t in traces) for key in _TOKENS},
+        "milliseconds": _mean([trace["timings"]["total"] for trace in traces]),
+        "groups": {
+            group: _interval([r for r in answered if r.group == group], score.name)
+            for group in sorted(groups)
+        },
     }
 
 
 def totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Tokens of a whole run.
-
-    Args:
-        entries: made by :func:`summarize`.
-    """
-    keys = ("prompt", "appended", "generated", "llm")
-    return {key: sum(entry["tokens"][key] for entry in entries) for key in keys}
+    """Tokens of a whole run, from the entries of :func:`summarize`."""
+    return {key: sum(entry["tokens"][key] for entry in entries) for key in _TOKENS}
 
 
-def _interval(records: Sequence[Record], name: str) -> Interval:
+def _interval(records: Sequence[Record], name: str) -> dict[str, float]:
     """Of a score that at least one of the records has."""
-    return mean_interval([record.scores[name] for record in records if name in record.scores])
-
-
-def _groups(records: Sequence[Record], name: str) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        if record.group and name in record.scores:
-            groups[record.group].append(record)
-    return {group: _interval(groups[group], name).to_dict() for group in sorted(groups)}
-
-
-def _tokens(records: Sequence[Record]) -> dict[str, int]:
-    counts = [record.trace["counts"] for record in records if record.trace]
-    return {
-        key: sum(count[f"{key}_tokens"] for count in counts)
-        for key in ("prompt", "appended", "generated", "llm")
-    }
-
-
-def _share(part: int, total: int) -> float | None:
-    return part / total if total else None
+    return mean_interval([r.scores[name] for r in records if name in r.scores]).to_dict()
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-BASELINE = "none"
-OWN_CALLS = "auto"
-CONTENT_PAIRS = (("auto", "blank"), ("auto", "random"), ("truth", "auto"))
-"""Condition and what it is set against: does the content help, does the place, what is missing."""
-
-AMONG = ("all", "called")
-"""Which samples: all, or those on which the model called."""
-
-
 @dataclass(frozen=True)
 class Cost:
-    """What a sample costs under a condition and its baseline.
-
-    Attributes:
-        mean: per sample, under the condition.
-        baseline_mean: likewise, under the baseline.
-    """
+    """Mean cost of a sample under a condition and its baseline."""
 
     mean: float
     baseline_mean: float
 
     @property
     def difference(self) -> float:
-        """What the condition costs more, per sample."""
+        """Additional cost of the condition, per sample."""
         return self.mean - self.baseline_mean
 
     @property
     def ratio(self) -> float | None:
-        """How many times the baseline's cost; ``None`` if that is nothing."""
+        """Cost as a multiple of the baseline's; ``None`` if that is 0."""
         return self.mean / self.baseline_mean if self.baseline_mean > 0 else None
 
     def to_dict(self) -> dict[str, float | None]:
@@ -143,13 +113,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class ToolValue:
-    """What a condition brings and costs against a baseline, on the same samples of a split.
+    """Benefit and cost of a condition against a baseline, on the same samples of a split.
 
     Attributes:
         split: name.
         score: name.
         condition: name.
-        baseline: name of the condition it is set against.
+        baseline: name of the condition it is compared with.
         among: one of `AMONG`. A sample counts as called by the run with the model's own calls,
             which is ``auto`` where it is one of the two, else the condition.
         n: pairs.
@@ -196,21 +166,19 @@ class ToolValue:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable content."""
-        shares = {
+        return {
+            **dataclasses.asdict(self),
             "better_share": self.better_share,
             "worse_share": self.worse_share,
             "called_share": self.called_share,
+            "tokens": self.tokens and self.tokens.to_dict(),
+            "milliseconds": self.milliseconds and self.milliseconds.to_dict(),
         }
-        costs = {
-            name: cost.to_dict() if cost else None
-            for name, cost in (("tokens", self.tokens), ("milliseconds", self.milliseconds))
-        }
-        return {**dataclasses.asdict(self), **shares, **costs}
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What of a record counts here."""
+    """The part of a record that is compared."""
 
     score: float
     called: bool
@@ -224,13 +192,13 @@ _Outcomes = dict[str, dict[str, _Outcome | None]]  # condition -> sample -> outc
 def tool_value(
     records: Iterable[Record], scores: Mapping[str, str] | None = None, *, seed: int = 0
 ) -> list[ToolValue]:
-    """Set conditions against each other, split by split, as far as there are records of both.
+    """Compare conditions with each other, split by split, as far as there are records of both.
 
-    Every condition is set against ``none``, and the pairs of `CONTENT_PAIRS` against each other;
+    Every condition is compared with ``none``, and the pairs of `CONTENT_PAIRS` with each other;
     each over all samples and over those on which the model called.
 
     Args:
-        records: in any order; gone through once.
+        records: in any order; iterated once.
         scores: split -> name of the score to compare; by default the first of each split's
             records.
         seed: of the resampling.

@@ -1,4 +1,4 @@
-"""Results and splits as plain tables for the terminal."""
+"""Plain-text tables of results and splits, for the terminal."""
 
 from __future__ import annotations
 
@@ -10,37 +10,29 @@ from vpt.evaluation.splits import SPLITS, is_present
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A line per split and condition; then what looking again brought, where it was measured."""
+    """A line per split and condition."""
     lines = [
         ["split", "perception", "n", "failed", "score", "", "95% interval", "called", "tokens"]
     ]
     for entry in results["splits"]:
         score = entry["scores"].get(entry["score"])
-        called = entry["called"]
-        answered = entry["n"] - sum(entry["failures"].values())
+        num_failed = sum(entry["failures"].values())
+        answered = entry["n"] - num_failed
         lines.append(
             [
-                entry["split"],
-                entry["condition"],
-                str(entry["n"]),
-                str(sum(entry["failures"].values())),
+                *(entry["split"], entry["condition"], str(entry["n"]), str(num_failed)),
                 entry["score"],
                 f"{score['mean']:.3f}" if score else "-",
                 f"{score['low']:.3f} to {score['high']:.3f}" if score else "-",
-                "-" if called is None else f"{called:.2f}",
+                "-" if entry["called"] is None else f"{entry['called']:.2f}",
                 f"{entry['tokens']['llm'] / answered:.0f}" if answered else "-",
             ]
         )
-    return aligned(lines)
+    return "\n".join(aligned(lines))
 
 
 def shortfalls(results: Mapping[str, Any], folder: Path) -> list[str]:
-    """Lines about samples without a score: how many, why, and where each is named.
-
-    Args:
-        results: as in ``results.json``.
-        folder: of the run.
-    """
+    """Lines about samples without a score: how many, why, and where each is named."""
     lines = []
     for entry in results["splits"]:
         if num_failed := sum(entry["failures"].values()):
@@ -64,18 +56,22 @@ def shortfalls(results: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def splits_table(data: Path) -> str:
-    """A line per registered split: whether it is there, and what it is."""
+    """A line per registered split: whether its file is present, and what it asks."""
     lines = [["split", "here", "score", "format", "about"]]
     for split in SPLITS.values():
         here = "yes" if is_present(split, data) else "no"
         lines.append([split.name, here, split.score, split.format, split.about])
-    return aligned(lines)
+    return "\n".join(aligned(lines))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows with their columns under each other; the last column is not padded."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+def aligned(rows: Sequence[Sequence[str]], num_left: int | None = None) -> list[str]:
+    """Lines of a table, the first ``num_left`` columns (default: all) flush left, others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [num_left is None or place < num_left for place in range(len(widths))]
+    return [
+        "  ".join(
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(row, widths, sides, strict=True)
+        ).rstrip()
         for row in rows
-    )
+    ]

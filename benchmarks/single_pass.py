@@ -50,16 +50,9 @@ from two_pass import TwoPassEngine
 
 from vpt.images import LoadedImage
 from vpt.inference.cache import ATTENTION_NAME
-from vpt.inference.conversation import (
-    Append,
-    CallEvent,
-    Conversation,
-    ResultEvent,
-    StopEvent,
-    TokenEvent,
-    converse,
-)
+from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
+from vpt.inference.events import Append, CallEvent, Exchange, ResultEvent, StopEvent, TokenEvent
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.request import Request
 from vpt.inference.scheduler import drive
@@ -114,7 +107,7 @@ class Bench:
         raise SystemExit(f"{what}: the contestants wrote different tokens, first {differ[:1]}")
 
 
-def hold_to_length(conversation: Conversation, vocabulary: Vocabulary) -> Conversation:
+def hold_to_length(conversation: Exchange, vocabulary: Vocabulary) -> Exchange:
     """Narrow a conversation's rules: one region of two corners, and no end of the answer."""
     turn_end = vocabulary.ids[TURN_END]
     region = {vocabulary.ids[REGION_START], vocabulary.ids[REGION_END]}
@@ -151,7 +144,7 @@ def _since(start: tuple[float, float], end: tuple[float, float], parts: int = 1)
 def run_answer(bench: Bench, engine: Any, request: Request) -> Run:
     """Let the controller answer one request; every token is timed as its event comes out."""
     start = bench.now()
-    conversation = converse(request, bench.processor, bench.vocabulary)
+    conversation = Conversation(request, bench.processor, bench.vocabulary).run()
     conversation = hold_to_length(conversation, bench.vocabulary)
     marks: list[tuple[float, float]] = []
     ids: list[int] = []

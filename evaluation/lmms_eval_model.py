@@ -17,7 +17,7 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from vpt.errors import PromptError, VPTError, as_vpt_error
-from vpt.inference.conversation import ErrorEvent, StopEvent
+from vpt.inference.events import ErrorEvent, StopEvent
 from vpt.inference.request import Request, Sampling
 from vpt.protocol.tokens import branches_of_mode
 from vpt.runtime import load

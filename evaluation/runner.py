@@ -15,7 +15,7 @@ from vpt.evaluation.records import Record
 from vpt.evaluation.samples import BadRow, Sample
 from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
 from vpt.evaluation.scores.table import Score
-from vpt.inference.conversation import ErrorEvent, StopEvent
+from vpt.inference.events import ErrorEvent, StopEvent
 from vpt.inference.request import Request, Sampling, check_options
 from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode
 from vpt.trace.records import Trace

@@ -4,8 +4,9 @@ from PIL import Image
 from transformers import LogitsProcessor
 
 from vpt.images import load_image
-from vpt.inference.conversation import Append, Step, converse
+from vpt.inference.conversation import Conversation
 from vpt.inference.engine import LookResult
+from vpt.inference.events import Append, Step
 from vpt.inference.request import Request
 from vpt.model.processing import TokenPiece
 
@@ -20,7 +21,7 @@ class Script:
         self.appended, self.rules, self.events = [], [], []
         images = options.pop("images", [IMAGE])
         request = Request(images, options.pop("question", "What?"), **options)
-        conversation = converse(request, processor, vocabulary)
+        conversation = Conversation(request, processor, vocabulary).run()
         given, step = iter(self.ids), None
         while True:
             try:

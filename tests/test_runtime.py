@@ -1,6 +1,8 @@
 """The front door: what may be asked, in which forms, and what comes back."""
 
+import copy
 import logging
+import pickle
 import re
 
 import numpy as np
@@ -19,7 +21,7 @@ from vpt.errors import (
     RunError,
     is_out_of_memory,
 )
-from vpt.inference.conversation import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
+from vpt.inference.events import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.model.building import tiny_model
 from vpt.model.checkpoint import load_model
 from vpt.model.config import load_config
@@ -206,6 +208,33 @@ def test_many_requests_keep_their_order(runtime):
     assert [a.trace.question for a in answers] == [r["question"] for r in requests]
     assert runtime.ask_many([], batch_size=3) == []
     assert len(runtime.ask_many(iter(requests[:2]), batch_size=5)) == 2
+
+
+def test_a_checked_request_is_not_prepared_again(runtime, monkeypatch):
+    made, whole = [], runtime.processor.prompt
+    monkeypatch.setattr(
+        runtime.processor, "prompt", lambda *args: (made.append(args), whole(*args))[1]
+    )
+    request = runtime.request(PHOTO, "What?", max_new_tokens=3)
+    copies = [copy.copy(request), pickle.loads(pickle.dumps(request))]
+    answers = [runtime.ask_many([request])[0] for _ in range(2)]
+    assert len(made) == 2  # when it was checked, and when it was asked again
+    other = vpt.Runtime(runtime.model, tiny_model()[1])
+    checked_here = runtime.request(PHOTO, "What?", max_new_tokens=3)
+    for asked, model in [*((one, runtime) for one in copies), (checked_here, other)]:
+        answers += model.ask_many([asked])
+    tokens = [[token.id for token in one.trace.tokens] for one in answers]
+    assert tokens == tokens[:1] * 5
+    assert len({id(one.trace) for one in answers}) == 5
+
+
+def test_a_run_is_watched_in_its_own_trace(runtime):
+    requests = [{"images": PHOTO, "question": "What?", "max_new_tokens": 4}, {"images": PHOTO}]
+    snapshots = list(runtime.watch_many(requests))
+    runs = [one for one in snapshots if one.index == 0]
+    assert all(one.trace is runs[-1].event.trace for one in runs)
+    (refused,) = [one for one in snapshots if one.index == 1]
+    assert isinstance(refused.event, ErrorEvent) and refused.trace is None
 
 
 def test_seeds_decide_what_is_sampled(runtime):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vpt.errors import VPTError
     from vpt.images import load_image
-    from vpt.inference.conversation import (
+    from vpt.inference.events import (
         CallEvent,
         ContentEvent,
         ErrorEvent,
@@ -51,14 +51,14 @@ __all__ = [
 
 _HOMES = {
     "Answer": "vpt.runtime",
-    "CallEvent": "vpt.inference.conversation",
-    "ContentEvent": "vpt.inference.conversation",
-    "ErrorEvent": "vpt.inference.conversation",
+    "CallEvent": "vpt.inference.events",
+    "ContentEvent": "vpt.inference.events",
+    "ErrorEvent": "vpt.inference.events",
     "Request": "vpt.inference.request",
-    "ResultEvent": "vpt.inference.conversation",
+    "ResultEvent": "vpt.inference.events",
     "Runtime": "vpt.runtime",
-    "StopEvent": "vpt.inference.conversation",
-    "TokenEvent": "vpt.inference.conversation",
+    "StopEvent": "vpt.inference.events",
+    "TokenEvent": "vpt.inference.events",
     "Trace": "vpt.trace.records",
     "VPTConfig": "vpt.model.config",
     "VPTError": "vpt.errors",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,8 +15,9 @@ from vpt.branches.pixel_settings import HUB_ARGUMENTS
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
-from vpt.inference.conversation import Conversation, ErrorEvent, Event, StopEvent, converse
+from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
+from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.inference.request import Request, Sampling, one_of, whole_number
 from vpt.inference.scheduler import drive
@@ -48,6 +50,22 @@ class Answer:
     def num_calls(self) -> int:
         """Perception calls that were executed."""
         return sum(call.outcome == "executed" for call in self.trace.calls)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at the moment when something has happened.
+
+    Attributes:
+        index: of the request.
+        event: what has happened.
+        trace: the record so far; it grows until the last event of the run. ``None`` for a request
+            that was refused.
+    """
+
+    index: int
+    event: Event
+    trace: Trace | None
 
 
 class Runtime:
@@ -137,7 +155,8 @@ class Runtime:
             for image in given
         ]
         request = Request.of(loaded, question, options)
-        self._converse(request).close()  # what the conversation refuses is refused at once
+        # What the conversation refuses is refused at once; it is kept, to answer the request.
+        object.__setattr__(request, "kept", self._converse(request))
         return request
 
     def ask(self, images: Any, question: str, **options: Any) -> Answer:
@@ -228,25 +247,42 @@ class Runtime:
 
         The last event of a request is a ``StopEvent``, or an ``ErrorEvent`` if it failed.
         """
+        return _events(self.watch_many(requests, batch_size))
+
+    def watch_many(
+        self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
+    ) -> Generator[Snapshot]:
+        """Like :meth:`stream_many`, with the trace of each run as it grows."""
         batch_size = whole_number("batch_size", batch_size, 1)
         if isinstance(requests, Sequence):
             batch_size = min(batch_size, max(len(requests), 1))
-        return self._stream_many(requests, batch_size)
+        return self._watch_many(requests, batch_size)
 
-    def _stream_many(self, requests: Iterable[Any], batch_size: int) -> Iterator[tuple[int, Event]]:
-        conversations = map(self._start, requests)
-        for index, event in drive(self.engine(batch_size), conversations, batch_size):
-            if isinstance(event, StopEvent):
-                event.trace.model = dict(self.description)
-            yield index, event
+    def _watch_many(self, requests: Iterable[Any], batch_size: int) -> Generator[Snapshot]:
+        traces: dict[int, Trace] = {}
 
-    def _start(self, given: Any) -> tuple[Conversation, Sampling] | VPTError:
-        """The conversation of a request, or why there is none."""
-        try:
-            request = given if isinstance(given, Request) else self._make_request(given)
-            return self._converse(request), request.sampling
-        except Exception as exc:
-            return as_vpt_error(exc)
+        def start() -> Iterator[tuple[Exchange, Sampling] | VPTError]:
+            for index, given in enumerate(requests):
+                try:
+                    conversation = self._conversation(given)
+                except Exception as exc:
+                    yield as_vpt_error(exc)
+                else:
+                    traces[index] = conversation.recorder.trace
+                    yield conversation.run(), conversation.request.sampling
+
+        for index, event in drive(self.engine(batch_size), start(), batch_size):
+            is_last = isinstance(event, StopEvent | ErrorEvent)
+            trace = traces.pop(index, None) if is_last else traces[index]
+            yield Snapshot(index, event, trace)
+
+    def _conversation(self, given: Any) -> Conversation:
+        """The conversation that answers a request: the one that checked it, if it is unused."""
+        request = given if isinstance(given, Request) else self._make_request(given)
+        kept = request.kept
+        object.__setattr__(request, "kept", None)
+        is_own = isinstance(kept, Conversation) and kept.processor is self.processor
+        return kept if is_own else self._converse(request)
 
     def _make_request(self, given: Any) -> Request:
         if not isinstance(given, dict):
@@ -259,7 +295,13 @@ class Runtime:
     def _converse(self, request: Request) -> Conversation:
         tokenizer = self.depth_tokenizer
         decode = None if tokenizer is None else tokenizer.decode
-        return converse(request, self.processor, self.vocabulary, decode)
+        return Conversation(request, self.processor, self.vocabulary, decode, self.description)
+
+
+def _events(snapshots: Generator[Snapshot]) -> Iterator[tuple[int, Event]]:
+    with closing(snapshots):
+        for one in snapshots:
+            yield one.index, one.event
 
 
 def _raise_first(answers: Sequence[Answer | VPTError]) -> None:

@@ -10,6 +10,7 @@ from vpt.errors import ImageError, PromptError
 from vpt.evaluation.runner import CONDITIONS, Decoding, LocalAsker, Task, Work, run_task
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.table import SCORES
+from vpt.inference.conversation import Conversation
 from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 from vpt.trace.records import Trace
@@ -101,15 +102,14 @@ def test_any_exception_of_one_sample_is_its_failed_record(runtime, samples, monk
         score = dataclasses.replace(asked.score, per_sample=fails_for_2(asked.score.per_sample))
         asked = dataclasses.replace(asked, score=score)
     else:
-        whole = runtime.processor.prompt
+        whole = Conversation._reserve
 
-        def prompt(question, *rest):
-            if question == "Number 2?" and (made.append(1) or len(made) > 1):  # not when made
+        def reserve(conversation):
+            if conversation.request.question == "Number 2?":
                 raise KeyError("ours")
-            return whole(question, *rest)
+            return whole(conversation)
 
-        made = []
-        monkeypatch.setattr(runtime.processor, "prompt", prompt)
+        monkeypatch.setattr(Conversation, "_reserve", reserve)
     records = {r.id: r for r in run_task(runtime, asked, samples, DECODING, batch_size=3)}
     assert {i for i, record in records.items() if record.error} == {"2"}
     assert len(records) == 5

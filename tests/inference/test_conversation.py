@@ -4,7 +4,7 @@ import pytest
 from drivers import IMAGE, Script
 
 from vpt.errors import PromptError
-from vpt.inference.conversation import (
+from vpt.inference.events import (
     CallEvent,
     ResultEvent,
     StopEvent,

@@ -11,8 +11,9 @@ from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
 from vpt.images import load_image
-from vpt.inference.conversation import StopEvent, converse
+from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
+from vpt.inference.events import StopEvent
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.scheduler import drive
 from vpt.model.building import tiny_model
@@ -42,7 +43,7 @@ def noise(width, height, seed):
 
 def run(runtime, engine, requests, batch_size=1):
     conversations = [
-        (converse(request, runtime.processor, runtime.vocabulary), request.sampling)
+        (Conversation(request, runtime.processor, runtime.vocabulary).run(), request.sampling)
         for request in requests
     ]
     ended = {
@@ -223,7 +224,9 @@ def test_streams_are_closed_when_the_iterator_is(runtime):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=1)
     request = runtime.request([noise(8, 8, 0)], "What?")
     events = drive(
-        engine, [(converse(request, runtime.processor, runtime.vocabulary), request.sampling)], 1
+        engine,
+        [(Conversation(request, runtime.processor, runtime.vocabulary).run(), request.sampling)],
+        1,
     )
     next(events)
     with pytest.raises(BudgetError, match="all slots are taken"):
@@ -263,7 +266,7 @@ def test_a_slot_that_is_full_grows_while_decoding(runtime):
 def test_limits_reserve_no_memory_that_is_not_used(runtime, options):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor))
     request = runtime.request([noise(16, 16, 0)], "What?", **options)
-    conversation = converse(request, runtime.processor, runtime.vocabulary)
+    conversation = Conversation(request, runtime.processor, runtime.vocabulary).run()
     events = drive(engine, [(conversation, request.sampling)], 1)
     for _ in range(3):
         next(events)

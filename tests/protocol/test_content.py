@@ -12,7 +12,7 @@ from PIL import Image
 
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.inference.conversation import CallEvent, ContentEvent
+from vpt.inference.events import CallEvent, ContentEvent
 from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
 from vpt.model.logits import PerceptionLogitsProcessor, apply_rule_
 from vpt.protocol.calls import parse_turn

@@ -11,7 +11,7 @@ from vpt.cli.screen import Screen
 from vpt.demo.views import draw_views, shown_looks
 from vpt.errors import ImageError
 from vpt.images import from_pixels
-from vpt.inference.conversation import ContentEvent
+from vpt.inference.events import ContentEvent
 from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
 from vpt.view.album import Album
 from vpt.view.depth import depth_picture

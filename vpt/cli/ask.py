@@ -109,7 +109,7 @@ def _check_picture(target: Path | None) -> None:
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
     """Ask, and show what happens as it happens."""
     from vpt.cli.screen import Screen
-    from vpt.inference.conversation import ErrorEvent, StopEvent
+    from vpt.inference.events import ErrorEvent, StopEvent
 
     screen = Screen([image.source for image in request.images], show_text)
     for _, event in runtime.stream_many([request], batch_size=1):

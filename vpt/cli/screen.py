@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpt.boxes import PixelBox
 from vpt.cli.output import print_err, print_out
-from vpt.inference.conversation import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
+from vpt.inference.events import CallEvent, ContentEvent, Event, ResultEvent, TokenEvent
 from vpt.trace.records import CallRecord
 from vpt.view.wording import call_words, content_words, count_words
 

@@ -21,12 +21,13 @@ import vpt
 from vpt.branches import BranchError
 from vpt.demo.asking import MOST, SETTING_ROWS, make_requests, read_settings
 from vpt.demo.examples import read_examples
-from vpt.demo.live_runs import LiveRuns, Snapshot
+from vpt.demo.live_runs import LiveRuns
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
-from vpt.inference.conversation import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
+from vpt.inference.events import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
 from vpt.inference.request import OPTIONS
+from vpt.runtime import Snapshot
 from vpt.trace.records import Trace
 from vpt.view.timeline import timeline_html
 from vpt.view.wording import printable
@@ -330,6 +331,7 @@ class _Handlers:
         traces: dict[int, Trace] = {}
         errors: dict[int, vpt.VPTError] = {}
         for one in snapshots:
+            assert one.trace is not None  # the requests are checked
             traces[one.index] = one.trace
             if isinstance(one.event, ErrorEvent):
                 errors[one.index] = one.event.error

@@ -13,7 +13,7 @@ import numbers
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vpt.boxes import GridBox
 from vpt.errors import PromptError
@@ -182,6 +182,12 @@ class Request:
     system: str | None = None
     region: GridBox | None = None
     replace_looks: str | None = None
+    kept: ClassVar[Any] = None
+    """The conversation that a runtime made to check this request, until it is answered."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have their fields only."""
+        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
 
     def __post_init__(self) -> None:
         _text("question", self.question)
@@ -224,13 +230,21 @@ class Request:
         Raises:
             PromptError: if an option is unknown, of another type or out of bounds.
         """
-        if unknown := sorted(options.keys() - _NAMES):
+        if unknown := sorted(set(options) - set(_NAMES)):
             known = ", ".join(sorted(_NAMES))
             raise PromptError(f"unknown option {unknown[0]!r}; available: {known}")
         of_sampling = Sampling.__dataclass_fields__.keys()
         sampling = Sampling(**{name: options[name] for name in options.keys() & of_sampling})
         rest = {name: options[name] for name in options.keys() - of_sampling}
         return cls(images, question, sampling=sampling, **rest)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as :meth:`of` takes them."""
+        return {
+            name: getattr(self.sampling if name in Sampling.__dataclass_fields__ else self, name)
+            for name in _NAMES
+        }
 
 
 OPTIONS: Mapping[str, Option] = {
@@ -241,11 +255,12 @@ OPTIONS: Mapping[str, Option] = {
 }
 """The options that every door offers, by name."""
 
-_NAMES = {one.name for record in (Request, Sampling) for one in dataclasses.fields(record)} - {
-    "images",
-    "question",
-    "sampling",
-}
+_NAMES = tuple(
+    one.name
+    for record in (Request, Sampling)
+    for one in dataclasses.fields(record)
+    if one.name not in ("images", "question", "sampling")
+)
 
 
 def whole_number(name: str, value: object, least: int, most: float = math.inf) -> int:

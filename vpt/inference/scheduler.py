@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from vpt.errors import NonFiniteError, VPTError, as_vpt_error
-from vpt.inference.conversation import Append, Conversation, ErrorEvent, Event, Step
 from vpt.inference.engine import Encoded, Engine, Stream
+from vpt.inference.events import Append, ErrorEvent, Event, Exchange, Step
 from vpt.inference.request import Sampling
 from vpt.model.logits import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
 from vpt.model.processing import TokenPiece
@@ -73,18 +73,18 @@ class _Active:
     """A conversation that holds a stream."""
 
     index: int
-    conversation: Conversation
+    conversation: Exchange
     sampler: Sampler
     stream: Stream
     pending: Append
 
 
-Waiting = Iterator[tuple[int, tuple[Conversation, Sampling] | VPTError]]
+Waiting = Iterator[tuple[int, tuple[Exchange, Sampling] | VPTError]]
 
 
 def drive(
     engine: Engine,
-    conversations: Iterable[tuple[Conversation, Sampling] | VPTError],
+    conversations: Iterable[tuple[Exchange, Sampling] | VPTError],
     batch_size: int,
 ) -> Iterator[tuple[int, Event]]:
     """Run conversations to their ends.

@@ -1,0 +1,97 @@
+"""What a conversation asks of its driver and gets back, and the events it yields on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from vpt.errors import VPTError
+from vpt.inference.engine import LookResult
+from vpt.model.processing import Piece
+from vpt.protocol.grammar import TokenRule
+from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
+
+
+@dataclass(frozen=True)
+class Append:
+    """Ask the driver to append pieces to the stream, then to choose a token by a rule.
+
+    Attributes:
+        pieces: what to append.
+        rule: what may be chosen; ``None`` for anything.
+        reserve: further tokens the stream may take, for the cache.
+    """
+
+    pieces: Sequence[Piece]
+    rule: TokenRule | None
+    reserve: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The driver's answer to :class:`Append`.
+
+    Attributes:
+        token_id: chosen.
+        num_tokens: appended, placeholders included.
+        looks: one result per image or re-encoded image appended.
+        encode_ms: wall time of encoders.
+        run_ms: wall time of the LLM.
+        is_last: whether the stream has no room for the chosen token, nor for any other.
+    """
+
+    token_id: int
+    num_tokens: int = 1
+    looks: Sequence[LookResult] = ()
+    encode_ms: float = 0.0
+    run_ms: float = 0.0
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A token was chosen; ``text`` is what it adds to the turn's readable text."""
+
+    token: TokenRecord
+    text: str
+
+
+@dataclass(frozen=True)
+class CallEvent:
+    """The model calls for perception; nothing has been appended yet."""
+
+    call: CallRecord
+
+
+@dataclass(frozen=True)
+class ResultEvent:
+    """What the call asked for has been appended."""
+
+    call: CallRecord
+
+
+@dataclass(frozen=True)
+class ContentEvent:
+    """The turn that has ended holds this depth map or these boxes, which the model wrote itself."""
+
+    content: ContentRecord
+
+
+@dataclass(frozen=True)
+class StopEvent:
+    """The run has ended; ``trace`` is its whole record."""
+
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class ErrorEvent:
+    """The run has failed; no further event of it follows, others are not concerned."""
+
+    error: VPTError
+
+
+Event = TokenEvent | ContentEvent | CallEvent | ResultEvent | StopEvent | ErrorEvent
+
+Exchange = Generator[Append | Event, Step | None, None]
+"""A conversation under way: a :class:`Step` is sent after each :class:`Append`, else nothing."""

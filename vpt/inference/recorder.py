@@ -1,0 +1,237 @@
+"""The recorder of a run: the only writer of its trace, which can be read while it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vpt.boxes import compose
+from vpt.inference.events import Step, TokenEvent
+from vpt.inference.looks import Look
+from vpt.inference.request import Request
+from vpt.model.processing import ImagePiece, VPTProcessor
+from vpt.protocol.calls import ParsedTurn, PerceptionCall
+from vpt.protocol.tokens import BRANCH_TOKENS, NO_CONTENT, Vocabulary
+from vpt.trace.content import parse_content, record_content
+from vpt.trace.records import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
+
+DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
+_BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
+
+
+class Recorder:
+    """Writes down one run.
+
+    Args:
+        request: what is asked.
+        processor: decodes tokens.
+        vocabulary: ids of the model's control tokens.
+        decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
+        model: what the trace says about the model.
+
+    Attributes:
+        trace: the record so far. Until the run has ended, its answer is the readable text of the
+            turn that is being written.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        processor: VPTProcessor,
+        vocabulary: Vocabulary,
+        decode_map: DecodeMap | None = None,
+        model: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._processor = processor
+        self._vocabulary = vocabulary
+        self._decode_map = decode_map
+        self._content = vocabulary.content if request.images else NO_CONTENT
+        self._text = TextStream(self._readable)
+        self._started = self._last_token_at = 0.0
+        self.trace = Trace(
+            question=request.question,
+            perception=request.perception,
+            settings=_settings(request, vocabulary),
+            model=dict(model or {}),
+        )
+        for image in request.images:
+            self.trace.add_image(image)
+
+    def start(self) -> None:
+        """Begin to measure time."""
+        self._started = self._last_token_at = time.perf_counter()
+
+    def add_step(self, step: Step, calls: Sequence[CallRecord]) -> None:
+        """Record what an ``Append`` brought: sizes, times, and results of the calls it answered."""
+        trace, counts = self.trace, self.trace.counts
+        counts.llm_tokens += step.num_tokens
+        counts.images_encoded += sum(not look.reused for look in step.looks)
+        counts.images_reused += sum(look.reused for look in step.looks)
+        if not self._text.is_empty:
+            return
+        if not trace.turns:
+            counts.prompt_tokens = step.num_tokens
+            trace.timings.prefill = step.encode_ms + step.run_ms
+            for record, look in zip(trace.images, step.looks, strict=True):
+                record.num_tokens = look.num_tokens
+            return
+        counts.appended_tokens += step.num_tokens
+        for call, look in zip(calls, step.looks, strict=True):
+            call.grid_hw, call.num_tokens, call.reused = look.grid_hw, look.num_tokens, look.reused
+            call.encode_ms, call.run_ms = step.encode_ms, step.run_ms
+            if look.scores is not None:
+                call.scores = look.scores.float().cpu().tolist()
+            if call.result_image is not None:
+                trace.images[call.result_image].num_tokens = look.num_tokens
+
+    def add_token(self, token_id: int, is_last: bool) -> TokenEvent:
+        """Record a chosen token; ``is_last`` in its turn."""
+        trace, now = self.trace, time.perf_counter()
+        if not trace.tokens:
+            trace.timings.first_token = (now - self._started) * 1e3
+        ms = (now - self._last_token_at) * 1e3
+        self._last_token_at = now
+        token = TokenRecord(token_id, self._raw([token_id]), len(trace.turns), ms)
+        is_first = self._text.is_empty
+        text = self._text.add(token_id, is_last)
+        trace.answer = text.lstrip() if is_first else trace.answer + text
+        trace.tokens.append(token)
+        trace.counts.generated_tokens += 1
+        return TokenEvent(token, text)
+
+    def end_turn(
+        self, ids: Sequence[int], parsed: ParsedTurn, source: int
+    ) -> Sequence[ContentRecord]:
+        """Record a finished turn.
+
+        Args:
+            ids: of the turn.
+            parsed: the calls in it.
+            source: index of the image that it concerns.
+
+        Returns:
+            The depth maps and boxes in it.
+        """
+        trace, turn = self.trace, len(self.trace.turns)
+        self._text = TextStream(self._readable)
+        trace.turns.append(self._raw(ids))
+        written = parse_content(self._vocabulary.symbols(ids), self._content)
+        after = self._readable(ids[written.answer_start :]).strip()
+        trace.answer = after or self._readable(ids).strip()
+        if any(span.kind == "boxes" for span in written.spans):
+            trace.answer = trace.answer.lstrip(_BETWEEN_BOXES)
+        num_before, first_token = len(trace.content), len(trace.tokens) - len(ids)
+        for span in written.spans:
+            record_content(trace, span, first_token, source, self._vocabulary.content)
+        bad = [
+            (one.start, one.end, one.reason)
+            for one in sorted((*parsed.malformed, *written.malformed), key=lambda one: one.start)
+        ]
+        bad += [
+            (call.start, call.end, f"this model has no branch {call.branch!r}")
+            for call in parsed.calls
+            if call.branch not in self._vocabulary.branches
+        ]
+        for start, end, reason in bad:
+            trace.malformed.append(MalformedRecord(self._raw(ids[start:end]), turn, reason))
+        new = trace.content[num_before:]
+        if self._decode_map is not None:
+            for content in new:
+                content.keep_depth_map(self._decode_map)
+        return new
+
+    def add_call(
+        self, call: PerceptionCall, ids: Sequence[int], source: int, outcome: str
+    ) -> CallRecord:
+        """Record a call of the turn that has just ended.
+
+        Args:
+            call: as parsed.
+            ids: of the turn.
+            source: index of the image that it concerns.
+            outcome: as in :class:`CallRecord`.
+        """
+        row = BRANCH_TOKENS.get(call.branch)
+        record = CallRecord(
+            branch=call.branch,
+            text=self._raw(ids[call.start : call.end]) if row is None else row.call,
+            turn=len(self.trace.turns) - 1,
+            image=source,
+            outcome=outcome,
+            region=None if call.region is None else astuple(call.region),
+        )
+        self.trace.calls.append(record)
+        return record
+
+    def add_look(self, call: CallRecord, look: Look) -> None:
+        """Record the image that a call brings, if it brings one."""
+        if look.box_xyxy_px is None or not isinstance(look.piece, ImagePiece):
+            return
+        frame = self.trace.images[call.image].box_xyxy_px
+        call.box_xyxy_px = look.box_xyxy_px if frame is None else compose(frame, look.box_xyxy_px)
+        call.result_image = self.trace.add_image(
+            look.piece.image, parent=call.image, box_xyxy_px=call.box_xyxy_px
+        )
+
+    def stop(self, reason: str) -> Trace:
+        """Record the end of the run; returns the whole record."""
+        self.trace.stop_reason = reason
+        self.trace.timings.total = (time.perf_counter() - self._started) * 1e3
+        return self.trace
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return self._processor.decode(ids, skip_special_tokens=False)
+
+    def _readable(self, ids: Sequence[int]) -> str:
+        """Text without control tokens."""
+        symbols = self._vocabulary.symbols(ids)
+        plain = [i for i, symbol in zip(ids, symbols, strict=True) if not symbol]
+        return self._processor.decode(plain)
+
+
+class TextStream:
+    """Readable text of a growing turn, a few tokens at a time.
+
+    Text is held back while it ends in the middle of a character.
+
+    Args:
+        decode: token ids -> their text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._start = 0  # of the tokens that the next ones may still change
+        self._shown = 0  # tokens whose text has been given out
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token was added."""
+        return not self._ids
+
+    def add(self, token_id: int, is_last: bool) -> str:
+        """Add a token; returns the text that is new, after the last one all that is left."""
+        self._ids.append(token_id)
+        before = self._decode(self._ids[self._start : self._shown])
+        now = self._decode(self._ids[self._start :])
+        if now.endswith("\ufffd") and not is_last:
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return now[len(before) :]
+
+
+def _settings(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What the trace keeps of the request and of the vocabulary."""
+    settings = {**request.options, "grid_size": vocabulary.grid_size}
+    del settings["perception"]  # the trace has a field for it
+    if request.region is not None:
+        settings["region"] = astuple(request.region)
+    if vocabulary.content.kinds:
+        settings["num_pixels"] = vocabulary.content.num_pixels
+        settings["num_cells"] = vocabulary.content.num_cells
+    return settings

@@ -1,4 +1,4 @@
-"""A whole evaluation: splits under conditions, asked as far as they are not, summed up, shown."""
+"""A whole evaluation: ask splits under conditions, resume, score, summarise, write the report."""
 
 from __future__ import annotations
 
@@ -41,12 +41,7 @@ class Asker(Protocol):
 
 @dataclass(frozen=True)
 class PlannedSplit:
-    """A split with its samples read.
-
-    Attributes:
-        split: as registered.
-        samples: in the order of the file.
-    """
+    """A split with its samples, in the order of the file."""
 
     split: Split
     samples: tuple[Sample | BadRow, ...]
@@ -59,12 +54,7 @@ class PlannedSplit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to ask.
-
-    Attributes:
-        splits: in order.
-        conditions: each split is asked under every one.
-    """
+    """Splits, each of which is asked under every condition."""
 
     splits: tuple[PlannedSplit, ...]
     conditions: tuple[Condition, ...]
@@ -78,7 +68,7 @@ def make_plan(
     image_roots: Sequence[str] = (),
     limit: int | None = None,
 ) -> Plan:
-    """Look up and read all that is to be asked, so that mistakes are told before a model is loaded.
+    """Look up and read all that is to be asked, so that mistakes show before a model is loaded.
 
     Args:
         splits: names, or files as :func:`vpt.evaluation.splits.find_split` takes them.
@@ -119,10 +109,10 @@ def evaluate(
         asker: of the model.
         plan: what to ask.
         decoding: how answers are chosen.
-        folder: to write into, or to go on in.
+        folder: to write into, or to resume in.
         batch_size: samples at once.
         resume: whether the folder may hold a part of this run.
-        judge: scores the splits that are free-form.
+        judge: scores the free-form splits.
 
     Returns:
         What is in ``results.json``.
@@ -218,11 +208,12 @@ class _Part:
 
     def summarize(self) -> dict[str, Any]:
         """As it stands in ``results.json``."""
+        split = self.planned.split
         return summarize(
             self.records,
             self.planned.score,
-            split=self.planned.split.name,
-            split_version=self.planned.split.version,
+            split=split.name,
+            split_version=split.version,
             condition=self.condition.name,
             num_not_asked=len(self.planned.samples) - len(self.done),
         )

@@ -33,35 +33,34 @@ if TYPE_CHECKING:
 
 
 class ReplyCache:
-    """A file of replies, one JSON line each, see :class:`vpt.evaluation.records.LineFile`.
+    """A file of replies, one JSON line each, so that nothing is asked twice.
 
     Args:
         path: of the file; it and its folder are made by the first :meth:`put`. ``None`` to keep
             replies in memory only.
 
     Raises:
-        DataError: if the file cannot be read, or a whole line of it is no reply.
+        DataError: if the file cannot be read, or a whole line of it is not a reply.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._replies: dict[str, str] = {}
         self._lines = None if path is None else LineFile(path)
-        if path is not None:
-            for number, line in enumerate(read_lines(path), 1):
-                key, reply = _read_line(line, f"{path}, line {number}")
-                self._replies[key] = reply
+        for number, line in enumerate(read_lines(path) if path else (), 1):
+            key, reply = _read_line(line, f"{path}, line {number}")
+            self._replies[key] = reply
 
     def get(self, key: str) -> str | None:
         """The reply under a key, or ``None``."""
         return self._replies.get(key)
 
     def put(self, key: str, reply: str, **about: str) -> None:
-        """Keep a reply; it is on disk when this returns.
+        """Store a reply; it is on disk when this returns.
 
         Args:
             key: to find it by.
             reply: as it came.
-            about: what else the line should say to a reader; it is not read back.
+            about: further content of the line, for a human reader; it is not read back.
 
         Raises:
             DataError: if it cannot be written; the replies before it stay.
@@ -71,7 +70,7 @@ class ReplyCache:
             self._lines.append(json.dumps({"key": key, **about, "reply": reply}) + "\n")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._lines is not None:
             self._lines.close()
 
@@ -91,7 +90,7 @@ def _read_line(line: str, place: str) -> tuple[str, str]:
 
 
 MAX_FAILURES_IN_A_ROW = 8
-"""So many calls that fail one after the other, each with all its retries, end a run."""
+"""Consecutive failed calls, each with all its retries, that end a run."""
 
 _PLACEHOLDER_KEY = "no-key"
 
@@ -102,13 +101,7 @@ class JudgeError(ServiceError):
 
 @dataclass(frozen=True)
 class JudgeItem:
-    """An answer to be scored.
-
-    Attributes:
-        question: as the judge should see it.
-        reference: the answer that would be right.
-        prediction: the answer that was given.
-    """
+    """An answer to be scored: the question as the judge should see it, and both answers."""
 
     question: str
     reference: str
@@ -117,7 +110,7 @@ class JudgeItem:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of one answer.
+    """The judge's verdict on one answer.
 
     Attributes:
         score: from 0 to 1; ``None`` if there is none, which is never the same as 0.
@@ -138,25 +131,25 @@ def judge_all(
     cache_file: Path | None = None,
     on_done: Callable[[int, Judgement], None] | None = None,
 ) -> list[Judgement]:
-    """Have answers scored; where an event loop runs already, await :func:`judge_all_async`.
+    """Have answers scored; inside a running event loop, await :func:`judge_all_async`.
 
-    Equal items are asked once. Each reply is kept in the cache file as it comes, one without a
-    readable score too: at temperature 0 asking again gives the same. So a second run makes no
-    call, and needs no key, but for the calls that failed.
+    Equal items are asked once. Each reply is stored in the cache file as it comes, also one without
+    a readable score: at temperature 0 asking again gives the same. So a second run makes no call,
+    and needs no key, except for the calls that failed.
 
     Args:
         items: to be scored.
         settings: of the judge.
         cache_file: of replies, made if missing; a reply is found by the whole request (endpoint,
             model, message, temperature, max_tokens). ``None`` for no file.
-        on_done: given the place in ``items`` and the judgement, as each one comes.
+        on_done: called with the index in ``items`` and the judgement, as each one comes.
 
     Returns:
         One judgement per item, in order.
 
     Raises:
         PromptError: if the ``openai`` package or the key is missing.
-        JudgeError: if the judge refuses the key or the model, or nothing works any more.
+        JudgeError: if the judge refuses the key or the model, or is down.
         DataError: if the cache file is damaged.
     """
     return asyncio.run(judge_all_async(items, settings, cache_file, on_done))
@@ -168,7 +161,7 @@ async def judge_all_async(
     cache_file: Path | None = None,
     on_done: Callable[[int, Judgement], None] | None = None,
 ) -> list[Judgement]:
-    """Have answers scored; arguments, result and errors are those of :func:`judge_all`."""
+    """As :func:`judge_all`, inside a running event loop."""
     places: dict[str, list[int]] = {}  # message -> where it is in items
     for index, item in enumerate(items):
         message = write_message(item.question, item.reference, item.prediction)
@@ -195,16 +188,9 @@ async def judge_all_async(
 
 
 def summary(judgements: Sequence[Judgement], settings: JudgeSettings) -> dict[str, Any]:
-    """What a report says of a judged run.
+    """Numbers and settings of a judged run for ``results.json``; the key is not among them.
 
-    Args:
-        judgements: of all items.
-        settings: of the judge that gave them.
-
-    Returns:
-        ``mean`` over the scored ones (``None`` without any), their number ``n``, the number
-        ``unscored`` and the number ``from_cache``; then ``model``, ``base_url``, ``temperature``,
-        ``max_tokens``, ``prompt`` and ``prompt_hash`` (SHA-256). The key is not among them.
+    ``mean`` is over the scored answers, ``None`` without any.
     """
     scores = [judgement.score for judgement in judgements if judgement.score is not None]
     return {
@@ -324,18 +310,12 @@ SCORE = "judge"
 def judge_records(
     records: Sequence[Record], settings: JudgeSettings, cache_file: Path
 ) -> tuple[list[Record], dict[str, Any], list[dict[str, str]]]:
-    """Have answers judged.
-
-    Args:
-        records: of the splits that are to be judged.
-        settings: of the judge.
-        cache_file: of its replies; what is there is not asked again.
+    """Have the answers of a run judged.
 
     Returns:
-        The same records, those that the judge scored with :data:`SCORE` among their scores; what
-        ``results.json`` says of the judge: as :func:`vpt.evaluation.judge.summary`, and why answers
-        stayed without a score, ``reasons``: reason -> number; and those answers: ``split``,
-        ``condition``, ``id`` and ``reason`` of each.
+        The records, with :data:`SCORE` among their scores if the judge scored them; the entry
+        ``judge`` of ``results.json``: :func:`summary` and ``reasons``, reason for no score ->
+        number; the answers without a score: ``split``, ``condition``, ``id``, ``reason`` of each.
 
     Raises:
         PromptError: if the key or the ``openai`` package is missing.

@@ -1,9 +1,7 @@
 """One question to a judge behind an OpenAI-compatible endpoint, with the ``openai`` package.
 
-The package retries by itself: after 408, 409, 429, 5xx, time-outs and broken connections, as
-often as it is told, after the time that ``Retry-After`` says (up to two minutes) or else after
-0.5 s, doubled each time up to 8 s, less up to a quarter by chance. The tests of
-`evaluation/judge.py` pin what we rely on.
+The package retries after 408, 409, 429, 5xx, time-outs and broken connections, with the delay of
+``Retry-After`` (up to two minutes) or else with exponential backoff. Tests pin what we rely on.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ _MAX_SAID = 300  # characters of a server's own words that go into a reason
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply. It never holds the key.
+    """Why there is no reply; the reason never contains the key.
 
     Attributes:
         reason: in words.
-        is_unreachable: no connection to the server came about, or it broke.
+        is_unreachable: no connection to the server could be made, or it broke.
         is_final: the next question would fail too: wrong key or unknown model.
     """
 
@@ -44,10 +42,6 @@ class JudgeClient:
 
     Failures are returned as values, not raised: an ``openai`` error can hold the key, in the
     server's words or the request's headers, and must not be the cause of an error that is shown.
-
-    Args:
-        settings: of the judge.
-        key: to send.
     """
 
     def __init__(self, settings: JudgeSettings, key: str) -> None:
@@ -75,14 +69,7 @@ class JudgeClient:
         await self._client.close()
 
     async def ask(self, message: str) -> str | Failure:
-        """Put a message to the judge.
-
-        Args:
-            message: content of the one user message.
-
-        Returns:
-            The reply, not empty, or why there is none.
-        """
+        """Send the one user message; return the reply, not empty, or why there is none."""
         try:
             completion = await self._client.chat.completions.create(
                 model=self._settings.model,
@@ -130,12 +117,7 @@ class JudgeClient:
 
 
 class _DeadlineClient(openai.DefaultAsyncHttpxClient):
-    """Bounds a whole try; the time-outs of httpx bound each read of it alone.
-
-    Args:
-        timeout_s: from the beginning of a try to the end of its reply.
-        trust_env: whether proxies of the environment are used.
-    """
+    """Bounds the time of a whole attempt; the time-outs of httpx bound each read of it alone."""
 
     def __init__(self, timeout_s: float, *, trust_env: bool) -> None:
         super().__init__(trust_env=trust_env)

@@ -31,16 +31,16 @@ from vpt.errors import PromptError
 class JudgeSettings:
     """Which judge is asked, and how.
 
-    The key comes from an environment variable and is never kept. A server on this machine's
-    loopback needs none.
+    The key comes from an environment variable and is never stored. A server on the loopback
+    interface needs none.
 
     Attributes:
         model: name at the endpoint; the released scores are from ``gpt-4o``.
         base_url: of the endpoint, up to and with ``/v1``.
         key_variable: name of the environment variable that holds the key.
-        max_concurrency: calls under way at once.
+        max_concurrency: concurrent calls.
         max_retries: of one call, after 429, 5xx, a time-out or a broken connection.
-        timeout_s: from the beginning of a try to the end of its reply; then it counts as failed.
+        timeout_s: for one attempt, reply included.
         temperature: 0 for greedy.
         max_tokens: of the reply.
     """
@@ -115,30 +115,15 @@ _NAMED = re.compile(
 
 
 def write_message(question: str, reference: str, prediction: str) -> str:
-    """Fill the prompt.
-
-    Args:
-        question: as the judge should see it.
-        reference: the standard answer.
-        prediction: the model's answer.
-
-    Returns:
-        The content of the one user message.
-    """
+    """Fill the prompt: the content of the one user message."""
     return PROMPT.format(question=question, reference=reference, prediction=prediction)
 
 
 def read_score(reply: str) -> float:
-    """Find the score in a judge's reply.
+    """Find the score, from 0 to 1, in a judge's reply.
 
-    Read are ``score: 0.8`` in any case, with Markdown or brackets around the name and the number,
-    and a reply that is nothing but the number. A score named more than once has to be the same.
-
-    Args:
-        reply: all of it.
-
-    Returns:
-        From 0 to 1.
+    Accepted are ``score: 0.8`` in any case, with Markdown or brackets around the name and the
+    number, and a reply that is only the number. A score named more than once must be the same.
 
     Raises:
         ValueError: if there is no score, more than one, or one out of range.

@@ -144,7 +144,7 @@ class Task:
     Attributes:
         split: name.
         condition: how to ask.
-        prompt: sample -> what is put to the model.
+        prompt: sample -> text put to the model.
         score: of the answers.
         max_new_tokens: per answer.
     """
@@ -158,12 +158,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Work:
-    """Samples that a task still has to ask.
-
-    Attributes:
-        task: how to ask them.
-        samples: of its split.
-    """
+    """A task, and the samples of its split that are still to be asked."""
 
     task: Task
     samples: tuple[Sample | BadRow, ...]
@@ -176,7 +171,7 @@ def run_task(
     decoding: Decoding,
     batch_size: int = 8,
 ) -> Iterator[Record]:
-    """Ask samples; their records come in the order in which they end.
+    """Ask samples; yield their records in the order in which they end.
 
     A sample that cannot be asked under the condition (no evidence for ``truth``) has no record.
     Rows and images that cannot be used, and runs that fail, have one with an error.
@@ -184,82 +179,60 @@ def run_task(
     Args:
         runtime: of the model.
         task: what is asked, and how it is scored.
-        samples: taken up as room is made for them.
+        samples: iterated as slots of the batch become free.
         decoding: how answers are chosen.
         batch_size: samples at once.
     """
-    yield from _Batch(runtime, task, decoding).run(samples, batch_size)
+    asked: list[Sample] = []
+    failed: list[Record] = []
+    decode = None if runtime.depth_tokenizer is None else runtime.depth_tokenizer.decode
 
-
-class _Batch:
-    """Samples that are asked together."""
-
-    def __init__(self, runtime: Runtime, task: Task, decoding: Decoding) -> None:
-        self.runtime = runtime
-        self.task = task
-        self.decoding = decoding
-        tokenizer = runtime.depth_tokenizer
-        self.decode = None if tokenizer is None else tokenizer.decode
-        self.asked: list[Sample] = []
-        self.spoilt: list[Record] = []
-
-    def run(self, samples: Iterable[Sample | BadRow], batch_size: int) -> Iterator[Record]:
-        for index, event in self.runtime.stream_many(self._requests(samples), batch_size):
-            yield from self._take_spoilt()
-            if isinstance(event, StopEvent):
-                yield finished_record(self.task, self.asked[index], event.trace, self.decode)
-            elif isinstance(event, ErrorEvent):
-                yield _failed_run(self.task, self.asked[index], event.error)
-        yield from self._take_spoilt()
-
-    def _take_spoilt(self) -> Iterator[Record]:
-        spoilt, self.spoilt = self.spoilt, []
-        yield from spoilt
-
-    def _requests(self, samples: Iterable[Sample | BadRow]) -> Iterator[Request]:
+    def requests() -> Iterator[Request]:
         for sample in samples:
             if isinstance(sample, BadRow):
-                self.spoilt.append(failed_record(self.task, sample, "row", sample.problem))
+                failed.append(failed_record(task, sample, "row", sample.problem))
                 continue
             try:
-                request = self._request(sample)
+                request = _request(runtime, task, sample, decoding)
             except Exception as exc:
-                self.spoilt.append(_failed_run(self.task, sample, exc))
+                failed.append(_failed_run(task, sample, exc))
             else:
                 if request is not None:
-                    self.asked.append(sample)
+                    asked.append(sample)
                     yield request
 
-    def _request(self, sample: Sample) -> Request | None:
-        images = [image.open() for image in sample.images]
-        size_wh = images[0].size_wh if images else (0, 0)
-        grid_size = self.runtime.vocabulary.grid_size
-        condition = self.task.condition.request_options(sample, size_wh, grid_size)
-        if condition is None:
-            return None
-        decoding = self.decoding
-        return self.runtime.request(
-            images,
-            self.task.prompt(sample),
-            **{
-                **dataclasses.asdict(decoding),
-                "max_new_tokens": decoding.max_new_tokens or self.task.max_new_tokens,
-                "seed": crc32(f"{decoding.seed} {sample.id}".encode()),
-                **condition,
-            },
-        )
+    for index, event in runtime.stream_many(requests(), batch_size):
+        while failed:
+            yield failed.pop(0)
+        if isinstance(event, StopEvent):
+            yield finished_record(task, asked[index], event.trace, decode)
+        elif isinstance(event, ErrorEvent):
+            yield _failed_run(task, asked[index], event.error)
+    yield from failed
+
+
+def _request(runtime: Runtime, task: Task, sample: Sample, decoding: Decoding) -> Request | None:
+    images = [image.open() for image in sample.images]
+    size_wh = images[0].size_wh if images else (0, 0)
+    grid_size = runtime.vocabulary.grid_size
+    condition = task.condition.request_options(sample, size_wh, grid_size)
+    if condition is None:
+        return None
+    options = {
+        **dataclasses.asdict(decoding),
+        "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens,
+        "seed": crc32(f"{decoding.seed} {sample.id}".encode()),
+        **condition,
+    }
+    return runtime.request(images, task.prompt(sample), **options)
 
 
 def finished_record(
     task: Task, sample: Sample, trace: Trace, decode: Decode | None = None
 ) -> Record:
-    """The record of a sample that was answered, scored; an error if it cannot be scored.
+    """The record of an answered sample, scored; one with an error if it cannot be scored.
 
-    Args:
-        task: it belongs to.
-        sample: that was asked.
-        trace: of the run.
-        decode: of the model's depth tokenizer, to see whether its depth maps say what it answers.
+    ``decode`` is that of the model's depth tokenizer, for the score ``map_supports_answer``.
     """
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
@@ -290,14 +263,7 @@ def _failed_run(task: Task, sample: Sample, exc: Exception) -> Record:
 
 
 def failed_record(task: Task, sample: Sample | BadRow, kind: str, message: str) -> Record:
-    """The record of a sample that has no answer.
-
-    Args:
-        task: it belongs to.
-        sample: or the row of which none could be made.
-        kind: one of :data:`vpt.evaluation.records.ERRORS`.
-        message: what is wrong.
-    """
+    """The record of a sample without an answer; ``kind`` is one of ``records.ERRORS``."""
     error = {"kind": kind, "message": message}
     if isinstance(sample, BadRow):
         return Record(task.split, task.condition.name, sample.id, question="", error=error)
@@ -317,11 +283,7 @@ def _of_sample(task: Task, sample: Sample) -> dict[str, Any]:
 
 
 class LocalAsker:
-    """Asks a runtime of this process.
-
-    Args:
-        runtime: of the model.
-    """
+    """An :class:`vpt.evaluation.evaluate.Asker` over a runtime of this process."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -344,11 +306,7 @@ class LocalAsker:
 
 
 def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -> None:
-    """Make sure that a model can look as conditions want.
-
-    Args:
-        conditions: that are wanted.
-        branches: of the model.
+    """Check that a model with these branches can look as conditions require.
 
     Raises:
         PromptError: if it cannot.

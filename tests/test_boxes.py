@@ -1,4 +1,4 @@
-"""Boxes: the released table, PIL's own orientation, and round trips between all frames."""
+"""Boxes: the released table, and round trips between all frames."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vpt.boxes import (
     Box,
@@ -17,23 +17,16 @@ from vpt.boxes import (
     contains,
     coverage,
     crop_box_px,
-    cxcywh_to_xyxy,
-    from_unit,
     grid_box_covering,
     iou,
-    orient,
-    oriented_size,
     rescale,
     to_unit,
-    unorient,
-    xyxy_to_cxcywh,
 )
 from vpt.errors import RegionError
 
 REGION_TABLE = Path(__file__).parent / "goldens" / "goldens" / "region_table.json"
 
 sizes = st.tuples(st.integers(1, 5000), st.integers(1, 5000))
-orientations = st.integers(1, 8)
 
 
 @st.composite
@@ -186,25 +179,23 @@ def test_images_without_pixels_are_refused(size_wh: tuple[int, int]) -> None:
     with pytest.raises(RegionError, match=r"size \(W, H\) of at least 1x1 px"):
         to_unit((0, 0, 1, 1), size_wh)
     with pytest.raises(RegionError, match=r"size \(W, H\) of at least 1x1 px"):
-        orient((0, 0, 1, 1), size_wh, 6)
+        rescale((0, 0, 1, 1), (1, 1), size_wh)
 
 
 @given(sizes_and_boxes, sizes)
-def test_round_trips_between_pixels_unit_sizes_and_centres(
+def test_round_trips_between_pixels_units_and_sizes(
     size_and_box: tuple[tuple[int, int], Box], other_wh: tuple[int, int]
 ) -> None:
     size_wh, box = size_and_box
     unit = to_unit(box, size_wh)
     assert all(0 <= value <= 1 for value in unit)
-    assert from_unit(unit, size_wh) == pytest.approx(box)
+    assert rescale(unit, (1, 1), size_wh) == pytest.approx(box)
     assert rescale(rescale(box, size_wh, other_wh), other_wh, size_wh) == pytest.approx(box)
-    assert cxcywh_to_xyxy(xyxy_to_cxcywh(box)) == box
 
 
 def test_conversions_by_hand() -> None:
     assert to_unit((10, 20, 50, 50), (100, 200)) == (0.1, 0.1, 0.5, 0.25)
     assert rescale((10, 20, 50, 50), (100, 200), (50, 400)) == (5, 40, 25, 100)
-    assert cxcywh_to_xyxy((10, 20, 4, 6)) == (8, 17, 12, 23)
     assert clamp((-3, 5, 200, 90), (100, 80)) == (0, 5, 100, 80)
 
 
@@ -255,33 +246,3 @@ def test_overlap_invariants(a: Box, b: Box) -> None:
 def test_coverage_of_an_empty_box_is_refused() -> None:
     with pytest.raises(RegionError, match="inner box with an area"):
         coverage((0, 0, 2, 2), (1, 1, 1, 2))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orient_finds_what_pil_has_turned(orientation: int) -> None:
-    size_wh, box = (40, 30), (5, 3, 17, 9)
-    image = Image.new("L", size_wh)
-    image.paste(255, box)
-    image.getexif()[0x0112] = orientation
-    seen = ImageOps.exif_transpose(image)
-    assert seen.size == oriented_size(size_wh, orientation)
-    assert seen.getbbox() == orient(box, size_wh, orientation)
-
-
-@given(sizes_and_boxes, orientations)
-def test_unorient_undoes_orient(
-    size_and_box: tuple[tuple[int, int], Box], orientation: int
-) -> None:
-    size_wh, box = size_and_box
-    seen = orient(box, size_wh, orientation)
-    assert contains((0, 0, *oriented_size(size_wh, orientation)), seen)
-    assert unorient(seen, size_wh, orientation) == box
-
-
-@pytest.mark.parametrize("orientation", [0, 9, -1])
-def test_unknown_orientations_are_refused(orientation: int) -> None:
-    for convert in (orient, unorient):
-        with pytest.raises(RegionError, match=f"EXIF orientation of 1 to 8, got {orientation}"):
-            convert((0, 0, 1, 1), (4, 4), orientation)
-    with pytest.raises(RegionError, match=f"EXIF orientation of 1 to 8, got {orientation}"):
-        oriented_size((4, 4), orientation)

@@ -1,18 +1,17 @@
-"""Every coordinate frame a box can be in, and the ways between them.
+"""Coordinate frames of boxes, and conversions between them.
 
 ========  =========================================================================
 frame     meaning
 ========  =========================================================================
 grid      cells of a square grid over the image, both ends included (`GridBox`)
 original  pixels of the image as seen, that is after EXIF orientation
-stored    pixels of the image as it lies in the file, before EXIF orientation
 crop      pixels of a piece cut out of another image
 resized   pixels of the same image at another size
 unit      0 to 1 along each side
 ========  =========================================================================
 
 Boxes are XYXY: left, top, right, bottom, the last two exclusive. Sizes are ``(W, H)``, PIL's
-order. Every function here is pure and raises `RegionError` for what has no place in its frame.
+order. Every function here is pure and raises `RegionError` for a box outside its frame.
 """
 
 from bisect import bisect_left, bisect_right
@@ -25,22 +24,9 @@ Box = tuple[float, float, float, float]
 PixelBox = tuple[int, int, int, int]
 
 ROUNDING_PX = 1
-"""By so much boxes of data may reach out of their image."""
+"""Boxes of data may reach out of their image by as much."""
 
 _MOST_AS_FRACTION = 1.5  # above 1 for what rounding adds
-
-# EXIF orientation -> (mirror x, mirror y, then swap x with y), from the stored frame to the seen.
-# Exif 2.32, tag 0x0112.
-_ORIENTATIONS = {
-    1: (False, False, False),
-    2: (True, False, False),
-    3: (True, True, False),
-    4: (False, True, False),
-    5: (False, False, True),
-    6: (False, True, True),
-    7: (True, True, True),
-    8: (True, False, True),
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ class GridBox:
 def crop_box_px(
     region: GridBox, size_wh: tuple[int, int], *, grid_size: int = 8, margin: int = 1
 ) -> PixelBox:
-    """Say which pixels a region stands for: widened by a margin, clamped, cut at whole pixels.
+    """Find the pixels of a region: widened by a margin, clamped, cut at whole pixels.
 
     Cell edges are rounded down as in the released implementation. Where an image has fewer pixels
     than the grid has cells, and the box would be empty there, it is one pixel wide or high instead.
@@ -164,28 +150,11 @@ def to_unit(box_px: Box, size_wh: tuple[int, int]) -> Box:
     return x0 / width, y0 / height, x1 / width, y1 / height
 
 
-def from_unit(box_unit: Box, size_wh: tuple[int, int]) -> Box:
-    """Turn unit coordinates into pixels, not rounded, of an image of ``size_wh``."""
-    width, height = _checked_size(size_wh)
-    x0, y0, x1, y1 = box_unit
-    return x0 * width, y0 * height, x1 * width, y1 * height
-
-
 def rescale(box_px: Box, from_size_wh: tuple[int, int], to_size_wh: tuple[int, int]) -> Box:
     """Turn pixels of an image into pixels, not rounded, of the same image at another size."""
-    return from_unit(to_unit(box_px, from_size_wh), to_size_wh)
-
-
-def cxcywh_to_xyxy(box_cxcywh: Box) -> Box:
-    """Turn centre and size into corners, in any frame."""
-    cx, cy, width, height = box_cxcywh
-    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
-
-
-def xyxy_to_cxcywh(box: Box) -> Box:
-    """Turn corners into centre and size, in any frame."""
-    x0, y0, x1, y1 = box
-    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+    x0, y0, x1, y1 = to_unit(box_px, from_size_wh)
+    width, height = _checked_size(to_size_wh)
+    return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def clamp(box_px: Box, size_wh: tuple[int, int]) -> Box:
@@ -252,36 +221,6 @@ def compose(outer: PixelBox, inner: PixelBox) -> PixelBox:
     return left + x0, top + y0, left + x1, top + y1
 
 
-def oriented_size(size_wh_stored: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Turn the ``(W, H)`` of the stored image into that of the image as seen."""
-    _, _, swap = _orientation(orientation)
-    width, height = _checked_size(size_wh_stored)
-    return (height, width) if swap else (width, height)
-
-
-def orient(box_stored: Box, size_wh_stored: tuple[int, int], orientation: int) -> Box:
-    """Turn pixels of the image as stored into pixels of the image as seen.
-
-    Args:
-        box_stored: XYXY in the stored frame.
-        size_wh_stored: ``(W, H)`` of the image as stored.
-        orientation: EXIF orientation, 1 to 8.
-
-    Raises:
-        RegionError: for another orientation.
-    """
-    mirror_x, mirror_y, swap = _orientation(orientation)
-    mirrored = _mirror(box_stored, size_wh_stored, mirror_x, mirror_y)
-    return _swap(mirrored) if swap else mirrored
-
-
-def unorient(box_seen: Box, size_wh_stored: tuple[int, int], orientation: int) -> Box:
-    """Turn pixels of the image as seen into pixels of the image as stored: undo `orient`."""
-    mirror_x, mirror_y, swap = _orientation(orientation)
-    swapped = _swap(box_seen) if swap else box_seen
-    return _mirror(swapped, size_wh_stored, mirror_x, mirror_y)
-
-
 def _cell_edge(index: int, length_px: int, grid_size: int) -> int:
     # The released code takes int(index * (length / grid_size)). For its grid of 8 that division is
     # exact and so equals this; for other grids this keeps the last edge at the image's.
@@ -292,25 +231,6 @@ def _checked_size(size_wh: tuple[int, int]) -> tuple[int, int]:
     if min(size_wh) < 1:
         raise RegionError(f"expected a size (W, H) of at least 1x1 px, got {size_wh}")
     return size_wh
-
-
-def _orientation(orientation: int) -> tuple[bool, bool, bool]:
-    if orientation not in _ORIENTATIONS:
-        raise RegionError(f"expected an EXIF orientation of 1 to 8, got {orientation!r}")
-    return _ORIENTATIONS[orientation]
-
-
-def _mirror(box: Box, size_wh: tuple[int, int], mirror_x: bool, mirror_y: bool) -> Box:
-    width, height = _checked_size(size_wh)
-    x0, y0, x1, y1 = box
-    x0, x1 = (width - x1, width - x0) if mirror_x else (x0, x1)
-    y0, y1 = (height - y1, height - y0) if mirror_y else (y0, y1)
-    return x0, y0, x1, y1
-
-
-def _swap(box: Box) -> Box:
-    x0, y0, x1, y1 = box
-    return y0, x0, y1, x1
 
 
 def _intersection(a: Box, b: Box) -> Box:

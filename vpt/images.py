@@ -1,4 +1,4 @@
-"""The one intake of pictures: decode safely, orient, limit, hash."""
+"""The one intake of images: decode safely, orient, limit, hash."""
 
 import bisect
 import hashlib
@@ -7,7 +7,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,13 +109,13 @@ def load_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str | None = None,
 ) -> LoadedImage:
-    """Read a picture of any kind into upright RGB, or say why that cannot be.
+    """Read a picture of any kind into upright RGB.
 
     - EXIF orientation is applied; metadata and colour profiles are dropped.
     - Transparency of any kind is laid onto white.
     - Grey, 1-bit, palette, CMYK, YCbCr and LAB pixels are converted; of 16-bit ones the high byte
       is kept. Floats and 32-bit integers are refused: their range would be a guess.
-    - Of animations and documents the first frame is taken, and ``num_frames`` tells.
+    - Of animations and documents the first frame is taken; ``num_frames`` counts all.
     - A damaged or cut-off file is an error, never part of a picture.
 
     Args:
@@ -124,7 +124,7 @@ def load_image(
             or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA),
             uint8. Remote pictures are not fetched.
         limits: checked before decoding.
-        name: to call it by in messages and as ``source``; by default what ``source`` there says.
+        name: of the picture in messages and ``LoadedImage.source``, instead of the default there.
 
     Raises:
         ImageError: if the source is missing, no picture, damaged, too large or of an unknown kind.
@@ -132,15 +132,14 @@ def load_image(
     if isinstance(source, np.ndarray):
         name, source = name or "<array>", _from_array(source)
     if isinstance(source, Image.Image):
-        name = name or "<PIL image>"
-        with _decoding(name):
-            _check_size(source.size, name, limits)
-            return _finish(source, name, _deadline(name, limits))
+        task = _Task(name or "<PIL image>", limits)
+        with task.decoding():
+            task.check_size(source.size)
+            return _finish(source, task)
     name, data = _read(source, limits.max_bytes, name)
-    check = _deadline(name, limits)
-    with _decoding(name), _open(data, name, limits, check, FORMATS) as image:
-        num_frames = _count_frames(image, data, name, check)
-        return _finish(image, name, check, num_frames)
+    task = _Task(name, limits)
+    with task.decoding(), _open(data, task, FORMATS) as image:
+        return _finish(image, task, _count_frames(image, data, task))
 
 
 @contextmanager
@@ -165,8 +164,8 @@ def open_image(
         ImageError: as in `load_image`.
     """
     name, data = _read(source, limits.max_bytes, None)
-    check = _deadline(name, limits)
-    with _decoding(name), _open(data, name, limits, check, formats) as image:
+    task = _Task(name, limits)
+    with task.decoding(), _open(data, task, formats) as image:
         yield image
 
 
@@ -176,20 +175,12 @@ def is_url(path: str) -> bool:
 
 
 def place_image(path: str, root: Path | None) -> str:
-    """Say where the image is that data names.
-
-    Args:
-        path: as in the data.
-        root: folder of relative paths.
-
-    Returns:
-        A path; a URL as it is, for :func:`load_image` to refuse it in words.
-    """
+    """Path of an image that data names, relative to ``root``; a URL as it is, to be refused."""
     return path if is_url(path) else str(Path(root or "") / path)
 
 
 def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
-    """Name the content of an RGB picture made by the program itself, such as a crop.
+    """Wrap an RGB picture made by the program itself, such as a crop.
 
     Raises:
         ImageError: if the picture is empty or not RGB.
@@ -207,10 +198,10 @@ def fit_for_tower(
     max_aspect_ratio: int = 200,
     max_side: int | None = None,
 ) -> Image.Image:
-    """Bring a picture into the shape Qwen2-VL's tower accepts, the way LLaMA-Factory does.
+    """Resize a picture to a shape that Qwen2-VL's tower accepts, as LLaMA-Factory does.
 
-    Too long a side shrinks the whole picture, too short a side is stretched, and so is a shape
-    beyond ``max_aspect_ratio``, to 180:1. Always nearest neighbour, and in this order. Follows
+    A side that is too long shrinks the whole picture; one that is too short is stretched, and so is
+    a shape beyond ``max_aspect_ratio``, to 180:1. Nearest neighbour, in this order. Follows
     https://github.com/hiyouga/LLaMA-Factory `data/mm_plugin.py`, ``_preprocess_image``.
 
     Args:
@@ -283,33 +274,56 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 100 else f"{name[:80]}...")
 
 
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Turn what decoders raise into ImageError."""
-    try:
-        yield
-    except VPTError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ImageError(f"{_short(name)} has too many pixels: {exc}") from exc
-    except MemoryError as exc:
-        raise ImageError(f"{_short(name)} needs more memory than there is; shrink it") from exc
-    except Exception as exc:  # a broken file provokes OSError, SyntaxError, struct.error and others
-        raise ImageError(f"{_short(name)} cannot be decoded, it may be damaged: {exc}") from exc
+class _Task:
+    """The decoding of one picture: its name in messages, its limits, its clock."""
 
+    def __init__(self, name: str, limits: ImageLimits) -> None:
+        self.name = name
+        self.limits = limits
+        self._end = time.thread_time() + limits.max_cpu_s
 
-def _deadline(name: str, limits: ImageLimits) -> Callable[[], None]:
-    """Start a clock; the returned function raises ``ImageError`` once the time is over."""
-    end = time.thread_time() + limits.max_cpu_s
+    def error(self, problem: str) -> ImageError:
+        return ImageError(f"{_short(self.name)} {problem}")
 
-    def check() -> None:
-        if time.thread_time() > end:
-            raise ImageError(
-                f"{_short(name)} takes more than {limits.max_cpu_s:g} s of CPU time to decode; "
-                "shrink it, or save it again as a plain JPEG or PNG"
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Turn what decoders raise into ImageError."""
+        try:
+            yield
+        except VPTError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+            raise self.error(f"has too many pixels: {exc}") from exc
+        except MemoryError as exc:
+            raise self.error("needs more memory than there is; shrink it") from exc
+        except Exception as exc:  # broken files provoke OSError, SyntaxError, struct.error, others
+            raise self.error(f"cannot be decoded, it may be damaged: {exc}") from exc
+
+    def check_time(self) -> None:
+        if time.thread_time() > self._end:
+            raise self.error(
+                f"takes more than {self.limits.max_cpu_s:g} s of CPU time to decode; shrink it, or "
+                "save it again as a plain JPEG or PNG"
             )
 
-    return check
+    def check_size(self, size_wh: tuple[int, int]) -> None:
+        width, height = size_wh
+        if not width * height:
+            raise self.error(f"has no pixels: {width}x{height}; expected at least 1x1")
+        if width * height > (most := self.limits.max_pixels):
+            raise self.error(
+                f"has too many pixels: {width}x{height}, the limit is {most}; make it smaller"
+            )
+        if max(size_wh) > (longest := self.limits.max_side):
+            raise self.error(
+                f"is too long: {width}x{height}, the limit of a side is {longest}; make it smaller"
+            )
+
+    def check_scans(self, num_scans: float) -> None:
+        if num_scans > _MOST_SCANS:
+            raise self.error(
+                f"is a JPEG of more than {_MOST_SCANS} scans; save it again as a plain JPEG or PNG"
+            )
 
 
 class _Reader(io.BytesIO):
@@ -319,13 +333,13 @@ class _Reader(io.BytesIO):
         stops: positions, ascending, that no read goes beyond when it starts before them.
     """
 
-    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+    def __init__(self, data: bytes, task: _Task) -> None:
         super().__init__(data)
-        self._check = check
+        self._task = task
         self.stops: list[int] = []
 
     def read(self, size: int | None = -1) -> bytes:
-        self._check()
+        self._task.check_time()
         position = self.tell()
         index = bisect.bisect_right(self.stops, position)
         if index < len(self.stops):
@@ -334,55 +348,33 @@ class _Reader(io.BytesIO):
         return super().read(size)
 
 
-def _open(
-    data: bytes,
-    name: str,
-    limits: ImageLimits,
-    check: Callable[[], None],
-    formats: tuple[str, ...],
-) -> Image.Image:
-    """Open a file without decoding its pixels, once what opening itself costs is known."""
-    reader = _Reader(data, check)
+def _open(data: bytes, task: _Task, formats: tuple[str, ...]) -> Image.Image:
+    """Open a file without decoding its pixels, once the cost of opening itself is known."""
+    reader = _Reader(data, task)
     scans: list[int] = []
     if data.startswith(b"\xff\xd8"):
-        scans, exif = _jpeg_scans(data, check)
-        _check_scans(len(scans), name)
-        _count_directories(exif, name, check)
+        scans, exif = _jpeg_scans(data, task)
+        task.check_scans(len(scans))
+        _count_directories(exif, task)
     elif data.startswith((b"II", b"MM")):
-        _count_directories(data, name, check)
+        _count_directories(data, task)
     elif (size_wh := _webp_size(data)) is not None:
-        _check_size(size_wh, name, limits)
+        task.check_size(size_wh)
     try:
         image = Image.open(reader, formats=formats)
     except UnidentifiedImageError as exc:
         for pattern, advice in _OTHER_KINDS:
             if re.match(pattern, data[:1024], re.DOTALL):
-                raise ImageError(f"{_short(name)} {advice}") from exc
+                raise task.error(advice) from exc
         expected = ", ".join(formats)
-        raise ImageError(
-            f"{_short(name)} is not a supported image format, or is damaged; expected {expected}"
+        raise task.error(
+            f"is not a supported image format, or is damaged; expected {expected}"
         ) from exc
-    _check_size(image.size, name, limits)
+    task.check_size(image.size)
     if image.format == "TIFF":
-        _check_tiff(image, data, name, limits, check)
+        _check_tiff(image, data, task)
     reader.stops = scans
     return image
-
-
-def _check_size(size_wh: tuple[int, int], name: str, limits: ImageLimits) -> None:
-    width, height = size_wh
-    if not width * height:
-        raise ImageError(f"{_short(name)} has no pixels: {width}x{height}; expected at least 1x1")
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"{_short(name)} has too many pixels: {width}x{height}, "
-            f"the limit is {limits.max_pixels}; make it smaller"
-        )
-    if max(size_wh) > limits.max_side:
-        raise ImageError(
-            f"{_short(name)} is too long: {width}x{height}, "
-            f"the limit of a side is {limits.max_side}; make it smaller"
-        )
 
 
 # A progressive JPEG is gone through once per scan; encoders write about 10. libtiff and djpeg
@@ -391,13 +383,13 @@ _MOST_SCANS = 64
 _IN_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # a marker, where entropy-coded data may stand
 
 
-def _jpeg_scans(data: bytes, check: Callable[[], None], start: int = 0) -> tuple[list[int], bytes]:
+def _jpeg_scans(data: bytes, task: _Task, start: int = 0) -> tuple[list[int], bytes]:
     """Return where the scans of a JPEG begin, up to one more than allowed, and its EXIF block."""
-    check()
+    task.check_time()
     scans: list[int] = []
     exif = b""
     while len(scans) <= _MOST_SCANS and (found := _IN_SCAN.search(data, start)):
-        check()
+        task.check_time()
         start, marker = found.end(), data[found.start() + 1]
         if marker == 0xD9 and scans:
             break
@@ -410,14 +402,6 @@ def _jpeg_scans(data: bytes, check: Callable[[], None], start: int = 0) -> tuple
             exif += data[start + 8 : end]
         start = max(end, start)
     return scans, exif
-
-
-def _check_scans(num_scans: float, name: str) -> None:
-    if num_scans > _MOST_SCANS:
-        raise ImageError(
-            f"{_short(name)} is a JPEG of more than {_MOST_SCANS} scans; save it again as a "
-            "plain JPEG or PNG"
-        )
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -442,7 +426,7 @@ _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # Exif, GPS, Interop
 _MOST_VALUES = 2**19  # in one tag; a picture of the greatest height has a strip per row and band
 
 
-def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int:
+def _count_directories(data: bytes, task: _Task) -> int:
     """Count the pages of a TIFF or EXIF block, before Pillow copies the values of their tags.
 
     Raises:
@@ -451,7 +435,7 @@ def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int
     for _ in range(4):  # Pillow takes away any number, one at a time
         data = data.removeprefix(_EXIF_START)
     if data.startswith(_EXIF_START):
-        raise ImageError(f"{_short(name)} has damaged EXIF; save it again without metadata")
+        raise task.error("has damaged EXIF; save it again without metadata")
     order = "<" if data[:1] == b"I" else ">"
     is_big = data[2:3] == b"+"  # as Pillow decides it
     first, codes = (8, ("Q", "Q", "HHQQ")) if is_big else (4, ("L", "H", "HHLL"))
@@ -462,7 +446,7 @@ def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int
     try:
         todo = [(struct.unpack_from(offset_code, data, first)[0], True)]
         while todo:
-            check()
+            task.check_time()
             offset, is_page = todo.pop()
             if not 0 < offset < len(data) or offset in seen:
                 continue
@@ -479,9 +463,8 @@ def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int
                 if total > 4 * len(data) + 2**20 or (
                     unit > 1 and _MOST_VALUES < count <= len(data)
                 ):
-                    raise ImageError(
-                        f"{_short(name)} has tags that hold more than the file does; save it again "
-                        "without metadata"
+                    raise task.error(
+                        "has tags that hold more than the file does; save it again without metadata"
                     )
                 if tag in _SUB_DIRECTORIES:
                     todo.append((value, False))
@@ -492,24 +475,23 @@ def _count_directories(data: bytes, name: str, check: Callable[[], None]) -> int
     return num_pages
 
 
-def _check_tiff(
-    image: Image.Image, data: bytes, name: str, limits: ImageLimits, check: Callable[[], None]
-) -> None:
+def _check_tiff(image: Image.Image, data: bytes, task: _Task) -> None:
     """Check tiles, and the scans of JPEGs inside, both of which libtiff takes as they are."""
     tags = getattr(image, "tag_v2", {})
     tile_wh = tags.get(322, 1), tags.get(323, 1)
-    if tile_wh[0] * tile_wh[1] > max(limits.max_pixels, 2**20):  # small pictures have large tiles
-        raise ImageError(f"{_short(name)} has tiles of {tile_wh[0]}x{tile_wh[1]}; save it as PNG")
+    most = max(task.limits.max_pixels, 2**20)  # small pictures have large tiles
+    if tile_wh[0] * tile_wh[1] > most:
+        raise task.error(f"has tiles of {tile_wh[0]}x{tile_wh[1]}; save it as PNG")
     if image.info.get("compression") in ("jpeg", "tiff_jpeg"):
         starts = [*tags.get(273, ()), *tags.get(324, ())]
-        num_scans = {start: len(_jpeg_scans(data, check, start)[0]) for start in set(starts)}
-        _check_scans(sum(map(num_scans.__getitem__, starts)) / max(len(starts), 1), name)
+        num_scans = {start: len(_jpeg_scans(data, task, start)[0]) for start in set(starts)}
+        task.check_scans(sum(map(num_scans.__getitem__, starts)) / max(len(starts), 1))
 
 
-def _count_frames(image: Image.Image, data: bytes, name: str, check: Callable[[], None]) -> int:
+def _count_frames(image: Image.Image, data: bytes, task: _Task) -> int:
     """Number of frames; Pillow would hold the tags of every page of a TIFF."""
     if image.format == "TIFF":
-        return max(_count_directories(data, name, check), 1)
+        return max(_count_directories(data, task), 1)
     return int(getattr(image, "n_frames", 1))
 
 
@@ -524,29 +506,27 @@ _TRANSPOSE = {
 }
 
 
-def _orientation(image: Image.Image, name: str, check: Callable[[], None]) -> int:
+def _orientation(image: Image.Image, task: _Task) -> int:
     """EXIF orientation as stored, 1 to 8; 1 if there is none or an invalid one."""
     exif = image.info.get("exif", b"")
     if not exif and (text := image.info.get("Raw profile type exif")):  # as ImageMagick writes it
         exif = bytes.fromhex("".join(str(text).split("\n")[3:]))
     if isinstance(exif, bytes):
-        _count_directories(exif, name, check)
+        _count_directories(exif, task)
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(1, 9) else 1
 
 
-def _finish(
-    image: Image.Image, name: str, check: Callable[[], None], num_frames: int = 1
-) -> LoadedImage:
+def _finish(image: Image.Image, task: _Task, num_frames: int = 1) -> LoadedImage:
     """Decode, orient, convert and hash an opened picture, with few copies of it at a time."""
     # Pillow turns a TIFF while decoding, and forgets the tag; of a PNG it can follow the pixels.
-    stored = _orientation(image, name, check) if image.format == "TIFF" else 0
+    stored = _orientation(image, task) if image.format == "TIFF" else 0
     image.load()
-    left = _orientation(image, name, check)
-    pixels = _to_rgb(image, name, check)
+    left = _orientation(image, task)
+    pixels = _to_rgb(image, task)
     if left in _TRANSPOSE:
         pixels = pixels.transpose(_TRANSPOSE[left])
-    return LoadedImage(pixels, _digest(pixels), name, stored or left, num_frames)
+    return LoadedImage(pixels, _digest(pixels), task.name, stored or left, num_frames)
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -557,7 +537,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, image.width, bottom))
 
 
-def _to_rgb(image: Image.Image, name: str, check: Callable[[], None]) -> Image.Image:
+def _to_rgb(image: Image.Image, task: _Task) -> Image.Image:
     """A new picture, without metadata: place and time of a photo must not travel on."""
     # Older Pillows read 16-bit PNG as mode I; all read 16-bit PGM so, scaled to 65535.
     is_16_bit = image.mode.startswith("I;16") or (
@@ -565,12 +545,10 @@ def _to_rgb(image: Image.Image, name: str, check: Callable[[], None]) -> Image.I
     )
     if image.mode in ("I", "F") and not is_16_bit:
         kind = "32-bit integer" if image.mode == "I" else "float"
-        raise ImageError(
-            f"{_short(name)} has {kind} pixels of unknown range; scale them to 0..255 first"
-        )
+        raise task.error(f"has {kind} pixels of unknown range; scale them to 0..255 first")
     pixels = Image.new("RGB", image.size)
     for top, strip in _strips(image):
-        check()
+        task.check_time()
         if is_16_bit:
             values = np.asarray(strip)
             is_clear = values == image.info.get("transparency", -1)

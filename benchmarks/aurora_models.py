@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import vpt
 from vpt.boxes import iou
-from vpt.data.aurora import counting_rows, depth_rows
-from vpt.depth.reading import answer_from_map
+from vpt.data import content_rows
+from vpt.depth.maps import answer_from_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.evaluation.intervals import Interval, difference_interval, wilson_interval
 from vpt.runtime import Answer, Runtime
@@ -61,12 +61,12 @@ def ask_all(
 
 def right_depth(entry: Entry, answer: Answer) -> bool:
     """Whether the letter that the answer ends with is the expected one."""
-    return f"({depth_rows.read_letter(answer.text)})" == entry["answer"]
+    return f"({content_rows.read_letter(answer.text)})" == entry["answer"]
 
 
 def right_count(entry: Entry, answer: Answer) -> bool:
     """Whether the number that the answer ends with is the expected one."""
-    return str(counting_rows.read_count(answer.text)) == entry["answer"]
+    return str(content_rows.read_count(answer.text)) == entry["answer"]
 
 
 def depth_facts(
@@ -78,7 +78,7 @@ def depth_facts(
     for entry, answer in zip(entries, answers, strict=True):
         codes = answer.trace.map_codes
         whole.append(codes is not None)
-        places = depth_rows.read_places(answer.trace.turns[-1])
+        places = content_rows.read_places(answer.trace.turns[-1])
         true = {point["letter"]: (point["x"], point["y"]) for point in entry["points"]}
         off += [np.hypot(*np.subtract(places[name], true[name])) for name in true if name in places]
         if codes:
@@ -87,7 +87,7 @@ def depth_facts(
             errors.append((np.abs(written - depth).mean(), np.abs(best - depth).mean()))
             read = answer_from_map(written, true)
             on_map.append(f"({read.nearest})" == entry["answer"])
-            supported.append(read.nearest == depth_rows.read_letter(answer.text))
+            supported.append(read.nearest == content_rows.read_letter(answer.text))
     return {
         "wrote a whole map": share(whole),
         "the written map shows the right point": share(on_map),
@@ -108,7 +108,7 @@ def count_facts(entries: Sequence[Entry], answers: Sequence[Answer]) -> dict[str
         boxes = written_boxes(answer)
         if not boxes:
             continue
-        as_many.append(len(boxes) == counting_rows.read_count(answer.text))
+        as_many.append(len(boxes) == content_rows.read_count(answer.text))
         overlap = np.array([[iou(box, tuple(true)) for true in entry["boxes"]] for box in boxes])
         found += list(overlap.max(0) >= 0.5)
         real += list(overlap.max(1) >= 0.5)
@@ -154,8 +154,8 @@ def main() -> None:
     entries = read_entries(args.data, args.limit)
     is_right: Callable[[Entry, Answer], bool]
     suffix, is_right = {
-        "depth": (depth_rows.STEPS, right_depth),
-        "count": (counting_rows.STEPS, right_count),
+        "depth": (content_rows.ASK_POINT_STEPS, right_depth),
+        "count": (content_rows.ASK_COUNT_STEPS, right_count),
     }[args.task]
     runtime = vpt.load(args.model, device="cpu")
     steps = ask_all(runtime, entries, args.data, suffix, args.batch_size)

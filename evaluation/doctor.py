@@ -10,11 +10,8 @@ from typing import Any
 
 from vpt.boxes import check_box_px
 from vpt.data.check import Report, RowChecker, check_rows
-from vpt.data.findings import FINDINGS, Finding
-from vpt.data.image_sizes import ImageFacts, measure_images
-from vpt.data.row_files import read_entries
-from vpt.data.row_view import image_paths
-from vpt.data.turn_checks import known_tokens
+from vpt.data.checks import FINDINGS, Finding, image_paths, known_tokens
+from vpt.data.rows import ImageFacts, measure_images, read_entries
 from vpt.errors import DataError, ImageError, RegionError
 from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 from vpt.evaluation.scores.table import SCORES

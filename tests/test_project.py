@@ -24,7 +24,7 @@ LEVELS = (
     ("vpt.trace",),
     ("vpt.branches",),
     ("vpt.model",),
-    ("vpt.depth.codebook", "vpt.depth.maps", "vpt.depth.tokenizer", "vpt.depth.vqvae"),
+    ("vpt.depth.maps", "vpt.depth.tokenizer", "vpt.depth.vqvae"),
     ("vpt.inference",),
     ("vpt.runtime",),
     ("vpt.view",),

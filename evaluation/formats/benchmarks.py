@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vpt.boxes import Box, PixelBox
-from vpt.data.findings import Finding
-from vpt.data.row_files import read_entries
-from vpt.data.row_view import Turn, view_row
+from vpt.data.checks import Finding, Turn, view_row
+from vpt.data.rows import read_entries
 from vpt.errors import DataError
 from vpt.evaluation.formats.rows import (
     as_text,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vpt.data.row_files import read_entries
+from vpt.data.rows import read_entries
 from vpt.errors import DataError
 from vpt.evaluation.formats.rows import as_text, name_of, offer, read_box, read_rows, text_of
 from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample

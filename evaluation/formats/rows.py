@@ -11,7 +11,7 @@ from math import inf, isfinite
 from typing import Any
 
 from vpt.boxes import Box, check_box_px
-from vpt.data.cells import clean_cell
+from vpt.data.rows import clean_cell
 from vpt.errors import DataError, RegionError
 from vpt.evaluation.samples import BadRow, Sample
 

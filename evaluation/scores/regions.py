@@ -95,7 +95,7 @@ def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> 
     points = read_points(sample.facts.get("points"))
     if not points or trace.map_codes is None or decode is None:
         return None
-    from vpt.depth.reading import answer_from_map  # imports numpy
+    from vpt.depth.maps import answer_from_map  # imports numpy
 
     answered = extract_choice(trace.answer, len(points))
     if answered is None:

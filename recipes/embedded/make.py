@@ -22,8 +22,8 @@ from recipes.embedded.questions import (
 )
 from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.boxes import crop_box_px
-from vpt.data.dataset_info import dataset_entry, write_dataset_info
 from vpt.data.making import save_picture
+from vpt.data.rows import dataset_entry, write_dataset_info
 from vpt.files import write_whole
 from vpt.protocol.calls import format_region
 from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite

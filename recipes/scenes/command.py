@@ -19,7 +19,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _make(args: argparse.Namespace) -> None:
     from recipes.scenes.files import write_scenes
     from recipes.scenes.rendering import SPLITS
-    from vpt.data.aurora.depth_sources import OBJECTS
+    from vpt.data.depth_rows import OBJECTS
 
     write_both_splits(args, SPLITS, write_scenes, OBJECTS)
 

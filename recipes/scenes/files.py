@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from recipes.scenes.rendering import Scene, draw_scene
-from vpt.data.aurora.depth_sources import OBJECTS
+from vpt.data.depth_rows import OBJECTS
 from vpt.data.making import keep_recipe, save_picture
 from vpt.depth.maps import write_map
 from vpt.files import write_whole

@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy():
 def test_rows_are_made_and_checked_without_torch():
     code = (
         "import sys, vpt.data.build, vpt.data.check, recipes.embedded.make, recipes.scenes.files;"
-        "import vpt.data.aurora.counting_files, vpt.data.aurora.curriculum;"
+        "import vpt.data.counting, vpt.data.curriculum;"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = run_python("-c", code)

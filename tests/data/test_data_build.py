@@ -7,11 +7,23 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.data.annotations import Annotation, read_annotation
-from vpt.data.build import Recipe, build_row, build_rows, read_annotations
-from vpt.data.dataset_info import dataset_entry, read_dataset_info, with_entry
-from vpt.data.image_sizes import ImageFacts, measure_images
-from vpt.data.row_files import read_entries, write_rows
+from vpt.data.build import (
+    Annotation,
+    Recipe,
+    build_row,
+    build_rows,
+    read_annotation,
+    read_annotations,
+)
+from vpt.data.rows import (
+    ImageFacts,
+    add_dataset_entry,
+    dataset_entry,
+    measure_images,
+    read_entries,
+    write_dataset_info,
+    write_rows,
+)
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
 from vpt.inference import scheduler
@@ -234,11 +246,11 @@ def test_an_annotation_of_which_nothing_can_be_built_is_bad():
         ({"answer": True}, "expected 'answer' to be a text that is not empty, got True"),
         ({"answer": float("nan")}, "expected 'answer' to be a text .* there is none"),
         ({"question": 4}, "expected 'question' to be a text that is not empty, got 4"),
-        ({"question": "a <image> b"}, "'question' holds <image>, which would be read as an image"),
-        ({"answer": "<seg_image>"}, "'answer' holds <seg_image>, which would be read"),
-        ({"question": "<|im_end|>"}, "'question' holds <|im_end|>, which would be .* control"),
-        ({"answer": "<|x_3|>"}, "'answer' holds <|x_3|>"),
-        ({"question": "\ud800?"}, "'question' is not valid text: it holds half of a surrogate"),
+        ({"question": "a <image> b"}, "'question' contains <image>, which would be read as an"),
+        ({"answer": "<seg_image>"}, "'answer' contains <seg_image>, which would be read"),
+        ({"question": "<|im_end|>"}, "'question' contains <|im_end|>, which would be .* control"),
+        ({"answer": "<|x_3|>"}, "'answer' contains <|x_3|>"),
+        ({"question": "\ud800?"}, "'question' is not valid text: it contains half of a surrogate"),
         ({"image": "a.png_1,2,3,4"}, "image 'a.png_1,2,3,4' names a crop; give the whole image"),
         ({"kind": "depth"}, "unknown kind 'depth'; available: region, clip, dino, sam, direct"),
         ({"kind": "region"}, "kind 'region' needs a box"),
@@ -354,7 +366,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path, content, message):
 def test_a_name_given_twice_in_dataset_info_is_refused(tmp_path):
     (tmp_path / "d.json").write_text('{"a": {"file_name": "a.json"}, "a": {"file_name": "b.json"}}')
     with pytest.raises(DataError, match="the key 'a' is given twice"):
-        read_dataset_info(tmp_path / "d.json")
+        add_dataset_entry(tmp_path / "d.json", "mine", tmp_path / "rows.json")
 
 
 def test_a_file_that_is_not_there_or_a_folder_is_told(tmp_path):
@@ -400,17 +412,20 @@ def test_the_dataset_entry_is_as_in_the_configs():
 
 def test_an_entry_is_added_beside_others(tmp_path):
     info_file, rows_file = tmp_path / "configs" / "dataset_info.json", tmp_path / "train.json"
-    info = with_entry({"other": {"file_name": "x"}}, info_file, "mine", rows_file)
+    info_file.parent.mkdir()
+    info_file.write_text('{"other": {"file_name": "x"}}')
+    info = add_dataset_entry(info_file, "mine", rows_file)
     assert list(info) == ["other", "mine"] and info["mine"]["file_name"] == "../train.json"
-    assert with_entry(info, info_file, "mine", rows_file) == info
+    write_dataset_info(info, info_file)
+    assert add_dataset_entry(info_file, "mine", rows_file) == info
     with pytest.raises(DataError, match="has another entry 'other' already; choose another name"):
-        with_entry(info, info_file, "other", rows_file)
+        add_dataset_entry(info_file, "other", rows_file)
 
 
 def test_a_dataset_info_that_cannot_be_read_is_told(tmp_path):
     info_file = tmp_path / "dataset_info.json"
-    assert read_dataset_info(info_file) == {}
-    for text, message in (("{", "cannot read "), ("[]", "expected a JSON object in .* got list")):
+    assert list(add_dataset_entry(info_file, "mine", tmp_path / "rows.json")) == ["mine"]
+    for text, message in (("{", "cannot read "), ("[]", "holds no JSON object but a list")):
         info_file.write_text(text)
         with pytest.raises(DataError, match=message):
-            read_dataset_info(info_file)
+            add_dataset_entry(info_file, "mine", tmp_path / "rows.json")

@@ -7,17 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpt.data.annotations import Annotation
-from vpt.data.build import build_row
-from vpt.data.check import ModelFacts, RowChecker, check_rows
-from vpt.data.findings import FINDINGS
-from vpt.data.image_sizes import ImageFacts, measure_images
-from vpt.data.lengths import RowLengths
+from vpt.data.build import Annotation, build_row
+from vpt.data.check import ModelFacts, RowChecker, RowLengths, check_rows
+from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths, known_tokens, view_row
 from vpt.data.loading import ask_loader, check_loading, has_loader, predict_loading
-from vpt.data.row_files import read_entries, write_rows
-from vpt.data.row_kinds import ROW_KINDS
-from vpt.data.row_view import image_paths, view_row
-from vpt.data.turn_checks import known_tokens
+from vpt.data.rows import ImageFacts, measure_images, read_entries, write_rows
 from vpt.images import from_pixels
 from vpt.model.building import tiny_model
 from vpt.model.config import load_config
@@ -160,7 +154,7 @@ def test_other_sound_rows(sound):
         ({"messages": ["hi"]}, r"expected messages[0] to be an object, got 'hi'"),
         ({"messages": [{"role": "user"}]}, "expected messages[0] to have a text as content"),
         ({"messages": [{"content": "x"}]}, "expected messages[0] to have a text as role, got None"),
-        (row("q", "\ud800"), "messages[1] is not valid text: it holds half of a surrogate pair"),
+        (row("q", "\ud800"), "messages[1] is not valid text: it contains half of a surrogate pair"),
         (row("q", "a", images="a.png"), "expected images to be a list of paths, got 'a.png'"),
         (row("q", "a", seg_images=[1]), "expected seg_images to be a list of paths, got [1]"),
         (row("q", "a", images=["x" * 99, 1]), "..."),
@@ -186,14 +180,20 @@ def test_files_of_a_row_out_of_order_are_looked_at_too():
     [
         (row("q", " \n"), ("empty-turn", "messages[1] is empty")),
         (row("", "a", system="s"), ("empty-turn", "messages[1] is empty")),
-        (row("q", "<|x_8|>"), ("unknown-token", "messages[1] holds <|x_8|>")),
-        (row("q <|depth|>", "a"), ("unknown-token", "messages[0] holds <|depth|>")),
-        (row("q", "a<|im_end|>"), ("misplaced-token", "messages[1] holds <|im_end|>")),
-        (row("q", "<|seg_image_pad|>"), ("misplaced-token", "messages[1] holds <|seg_image_pad|>")),
-        (row(f"q {REGION}", "a"), ("misplaced-token", "messages[0] holds <|region_token_start|>")),
+        (row("q", "<|x_8|>"), ("unknown-token", "messages[1] contains <|x_8|>")),
+        (row("q <|depth|>", "a"), ("unknown-token", "messages[0] contains <|depth|>")),
+        (row("q", "a<|im_end|>"), ("misplaced-token", "messages[1] contains <|im_end|>")),
+        (
+            row("q", "<|seg_image_pad|>"),
+            ("misplaced-token", "messages[1] contains <|seg_image_pad|>"),
+        ),
+        (
+            row(f"q {REGION}", "a"),
+            ("misplaced-token", "messages[0] contains <|region_token_start|>"),
+        ),
         (
             row("q", "a", system="<|clip_action|>"),
-            ("misplaced-token", "the system message holds <|clip_action|>"),
+            ("misplaced-token", "the system message contains <|clip_action|>"),
         ),
         (
             row("q", "<|x_1|>"),
@@ -211,39 +211,39 @@ def test_files_of_a_row_out_of_order_are_looked_at_too():
             dino_row("<|detection_action_start|>"),
             (
                 "malformed-call",
-                f"messages[1]: <|detection_action_start|> is not whole; expected {DINO}",
+                f"messages[1]: <|detection_action_start|> is incomplete; expected {DINO}",
             ),
         ),
         (
             region_row(REGION + " So."),
-            ("words-after-call", f"messages[1]: ' So.' stands behind {REGION}"),
+            ("words-after-call", f"messages[1]: ' So.' follows {REGION}"),
         ),
         (
             row("<image>Why?", REGION, images=["a.png"]),
             (
                 "call-without-image",
-                "messages[1] calls for 1 <image>, the turn behind it has 0",
+                "messages[1] calls for 1 <image>, the next turn has 0",
             ),
         ),
         (
             row("<image>Why?", DINO, "Hm?", "So.", images=["a.png"]),
             (
                 "call-without-image",
-                "messages[1] calls for 1 <detection_image>, the turn behind it has 0",
+                "messages[1] calls for 1 <detection_image>, the next turn has 0",
             ),
         ),
         (
             region_row("I look."),
             (
                 "image-without-call",
-                "messages[1] calls for 0 <image>, the turn behind it has 1 that are crops",
+                "messages[1] calls for 0 <image>, the next turn has 1 that are crops",
             ),
         ),
         (
             dino_row("I look."),
             (
                 "image-without-call",
-                "messages[1] calls for 0 <detection_image>, the turn behind it has 1",
+                "messages[1] calls for 0 <detection_image>, the next turn has 1",
             ),
         ),
         (
@@ -256,7 +256,7 @@ def test_files_of_a_row_out_of_order_are_looked_at_too():
         ),
         (
             row("q", "<image>"),
-            ("placeholder-count", "messages[1] is an answer, but holds <image>"),
+            ("placeholder-count", "messages[1] is an answer, but contains <image>"),
         ),
         (row("q", "a", depth_images=["a.png"]), ("unread-column", "depth_images")),
         (row("q", "a", videos=["a.mp4"]), ("unread-column", "videos")),
@@ -271,11 +271,11 @@ def test_files_of_a_row_out_of_order_are_looked_at_too():
         ),
         (
             region_row(crop="a.png_11,0,91,112"),
-            ("crop-outside", "a.png_11,0,91,112 reaches out of 90x150 px"),
+            ("crop-outside", "a.png_11,0,91,112 extends beyond 90x150 px"),
         ),
         (
             region_row(crop="a.png_-1,0,78,112"),
-            ("crop-outside", "a.png_-1,0,78,112 reaches out of 90x150 px"),
+            ("crop-outside", "a.png_-1,0,78,112 extends beyond 90x150 px"),
         ),
         (
             region_row(crop="a.png_22,18,67,93"),  # the region itself, not widened
@@ -311,7 +311,7 @@ CONSEQUENCES = {"misplaced-token": {"malformed-call"}, "placeholder-count": {"ca
 
 def test_an_unknown_token_is_not_told_as_a_malformed_call_again():
     call = "<|region_token_start|><|x_2|><|y_1|><|x_8|><|y_4|><|region_token_end|>"
-    assert found(region_row(call)) == [("unknown-token", "messages[1] holds <|x_8|>")]
+    assert found(region_row(call)) == [("unknown-token", "messages[1] contains <|x_8|>")]
     assert kinds_found(region_row(call), grid_size=9) == ["crop-mismatch"]
 
 
@@ -370,7 +370,7 @@ def test_a_branch_the_model_lacks_is_found(goldens):
     folder = goldens / "checkpoints" / "clip"
     config, processor = load_config(str(folder)), VPTProcessor.from_pretrained(folder)
     checker = RowChecker.for_model(IMAGES, config, processor)
-    expected = [("missing-branch", "the row wants dino; the model has: clip")]
+    expected = [("missing-branch", "the row uses dino; the model has: clip")]
     assert [tuple(f) for f in checker.check(dino_row())[1]] == expected
     alignment = row("<detection_image>\nq", "a", detection_images=["a.png"])
     assert [tuple(f) for f in checker.check(alignment)[1]] == expected
@@ -484,10 +484,10 @@ def test_a_byte_order_mark_is_found_before_a_list_only(tmp_path):
 def test_values_that_a_parser_cannot_read_are_found(tmp_path):
     write_rows([LOADED, {**LOADED, "id": 2**70}], tmp_path / "rows.json")
     [(number, detail)] = loading(tmp_path / "rows.json")
-    assert number == 1 and detail.startswith("the row holds a number of more than 64 bits: 1180")
+    assert number == 1 and detail.startswith("the row contains a number of more than 64 bits: 1180")
     text = json.dumps(LOADED) + "\n" + json.dumps({**LOADED, "id": "\ud800"}) + "\n"
     (tmp_path / "rows.jsonl").write_text(text)
-    assert loading(tmp_path / "rows.jsonl") == [(1, "the row holds half of a surrogate pair")]
+    assert loading(tmp_path / "rows.jsonl") == [(1, "the row contains half of a surrogate pair")]
 
 
 @pytest.mark.parametrize("late", [{"images": ["a.png"]}, {"id": 1}, {"size": 0.5}])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vpt import cli
 from vpt.cli.data import COMMANDS
-from vpt.data.findings import FINDINGS
+from vpt.data.checks import FINDINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,8 +146,8 @@ def test_rows_are_written_and_the_entry_is_printed(data, notes):
     entry = json.loads(out)["train"]
     assert entry["file_name"] == "train.json" and entry["formatting"] == "vpt"
     assert "wrote 3 rows to " in err and ": 2 direct, 1 region\n" in err
-    assert "1 annotation without a box, of which no region row can be built" in err
-    assert "keys left aside, with the number of annotations that have them: source (1)" in err
+    assert "1 annotation without a box, from which no region row can be built" in err
+    assert "ignored keys, with the number of annotations that have them: source (1)" in err
     assert f"train with media_dir: {root}; paths in the rows are relative to it" in err
     assert target.read_text(encoding="utf-8").count("\n") == len(rows) + 2
 
@@ -225,7 +225,7 @@ def test_with_bad_annotations_nothing_is_written(data, notes):
     assert "2 annotations cannot be used (the first is number 0):\n" in err
     assert "\n  2: '" in err and "gone.png' does not exist; check the path\n" in err
     assert "\n  3: expected 'answer' to be a text that is not empty, there is none\n" in err
-    assert "mend them, or leave them out with --skip-bad" in err
+    assert "correct them, or skip them with --skip-bad" in err
     assert err.endswith(f"nothing was written to {target}\n")
 
 
@@ -234,7 +234,7 @@ def test_bad_annotations_can_be_left_out(data, notes):
     words = ("--images", notes.parent, "--out", target, "--skip-bad")
     code, _, err = data("build", notes, *words)
     assert code == 0 and len(json.loads(target.read_text(encoding="utf-8"))) == 3
-    assert "2 annotations cannot be used" in err and "; 2 bad annotations left out" in err
+    assert "2 annotations cannot be used" in err and "; 2 bad annotations skipped" in err
 
 
 def test_if_all_are_bad_nothing_is_written(data, tmp_path):
@@ -287,7 +287,8 @@ def test_findings_are_told_by_kind_with_the_first_rows(data, tmp_path):
         "\nunknown-token: 9 rows: a control token that no VPT model with this grid knows\n" in out
     )
     assert (
-        "  row 4: messages[1] holds <|x_8|>\n  and 4 more; --show 9 or --json names them\n" in out
+        "  row 4: messages[1] contains <|x_8|>\n  and 4 more; --show 9 or --json lists them\n"
+        in out
     )
     assert "\nmissing-image: 9 rows: " in out and "\nduplicate-row: 8 rows: " in out
     assert "\nnot checked: lengths (needs --model and --cutoff-len)\n" in out
@@ -315,7 +316,7 @@ def test_machines_get_every_finding(data, tmp_path):
     assert list(report["findings"]) == ["unknown-token", "missing-image", "duplicate-row"]
     found = report["findings"]["unknown-token"]
     assert found["meaning"] == FINDINGS["unknown-token"]
-    assert found["rows"][8] == {"row": 8, "detail": "messages[1] holds <|x_8|>"}
+    assert found["rows"][8] == {"row": 8, "detail": "messages[1] contains <|x_8|>"}
     assert len(report["unchecked"]) == 2
 
 
@@ -327,7 +328,7 @@ def test_rows_are_checked_against_a_model(data, goldens, tmp_path):
     assert (
         code == 1
         and "missing-branch: 6 rows: " in out
-        and "the row wants clip; the model has: dino\n" in out
+        and "the row uses clip; the model has: dino\n" in out
     )
     assert "too-long: 1 row: " in out and "not checked" not in out
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vpt.depth.codebook import Codebook, perplexity
+from vpt.depth.vqvae import Codebook, perplexity
 from vpt.errors import DataError
 
 

@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from test_depth_estimation import depth_model  # noqa: F401
 
 from vpt import cli
-from vpt.cli.depth_tokenizer_maps import find_photos
-from vpt.depth.maps import find_maps, read_map, write_map
+from vpt.depth.maps import find_maps, find_photos, read_map, write_map
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +214,7 @@ def test_maps_to_measure_on_are_not_trained_on(vpt, tmp_path, maps):
     code, _, err = vpt(
         *("depth-tokenizer", "train", "--maps", maps, "--heldout", maps, "--out", tmp_path / "o")
     )
-    assert code == 2 and "holds maps to train on; keep them apart" in err
+    assert code == 2 and "holds maps to train on; separate them" in err
 
 
 def test_photos_are_trained_on_by_way_of_a_depth_model(vpt, tmp_path, depth_model):  # noqa: F811
@@ -247,6 +246,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, maps):
     running.wait()
     assert not (broken / "metrics.json").exists()
     done = subprocess.run([*start, str(broken)], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "going on behind step" in done.stderr
+    assert done.returncode == 0 and "resuming after step" in done.stderr
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)

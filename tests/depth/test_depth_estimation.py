@@ -11,7 +11,7 @@ from transformers import (
     DPTImageProcessor,
 )
 
-from vpt.depth.estimation import DepthEstimator
+from vpt.depth.maps import DepthEstimator
 from vpt.errors import CheckpointError, ImageError
 
 
@@ -77,5 +77,5 @@ def test_a_model_that_is_not_there_is_told(tmp_path):
 def test_a_photo_without_depth_is_told(depth_model):
     estimator = DepthEstimator.load(str(depth_model))
     torch.nn.init.constant_(estimator._model.head.conv3.weight, 0.0)
-    with pytest.raises(ImageError, match="sees no depth in the picture"):
+    with pytest.raises(ImageError, match="finds no depth in the picture"):
         estimator.estimate(photo())

@@ -85,7 +85,7 @@ def test_maps_are_found_in_folders_of_folders(tmp_path):
 
 
 def test_a_folder_without_maps_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"holds no depth maps; expected \.png or \.npy"):
+    with pytest.raises(DataError, match=r"holds no depth maps; expected \.png, \.npy files"):
         find_maps(tmp_path)
     with pytest.raises(DataError, match="there is no folder"):
         find_maps(tmp_path / "none")

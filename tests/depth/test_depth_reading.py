@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.depth.reading import answer_from_map
+from vpt.depth.maps import answer_from_map
 from vpt.errors import DataError
 
 RIGHT_IS_NEAR = np.tile(np.linspace(0, 1, 320, dtype=np.float32), (320, 1))

@@ -219,7 +219,7 @@ def change_config(folder, **changes):
         (lambda f: change_config(f, num_codes="8"), "expected num_codes of at least 1, got '8'"),
         (lambda f: change_config(f, num_codes=10**9), "num_codes of at most 65536, got 1e.09"),
         (lambda f: change_config(f, code_dim=8192), r"_embedding \[8, 6\] instead of \[8, 8192\]"),
-        (lambda f: change_config(f, size_px=33), "size_px 33 is no multiple of 8"),
+        (lambda f: change_config(f, size_px=33), "size_px 33 is not a multiple of 8"),
         (lambda f: change_config(f, num_codes=9), r"_embedding \[8, 6\] instead of \[9, 6\]"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors: No such"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 64), "cannot read the weights"),

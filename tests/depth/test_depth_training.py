@@ -9,8 +9,7 @@ import torch
 
 from vpt.depth import training
 from vpt.depth.maps import find_maps, read_map, write_map
-from vpt.depth.measures import measured_words, score_maps, summarise
-from vpt.depth.reconstructions import draw_reconstructions, spread
+from vpt.depth.measures import draw_reconstructions, measured_words, score_maps, spread, summarise
 from vpt.depth.tokenizer import DepthTokenizerConfig
 from vpt.depth.training import STATE, Trainer, TrainingSettings
 from vpt.errors import DataError, NonFiniteError, PromptError
@@ -103,7 +102,7 @@ def test_maps_of_distances_are_trained_on_as_such(files, tmp_path):
 
 def test_a_damaged_state_is_told(files, tmp_path):
     (tmp_path / STATE).write_bytes(b"nothing")
-    with pytest.raises(PromptError, match=r"cannot read .*; delete it to start anew"):
+    with pytest.raises(PromptError, match=r"cannot read .*; delete it to start again"):
         Trainer(files, SHORT, CONFIG).load_state(tmp_path)
 
 

@@ -11,7 +11,7 @@ from fuzz.limits import within_limits
 
 from vpt.data.check import RowChecker, check_rows
 from vpt.data.loading import check_loading, has_loader, predict_loading
-from vpt.data.row_files import read_entries
+from vpt.data.rows import read_entries
 from vpt.errors import VPTError
 
 pytestmark = pytest.mark.skipif(not has_loader(), reason="LLaMA-Factory is not installed")

@@ -7,9 +7,7 @@ from factory import IGNORE_TYING, arguments, export_arguments, save_images, save
 from safetensors.torch import load_file
 
 import vpt
-from vpt.data.aurora.counting_rows import counting_rows
-from vpt.data.aurora.lvis import CategoryBoxes
-from vpt.data.aurora.rows import with_note
+from vpt.data.content_rows import CategoryBoxes, counting_rows, with_note
 from vpt.model.building import tiny_model
 from vpt.protocol.tokens import ContentTokens
 

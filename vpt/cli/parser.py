@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vpt import __version__
@@ -142,6 +143,32 @@ class _Parser(argparse.ArgumentParser):
 
     def _parse_optional(self, arg_string: str) -> Any:
         return None if isinstance(arg_string, _Word) else super()._parse_optional(arg_string)
+
+
+def add_path(
+    group: argparse._ActionsContainer, name: str, metavar: str, help: str, **more: Any
+) -> None:
+    """Add an argument that is a path."""
+    group.add_argument(name, type=Path, metavar=metavar, help=help, **more)
+
+
+def add_flag(group: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Add an option without a value."""
+    group.add_argument(name, action="store_true", help=help)
+
+
+def add_value(
+    group: argparse._ActionsContainer,
+    name: str,
+    metavar: str,
+    kind: Callable[[str], Any],
+    help: str,
+    default: Any = None,
+) -> None:
+    """Add an option with a value; the help states its default, if there is one."""
+    if isinstance(default, (int, float)):
+        help = f"{help} (default: {default:g})"
+    group.add_argument(name, type=kind, metavar=metavar, default=default, help=help)
 
 
 def whole_number(least: int) -> Callable[[str], int]:

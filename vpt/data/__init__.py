@@ -1,1 +1,1 @@
-"""Data for training and evaluation: built of annotations, and examined before it is used."""
+"""Data for training and evaluation: built from annotations, and checked before it is used."""

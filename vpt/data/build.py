@@ -1,4 +1,4 @@
-"""Rows of the released format, built of annotations: what a model shall say, and what it is shown.
+"""Rows of the released format, built from annotations: an image, a question, an answer, a box.
 
 A row is the conversation that the runtime leads, with the calls and the answer that the model
 shall write: the same prompt, the same crop (see :mod:`vpt.inference.conversation`).
@@ -8,32 +8,61 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache, partial
+from math import inf
+from typing import Any, NamedTuple
 
-from vpt.boxes import GridBox, PixelBox, check_box_px, crop_box_px
-from vpt.data.annotations import Annotation, read_annotation
-from vpt.data.image_sizes import Images
-from vpt.data.regions import region_to_show
+from vpt.boxes import (
+    Box,
+    GridBox,
+    PixelBox,
+    check_box_px,
+    clamp,
+    crop_box_px,
+    grid_box_covering,
+)
+from vpt.data.checks import ROW_KINDS
+from vpt.data.rows import Images, Row, clean_cell
 from vpt.errors import DataError, RegionError
-from vpt.protocol.calls import format_region
+from vpt.protocol.calls import find_symbols, format_region
 from vpt.protocol.rows import KINDS, ROLES, split_crop_suffix
 from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
 
-Row = dict[str, Any]
+KEYS = ("image", "question", "answer", "box", "kind")
+"""Keys of an annotation that are read."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotation.
+
+    Attributes:
+        image: path, relative to the folder of the images, or absolute.
+        question: without invitation and placeholders.
+        answer: as the model shall write it.
+        box: of the evidence, XYXY in pixels of the image as seen, that is after EXIF orientation.
+        kind: one of :data:`vpt.data.checks.ROW_KINDS`, if only a row of that kind is wanted.
+    """
+
+    image: str
+    question: str
+    answer: str
+    box: Box | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What rows to build.
+    """Options of the rows to build.
 
     Attributes:
-        kinds: out of :data:`vpt.data.row_kinds.ROW_KINDS`, in the order rows shall have.
-        draw: one of the kinds for each annotation, by ``seed``, instead of a row for each.
-        seed: of the drawing.
-        invited: add the words that invite a call, as the runtime does for a named perception
-            mode. Without them the model learns to choose by itself, as in mode ``auto``.
+        kinds: of :data:`vpt.data.checks.ROW_KINDS`, in the order of the rows.
+        draw: choose one of the kinds at random for each annotation, instead of a row of each.
+        seed: of that choice.
+        invited: add the text that invites a call, as the runtime does for a named perception
+            mode. Without it the model learns to choose by itself, as in mode ``auto``.
         grid_size: cells per side of the model's region grid.
     """
 
@@ -46,13 +75,13 @@ class Recipe:
 
 @dataclass
 class Built:
-    """What became of annotations.
+    """Rows built from annotations.
 
     Attributes:
         rows: in the order of the annotations.
-        kinds: how many rows of each kind.
-        bad: ``(number of the annotation, counted from 0, why nothing was built of it)``.
-        num_without_box: annotations that gave other rows, but none with a region.
+        kinds: number of rows of each kind.
+        bad: annotations without rows: ``(number, counted from 0, reason)``.
+        num_without_box: annotations with rows, but none with a region.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -61,8 +90,11 @@ class Built:
     num_without_box: int = 0
 
 
+# Annotations
+
+
 def read_annotations(entries: Sequence[object]) -> list[Annotation | DataError]:
-    """Read annotations; in place of those that cannot be read stands what is wrong with them."""
+    """Read annotations; one that cannot be read is replaced by the error."""
     read: list[Annotation | DataError] = []
     for entry in entries:
         try:
@@ -72,15 +104,75 @@ def read_annotations(entries: Sequence[object]) -> list[Annotation | DataError]:
     return read
 
 
+def read_annotation(entry: object) -> Annotation:
+    """Read an annotation of a file.
+
+    Args:
+        entry: a JSON object with ``image``, ``question`` and ``answer``, and optionally ``box``
+            and ``kind``. An answer may be a number, which is written as its digits. NaN is a
+            missing value, as pandas writes it. Other keys are ignored.
+
+    Raises:
+        DataError: if a value is missing, or cannot be used.
+    """
+    if not isinstance(entry, Mapping):
+        raise DataError(f"expected a JSON object, got {type(entry).__name__}")
+    entry = clean_cell(entry)
+    assert isinstance(entry, Mapping)
+    if type(answer := entry.get("answer")) in (int, float):
+        entry = {**entry, "answer": str(answer)}
+    image, question, answer = (_text(entry, key) for key in ("image", "question", "answer"))
+    if split_crop_suffix(image)[1] is not None:
+        raise DataError(f"image {image!r} names a crop; give the whole image")
+    kind = entry.get("kind")
+    if kind is not None and kind not in ROW_KINDS:
+        raise DataError(f"unknown kind {kind!r}; available: {', '.join(ROW_KINDS)}")
+    box = entry.get("box")
+    if kind == "region" and box is None:
+        raise DataError("kind 'region' needs a box")
+    return Annotation(image, question, answer, None if box is None else _box(box), kind)
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    """A text that is not empty, without placeholders and control tokens."""
+    text = entry.get(key)
+    if not isinstance(text, str) or not text.strip():
+        problem = "there is none" if text is None else f"got {text!r}"
+        raise DataError(f"expected {key!r} to be a text that is not empty, {problem}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{key!r} is not valid text: it contains half of a surrogate pair")
+    reserved = [kind.placeholder for kind in KINDS.values() if kind.placeholder in text]
+    if reserved := reserved + find_symbols(text):
+        raise DataError(
+            f"{key!r} contains {reserved[0]}, which would be read as an image or a control token; "
+            "rephrase it"
+        )
+    return text
+
+
+def _box(box: object) -> Box:
+    values = box if isinstance(box, list) else []
+    numbers = [v for v in values if type(v) in (int, float) and abs(v) < inf]
+    if len(values) != 4 or len(numbers) != 4:
+        raise DataError(f"expected 'box' to be four numbers x0, y0, x1, y1 in pixels, got {box!r}")
+    x0, y0, x1, y1 = numbers
+    if x0 >= x1 or y0 >= y1:
+        raise DataError(f"box {box} is empty or reversed; expected x0 < x1 and y0 < y1")
+    return x0, y0, x1, y1
+
+
+# Rows
+
+
 def build_rows(
     annotations: Sequence[Annotation | DataError], images: Images, recipe: Recipe
 ) -> Built:
-    """Build rows of annotations; one that cannot be used gives none, and is listed.
+    """Build rows; an annotation that cannot be used is listed as bad.
 
     Args:
         annotations: from :func:`read_annotations`.
-        images: what is known of each image they name.
-        recipe: what to build.
+        images: facts of each image they name.
+        recipe: options.
     """
     built = Built()
     for number, annotation in enumerate(annotations):
@@ -88,7 +180,11 @@ def build_rows(
             if isinstance(annotation, DataError):
                 raise annotation
             kinds = _kinds_of(annotation, recipe, number)
-            rows = [_build_one(annotation, kind, images, recipe) for kind in kinds]
+            facts = images[annotation.image]
+            if facts.size_wh is None:
+                raise DataError(facts.problem)
+            build = partial(build_row, invited=recipe.invited, grid_size=recipe.grid_size)
+            rows = [build(annotation, kind, facts.size_wh) for kind in kinds]
         except (DataError, RegionError) as exc:
             built.bad.append((number, str(exc)))
             continue
@@ -97,6 +193,18 @@ def build_rows(
         can_do_region = "region" in recipe.kinds and annotation.kind is None
         built.num_without_box += can_do_region and annotation.box is None
     return built
+
+
+def _kinds_of(annotation: Annotation, recipe: Recipe, number: int) -> list[str]:
+    """Kinds of rows to build of an annotation: the one it asks for, or those it permits."""
+    if annotation.kind is not None:
+        return [annotation.kind]
+    kinds = [kind for kind in recipe.kinds if kind != "region" or annotation.box is not None]
+    if not kinds:
+        raise DataError("there is no box, and no other kind of row than 'region' is wanted")
+    if recipe.draw:  # a generator for each, so that none depends on the others
+        return [random.Random(f"{recipe.seed} {number}").choice(kinds)]
+    return kinds
 
 
 def build_row(
@@ -111,13 +219,13 @@ def build_row(
 
     Args:
         annotation: with a box, for kind ``"region"``.
-        kind: one of :data:`vpt.data.row_kinds.ROW_KINDS`.
+        kind: one of :data:`vpt.data.checks.ROW_KINDS`.
         size_wh: ``(W, H)`` of its image, after EXIF orientation.
         invited: see :class:`Recipe`.
         grid_size: see :class:`Recipe`.
 
     Raises:
-        DataError: if there is no box, or the path of the image does not permit it.
+        DataError: if there is no box, or the path of the image permits no crop suffix.
         RegionError: if the box is not one in pixels of the image.
     """
     mode = "none" if kind == "direct" else kind if invited else "auto"
@@ -126,7 +234,10 @@ def build_row(
     columns: dict[str, list[str]] = {image_kind.column: [] for image_kind in KINDS.values()}
     columns[KINDS["image"].column].append(annotation.image)
     if kind == "region":
-        region = _region_of(annotation, size_wh, grid_size)
+        if (box := annotation.box) is None:
+            raise DataError("a row of kind 'region' needs a box")
+        check_box_px(box, size_wh)
+        region = region_to_show(box, size_wh, grid_size=grid_size)
         crop = crop_box_px(region, size_wh, grid_size=grid_size)
         turns += [format_region(region, grid_size), placeholder]
         columns[KINDS["image"].column].append(_with_crop_suffix(annotation.image, crop))
@@ -139,38 +250,69 @@ def build_row(
     return {"messages": messages, **columns}
 
 
-def _build_one(annotation: Annotation, kind: str, images: Images, recipe: Recipe) -> Row:
-    facts = images[annotation.image]
-    if facts.size_wh is None:
-        raise DataError(facts.problem)
-    return build_row(
-        annotation, kind, facts.size_wh, invited=recipe.invited, grid_size=recipe.grid_size
-    )
-
-
-def _kinds_of(annotation: Annotation, recipe: Recipe, number: int) -> list[str]:
-    """Kinds of rows to build of an annotation: what it wants itself, or what it permits."""
-    if annotation.kind is not None:
-        return [annotation.kind]
-    kinds = [kind for kind in recipe.kinds if kind != "region" or annotation.box is not None]
-    if not kinds:
-        raise DataError("there is no box, and no other kind of row than 'region' is wanted")
-    if recipe.draw:  # each by a generator of its own: none depends on the others
-        return [random.Random(f"{recipe.seed} {number}").choice(kinds)]
-    return kinds
-
-
-def _region_of(annotation: Annotation, size_wh: tuple[int, int], grid_size: int) -> GridBox:
-    """The region to name, for a box that lies in the image."""
-    if (box := annotation.box) is None:
-        raise DataError("a row of kind 'region' needs a box")
-    check_box_px(box, size_wh)
-    return region_to_show(box, size_wh, grid_size=grid_size)
-
-
 def _with_crop_suffix(path: str, box: PixelBox) -> str:
-    """The path of a box of an image, which ``split_crop_suffix`` takes apart again."""
+    """The path of a crop, which ``split_crop_suffix`` splits again."""
     written = f"{path}_{','.join(map(str, box))}"
     if split_crop_suffix(written) != (path, box):
         raise DataError(f"image {path!r} needs an extension like .png, for a crop to be named")
     return written
+
+
+# Regions
+
+
+def region_to_show(
+    box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int = RELEASED_GRID_SIZE
+) -> GridBox:
+    """Find the smallest region whose crop, as :func:`vpt.boxes.crop_box_px` cuts it, covers a box.
+
+    The crop is wider than the region, so the region may be smaller than the box. Size is counted
+    in cells, first of the crop, then of the region. Among equals, the crop whose centre is nearest
+    to that of the box is chosen, then the one further left or up.
+
+    Args:
+        box_xyxy_px: XYXY in original pixels; parts outside the image are ignored.
+        size_wh: ``(W, H)`` of the original image.
+        grid_size: cells along each side.
+
+    Raises:
+        RegionError: if the box is empty, reversed, not finite or wholly outside the image.
+    """
+    grid_box_covering(box_xyxy_px, size_wh, grid_size=grid_size)  # refuses what covers nothing
+    x0, y0, x1, y1 = clamp(box_xyxy_px, size_wh)
+    across = _smallest(x0, x1, size_wh[0], grid_size)
+    down = _smallest(y0, y1, size_wh[1], grid_size)
+    return GridBox(across.first, down.first, across.last, down.last)
+
+
+class _Span(NamedTuple):
+    """Cells of a region along one axis, and the extent of its crop."""
+
+    first: int
+    last: int
+    start_px: int
+    end_px: int
+    num_shown: int  # cells
+
+
+def _smallest(low_px: float, high_px: float, length_px: int, grid_size: int) -> _Span:
+    def rank(span: _Span) -> tuple[int, int, float, int]:
+        off_centre = abs((span.start_px + span.end_px) - (low_px + high_px))
+        return span.num_shown, span.last - span.first, off_centre, span.first
+
+    spans = _spans(length_px, grid_size)
+    return min((s for s in spans if s.start_px <= low_px and high_px <= s.end_px), key=rank)
+
+
+@lru_cache(maxsize=4096)
+def _spans(length_px: int, grid_size: int) -> tuple[_Span, ...]:
+    """Every region along an axis, taken from those of a square image."""
+    square = (length_px, length_px)
+    spans = []
+    for first in range(grid_size):
+        for last in range(first, grid_size):
+            region = GridBox(first, first, last, last)
+            crop = crop_box_px(region, square, grid_size=grid_size)
+            shown = grid_box_covering(crop, square, grid_size=grid_size)
+            spans.append(_Span(first, last, crop[0], crop[2], shown.x_max - shown.x_min + 1))
+    return tuple(spans)

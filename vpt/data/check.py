@@ -1,4 +1,4 @@
-"""A doctor for data: runs every check over rows and keeps account. It changes nothing."""
+"""All checks over a file of rows, and the report of their findings. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vpt.data.aurora.curriculum import EPOCH
-from vpt.data.aurora.rows import TASKS, read_note
-from vpt.data.call_checks import check_calls, check_crops
+from vpt.data.checks import (
+    FINDINGS,
+    Finding,
+    KnownTokens,
+    RowView,
+    check_boxes,
+    check_calls,
+    check_columns,
+    check_crops,
+    check_files,
+    check_placeholders,
+    check_turns,
+    image_paths,
+    known_tokens,
+    view_row,
+)
 from vpt.data.content_checks import check_content, check_note
-from vpt.data.findings import FINDINGS, Finding
-from vpt.data.image_checks import check_boxes, check_columns, check_files, check_placeholders
-from vpt.data.image_sizes import Images
+from vpt.data.content_rows import EPOCH, TASKS, read_note
 from vpt.data.loading import Found
-from vpt.data.row_view import RowView, image_paths, view_row
-from vpt.data.turn_checks import KnownTokens, check_turns, known_tokens
+from vpt.data.rows import Images
 from vpt.errors import DataError
-from vpt.protocol.rows import KINDS
+from vpt.protocol.rows import KINDS, split_crop_suffix, write_placeholders, write_turns
 from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
 
 if TYPE_CHECKING:
-    from vpt.data.lengths import RowLengths
+    from vpt.images import LoadedImage
     from vpt.model.config import VPTConfig
     from vpt.model.processing import VPTProcessor
 
 _BROKEN = "broken"
+_TOWER_KINDS = ("image", "reencode")
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class RowChecker:
     """Checks rows, one by one.
 
     Args:
-        images: what is known of the files that rows name; empty where none was opened.
+        images: facts of the files that rows name; empty where none was opened.
         grid_size: cells per side of the region grid.
         known: control tokens; by default those of VPT models.
         model: for checks that need one.
@@ -79,9 +91,7 @@ class RowChecker:
         processor: VPTProcessor,
         cutoff_len: int | None = None,
     ) -> RowChecker:
-        """A checker that knows the tokens, branches and lengths of a model."""
-        from vpt.data.lengths import RowLengths
-
+        """A checker that also checks tokens, branches and lengths against a model."""
         added = processor.tokenizer.get_added_vocab()
         return cls(
             images,
@@ -91,11 +101,7 @@ class RowChecker:
         )
 
     def check(self, row: object) -> tuple[str, list[Finding]]:
-        """Examine a row.
-
-        Returns:
-            What kind of row it is, and all that is wrong with it.
-        """
+        """Return the kind of a row, and all findings."""
         view = view_row(row, self.grid_size)
         if isinstance(view, Finding):
             paths = image_paths(row)
@@ -109,8 +115,7 @@ class RowChecker:
         paths = [path for paths in view.images.values() for path in paths]
         yield from check_turns(view, self.known)
         yield from check_calls(view, self.known)
-        added_tokens = None if self.model is None else self.model.added_tokens
-        yield from check_content(view, added_tokens)
+        yield from check_content(view, None if self.model is None else self.model.added_tokens)
         yield from check_note(row, view)
         yield from check_columns(row)
         yield from check_placeholders(view)
@@ -124,16 +129,32 @@ class RowChecker:
             yield from _check_length(view, self.images, self.model)
 
 
+def _check_branches(view: RowView, model: ModelFacts) -> Iterator[Finding]:
+    calls = {call.branch for turn in view.turns for call in turn.calls}
+    has = ", ".join(BRANCH_TOKENS[branch].encoder for branch in model.branches) or "none"
+    for branch, tokens in BRANCH_TOKENS.items():
+        if branch not in model.branches and (branch in calls or view.images[branch]):
+            yield Finding("missing-branch", f"the row uses {tokens.encoder}; the model has: {has}")
+
+
+def _check_length(view: RowView, images: Images, model: ModelFacts) -> Iterator[Finding]:
+    if model.cutoff_len is None:
+        return
+    num_tokens = model.lengths.num_tokens(view, images)
+    if num_tokens is not None and num_tokens > model.cutoff_len:
+        yield Finding("too-long", f"{num_tokens} tokens")
+
+
 @dataclass
 class Report:
-    """What checking rows brought.
+    """Result of checking rows.
 
     Attributes:
         num_rows: that were checked.
         num_with_findings: rows that have any.
-        row_kinds: how many rows of each kind.
+        row_kinds: number of rows of each kind.
         findings: kind of finding -> ``(number of the row, counted from 0, detail)``; the number is
-            ``None`` where the file as a whole is meant.
+            ``None`` for findings about the file as a whole.
         epochs: of a curriculum: epoch -> task -> rows.
     """
 
@@ -150,73 +171,135 @@ def check_rows(
     ignored: Iterable[str] = (),
     loading: Sequence[Found] = (),
 ) -> Report:
-    """Check rows, and find those that come twice, as far as they are whole.
+    """Check rows, and find duplicates among those that are not broken.
 
     Args:
-        rows: as they stand in a file.
-        checker: knows the files and the model.
-        ignored: kinds of findings to leave out, keys of :data:`vpt.data.findings.FINDINGS`.
-        loading: what :func:`vpt.data.loading.check_loading` found in the file.
+        rows: as read from a file.
+        checker: of single rows.
+        ignored: kinds of findings to leave out, keys of :data:`vpt.data.checks.FINDINGS`.
+        loading: findings of :func:`vpt.data.loading.check_loading`.
     """
     report = Report()
     found: dict[str, list[tuple[int | None, str]]] = {kind: [] for kind in FINDINGS}
     of_rows: dict[int, list[Finding]] = {}
     for place, finding in loading:
-        if place is not None:
-            of_rows.setdefault(place, []).append(finding)
-        elif finding.kind not in ignored:
+        if place is None:
             found[finding.kind].append((None, finding.detail))
-    wanted = set(FINDINGS) - set(ignored)
+        else:
+            of_rows.setdefault(place, []).append(finding)
+    ignored = set(ignored)
     first_with: dict[bytes, int] = {}
     latest = 0  # epoch so far
     for number, row in enumerate(rows):
         row_kind, findings = checker.check(row)
         findings = [*of_rows.get(number, ()), *findings]
-        same = number if row_kind == _BROKEN else first_with.setdefault(_digest(row), number)
-        if same != number:
-            findings.append(Finding("duplicate-row", f"the same as row {same}"))
-        if row_kind != _BROKEN and isinstance(epoch := _note_of(row).get(EPOCH), int):
-            if epoch < latest:
-                findings.append(Finding("epoch-order", f"epoch {epoch} behind epoch {latest}"))
-            latest = max(latest, epoch)
-            report.epochs.setdefault(epoch, Counter())[_note_of(row)["task"]] += 1
-        findings = [finding for finding in findings if finding.kind in wanted]
+        if row_kind != _BROKEN:
+            if (same := first_with.setdefault(_digest(row), number)) != number:
+                findings.append(Finding("duplicate-row", f"the same as row {same}"))
+            note = _note_of(row)
+            if isinstance(epoch := note.get(EPOCH), int):
+                if epoch < latest:
+                    findings.append(Finding("epoch-order", f"epoch {epoch} after epoch {latest}"))
+                latest = max(latest, epoch)
+                report.epochs.setdefault(epoch, Counter())[note["task"]] += 1
+        findings = [finding for finding in findings if finding.kind not in ignored]
         for finding in findings:
             found[finding.kind].append((number, finding.detail))
         report.num_rows += 1
         report.num_with_findings += bool(findings)
         report.row_kinds[row_kind] += 1
-    report.findings = {kind: entries for kind, entries in found.items() if entries}
+    report.findings = {k: entries for k, entries in found.items() if entries and k not in ignored}
     return report
 
 
 def _digest(row: object) -> bytes:
-    """Stands for what training sees of a row in an epoch: equal rows share it, and no others."""
-    assert isinstance(row, Mapping)  # broken ones have no business here
+    """Hash of what training reads of a row in an epoch."""
+    assert isinstance(row, Mapping)  # broken ones are not compared
     content = [row["messages"], *(row.get(kind.column) or [] for kind in KINDS.values())]
     content.append(_note_of(row).get(EPOCH))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
 def _note_of(row: object) -> Mapping[str, Any]:
-    """The note of a row; empty if there is none that can be read, which is a finding elsewhere."""
+    """The note of a row; empty if there is none, or it is damaged, which `check_note` reports."""
     try:
         return read_note(row) if isinstance(row, Mapping) else {}
     except DataError:
         return {}
 
 
-def _check_branches(view: RowView, model: ModelFacts) -> Iterator[Finding]:
-    calls = {call.branch for turn in view.turns for call in turn.calls}
-    has = ", ".join(BRANCH_TOKENS[branch].encoder for branch in model.branches) or "none"
-    for branch, tokens in BRANCH_TOKENS.items():
-        if branch not in model.branches and (branch in calls or view.images[branch]):
-            yield Finding("missing-branch", f"the row wants {tokens.encoder}; the model has: {has}")
+class RowLengths:
+    """Counts the tokens that :class:`vpt.model.encoding.RowEncoder` makes of rows.
+
+    The sizes of images suffice; no image is opened.
+    """
+
+    def __init__(self, config: VPTConfig, processor: VPTProcessor) -> None:
+        from vpt.model.pixels import Pixels
+
+        self._config = config
+        self._processor = processor
+        self._pixels = Pixels(config, processor, _blank)
+        self._num_tower_tokens = cache(self._count_tower_tokens)
+        self._num_encoder_tokens = cache(self._count_encoder_tokens)
+
+    def num_tokens(self, view: RowView, images: Images) -> int | None:
+        """Number of tokens of a row.
+
+        Returns:
+            ``None`` if the model cannot encode the row, or the size of an image is not known.
+        """
+        num_beyond = 0  # tokens of images, except one each, which is in the text
+        for kind, paths in view.images.items():
+            if view.images_by_turn(kind) is None:
+                return None
+            if paths and kind not in ("image", *self._config.branches):
+                return None
+            for path in paths:
+                if (size_wh := _size_wh(path, images)) is None:
+                    return None
+                if kind in _TOWER_KINDS:
+                    num_beyond += self._num_tower_tokens(kind, size_wh) - 1
+                else:
+                    num_beyond += self._num_encoder_tokens(kind) - 1
+        ones = {kind: [1] * len(paths) for kind, paths in view.images.items()}
+        asked = write_placeholders([turn.asked for turn in view.turns], ones)
+        written = write_turns(view.system, asked, [turn.answered for turn in view.turns])
+        texts = [text for pair in written for text in pair]
+        return num_beyond + sum(len(self._processor.encode_text(text).ids) for text in texts)
+
+    def _count_tower_tokens(self, kind: str, size_wh: tuple[int, int]) -> int:
+        """Tokens of an image under the backbone's tower, which depend on its size."""
+        from PIL import Image
+
+        from vpt.images import fit_for_tower
+
+        processor = self._processor.image_processor
+        factor = processor.patch_size * processor.merge_size
+        outline = Image.new("1", size_wh)
+        fitted = fit_for_tower(outline, min_side=factor, max_side=self._config.max_side(kind))
+        width, height = fitted.size
+        num_patches: int = processor.get_number_of_image_patches(height, width, {})
+        return num_patches // processor.merge_size**2
+
+    def _count_encoder_tokens(self, kind: str) -> int:
+        """Tokens of an image under an encoder, which resizes all images to one size."""
+        _, sizes = self._pixels([(kind, "blank")])
+        return sizes[kind][0]
 
 
-def _check_length(view: RowView, images: Images, model: ModelFacts) -> Iterator[Finding]:
-    if model.cutoff_len is None:
-        return
-    num_tokens = model.lengths.num_tokens(view, images)
-    if num_tokens is not None and num_tokens > model.cutoff_len:
-        yield Finding("too-long", f"{num_tokens} tokens")
+def _blank(path: str) -> LoadedImage:
+    from PIL import Image
+
+    from vpt.images import from_pixels
+
+    return from_pixels(Image.new("RGB", (64, 64)), path)
+
+
+def _size_wh(path: str, images: Images) -> tuple[int, int] | None:
+    plain, box = split_crop_suffix(path)
+    if box is not None:
+        size_wh = box[2] - box[0], box[3] - box[1]
+        return size_wh if min(size_wh) > 0 else None
+    facts = images.get(plain)
+    return None if facts is None else facts.size_wh

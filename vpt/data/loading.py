@@ -1,7 +1,7 @@
 """Whether the loader that LLaMA-Factory uses, of the datasets library, reads a file of rows.
 
-Where LLaMA-Factory is installed its loader is asked. Elsewhere a model of it decides, which knows
-the rules of the version that LLaMA-Factory pins (datasets 4.0): a column has one type in the whole
+Where LLaMA-Factory is installed, its loader is asked. Elsewhere a model of it decides, with the
+rules of the version that LLaMA-Factory pins (datasets 4.0): a column has one type in the whole
 file, and JSON lines are read in chunks, of which the first fixes the types.
 """
 
@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vpt.data.findings import Finding
-from vpt.data.row_files import BOM, SUFFIXES, is_list
+from vpt.data.checks import Finding
+from vpt.data.rows import BOM, SUFFIXES, is_list
 from vpt.protocol.rows import KINDS
 
 Found = tuple[int | None, Finding]
-"""Number of a row, ``None`` for the file as a whole, and what is wrong."""
+"""Number of a row, ``None`` for the file as a whole, and the finding."""
 
 CHUNK_BYTES = 10 << 20  # datasets' packaged_modules/json/json.py, `chunksize`
 _MOST_INT, _LEAST_INT = 2**64 - 1, -(2**63)
@@ -30,11 +30,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
-    """Find what keeps training from loading a file.
+    """Find what prevents training from loading a file.
 
     Args:
         file: of rows.
-        rows: all of it, as :func:`vpt.data.row_files.read_entries` reads them.
+        rows: all of them, as :func:`vpt.data.rows.read_entries` reads them.
 
     Raises:
         DataError: if the file cannot be read.
@@ -42,7 +42,7 @@ def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
     if file.suffix not in SUFFIXES:
         endings = " or ".join(SUFFIXES)
         return [_found(None, f"expected a name that ends in {endings}, got {file.name}")]
-    # pyarrow 26 dies, without an exception, of a file of nothing but null.
+    # A file of nothing but null kills pyarrow 26 without an exception.
     are_objects = all(isinstance(row, Mapping) for row in rows)
     if not has_loader() or not are_objects:
         return list(predict_loading(file.read_bytes(), rows))
@@ -52,12 +52,12 @@ def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
 
 
 def has_loader() -> bool:
-    """Whether the loader that trains is installed here."""
+    """Whether the loader of the training is installed."""
     return find_spec("llamafactory") is not None and find_spec("datasets") is not None
 
 
 def ask_loader(file: Path, rows: Sequence[object]) -> Found | None:
-    """Let the loader read a file; its texts have to be read as texts."""
+    """Let the loader read a file, and check that it reads texts as texts."""
     datasets = importlib.import_module("datasets")
     quiet = datasets.are_progress_bars_disabled()
     verbosity = datasets.logging.get_verbosity()
@@ -91,7 +91,7 @@ def _compare(rows: Sequence[object], loaded: Any) -> Found | None:
 
 
 def _kinds_of_texts(schema: Any) -> Iterator[tuple[str, str]]:
-    """What the loader took the texts of rows for, as far as their columns are of lists."""
+    """Types that the loader gives to the texts of rows, where their columns are lists."""
     for column in ("messages", *(kind.column for kind in KINDS.values())):
         one = schema.field(column).type if column in schema.names else None
         item: Any = getattr(one, "value_type", None)
@@ -109,7 +109,7 @@ def predict_loading(data: bytes, rows: Sequence[object]) -> Iterator[Found]:
 
     Args:
         data: content of the file.
-        rows: the same, read.
+        rows: the same, parsed.
     """
     in_list = is_list(data.decode("utf-8-sig"))
     if in_list and data.startswith(BOM):
@@ -131,11 +131,7 @@ def predict_loading(data: bytes, rows: Sequence[object]) -> Iterator[Found]:
 
 
 def _chunks(data: bytes, rows: Sequence[object]) -> Iterator[Sequence[object]]:
-    """Rows of a file of JSON lines as the loader takes them: some bytes, and the line to its end.
-
-    Yields:
-        Consecutive rows.
-    """
+    """Rows of a file of JSON lines in the loader's chunks: some bytes, to the end of the line."""
     start = number = 0
     while start < len(data):
         end = data.find(b"\n", min(start + CHUNK_BYTES, len(data))) + 1 or len(data)
@@ -149,9 +145,9 @@ class _Type:
     """Type of a column, or of a part of it.
 
     Attributes:
-        kind: in words; empty as long as all values were missing.
-        row: in which it was first seen.
-        fraction_row: in which a number with a fraction was first seen.
+        kind: in words; empty as long as all values are missing.
+        row: the first with a value.
+        fraction_row: the first with a number that has a fraction.
         parts: of an object by key, of a list under ``[]``.
     """
 
@@ -161,7 +157,7 @@ class _Type:
     parts: dict[str, _Type] = field(default_factory=dict)
 
     def take(self, value: object, path: str, row: int) -> str:
-        """Add a value; returns how it contradicts those before it, or an empty text."""
+        """Add a value; return how it contradicts earlier ones, or an empty text."""
         if value is None:
             return ""
         kind = _kind(value)
@@ -186,7 +182,7 @@ class _Type:
         return ""
 
     def lacks(self, later: _Type, path: str) -> Iterator[Found]:
-        """Find what of a later chunk does not fit into the types of the first."""
+        """Find what in a later chunk does not fit the types of the first."""
         if later.kind and later.kind != self.kind:
             yield _late(path, later.kind, later.row)
             return
@@ -223,17 +219,17 @@ def _kind(value: object) -> str:
 
 
 def _value_problem(value: object, in_list: bool) -> str:
-    """What of a row one of the two parsers cannot read, wherever it is: rare values."""
+    """A rare value, anywhere in a row, that one of the two parsers cannot read."""
     if isinstance(value, Mapping):
         problems = (_value_problem(one, in_list) for pair in value.items() for one in pair)
         return next(filter(None, problems), "")
     if isinstance(value, list):
         return next(filter(None, (_value_problem(one, in_list) for one in value)), "")
     if isinstance(value, str) and not in_list and _SURROGATE.search(value):
-        return "the row holds half of a surrogate pair"
+        return "the row contains half of a surrogate pair"
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if is_int and not _LEAST_INT <= value <= _MOST_INT:  # type: ignore[operator]
-        return f"the row holds a number of more than 64 bits: {str(value)[:30]}..."
+        return f"the row contains a number of more than 64 bits: {str(value)[:30]}..."
     return ""
 
 

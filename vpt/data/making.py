@@ -1,31 +1,37 @@
-"""What generators of data share: a folder says what decides its content, pictures are whole."""
+"""Folders of generated data: what decides their content, whole pictures, and resumable work."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from vpt.errors import PromptError
+from vpt.data.rows import DATASET_INFO, dataset_entry, write_dataset_info, write_rows
+from vpt.errors import DataError, ImageError, PromptError
 from vpt.files import write_whole
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 RECIPE = "recipe.json"
+QUESTIONS, ANSWERS = "questions", "answers"
+"""Names of the files of questions and answers in HardBLINK's layout, beside the files of rows."""
 
 _JPEG = {"quality": 92, "subsampling": 0}
+_PARTS = ".parts"
+_PART_SIZE = 100  # sources
 
 
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write down what decides the content of a folder, or find out that it differs.
-
-    Args:
-        folder: made if need be.
-        recipe: can be written as JSON.
+    """Write what decides the content of a folder; the folder is made if need be.
 
     Raises:
-        PromptError: if the folder holds something else.
+        PromptError: if the folder holds data of another recipe.
         OSError: if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +47,7 @@ def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def save_picture(picture: Image.Image, file: Path) -> None:
-    """Write a picture as JPEG, wholly or not at all.
+    """Write a picture as JPEG, whole or not at all.
 
     Raises:
         OSError: if it cannot be written.
@@ -49,3 +55,129 @@ def save_picture(picture: Image.Image, file: Path) -> None:
     draft = file.with_name(f".{file.name}.part")
     picture.save(draft, "JPEG", **_JPEG)
     draft.replace(file)
+
+
+def path_from(folder: Path, file: Path) -> str:
+    """The path of a file relative to a folder, with forward slashes."""
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+
+
+def digest(content: bytes) -> str:
+    """Short hash of what a recipe refers to."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@dataclass
+class Part:
+    """Result of a part of the sources, or of all.
+
+    Attributes:
+        lines: name of a file -> its entries.
+        counts: for the report at the end.
+        problems: sources that were skipped, with the reasons.
+    """
+
+    lines: dict[str, list[Any]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RowMaking:
+    """Makes files of rows from many sources, in parts, so that a stopped command can resume.
+
+    Attributes:
+        folder: to write into.
+        recipe: what decides the content.
+        names: of the files of rows, in the order of the entries; then come questions and answers.
+        sources: each with its name in messages.
+        make: takes number, source and counts; returns entries for all files, several times if need
+            be; raises `DataError` or `ImageError` if the source cannot be used.
+        noun: for a source, in messages.
+        skip_bad: skip sources that cannot be used, instead of stopping at the first.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    names: tuple[str, ...]
+    sources: Sequence[tuple[str, Any]]
+    make: Callable[[int, Any, Counter[str]], Sequence[tuple[dict[str, Any], ...]]]
+    noun: str
+    skip_bad: bool
+
+    def run(self) -> Iterator[int]:
+        """Process all sources, except those of parts that an earlier run has finished.
+
+        Yields:
+            How many more sources are done.
+
+        Raises:
+            DataError: if there are no sources, or one cannot be used and is not to be skipped.
+            ImageError: likewise.
+            OSError: if something cannot be written.
+            PromptError: if the folder holds other data.
+        """
+        if not self.sources:
+            raise DataError(f"there is no {self.noun} to make rows of")
+        keep_recipe(self.folder, self.recipe)
+        (self.folder / _PARTS).mkdir(exist_ok=True)
+        for file, numbers in self._parts():
+            if file.exists():
+                yield len(numbers)
+                continue
+            part = Part()
+            for number in numbers:
+                self._add(number, part)
+                yield 1
+            write_whole(json.dumps(vars(part), ensure_ascii=False), file)
+
+    def finish(self) -> Part:
+        """Write the files of rows and ``dataset_info.json``, and remove the parts.
+
+        Raises:
+            DataError: if no source could be used.
+            OSError: if a file cannot be written.
+        """
+        whole = Part({name: [] for name in self._all_names})
+        files = [file for file, _ in self._parts()]
+        for file in files:
+            part = json.loads(file.read_text(encoding="utf-8"))
+            for name, rows in part["lines"].items():
+                whole.lines[name] += rows
+            whole.counts.update(part["counts"])
+            whole.problems += [(which, why) for which, why in part["problems"]]
+        for name, rows in whole.lines.items():
+            if rows:
+                write_rows(rows, self.folder / f"{name}.jsonl")
+        for file in files:
+            file.unlink()
+        (self.folder / _PARTS).rmdir()
+        if not whole.lines[self.names[0]]:
+            which, why = whole.problems[0]
+            raise DataError(f"no {self.noun} could be used; the first: {which}: {why}")
+        info = {name: dataset_entry(f"{name}.jsonl") for name in self.names}
+        write_dataset_info(info, self.folder / DATASET_INFO)
+        return whole
+
+    @property
+    def _all_names(self) -> tuple[str, ...]:
+        return (*self.names, QUESTIONS, ANSWERS)
+
+    def _parts(self) -> Iterator[tuple[Path, range]]:
+        """File of each part, and the numbers of its sources."""
+        for first in range(0, len(self.sources), _PART_SIZE):
+            numbers = range(first, min(first + _PART_SIZE, len(self.sources)))
+            yield self.folder / _PARTS / f"{first:08d}.json", numbers
+
+    def _add(self, number: int, part: Part) -> None:
+        name, source = self.sources[number]
+        try:
+            made = self.make(number, source, part.counts)
+        except (DataError, ImageError) as exc:
+            if not self.skip_bad:
+                raise type(exc)(f"{name}: {exc} (--skip-bad skips such a {self.noun})") from exc
+            part.problems.append((name, str(exc)))
+            return
+        for entries in made:
+            for file_name, entry in zip(self._all_names, entries, strict=True):
+                part.lines.setdefault(file_name, []).append(entry)

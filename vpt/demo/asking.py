@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.boxes import Box, check_box_px
-from vpt.data.regions import region_to_show
+from vpt.data.build import region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request

@@ -1,1 +1,1 @@
-"""Depth as words: maps become 100 codes of a small codebook, and codes become maps again."""
+"""Depth as tokens: maps become 100 codes of a small codebook, and codes become maps again."""

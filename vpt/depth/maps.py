@@ -1,8 +1,10 @@
-"""Depth maps in files: what is read as one, and how one is written."""
+"""Depth maps: in files, at points, and estimated from photos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +13,58 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vpt.errors import DataError
+from vpt.errors import CheckpointError, DataError, ImageError
 from vpt.images import ImageLimits, open_image
+from vpt.protocol.tokens import RELEASED_PIXELS
 
 Floats = NDArray[np.float32]
 
 SUFFIXES = (".png", ".npy")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+DEFAULT_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"
+
 _PNG_LEVEL = 4  # of compression; more takes long and saves little on smooth maps
 _MOST_PIXELS = 2**26
 _MOST_AS_DISTANCE = 2**16 // 3  # of 16 bits: 21.8 m in millimetres, 85 m in KITTI's unit
 _MARK = ("depth", "0 is farthest, 65535 nearest")  # text in the PNG of a dark map
+_LEAST_RANGE = 1e-5  # of the output of a depth model, as a share of its largest value
+
+
+# Files
 
 
 def find_maps(folder: Path) -> list[Path]:
-    """Depth maps of a folder and all folders in it, in the order of their names.
+    """Depth maps of a folder and its subfolders, sorted by name.
 
     Raises:
         DataError: if there is no such folder, or no map in it.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; pass one that holds depth maps")
-    found = find_visible(folder, SUFFIXES)
-    if not found:
-        raise DataError(f"{folder} holds no depth maps; expected {' or '.join(SUFFIXES)} files")
-    return found
+    return _find(folder, SUFFIXES, "depth maps")
 
 
-def find_visible(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a folder and all folders in it, in the order of their names.
+def find_photos(folder: Path) -> list[Path]:
+    """Photos of a folder and its subfolders, sorted by name.
 
-    Hidden files and folders are left out, among them the ``._NAME`` that macOS leaves beside NAME.
-
-    Args:
-        folder: to search.
-        suffixes: of the names, in lower case.
+    Raises:
+        DataError: if there is no such folder, or no photo in it.
     """
-    return sorted(
+    return _find(folder, PHOTO_SUFFIXES, "photos")
+
+
+def _find(folder: Path, suffixes: Sequence[str], noun: str) -> list[Path]:
+    """Visible files; macOS leaves a hidden ``._NAME`` beside NAME."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; pass one that holds {noun}")
+    found = sorted(
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     )
+    if not found:
+        raise DataError(f"{folder} holds no {noun}; expected {', '.join(suffixes)} files")
+    return found
 
 
 def read_map(file: Path, *, distances: bool = False) -> Floats:
@@ -63,15 +75,15 @@ def read_map(file: Path, *, distances: bool = False) -> Floats:
 
     Args:
         file: to read.
-        distances: whether it holds distances, in any unit, as depth cameras write them; they are
-            inverted and stretched to 0 to 1.
+        distances: whether it contains distances, in any unit, as depth cameras write them; they
+            are inverted and stretched to 0 to 1.
 
     Returns:
         ``[H, W]`` float32, 0 (farthest) to 1 (nearest), in the size of the file.
 
     Raises:
-        DataError: if it cannot be read, is not a depth map, or seems to hold distances although
-            ``distances`` is false.
+        DataError: if it cannot be read, is not a depth map, or seems to contain distances
+            although ``distances`` is false.
     """
     is_marked = False
     try:
@@ -91,19 +103,19 @@ def read_map(file: Path, *, distances: bool = False) -> Floats:
 
 
 def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
-    """Bring the values of a depth map to 0 to 1.
+    """Scale the values of a depth map to 0 to 1.
 
     Args:
         values: ``[H, W]``, ``[H, W, 1]``, ``[1, H, W]`` or ``[H, W, 3]`` with equal channels;
-            uint8 and uint16 are taken as shares of their largest number.
+            uint8 and uint16 are divided by their largest number.
         name: for messages.
 
     Returns:
         ``[H, W]`` float32.
 
     Raises:
-        DataError: if this is not a depth map, or seems to hold distances: 16 bits of which only
-            the lowest third is used.
+        DataError: if this is not a depth map, or seems to contain distances: 16 bits of which
+            only the lowest third is used.
     """
     return _scale(values, name, may_be_dark=False)
 
@@ -132,7 +144,7 @@ def _scale(values: NDArray[np.generic], name: str, *, may_be_dark: bool) -> Floa
 
 
 def _invert(flat: NDArray[Any], name: str) -> Floats:
-    """Turn distances into nearness, as depth models give it: inverted, stretched to 0 to 1."""
+    """Turn distances into inverse depth, as depth models predict it, stretched to 0 to 1."""
     _check_finite(flat, name)
     if (unknown := float((flat <= 0).mean())) > 0:
         raise DataError(
@@ -151,14 +163,9 @@ def _check_finite(flat: NDArray[Any], name: str) -> None:
 
 
 def fit_map(depth: Floats, size_px: int) -> Floats:
-    """Bring a map to a square, as Aurora does: stretched, whatever its shape.
+    """Stretch a map ``[H, W]`` to a square ``[size_px, size_px]``, as Aurora does.
 
-    Args:
-        depth: ``[H, W]``.
-        size_px: side of the result.
-
-    Returns:
-        ``[size_px, size_px]``, averaged where it shrinks. The very same object if it fits.
+    A map of that size is returned itself.
     """
     if depth.shape == (size_px, size_px):
         return depth
@@ -168,10 +175,10 @@ def fit_map(depth: Floats, size_px: int) -> Floats:
 
 
 def write_map(depth: Floats, file: Path) -> None:
-    """Write a map as PNG with 16 bits, wholly or not at all.
+    """Write a map as PNG with 16 bits, whole or not at all.
 
     Args:
-        depth: ``[H, W]``, 0 to 1; what lies beyond is cut off.
+        depth: ``[H, W]``, clipped to 0 to 1.
         file: to write.
 
     Raises:
@@ -210,3 +217,133 @@ def _one_channel(values: NDArray[np.generic], name: str) -> NDArray[Any]:
     if values.size == 0 or values.size > _MOST_PIXELS:
         raise DataError(f"{name} has {values.size} pixels; expected 1 to {_MOST_PIXELS}")
     return values
+
+
+# Points
+
+
+@dataclass(frozen=True)
+class MapAnswer:
+    """Values of a map at the points of a question.
+
+    Attributes:
+        depths: name of a point -> value of the map, 0 (farthest) to 1 (nearest).
+        nearest: name of the point with the greatest value; ``None`` if two share it.
+        lead: its difference from the second greatest.
+    """
+
+    depths: Mapping[str, float]
+    nearest: str | None
+    lead: float
+
+
+def depth_at(depth: Floats, x: float, y: float, num_pixels: int = RELEASED_PIXELS) -> float:
+    """Value of a map at a point.
+
+    Args:
+        depth: ``[H, W]`` of any size.
+        x: column on a grid over the whole image.
+        y: row on it.
+        num_pixels: side of that grid; by default that of box tokens.
+    """
+    height, width = depth.shape
+    row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)
+    return float(depth[min(row, height - 1), min(column, width - 1)])
+
+
+def answer_from_map(
+    depth: Floats, points: Mapping[str, tuple[float, float]], num_pixels: int = RELEASED_PIXELS
+) -> MapAnswer:
+    """Find the nearest of several points on a map.
+
+    Args:
+        depth: ``[H, W]`` of any size, 0 (farthest) to 1 (nearest).
+        points: name -> ``(x, y)``, column and row on a grid over the whole image.
+        num_pixels: side of that grid; by default that of box tokens.
+
+    Raises:
+        DataError: for fewer than two points, or one outside the image.
+    """
+    if len(points) < 2:
+        raise DataError(f"expected at least two points to compare, got {len(points)}")
+    depths = {}
+    for name, (x, y) in points.items():
+        if not (0 <= x < num_pixels and 0 <= y < num_pixels):
+            raise DataError(f"point {name} is at {x}, {y}; expected 0 to {num_pixels - 1}")
+        depths[name] = depth_at(depth, x, y, num_pixels)
+    first, second = sorted(depths, key=lambda name: -depths[name])[:2]
+    lead = depths[first] - depths[second]
+    return MapAnswer(depths, first if lead > 0 else None, lead)
+
+
+# Photos
+
+
+class DepthEstimator:
+    """A depth model of transformers that predicts inverse depth, such as Depth Anything or DPT.
+
+    Args:
+        model: of ``AutoModelForDepthEstimation``.
+        processor: its image processor.
+        gives_distances: whether it predicts distances, as ZoeDepth does; they are inverted.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, gives_distances: bool = False) -> None:
+        self._model = model.eval()
+        self._processor = processor
+        self._gives_distances = gives_distances
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | os.PathLike[str] = DEFAULT_MODEL,
+        *,
+        gives_distances: bool = False,
+        **hub_kwargs: Any,
+    ) -> DepthEstimator:
+        """Load a depth model.
+
+        Args:
+            path_or_id: folder, or id on the hub.
+            gives_distances: whether it predicts distances, as ZoeDepth does.
+            **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+
+        Raises:
+            CheckpointError: if it cannot be loaded, or is no depth model.
+        """
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        try:
+            processor = AutoImageProcessor.from_pretrained(path_or_id, **hub_kwargs)
+            model = AutoModelForDepthEstimation.from_pretrained(path_or_id, **hub_kwargs)
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(
+                f"cannot load the depth model {str(path_or_id)!r}: {str(exc).splitlines()[0]}"
+            ) from exc
+        return cls(model, processor, gives_distances=gives_distances)
+
+    def estimate(self, image: Image.Image) -> Floats:
+        """Predict the depth of an RGB photo, stretched to its own range as Depth Anything does.
+
+        Returns:
+            ``[H, W]`` float32 in the size of the photo, 0 (farthest) to 1 (nearest).
+
+        Raises:
+            ImageError: if the prediction is constant or not finite.
+        """
+        import torch
+
+        inputs = self._processor(images=image, return_tensors="pt").to(self._model.device)
+        with torch.inference_mode():
+            predicted = self._model(**inputs).predicted_depth  # [1, h, w]
+            if self._gives_distances:
+                predicted = 1 / predicted.clamp_min(1e-6)
+            resized = torch.nn.functional.interpolate(
+                predicted[:, None].float(), image.size[::-1], mode="bilinear", align_corners=False
+            )[0, 0]
+        depth = resized.cpu().numpy()
+        low, high = float(depth.min()), float(depth.max())
+        clear = high - low > _LEAST_RANGE * max(abs(low), abs(high))  # above rounding errors
+        if not (np.isfinite(low) and np.isfinite(high) and clear):
+            raise ImageError("the depth model finds no depth in the picture; try another picture")
+        return ((depth - low) / (high - low)).astype(np.float32)

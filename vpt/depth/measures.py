@@ -1,35 +1,42 @@
-"""How well a depth tokenizer keeps maps: errors, use of the codebook, order of points."""
+"""Quality of a depth tokenizer: errors, use of the codebook, order of points, and a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
-from vpt.depth.codebook import perplexity
 from vpt.depth.maps import Floats, fit_map
 from vpt.depth.tokenizer import DepthTokenizer
+from vpt.depth.vqvae import perplexity
 from vpt.errors import DataError
+from vpt.view.lettering import INK, PAPER, latin_font
 
 _NUM_PAIRS = 200  # of points per map
 _LEAST_GAP = 0.05  # between the two points' values
 
+_ROWS = ("true", "decoded", "difference")
+_NUM_DRAWN = 8
+_LABEL_PX = 76
+_GAP_PX = 4
+_MOST_DIFFERENCE = 0.5  # and beyond, is drawn in the darkest red or blue
+
 
 @dataclass(frozen=True, eq=False)
 class MapScore:
-    """What became of one map.
+    """Scores of one map.
 
     Attributes:
-        codes: that it was encoded to.
+        codes: of the map.
         squared_error: mean over its pixels.
         absolute_error: mean over its pixels.
-        flat_error: mean squared error of a map that has its mean everywhere.
-        blocks_error: the same of its mean in every cell of the grid of codes: what as many
-            numbers, instead of codes, could tell.
-        num_ordered: of the point pairs, those that the decoded map has in the same order.
+        flat_error: baseline: mean squared error of its mean.
+        blocks_error: baseline: the same with the mean of each cell of the grid of codes.
+        num_ordered: pairs that have the same order on the decoded map.
         num_pairs: pairs of random points whose values differ by at least 0.05.
     """
 
@@ -44,19 +51,19 @@ class MapScore:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of many maps together; values of maps are 0 to 1.
+    """Scores of many maps; values of maps are 0 to 1.
 
     Attributes:
-        num_maps: how many.
+        num_maps: number of maps.
         mse: mean squared error.
-        mse_spread: standard deviation of the maps' own errors.
+        mse_spread: standard deviation of the errors of the maps.
         mae: mean absolute error.
-        mse_flat: with each map's mean instead.
-        mse_blocks: with the means of the cells instead, unrounded.
+        mse_flat: baseline: mean squared error of the mean of each map.
+        mse_blocks: baseline: the same with the mean of each cell, unrounded.
         pair_order: share of point pairs in the right order; ``None`` if there are no pairs.
         num_codes: of the codebook.
-        codes_used: how many occurred.
-        perplexity: how many equally frequent codes would be as varied.
+        codes_used: codes that occur.
+        perplexity: of their frequencies.
     """
 
     num_maps: int
@@ -72,12 +79,7 @@ class Measured:
 
 
 def score_maps(tokenizer: DepthTokenizer, maps: Iterable[Floats]) -> Iterator[MapScore]:
-    """Encode and decode maps, and compare.
-
-    Args:
-        tokenizer: to measure.
-        maps: ``[H, W]`` each, 0 to 1.
-    """
+    """Encode and decode maps ``[H, W]`` of 0 to 1, and compare."""
     side, grid = tokenizer.config.size_px, tokenizer.config.grid_size
     cell = side // grid
     for number, depth in enumerate(maps):
@@ -99,11 +101,7 @@ def score_maps(tokenizer: DepthTokenizer, maps: Iterable[Floats]) -> Iterator[Ma
 
 
 def summarise(scores: Iterable[MapScore], num_codes: int) -> Measured:
-    """Take scores together.
-
-    Args:
-        scores: of at least one map.
-        num_codes: of the codebook.
+    """Average scores.
 
     Raises:
         DataError: if there are none.
@@ -111,18 +109,21 @@ def summarise(scores: Iterable[MapScore], num_codes: int) -> Measured:
     scores = list(scores)
     if not scores:
         raise DataError("there are no depth maps to measure on")
-    errors = np.array([score.squared_error for score in scores])
+
+    def mean(name: str) -> float:
+        return round(float(np.mean([getattr(score, name) for score in scores])), 6)
+
     codes = np.array([score.codes for score in scores]).ravel()
     counts = np.bincount(codes, minlength=num_codes)
     num_pairs = sum(score.num_pairs for score in scores)
     num_ordered = sum(score.num_ordered for score in scores)
     return Measured(
         num_maps=len(scores),
-        mse=round(float(errors.mean()), 6),
-        mse_spread=round(float(errors.std()), 6),
-        mae=round(float(np.mean([score.absolute_error for score in scores])), 6),
-        mse_flat=round(float(np.mean([score.flat_error for score in scores])), 6),
-        mse_blocks=round(float(np.mean([score.blocks_error for score in scores])), 6),
+        mse=mean("squared_error"),
+        mse_spread=round(float(np.std([score.squared_error for score in scores])), 6),
+        mae=mean("absolute_error"),
+        mse_flat=mean("flat_error"),
+        mse_blocks=mean("blocks_error"),
         pair_order=round(num_ordered / num_pairs, 4) if num_pairs else None,
         num_codes=num_codes,
         codes_used=int((counts > 0).sum()),
@@ -131,7 +132,7 @@ def summarise(scores: Iterable[MapScore], num_codes: int) -> Measured:
 
 
 def measured_words(measured: Measured) -> str:
-    """Lines of what was measured, for a person."""
+    """The scores as lines of text."""
     lines = [
         f"held-out maps  {measured.num_maps}",
         f"mse            {measured.mse:.5f} (sd {measured.mse_spread:.5f} between maps)",
@@ -146,12 +147,64 @@ def measured_words(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def _count_ordered(
-    true: NDArray[np.float32], decoded: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[int, int]:
+def _count_ordered(true: Floats, decoded: Floats, rng: np.random.Generator) -> tuple[int, int]:
     """Pairs in the same order, and all pairs that have an order."""
     one, other = rng.integers(true.size, size=(2, _NUM_PAIRS))
     gap = true.flat[one] - true.flat[other]
     clear = np.abs(gap) >= _LEAST_GAP
     agree = np.sign(decoded.flat[one] - decoded.flat[other]) == np.sign(gap)
     return int((agree & clear).sum()), int(clear.sum())
+
+
+# Picture
+
+
+def draw_reconstructions(
+    tokenizer: DepthTokenizer, maps: Sequence[Floats], side_px: int = 160
+) -> Image.Image:
+    """Draw maps ``[H, W]`` of 0 to 1, one per column, above their decoded ones; near is bright.
+
+    Differences are red where the decoded map is too near, blue where it is too far.
+
+    Args:
+        tokenizer: to show.
+        maps: to encode and decode.
+        side_px: of each map in the picture.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        DataError: if there are no maps.
+    """
+    if not maps:
+        raise DataError("there are no depth maps to draw")
+    step = side_px + _GAP_PX
+    picture = Image.new("RGB", (_LABEL_PX + len(maps) * step, len(_ROWS) * step), PAPER)
+    pen = ImageDraw.Draw(picture)
+    for row, name in enumerate(_ROWS):
+        pen.text((4, row * step + side_px // 2), name, INK, latin_font(13), anchor="lm")
+    for column, depth in enumerate(maps):
+        true = fit_map(depth, tokenizer.config.size_px)
+        decoded = tokenizer.decode(tokenizer.encode(true))
+        for row, drawn in enumerate((_grey(true), _grey(decoded), _signed(decoded - true))):
+            small = drawn.resize((side_px, side_px), Image.Resampling.BOX)
+            picture.paste(small, (_LABEL_PX + column * step, row * step))
+    return picture
+
+
+def spread(files: Sequence[Path]) -> list[Path]:
+    """A few files, evenly spaced in the list."""
+    return list(files[:: max(1, len(files) // _NUM_DRAWN)][:_NUM_DRAWN])
+
+
+def _grey(depth: Floats) -> Image.Image:
+    return Image.fromarray(np.rint(depth * 255).astype(np.uint8)).convert("RGB")
+
+
+def _signed(difference: Floats) -> Image.Image:
+    """White for 0, red above, blue below."""
+    strength = np.clip(difference / _MOST_DIFFERENCE, -1, 1)
+    fade = 1 - np.abs(strength)
+    red, blue = np.where(strength < 0, fade, 1), np.where(strength > 0, fade, 1)
+    return Image.fromarray(np.rint(np.stack([red, fade, blue], -1) * 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The depth tokenizer: a map to codes and text, and back; read from and saved to files."""
+"""The depth tokenizer: maps to codes and text, and back; loading and saving."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vpt.depth.maps import as_map, fit_map
+from vpt.depth.maps import Floats, as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
 from vpt.files import replacing_files
 from vpt.model.hub import as_checkpoint_error, check_file, read_json
 from vpt.protocol.content import format_depth, parse_depth
-
-Floats = NDArray[np.float32]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "vpt_depth_tokenizer"
@@ -47,7 +45,7 @@ class DepthTokenizerConfig:
         size_px: side of the maps.
         num_codes: vectors of the codebook.
         code_dim: their width.
-        hidden_dim: channels behind the first convolution.
+        hidden_dim: channels after the first convolution.
         num_downsamplings: a code stands for ``2**num_downsamplings`` pixels a side.
         num_residual_blocks: of encoder and decoder each.
 
@@ -75,13 +73,13 @@ class DepthTokenizerConfig:
                 )
         if self.size_px % 2**self.num_downsamplings:
             raise CheckpointError(
-                f"depth tokenizer: size_px {self.size_px} is no multiple of "
+                f"depth tokenizer: size_px {self.size_px} is not a multiple of "
                 f"{2**self.num_downsamplings}, the pixels of a code"
             )
 
     @property
     def grid_size(self) -> int:
-        """Codes a side."""
+        """Codes along each side."""
         return self.size_px >> self.num_downsamplings
 
     @property
@@ -90,11 +88,7 @@ class DepthTokenizerConfig:
         return self.grid_size**2
 
     def build(self, seed: int = 0) -> DepthVQVAE:
-        """Make the network, untrained; the same seed gives the same one.
-
-        Args:
-            seed: of the weights; torch's own random state is left as it is.
-        """
+        """Make the untrained network; torch's own random state is not changed."""
         shape = asdict(self)
         del shape["size_px"]
         with torch.random.fork_rng(devices=[]):
@@ -103,10 +97,10 @@ class DepthTokenizerConfig:
 
 
 class DepthTokenizer:
-    """Turns depth maps into codes and codes into depth maps.
+    """Encodes depth maps as codes and decodes codes to depth maps.
 
     Args:
-        network: trained; put into evaluation mode.
+        network: trained; it is set to evaluation mode.
         config: its shape.
     """
 
@@ -115,17 +109,14 @@ class DepthTokenizer:
         self.config = config
 
     def encode(self, depth: NDArray[np.generic]) -> tuple[int, ...]:
-        """Codes of a map.
+        """Encode a map as ``num_cells`` codes, in reading order.
 
         Args:
-            depth: ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` takes it; stretched
+            depth: ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` accepts it; stretched
                 to a square.
 
-        Returns:
-            ``num_cells`` codes, in reading order.
-
         Raises:
-            DataError: if this is no depth map.
+            DataError: if this is not a depth map.
         """
         square = fit_map(as_map(depth), self.config.size_px)
         with torch.inference_mode():
@@ -133,10 +124,7 @@ class DepthTokenizer:
         return tuple(codes.flatten().tolist())
 
     def decode(self, codes: Sequence[int]) -> Floats:
-        """The map that codes stand for.
-
-        Args:
-            codes: ``num_cells``, in reading order.
+        """Decode ``num_cells`` codes, in reading order.
 
         Returns:
             ``[size_px, size_px]`` float32, 0 (farthest) to 1 (nearest).
@@ -154,15 +142,15 @@ class DepthTokenizer:
         return decoded.float().cpu().numpy()
 
     def to_text(self, depth: NDArray[np.generic]) -> str:
-        """A map as a model writes it: ``<DEPTH_START><DEPTH_12>...<DEPTH_END>``.
+        """Encode a map as a model writes it: ``<DEPTH_START><DEPTH_12>...<DEPTH_END>``.
 
         Raises:
-            DataError: if this is no depth map.
+            DataError: if this is not a depth map.
         """
         return format_depth(self.encode(depth), self.config.num_codes, self.config.num_cells)
 
     def from_text(self, text: str) -> Floats:
-        """The map that a text stands for, ``[size_px, size_px]``.
+        """Decode the text of a map to ``[size_px, size_px]``.
 
         Raises:
             DataError: if the text is not exactly one map.
@@ -191,7 +179,7 @@ class DepthTokenizer:
 def load_depth_tokenizer(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> DepthTokenizer:
-    """Read a depth tokenizer, ours or a released one.
+    """Load a depth tokenizer, ours or a released one.
 
     Args:
         path: a folder that :meth:`DepthTokenizer.save` or ``vpt depth-tokenizer train`` wrote; or
@@ -200,8 +188,8 @@ def load_depth_tokenizer(
         device: where to put it.
 
     Raises:
-        CheckpointError: if it is not there, cannot be read, or has weights too many, too few or
-            of another shape, or not finite.
+        CheckpointError: if it does not exist, cannot be read, or has weights that are missing,
+            unexpected, of another shape, or not finite.
     """
     source = Path(path)
     if source.is_dir():
@@ -209,11 +197,11 @@ def load_depth_tokenizer(
     elif source.is_file():
         if source.suffix not in RELEASED_SUFFIXES:
             endings = ", ".join(RELEASED_SUFFIXES)
-            raise CheckpointError(f"{source} is no folder, nor a file that ends in {endings}")
+            raise CheckpointError(f"{source} is neither a folder nor a file that ends in {endings}")
         config, weights = DepthTokenizerConfig(), _read_weights(source)
     else:
         raise CheckpointError(f"there is no depth tokenizer {source}; pass a folder or a .pth file")
-    with torch.device("meta"):  # sizes that the weights do not have may not take memory
+    with torch.device("meta"):  # a wrong size in the config must not allocate memory
         _check_weights(weights, config.build().state_dict(), source)
     network = config.build()
     network.load_state_dict(weights)
@@ -231,7 +219,7 @@ def _read_config(file: Path) -> DepthTokenizerConfig:
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
-    """State dict of a file, without running what it may hold."""
+    """State dict of a file, without running code in it."""
     check_file(file)
     with as_checkpoint_error(f"cannot read the weights {file}"):
         if file.suffix == ".safetensors":
@@ -245,11 +233,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _check_weights(given: dict[str, Tensor], wanted: dict[str, Tensor], source: Path) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        CheckpointError: naming what differs.
-    """
+    """Refuse weights of other names or shapes, naming the differences."""
     other = [
         f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
         for name in wanted
@@ -259,9 +243,8 @@ def _check_weights(given: dict[str, Tensor], wanted: dict[str, Tensor], source: 
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": other,
+        "not finite (NaN or infinity)": [n for n, w in given.items() if not w.isfinite().all()],
     }
-    odd = [name for name, weight in given.items() if not weight.isfinite().all()]
-    differing["not finite (NaN or infinity)"] = odd
     if faults := [f"{kind}: {_some(names)}" for kind, names in differing.items() if names]:
         raise CheckpointError(f"{source} is no depth tokenizer of this shape; {'; '.join(faults)}")
 

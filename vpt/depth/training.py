@@ -1,4 +1,4 @@
-"""Training of the depth tokenizer: what each step sees follows from its number, so runs go on."""
+"""Training of the depth tokenizer. The data of a step follow from its number: runs can resume."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpt.depth.codebook import perplexity
-from vpt.depth.maps import fit_map, read_map
+from vpt.depth.maps import Floats, fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
+from vpt.depth.vqvae import perplexity
 from vpt.errors import DataError, NonFiniteError, PromptError
 
 STATE = "training_state.pt"
@@ -36,17 +36,17 @@ _LOG_EVERY = 25
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of a training, beside the maps and the shape.
+    """Hyperparameters; together with the maps and the shape they decide the result.
 
     Attributes:
         steps: of the optimiser.
-        batch_size: crops of a step; of whole maps fewer, so that a step costs the same.
-        crop_cells: side of the crops, in codes: most steps see crops, which is cheaper and gives
-            more different maps; those from ``whole_from`` on see whole ones.
-        learning_rate: of Adam; it rises, then falls as a half cosine.
-        warmup: share of the steps before the codebook begins; it is then placed by k-means.
-        whole: share of the steps, at the end, that see whole maps.
-        seed: of all that is drawn.
+        batch_size: crops of a step; fewer of whole maps, so that a step costs the same.
+        crop_cells: side of the crops, in codes. Most steps use crops, which are cheaper and more
+            varied than whole maps.
+        learning_rate: of Adam, with linear warm-up and cosine decay.
+        warmup: share of the steps before the codebook is initialised and used.
+        whole: share of the steps, at the end, that use whole maps.
+        seed: of all random choices.
 
     Raises:
         PromptError: if a number is impossible.
@@ -68,25 +68,25 @@ class TrainingSettings:
 
     @property
     def first_coded(self) -> int:
-        """The step at which the codebook begins."""
+        """The first step with the codebook."""
         return round(self.steps * self.warmup)
 
     @property
     def whole_from(self) -> int:
-        """The step from which on maps are whole."""
+        """The first step with whole maps."""
         return self.steps - round(self.steps * self.whole)
 
 
 @dataclass
 class Trainer:
-    """A network in training, and all it takes to go on with it later.
+    """A network in training, whose state can be saved and resumed.
 
     Args:
         files: the maps.
         settings: how to train.
         config: shape of the tokenizer.
-        device: where to train; only on a CPU are two runs equal to the last bit.
-        distances: whether the maps hold distances, see :func:`vpt.depth.maps.read_map`.
+        device: where to train; two runs are bitwise equal on a CPU only.
+        distances: whether the maps contain distances, see :func:`vpt.depth.maps.read_map`.
 
     Raises:
         DataError: if there are no maps.
@@ -112,7 +112,7 @@ class Trainer:
         self._network = self.config.build(self.settings.seed).to(self.device).train()
         self._optimizer = torch.optim.Adam(self._network.parameters(), self.settings.learning_rate)
         self._variance = self._measure_variance()
-        self._order: tuple[int, Any] = (-1, None)  # of the maps in one round, and which round
+        self._order: tuple[int, Any] = (-1, None)  # number of an epoch, and its order of the maps
         self._counts = torch.zeros(self.config.num_codes)
 
     @property
@@ -121,11 +121,7 @@ class Trainer:
         return DepthTokenizer(self._network, self.config)
 
     def run(self) -> Iterator[int]:
-        """Train to the end.
-
-        Yields:
-            The number of steps done, after each.
-        """
+        """Train to the end; yields the number of steps done, after each."""
         while self.step < self.settings.steps:
             self._train_step()
             yield self.step
@@ -140,7 +136,7 @@ class Trainer:
         maps = self._batch(step)
         done = self._network(maps, quantise=coded)
         error = F.mse_loss(done.decoded, maps)
-        # As in arXiv 1711.00937's own code, so that 0.25 weighs alike whatever the maps.
+        # As in the code of arXiv 1711.00937, so that the weight 0.25 does not depend on the maps.
         loss = error / self._variance + _COMMITMENT * done.commitment
         self._optimizer.zero_grad()
         loss.backward()
@@ -157,7 +153,7 @@ class Trainer:
         self._log(error, num_dead)
 
     def _log(self, error: Tensor, num_dead: int) -> None:
-        """Keep a line of numbers now and then."""
+        """Add a line to the history every few steps."""
         if self.step % _LOG_EVERY and self.step != self.settings.steps:
             return
         if not math.isfinite(mse := error.item()):
@@ -177,7 +173,7 @@ class Trainer:
         wanted, draw = _VECTORS_PER_CODE * self.config.num_codes, 0
         with torch.no_grad():
             while sum(map(len, vectors)) < wanted:
-                # Batches of a round that training never comes to.
+                # Batches after the last one of the training.
                 maps = self._batch(self.settings.steps + draw)
                 encoded = self._network.encoder(maps)
                 vectors.append(encoded.permute(0, 2, 3, 1).reshape(-1, encoded.shape[1]))
@@ -203,17 +199,17 @@ class Trainer:
             crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(crops))[:, None].to(self.device)
 
-    def _read(self, position: int) -> np.ndarray[Any, Any]:
-        """The map at a position in an endless row of rounds, each in an order of its own."""
-        turn, place = divmod(position, len(self.files))
-        if self._order[0] != turn:
-            rng = np.random.default_rng([self.settings.seed, 2, turn])
-            self._order = turn, rng.permutation(len(self.files))
-        file = self.files[self._order[1][place]]
+    def _read(self, position: int) -> Floats:
+        """The map at a position in an endless sequence of epochs, each shuffled by itself."""
+        epoch, index = divmod(position, len(self.files))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.settings.seed, 2, epoch])
+            self._order = epoch, rng.permutation(len(self.files))
+        file = self.files[self._order[1][index]]
         return fit_map(read_map(file, distances=self.distances), self.config.size_px)
 
     def _measure_variance(self) -> float:
-        """Variance of the values of a part of the maps."""
+        """Variance of the values of a sample of the maps."""
         rng = np.random.default_rng([self.settings.seed, 3])
         chosen = rng.permutation(len(self.files))[:_NUM_VARIANCE_MAPS]
         maps = (read_map(self.files[i], distances=self.distances) for i in chosen)
@@ -228,7 +224,7 @@ class Trainer:
     # State
 
     def save_state(self, folder: Path) -> None:
-        """Write all that :meth:`load_state` needs, wholly or not at all.
+        """Write the file that :meth:`load_state` reads, whole or not at all.
 
         Raises:
             OSError: if it cannot be written.
@@ -246,10 +242,7 @@ class Trainer:
         draft.replace(folder / STATE)
 
     def load_state(self, folder: Path) -> bool:
-        """Go on where a run was stopped.
-
-        Returns:
-            Whether there was anything to go on with.
+        """Resume a stopped run; returns whether there is one in the folder.
 
         Raises:
             PromptError: if the run in this folder is another one, or its file is damaged.
@@ -261,7 +254,7 @@ class Trainer:
             state = torch.load(file, map_location=self.device, weights_only=True)
         except (OSError, RuntimeError, UnpicklingError, EOFError) as exc:
             raise PromptError(
-                f"cannot read {file} ({str(exc).splitlines()[0]}); delete it to start anew"
+                f"cannot read {file} ({str(exc).splitlines()[0]}); delete it to start again"
             ) from exc
         check_same_run(state["run"], self.identity, folder)
         self.step, self.history = state["step"], state["history"]
@@ -272,7 +265,7 @@ class Trainer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same."""
+        """See :func:`run_identity`."""
         return run_identity(self.files, self.settings, self.config, self.distances)
 
 
@@ -282,24 +275,24 @@ def run_identity(
     config: DepthTokenizerConfig,
     distances: bool = False,
 ) -> dict[str, Any]:
-    """What makes two runs the same: settings, shape, and the names and sizes of the maps."""
-    held = {"distances": distances or None}  # runs of before this option have no such key
+    """Settings, shape, and names and sizes of the maps: runs with equal ones are the same."""
+    held = {"distances": distances or None}  # older runs have no such key
     named = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
     return {**asdict(settings), **asdict(config), "num_maps": len(files), "maps": digest, **held}
 
 
 def check_same_run(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Find out whether the run in a folder is the one that is asked for.
+    """Refuse a run in a folder that is not the wanted one.
 
     Raises:
-        PromptError: naming the first thing that differs.
+        PromptError: naming the first difference.
     """
     for name, value in wanted.items():
         if found.get(name) != value:
             raise PromptError(
                 f"{folder} holds a run with {name} {found.get(name)}, not {value}; "
-                "repeat its options to go on, or choose another folder"
+                "repeat its options to resume it, or choose another folder"
             )
 
 

@@ -1,24 +1,149 @@
-"""The network of the depth tokenizer: encoder, codebook, decoder, named as the released one's."""
+"""The network of the depth tokenizer: encoder, codebook, decoder, named as in the release.
+
+The codebook is our own code because the released weights have names of their own for it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpt.depth.codebook import Codebook
+from vpt.errors import DataError
+
+
+class Codebook(nn.Module):
+    """Nearest-vector quantiser with moving averages (arXiv 1711.00937, appendix A.1).
+
+    Buffers have the names of https://github.com/SwinTransformer/AiT `vae/models/VQVAE.py`, whose
+    weights Aurora released. `num_codes` is K, `code_dim` is D.
+    """
+
+    def __init__(self, num_codes: int, code_dim: int, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("_embedding", torch.zeros(num_codes, code_dim))
+        self.register_buffer("_ema_cluster_size", torch.zeros(num_codes))
+        self.register_buffer("_ema_w", torch.zeros(num_codes, code_dim))
+        self._embedding: Tensor
+        self._ema_cluster_size: Tensor
+        self._ema_w: Tensor
+        nn.init.normal_(self._embedding)
+        self._ema_w.copy_(self._embedding)
+
+    @property
+    def num_codes(self) -> int:
+        """K, the number of vectors."""
+        return len(self._embedding)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Codes ``[N]`` of the vectors nearest to ``[N, D]``, the lowest among equals."""
+        squares = self._embedding.square().sum(1)
+        return (squares - 2 * vectors @ self._embedding.T).argmin(1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors ``[..., D]`` of int64 codes ``[...]``.
+
+        Raises:
+            DataError: if there is no such code.
+        """
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
+            raise DataError(
+                f"expected codes of 0 to {self.num_codes - 1}, "
+                f"got {int(codes.min())} to {int(codes.max())}"
+            )
+        return self._embedding[codes]
+
+    @property
+    def vectors(self) -> Tensor:
+        """``[K, D]``, one per code."""
+        return self._embedding
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Move codes towards the vectors ``[N, D]`` of a step, whose nearest codes are ``[N]``."""
+        counts = torch.bincount(codes, minlength=self.num_codes).to(vectors)
+        sums = torch.zeros_like(self._ema_w).index_add_(0, codes, vectors)
+        self._ema_cluster_size.lerp_(counts, 1 - self.decay)
+        self._ema_w.lerp_(sums, 1 - self.decay)
+        self._refresh()
+
+    @torch.no_grad()
+    def revive(self, vectors: Tensor, least_share: float, generator: torch.Generator) -> int:
+        """Move dead codes to random vectors of a step.
+
+        Args:
+            vectors: ``[N, D]`` of one step.
+            least_share: a code is dead if it is used less than this share of an even use.
+            generator: source of randomness.
+
+        Returns:
+            The number of codes moved.
+        """
+        even = self._ema_cluster_size.mean()
+        dead = (self._ema_cluster_size < least_share * even).nonzero()[:, 0]
+        order = torch.randperm(len(vectors), generator=generator)
+        dead = dead[: len(order)]  # each takes a different vector; the rest waits
+        self._ema_cluster_size[dead] = even
+        self._ema_w[dead] = vectors[order[: len(dead)]] * even
+        self._refresh()
+        return len(dead)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor, generator: torch.Generator, num_rounds: int = 20) -> None:
+        """Initialise the codes by k-means.
+
+        Args:
+            vectors: ``[N, D]`` with N at least K.
+            generator: source of randomness.
+            num_rounds: of k-means.
+
+        Raises:
+            DataError: if there are fewer vectors than codes.
+        """
+        if len(vectors) < self.num_codes:
+            raise DataError(
+                f"expected at least {self.num_codes} vectors to start the codebook from, "
+                f"got {len(vectors)}; use more or larger maps"
+            )
+        order = torch.randperm(len(vectors), generator=generator)
+        self._embedding.copy_(vectors[order[: self.num_codes]])
+        for _ in range(num_rounds):
+            codes = self.nearest(vectors)
+            counts = torch.bincount(codes, minlength=self.num_codes).to(vectors)
+            sums = torch.zeros_like(self._ema_w).index_add_(0, codes, vectors)
+            empty = counts == 0
+            spare = torch.randperm(len(vectors), generator=generator)[: int(empty.sum())]
+            sums[empty], counts[empty] = vectors[spare], 1
+            self._embedding.copy_(sums / counts[:, None])
+        self._ema_cluster_size.copy_(counts / counts.mean())
+        self._ema_w.copy_(self._embedding * self._ema_cluster_size[:, None])
+
+    def _refresh(self) -> None:
+        """Set the vectors to the averages; sizes are smoothed against division by zero."""
+        epsilon, total = 1e-5, self._ema_cluster_size.sum()
+        sizes = self._ema_cluster_size + epsilon
+        sizes *= total / (total + self.num_codes * epsilon)
+        self._embedding.copy_(self._ema_w / sizes[:, None])
+
+
+def perplexity(counts: Tensor) -> float:
+    """Perplexity, 1 to K, of codes that occur ``counts`` ``[K]`` times; not all are 0."""
+    shares = counts.double() / counts.sum()
+    return float(torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()))
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What one pass over maps gives.
+    """Result of one pass over maps.
 
     Attributes:
         decoded: ``[B, 1, H, W]``.
         vectors: ``[N, D]``, of the encoder, one per code.
-        codes: ``[N]`` int64; ``None`` if nothing was quantised.
-        commitment: mean squared distance of the vectors from their codes' vectors; 0 without.
+        codes: ``[N]`` int64; ``None`` without quantisation.
+        commitment: mean squared distance of the vectors from those of their codes, or 0.
     """
 
     decoded: Tensor
@@ -30,13 +155,13 @@ class Forward:
 class DepthVQVAE(nn.Module):
     """VQ-VAE of depth maps (arXiv 2412.03548), of the shape of AiT's (arXiv 2301.02229).
 
-    Layers stand in the order of https://github.com/SwinTransformer/AiT `vae/models/VQVAE.py`
+    Layers are in the order of https://github.com/SwinTransformer/AiT `vae/models/VQVAE.py`
     (``residul_type='v1'``, ``use_norm=False``), so that weights trained there fit.
 
     Args:
         num_codes: K, vectors of the codebook.
         code_dim: D, their width.
-        hidden_dim: channels behind the first convolution; each further one doubles them.
+        hidden_dim: channels after the first convolution; each further one doubles them.
         num_downsamplings: a code stands for ``2**num_downsamplings`` pixels a side.
         num_residual_blocks: of encoder and decoder each.
     """
@@ -73,30 +198,20 @@ class DepthVQVAE(nn.Module):
 
     @property
     def codebook(self) -> Codebook:
-        """The quantiser; its parameters' names begin with ``_vq_vae``, as released."""
+        """The quantiser; the names of its parameters begin with ``_vq_vae``, as released."""
         return self._vq_vae
 
     def encode(self, maps: Tensor) -> Tensor:
-        """Turn maps into codes.
+        """Encode maps ``[B, 1, H, W]`` as int64 codes ``[B, h, w]``.
 
-        Args:
-            maps: ``[B, 1, H, W]``, 0 to 1; sides are multiples of ``2**num_downsamplings``.
-
-        Returns:
-            ``[B, h, w]`` int64.
+        Values are 0 to 1; sides are multiples of ``2**num_downsamplings``.
         """
         vectors = self.encoder(maps)  # [B, D, h, w]
         batch, _, height, width = vectors.shape
         return self.codebook.nearest(_flatten(vectors)).view(batch, height, width)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turn codes into maps.
-
-        Args:
-            codes: ``[B, h, w]`` int64.
-
-        Returns:
-            ``[B, 1, H, W]``, about 0 to 1.
+        """Decode codes ``[B, h, w]`` to maps ``[B, 1, H, W]`` of about 0 to 1.
 
         Raises:
             DataError: if there is no such code.
@@ -108,7 +223,7 @@ class DepthVQVAE(nn.Module):
 
         Args:
             maps: ``[B, 1, H, W]``.
-            quantise: else the decoder gets what the encoder gives.
+            quantise: if not, the decoder receives the output of the encoder.
         """
         encoded = self.encoder(maps)  # [B, D, h, w]
         vectors = _flatten(encoded)  # [N, D]
@@ -138,5 +253,5 @@ class _ResidualBlock(nn.Module):
 
 
 def _flatten(encoded: Tensor) -> Tensor:
-    """``[B, D, h, w]`` to ``[B * h * w, D]``, rows of a map one after the other."""
+    """``[B, D, h, w]`` to ``[B * h * w, D]``, in reading order."""
     return encoded.permute(0, 2, 3, 1).reshape(-1, encoded.shape[1])

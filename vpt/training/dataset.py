@@ -8,10 +8,8 @@ from typing import Any
 import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
 
-from vpt.data.findings import Finding
-from vpt.data.image_checks import check_placeholders
-from vpt.data.row_files import read_entries
-from vpt.data.row_view import view_row
+from vpt.data.checks import Finding, check_placeholders, view_row
+from vpt.data.rows import read_entries
 from vpt.errors import PromptError, TrainingError, VPTError
 from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix
 from vpt.protocol.tokens import RELEASED_GRID_SIZE

@@ -1,32 +1,34 @@
-"""The annealing mixture: epochs with ever fewer rows of the atomic task, in one file, in order.
+"""The annealing mixture: epochs with decreasing shares of the atomic task, in one file.
 
-Aurora (arXiv 2412.03548, section 4.2) starts with perception content alone and goes over to
-reasoning with it. The order of the file is the curriculum: it is gone through once, unshuffled.
+Aurora (arXiv 2412.03548, section 4.2) starts with perception content alone and continues with
+reasoning over it. The order of the file is the curriculum: training reads it once, unshuffled.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from vpt.data.aurora.rows import ATOMIC_TASKS, Row, read_note, with_note
+from vpt.data.content_rows import ATOMIC_TASKS, EPOCH, TASKS, read_note, with_note
+from vpt.data.making import path_from
+from vpt.data.rows import Row, read_entries
 from vpt.errors import DataError
-
-EPOCH = "epoch"
-"""Key of a row's note: which epoch it stands in, counted from 1."""
+from vpt.images import is_url
+from vpt.protocol.rows import KINDS
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How the share of the atomic task falls.
+    """Shares of the atomic task, which decrease by equal steps.
 
     Attributes:
         num_epochs: parts of the file.
         first_share: of atomic rows in the first epoch.
-        last_share: in the last; between them it falls by equal steps.
+        last_share: in the last.
 
     Raises:
         DataError: if a number is impossible.
@@ -41,8 +43,8 @@ class Annealing:
             raise DataError(f"expected at least 1 epoch, got {self.num_epochs}")
         if not 0 <= self.last_share <= self.first_share <= 1:
             raise DataError(
-                f"expected shares that fall, from 1 to 0 at most, got {self.first_share:g} to "
-                f"{self.last_share:g}"
+                "expected shares of 1 to 0 that do not increase, "
+                f"got {self.first_share:g} to {self.last_share:g}"
             )
 
     def shares(self) -> list[float]:
@@ -57,20 +59,20 @@ def anneal(
     num_per_epoch: int | None = None,
     seed: int = 0,
 ) -> Iterator[Row]:
-    """Mix rows; in an epoch none comes twice, and all come equally often as far as that goes.
+    """Mix rows; no row occurs twice in an epoch, and all occur about equally often.
 
     Args:
         atomic: rows of the atomic task.
         others: rows of the tasks that use it.
         annealing: the shares.
-        num_per_epoch: rows; by default as many as there are enough for.
+        num_per_epoch: rows; by default as many as the rows suffice for.
         seed: of the order.
 
     Yields:
         Rows in the order of the curriculum, each with its epoch in its note.
 
     Raises:
-        DataError: if there are too few rows, or a row is on the wrong side.
+        DataError: if there are too few rows, or a row belongs to the other list.
     """
     _check_sides(atomic, others)
     shares = annealing.shares()
@@ -98,7 +100,7 @@ def anneal(
 
 
 def count_epochs(rows: Iterable[Row]) -> dict[int, Counter[str]]:
-    """How many rows of each task an epoch has, for files that :func:`anneal` made.
+    """Number of rows of each task in each epoch, for files that :func:`anneal` made.
 
     Returns:
         Epoch -> task -> rows; empty if no row names its epoch.
@@ -114,9 +116,41 @@ def count_epochs(rows: Iterable[Row]) -> dict[int, Counter[str]]:
     return dict(sorted(epochs.items()))
 
 
+def epoch_lines(epochs: Mapping[int, Counter[str]]) -> list[str]:
+    """A line for every epoch: rows, share of the atomic tasks, and the tasks."""
+    lines = []
+    for epoch, tasks in epochs.items():
+        named = ", ".join(f"{tasks[task]:,} {name}" for task, name in TASKS.items() if tasks[task])
+        num_rows, share = sum(tasks.values()), atomic_share(tasks)
+        lines.append(f"epoch {epoch:>2}: {num_rows:>7,} rows, {share:>4.0%} atomic: {named}")
+    return lines
+
+
 def atomic_share(tasks: Counter[str]) -> float:
     """Share of the atomic tasks among rows counted by task."""
     return sum(tasks[task] for task in ATOMIC_TASKS) / max(sum(tasks.values()), 1)
+
+
+def read_rows(file: Path, folder: Path) -> list[Row]:
+    """Rows of a file, with the relative paths of their images made relative to another folder.
+
+    Raises:
+        DataError: if the file cannot be read, or contains something else.
+    """
+    rows = []
+    for number, row in enumerate(read_entries(file)):
+        if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
+            raise DataError(f"{file}: entry {number} is no row; expected an object with messages")
+        moved = {
+            kind.column: [_move(path, file.parent, folder) for path in row.get(kind.column) or []]
+            for kind in KINDS.values()
+        }
+        rows.append({**row, **moved})
+    return rows
+
+
+def _move(path: str, old: Path, new: Path) -> str:
+    return path if Path(path).is_absolute() or is_url(path) else path_from(new, old / path)
 
 
 def _check_sides(atomic: Sequence[Row], others: Sequence[Row]) -> None:
@@ -129,13 +163,13 @@ def _check_sides(atomic: Sequence[Row], others: Sequence[Row]) -> None:
 
 
 def _endless(number: int, rng: np.random.Generator) -> Iterator[int]:
-    """All indices in some order, again and again."""
+    """All indices in random order, repeatedly."""
     while number:
         yield from (int(index) for index in rng.permutation(number))
 
 
 def _take_distinct(pool: Iterator[int], number: int) -> list[int]:
-    """So many different indices; those that come twice are passed over."""
+    """The next different indices."""
     taken: dict[int, None] = {}
     while len(taken) < number:
         taken.setdefault(next(pool))

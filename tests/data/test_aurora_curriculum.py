@@ -5,13 +5,10 @@ import json
 import pytest
 from aurora_samples import blocks
 
-from vpt.data.aurora.counting_rows import counting_rows
-from vpt.data.aurora.curriculum import Annealing, anneal, atomic_share, count_epochs
-from vpt.data.aurora.depth_rows import map_row, point_rows
-from vpt.data.aurora.lvis import CategoryBoxes
-from vpt.data.aurora.points import Point
-from vpt.data.aurora.rows import NOTE, read_note
 from vpt.data.check import RowChecker, check_rows
+from vpt.data.content_rows import NOTE, CategoryBoxes, counting_rows, map_row, point_rows, read_note
+from vpt.data.curriculum import Annealing, anneal, atomic_share, count_epochs
+from vpt.data.points import Point
 from vpt.errors import DataError
 from vpt.protocol.content import format_depth
 
@@ -77,8 +74,8 @@ def test_all_rows_come_equally_often(pools):
     ("arguments", "message"),
     [
         ((0,), "at least 1 epoch"),
-        ((10, 0.1, 1.0), "expected shares that fall"),
-        ((10, 1.2, 0.1), "expected shares that fall"),
+        ((10, 0.1, 1.0), "expected shares of 1 to 0 that do not increase"),
+        ((10, 1.2, 0.1), "expected shares of 1 to 0 that do not increase"),
     ],
 )
 def test_impossible_shares_are_refused(arguments, message):

@@ -8,18 +8,30 @@ import pytest
 from aurora_samples import GreyTokenizer, blocks, write_photos
 from PIL import Image
 
-from vpt.data.aurora import depth_files, parts
-from vpt.data.aurora.depth_files import DepthRecipe, DepthRowMaker
-from vpt.data.aurora.depth_rows import leader_of, level, map_row, point_rows, read_levels
-from vpt.data.aurora.depth_sources import describe, open_source, photo_sources, scene_sources
-from vpt.data.aurora.points import Point, PointRule
-from vpt.data.aurora.rows import NOTE, read_note, with_note
+from vpt.data import making
 from vpt.data.check import RowChecker, check_rows
-from vpt.data.image_sizes import measure_images
-from vpt.data.row_files import read_entries
-from vpt.data.row_view import image_paths
-from vpt.depth.maps import read_map
-from vpt.depth.reading import answer_from_map
+from vpt.data.checks import image_paths
+from vpt.data.content_rows import (
+    NOTE,
+    leader_of,
+    level,
+    map_row,
+    point_rows,
+    read_levels,
+    read_note,
+    with_note,
+)
+from vpt.data.depth_rows import (
+    DepthRecipe,
+    describe,
+    make_depth_rows,
+    open_source,
+    photo_sources,
+    scene_sources,
+)
+from vpt.data.points import Point, PointRule
+from vpt.data.rows import measure_images, read_entries
+from vpt.depth.maps import answer_from_map, read_map
 from vpt.errors import DataError, ImageError, PromptError
 from vpt.protocol.content import parse_depth
 
@@ -33,10 +45,9 @@ def scenes(tmp_path_factory):
 
 def make(scenes, folder, **recipe):
     recipe = DepthRecipe(**{"num_points": (2, 3), "skip_bad": True, **recipe})
-    maker = DepthRowMaker(GreyTokenizer(), recipe, folder)
-    sources = scene_sources(scenes)
-    assert sum(maker.make(sources)) == len(sources)
-    return maker.finish(len(sources))
+    making = make_depth_rows(scene_sources(scenes), GreyTokenizer(), recipe, folder)
+    assert sum(making.run()) == len(making.sources)
+    return making.finish()
 
 
 def content_of(folder):
@@ -100,12 +111,11 @@ def test_the_same_seed_gives_the_same_bytes(scenes, tmp_path):
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_PART_SIZE", 5)
+    monkeypatch.setattr(making, "_PART_SIZE", 5)
     make(scenes, tmp_path / "whole")
     recipe = DepthRecipe(num_points=(2, 3), skip_bad=True)
-    maker = DepthRowMaker(GreyTokenizer(), recipe, tmp_path / "stopped")
     sources = scene_sources(scenes)
-    running = maker.make(sources)
+    running = make_depth_rows(sources, GreyTokenizer(), recipe, tmp_path / "stopped").run()
     for _ in range(7):
         next(running)
     running.close()
@@ -193,7 +203,7 @@ def test_maps_of_photos_are_found_by_name(tmp_path):
 def test_a_tokenizer_of_another_shape_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(GreyTokenizer.config, "num_codes", 64)
     with pytest.raises(DataError, match="makes 100 codes out of 64; expected 100 out of 128"):
-        DepthRowMaker(GreyTokenizer(), DepthRecipe(), tmp_path)
+        make_depth_rows([], GreyTokenizer(), DepthRecipe(), tmp_path)
 
 
 def test_rows_that_would_contradict_themselves_are_refused():
@@ -227,7 +237,7 @@ def test_notes_are_read_and_changed(scenes, tmp_path):
 
 def test_the_centre_layout_is_named_in_the_questions(scenes, tmp_path):
     make(scenes, tmp_path / "rows", rule=PointRule("centre"), num_points=(2, 2))
-    asked = read_entries(tmp_path / "rows" / f"{depth_files.QUESTIONS}.jsonl")
+    asked = read_entries(tmp_path / "rows" / f"{making.QUESTIONS}.jsonl")
     assert {entry["category"] for entry in asked} == {"centre, 2 points"}
 
 

@@ -11,14 +11,16 @@ from PIL import Image
 from recipes.counting.files import write_counting_scenes
 from recipes.counting.scenes import NUM_ASKED, draw_counting_scene
 from vpt.boxes import contains
-from vpt.data.aurora.counting_files import CountingRecipe, CountingRowMaker
-from vpt.data.aurora.counting_rows import counting_rows, read_count
-from vpt.data.aurora.lvis import CategoryBoxes, read_lvis, say_plural, to_pixel_grid
-from vpt.data.aurora.rows import read_note
 from vpt.data.check import RowChecker, check_rows
-from vpt.data.image_sizes import measure_images
-from vpt.data.row_files import read_entries
-from vpt.data.row_view import image_paths
+from vpt.data.checks import image_paths
+from vpt.data.content_rows import CategoryBoxes, counting_rows, read_count, read_note, say_plural
+from vpt.data.counting import (
+    CountingRecipe,
+    make_counting_rows,
+    read_lvis,
+    to_pixel_grid,
+)
+from vpt.data.rows import measure_images, read_entries
 from vpt.errors import DataError, ImageError, PromptError, RegionError
 from vpt.protocol.content import parse_pixel_boxes
 
@@ -92,10 +94,16 @@ def test_too_many_boxes_and_unsure_categories_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": None}, "has no list 'images'"),
-        ({"images": [3]}, "expected objects in 'images', got int"),
-        ({"images": [{"id": 7, "width": "200"}]}, "expected 'width' to be int, got '200'"),
-        ({"images": [{"id": 7, "width": 0, "height": 4}]}, "an image has 0x4 px"),
+        ({"images": None}, "images: Input should be a valid list, got None"),
+        ({"images": [3]}, r"images\[0\]: Input should be a valid dict.*, got 3"),
+        (
+            {"images": [{"id": 7, "width": "200"}]},
+            r"images\[0\]\.width: Input should be a valid integer, got '200'",
+        ),
+        (
+            {"images": [{"id": 7, "width": 0, "height": 4}]},
+            r"images\[0\]\.width: Input should be greater than 0, got 0",
+        ),
         ({"images": SOUND["images"][1:]}, "annotations name image 7, which is none"),
         ({"categories": SOUND["categories"][:1]}, "category_id 2, which is none"),
         ({"images": [{"id": 7, "width": 9, "height": 9}]}, "neither file_name nor coco_url"),
@@ -226,11 +234,11 @@ def test_train_and_heldout_share_no_picture(scenes):
 
 def make(scenes, folder, split="train", **recipe):
     annotations = read_lvis(scenes / split / "annotations.json")
-    maker = CountingRowMaker(
+    making = make_counting_rows(
         annotations, scenes / split / "images", CountingRecipe(**recipe), folder
     )
-    assert sum(maker.make()) == maker.num_pictures
-    return maker.finish()
+    assert sum(making.run()) == len(making.sources)
+    return making.finish()
 
 
 def test_every_row_passes_the_check_and_tells_the_number(scenes, tmp_path):
@@ -286,7 +294,7 @@ def test_annotations_without_anything_to_count_are_refused(tmp_path):
     annotations = read_lvis(lvis(tmp_path), max_boxes=1, min_side=336)
     annotations.pictures[:] = annotations.pictures[1:]
     with pytest.raises(DataError, match="no picture has a category whose objects"):
-        next(CountingRowMaker(annotations, tmp_path, CountingRecipe(), tmp_path / "rows").make())
+        make_counting_rows(annotations, tmp_path, CountingRecipe(), tmp_path / "rows")
 
 
 def test_a_folder_with_other_scenes_is_left_alone(scenes):

@@ -8,7 +8,7 @@ from aurora_samples import GreyTokenizer, write_photos
 from recipes.__main__ import COMMANDS
 from recipes.__main__ import main as recipe
 from vpt import cli
-from vpt.data.row_files import read_entries
+from vpt.data.rows import read_entries
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 
 
@@ -81,7 +81,7 @@ def test_photos_without_maps_are_estimated(vpt, grey, scenes, tmp_path, monkeypa
         def estimate(photo):
             return read_map(scenes / "depth/000003.png")
 
-    monkeypatch.setattr("vpt.cli.depth_tokenizer_maps.load_estimator", lambda _: Estimator)
+    monkeypatch.setattr("vpt.cli.depth_tokenizer.load_estimator", lambda _: Estimator)
     words = ("--photos", scenes / "images", "--tokenizer", "any", "--points", "2", "--limit", 2)
     code, _, said = vpt("make-depth-rows", *words, "--out", tmp_path / "rows")
     assert code == 0, said

@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpt.data.aurora.circles import draw_points, label_box_px, position_px
-from vpt.data.aurora.points import LAYOUTS, Point, PointRule, nearest, place_points
-from vpt.depth.reading import depth_at
+from vpt.data.points import (
+    LAYOUTS,
+    Point,
+    PointRule,
+    draw_points,
+    label_box_px,
+    nearest,
+    place_points,
+    position_px,
+)
+from vpt.depth.maps import depth_at
 from vpt.errors import DataError
 
 
@@ -56,7 +64,7 @@ def test_letters_and_heights_give_nothing_away():
 def test_too_few_possible_points_is_said():
     flat = np.full((40, 40), 0.5, np.float32)
     with pytest.raises(
-        DataError, match=r"too few possible points: no 2 that are 0\.12 of the side"
+        DataError, match=r"too few possible points: no 2 with a distance of 0\.12 of"
     ):
         place(0, 2, PointRule(), flat)
     with pytest.raises(DataError, match="expected 2 to 5 points, got 6"):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from aurora_samples import blocks
 
-from vpt.data.aurora.curriculum import Annealing, anneal
-from vpt.data.aurora.depth_rows import map_row, point_rows
-from vpt.data.aurora.points import Point
-from vpt.data.row_files import write_rows
+from vpt.data.content_rows import map_row, point_rows
+from vpt.data.curriculum import Annealing, anneal
+from vpt.data.points import Point
+from vpt.data.rows import write_rows
 
 pytest.importorskip("llamafactory")
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vpt.data.cells import clean_cell
+from vpt.data.rows import clean_cell
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A doctor for evaluation splits: tells what would spoil a run before it is started."""
+"""Checks of evaluation splits: problems that would spoil a run, found before it is started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vpt.protocol.rows import split_crop_suffix
 from vpt.protocol.tokens import find_content
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
-"""``(items, how many, what)`` -> the same items, while somebody sees how far they are."""
+"""``(items, how many, what)`` -> the same items, while progress is shown."""
 
 SPLIT_FINDINGS = {
     "bad-row": "a row of which no sample can be made",
@@ -49,11 +49,11 @@ _TOKENS = {*_KNOWN.writable, *_KNOWN.reserved}
 
 @dataclass
 class SplitReport(Report):
-    """What checking a split brought.
+    """Findings in a split.
 
     Attributes:
-        num_images: that were opened.
-        num_left: rows that were left out.
+        num_images: images that were opened.
+        num_left: rows that were not checked.
     """
 
     num_images: int = 0
@@ -62,12 +62,12 @@ class SplitReport(Report):
 
 @dataclass(frozen=True)
 class CheckTarget:
-    """What ``vpt data check`` is to check; it reads these attributes.
+    """A target of ``vpt data check``, which reads these attributes.
 
     Attributes:
         file: with the rows.
-        findings: kinds of findings, with what each means.
-        find_image: path in a row, without crop suffix -> where the file is.
+        findings: kinds of findings, with the meaning of each.
+        find_image: path in a row, without crop suffix -> path of the file.
         check: ``(limit, open_images, ignored, watch)`` -> report; ``None`` for released rows,
             which ``vpt data check`` checks itself.
     """
@@ -96,15 +96,15 @@ class CheckTarget:
 
 
 def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | None:
-    """What ``vpt data check`` is to check; the entry point of group ``vpt.splits``.
+    """Find the target of ``vpt data check``.
 
     Args:
         name: a split, a file, or ``FORMAT:FILE``.
         root: folder of data.
-        images: as typed behind ``--images``.
+        images: values of ``--images``.
 
     Returns:
-        ``None`` for a path at which no file is.
+        ``None`` for a path that does not exist.
 
     Raises:
         PromptError: for an unknown name or format, or malformed ``--images``.
@@ -123,15 +123,10 @@ def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | 
 
 
 def check_split(split: Split, root: Path, images: ImageRoots) -> SplitReport:
-    """Check all of a split; released rows by the checks of :mod:`vpt.data.check`.
-
-    Args:
-        split: registered, or made of a file.
-        root: folder of data.
-        images: where images are, if not where the format expects them.
+    """Check all of a split; released rows by :mod:`vpt.data.check`.
 
     Raises:
-        DataError: if its file is missing, cannot be read or holds nothing.
+        DataError: if its file is missing, cannot be read or is empty.
     """
     file = split.find_file(root)
     if split.format != "released":
@@ -157,19 +152,19 @@ def check_file(
     ignored: Iterable[str] = (),
     watch: Watch = lambda items, number, what: items,
 ) -> SplitReport:
-    """Check a split that is not of released rows. Nothing is changed.
+    """Check a split that is not of released rows; nothing is changed.
 
     Args:
         split: registered, or made of a file.
         file: of the split.
-        images: where images are.
-        limit: check the first rows only.
-        open_images: whether to; without, nothing is learnt of them and of boxes.
+        images: folders of images.
+        limit: number of rows to check, from the first.
+        open_images: whether to open them; otherwise they and boxes are not checked.
         ignored: kinds of findings to leave out.
-        watch: shows how far the images are.
+        watch: shows the progress over images.
 
     Raises:
-        DataError: if the file cannot be read or holds nothing.
+        DataError: if the file cannot be read or is empty.
     """
     num_all, paths = _list_images(read_rows_of(split, file, images), limit)
     if not num_all:
@@ -182,7 +177,7 @@ def check_file(
         k: [] for k in SPLIT_FINDINGS if k not in ignored
     }
     first_with: dict[str, int] = {}
-    # Read again, for pictures may lie in the rows, and are not kept.
+    # Read again: rows may contain images, which are not kept in memory.
     for number, sample in enumerate(itertools.islice(read_rows_of(split, file, images), limit)):
         findings = []
         if (same := first_with.setdefault(sample.id, number)) != number:
@@ -207,7 +202,7 @@ def check_file(
 def _list_images(
     samples: Iterable[Sample | BadRow], limit: int | None
 ) -> tuple[int, Sequence[str]]:
-    """How many rows there are, and the image files that the first of them name."""
+    """Number of rows, and the image files named by the first ``limit`` of them."""
     paths: dict[str, None] = {}
     num_rows = 0
     for sample in samples:

@@ -62,12 +62,6 @@ def mean_interval(
 ) -> Interval:
     """Mean of values: Wilson's interval if each is 0 or 1, otherwise a percentile bootstrap.
 
-    Args:
-        values: ``[n]``, at least one, finite.
-        level: of confidence.
-        seed: of the resampling.
-        num_resamples: number of resampled means.
-
     Raises:
         DataError: if there are no values, or one is not finite.
     """
@@ -101,13 +95,6 @@ def difference_interval(
 ) -> Interval:
     """Mean of ``a - b`` over pairs, by a bootstrap of the pairs. Swapping gives the mirror image.
 
-    Args:
-        a: ``[n]``, one value per pair.
-        b: ``[n]``, in the same order.
-        level: of confidence.
-        seed: of the resampling.
-        num_resamples: number of resampled means.
-
     Raises:
         DataError: if there are no pairs, lengths differ, or a value is not finite.
     """
@@ -116,11 +103,6 @@ def difference_interval(
 
 def paired_test(a: Values, b: Values, *, seed: int = 0) -> PairedTest:
     """Test pairs: by McNemar's test if each score is 0 or 1, otherwise by flipping signs.
-
-    Args:
-        a: ``[n]``, one score per pair.
-        b: ``[n]``, in the same order.
-        seed: of the sign flips.
 
     Raises:
         DataError: if there are no pairs, lengths differ, or a value is not finite.
@@ -133,12 +115,7 @@ def paired_test(a: Values, b: Values, *, seed: int = 0) -> PairedTest:
 
 
 def mcnemar_p(num_only_a: int, num_only_b: int) -> float:
-    """Exact McNemar test (1947), two-sided; 1 if the runs never disagree.
-
-    Args:
-        num_only_a: pairs that only ``a`` got right.
-        num_only_b: pairs that only ``b`` got right.
-    """
+    """Exact McNemar test (1947), two-sided, of pairs that only one run got right; 1 for none."""
     from scipy.stats import binomtest
 
     num_pairs = num_only_a + num_only_b
@@ -148,12 +125,7 @@ def mcnemar_p(num_only_a: int, num_only_b: int) -> float:
 def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
     """Permutation test (Fisher 1935), two-sided: were the runs equal, any sign were as likely.
 
-    Args:
-        differences: ``[n]``, one per pair.
-        seed: of the sign flips, where not all are tried.
-
-    Returns:
-        1 if no more than one pair differs.
+    1 if no more than one pair differs.
     """
     moved = _checked(differences)
     moved = moved[moved != 0]

@@ -1,4 +1,4 @@
-"""Where numbers come from: which weights, code, libraries and machine."""
+"""Provenance of numbers: weights, code, libraries and machine."""
 
 from __future__ import annotations
 
@@ -25,32 +25,16 @@ if TYPE_CHECKING:
 # Settings of transformers that decide what a model computes. Its releases add others, which would
 # give the same model another hash.
 _TEXT = (
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "layer_types",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "sliding_window",
-    "vocab_size",
+    *("hidden_act", "hidden_size", "intermediate_size", "layer_types", "num_attention_heads"),
+    *("num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "sliding_window", "vocab_size"),
 )
 _ROPE = ("rope_type", "rope_theta", "mrope_section", "factor")
 _VISION = (
-    "depth",
-    "embed_dim",
-    "hidden_act",
-    "hidden_size",
-    "in_channels",
-    "mlp_ratio",
-    "num_heads",
-    "patch_size",
-    "spatial_merge_size",
-    "temporal_patch_size",
+    *("depth", "embed_dim", "hidden_act", "hidden_size", "in_channels", "mlp_ratio", "num_heads"),
+    *("patch_size", "spatial_merge_size", "temporal_patch_size"),
 )
 _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "tokenizers")
-# What the stored configuration of an encoder says of the release that wrote it.
+# Keys by which an encoder's stored configuration names the release that wrote it.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 
@@ -58,11 +42,8 @@ _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 def hash_model(model: VPTForConditionalGeneration) -> str:
     """A short hash over the configuration and, of each weight, name, shape and sampled values.
 
-    It is the same with every release of transformers. Reading all of a large model would take
-    minutes; two trainings differ in every weight.
-
-    Args:
-        model: on any device, in any precision; the precision is part of the hash.
+    It does not depend on the release of transformers. Values are sampled because reading all of a
+    large model takes minutes, and two trainings differ in every weight. Precision is part of it.
     """
     config = model.config
     text, vision = config.text_config, config.vision_config
@@ -78,7 +59,7 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
 
 
 def hash_depth_tokenizer(tokenizer: DepthTokenizer) -> str:
-    """Likewise, of the depth tokenizer: what a model's codes mean."""
+    """As :func:`hash_model`, of the depth tokenizer, which gives a model's codes their meaning."""
     return _hash(dataclasses.asdict(tokenizer.config), tokenizer.network.state_dict())
 
 

@@ -27,11 +27,7 @@ class ImageRef:
     crop: PixelBox | None = None
 
     def open(self) -> LoadedImage:
-        """Load it.
-
-        Raises:
-            ImageError: if it cannot be read.
-        """
+        """Load it; raises ``ImageError`` if it cannot be read."""
         image = load_image(self.source)
         return image if self.crop is None else from_pixels(image.pixels.crop(self.crop), self.name)
 
@@ -49,7 +45,7 @@ class Sample:
         choices: texts of the options A, B, ...; empty if the question is open.
         box: of the evidence, XYXY in pixels of the first image.
         group: for a break-down within the split, such as a question's family.
-        facts: what else scores need.
+        facts: further values that scores need.
     """
 
     id: str
@@ -64,12 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of which no sample could be made; it is counted, never dropped.
-
-    Attributes:
-        id: that a sample of the row would have had.
-        problem: what is wrong with it.
-    """
+    """A row of which no sample could be made; it is counted, never dropped."""
 
     id: str
     problem: str
@@ -77,7 +68,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class ImageRoots:
-    """Where images are.
+    """Folders of the images that a file names.
 
     Attributes:
         root: folder of relative paths; ``None`` for the one that a format expects, mostly that of
@@ -90,10 +81,7 @@ class ImageRoots:
 
     @classmethod
     def parse(cls, options: Sequence[str]) -> ImageRoots:
-        """Read what a person typed.
-
-        Args:
-            options: ``FROM=TO`` each, or a folder.
+        """Read values of ``--images``: each ``FROM=TO``, or a folder.
 
         Raises:
             PromptError: if one is malformed or contradicts another, or its folder does not exist.
@@ -118,14 +106,11 @@ class ImageRoots:
         return cls(root, tuple(sorted(moved.items(), key=lambda item: -len(item[0]))))
 
     def find(self, path: str, folder: Path) -> str:
-        """Say where an image is.
+        """The path of an image.
 
         Args:
-            path: as the file has it.
-            folder: of relative paths, if :attr:`root` names none.
-
-        Returns:
-            A path; an absolute one that was not moved as it is.
+            path: as written in the file; an absolute one that was not moved stays as it is.
+            folder: of relative paths, if :attr:`root` is ``None``.
         """
         for start, target in self.moved:  # FROM without the slash at its end: "/" is ""
             if path == start or path.startswith(f"{start}/"):

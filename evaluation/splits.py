@@ -1,4 +1,4 @@
-"""The benchmark splits: what each is, where its file is, how it is asked and scored."""
+"""Benchmark splits: what each asks, where its file is, how it is asked and scored."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Split:
 
     Attributes:
         name: as on the command line.
-        about: what is asked, in a line.
-        paper: URL of what describes it.
-        license: of the questions, as far as we could see it.
-        how_to_get: where file and images come from.
+        about: what it asks, in a line.
+        paper: URL of its description.
+        license: of the questions, as far as published.
+        how_to_get: source of file and images.
         format: key of :data:`FORMATS`.
         file: relative to the folder of data.
-        prompt: sample -> what is put to the model.
         score: name in the table of scores.
-        max_new_tokens: per answer, calls and what the model draws included.
-        judged: whether a judge may score it: what was published for it is a judge's score, or it
-            is somebody's own file with open questions.
-        version: rises when prompt, score or reading change what comes out.
-        elsewhere: other places where the file may be, relative to the folder of data.
-        written_to: where a command of ours writes it, relative to the working directory.
-        choices: of every question, where the data does not say.
+        prompt: sample -> text put to the model.
+        max_new_tokens: per answer, calls and content included.
+        judged: whether a judge may score it: its published numbers are a judge's, or it is a user's
+            file of open questions.
+        version: increases when prompt, score or reading change the outcome.
+        elsewhere: other places of the file, relative to the folder of data.
+        written_to: where a command of ours writes the file, relative to the working directory.
+        choices: of every question, where the data does not contain them.
     """
 
     name: str
@@ -69,13 +69,10 @@ class Split:
     choices: tuple[str, ...] = ()
 
     def find_file(self, root: Path) -> Path:
-        """Where its file is.
-
-        Args:
-            root: folder of data.
+        """The path of its file in the folder of data ``root``.
 
         Raises:
-            DataError: if it is nowhere, saying how to get it.
+            DataError: if it is missing, saying how to get it.
         """
         places = [root / place for place in (self.file, *self.elsewhere)]
         places += [Path(self.written_to)] if self.written_to else []
@@ -92,7 +89,7 @@ def ask_as_is(sample: Sample) -> str:
 
 
 def ask_for_number(sample: Sample) -> str:
-    """The question, with the wish for a number."""
+    """The question, and an instruction to answer with a number."""
     return f"{sample.question}\nAnswer with a number."
 
 
@@ -107,18 +104,10 @@ _WITH_CONTENT = 320
 def _released(
     name: str, kind: str, score: str, about: str, paper: str, images: str, num_tokens: int = 64
 ) -> Split:
-    """One of the twelve splits with which VPT (arXiv 2502.17425) was measured.
+    """One of the twelve splits of the paper on VPT (arXiv 2502.17425).
 
-    What was published for them is a judge's score of the first 1,000 rows; ``score`` needs none.
-
-    Args:
-        name: of the split.
-        kind: how its looks are annotated, ``"region"`` or ``"action"``; part of the file's name.
-        score: see :class:`Split`.
-        about: see :class:`Split`.
-        paper: URL of what describes the questions or their source, without ``https://``.
-        images: URL of where they come from, without ``https://``.
-        num_tokens: most that an answer may have.
+    Published for them is a judge's score of the first 1,000 rows; ``score`` needs no judge.
+    ``kind`` (``"region"`` or ``"action"``) is part of the file's name; URLs lack ``https://``.
     """
     file = f"{name}_{kind}_test"
     return Split(
@@ -161,16 +150,10 @@ def _hardblink(num_points: int) -> Split:
 
 
 def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
-    """One of the counting splits on which Aurora (arXiv 2412.03548) was measured.
+    """One of the counting splits of the paper on Aurora (arXiv 2412.03548).
 
-    Aurora published no files for them (issue 6 of its repository is about that), so the layout is
-    that of HardBLINK, and one writes them oneself.
-
-    Args:
-        name: of the split.
-        dataset: on the Hugging Face Hub.
-        paper: arXiv number.
-        license: as the Hub shows it.
+    Aurora published no files for them (issue 6 of its repository), so users write them, in the
+    layout of HardBLINK. ``dataset`` is on the Hugging Face Hub, ``paper`` an arXiv number.
     """
     folder = name.lower()
     return Split(
@@ -260,7 +243,7 @@ _OWN_SCORES = {"released": "contains", "aurora": "exact_match", "plain": "contai
 
 
 def find_split(name_or_file: str, data_root: Path) -> Split:
-    """Look up a registered split, or make one of a file.
+    """Look up a registered split, or make one of a user's file.
 
     Args:
         name_or_file: a name, a path, or ``FORMAT:PATH``; a path is relative to the working
@@ -269,7 +252,7 @@ def find_split(name_or_file: str, data_root: Path) -> Split:
 
     Raises:
         PromptError: for an unknown name or format.
-        DataError: for a file that does not exist, or whose format does not show.
+        DataError: for a file that does not exist, or whose format cannot be recognised.
     """
     if name_or_file in SPLITS:
         return SPLITS[name_or_file]
@@ -310,12 +293,7 @@ def guess_format(file: Path) -> str | None:
 
 
 def is_present(split: Split, root: Path) -> bool:
-    """Whether the file of a split is there. Its images are another matter.
-
-    Args:
-        split: registered, or made of a file.
-        root: folder of data.
-    """
+    """Whether the file of a split exists; its images are not checked."""
     try:
         split.find_file(root)
     except DataError:
@@ -324,12 +302,7 @@ def is_present(split: Split, root: Path) -> bool:
 
 
 def read_split(split: Split, root: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
-    """Read a split: one thing for each row, in their order, each with an id of its own.
-
-    Args:
-        split: registered, or made of a file.
-        root: folder of data.
-        images: where images are, if not where the format expects them.
+    """Read a split: a sample or a bad row for each row, in order, with unique ids.
 
     Raises:
         DataError: if its file is missing or cannot be read.
@@ -345,16 +318,7 @@ def read_split(split: Split, root: Path, images: ImageRoots) -> Iterator[Sample 
 
 
 def read_rows_of(split: Split, file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
-    """As :func:`read_split`, but an id may come twice.
-
-    Args:
-        split: registered, or made of a file.
-        file: of the split.
-        images: where images are.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
+    """As :func:`read_split`, but of a given file, and ids may repeat."""
     for number, sample in enumerate(FORMATS[split.format][0](file, images)):
         if isinstance(sample, BadRow) or not split.choices:
             yield sample
@@ -371,17 +335,13 @@ def existing_file(path: str, data_root: Path) -> Path:
 
 
 def _own_split(name: str, file: Path, form: str) -> Split:
-    """A split of somebody's file; what it is like shows in its first sample.
-
-    Raises:
-        DataError: if the file does not exist or cannot be read.
-    """
+    """A split of a user's file; its first sample decides about the score."""
     samples = FORMATS[form][0](file, ImageRoots())
     first = next((sample for sample in samples if isinstance(sample, Sample)), None)
     has_choices = first is not None and bool(first.choices)
     return Split(
         name=name,
-        about=f"a file of one's own, read as {form}",
+        about=f"own file, read as {form}",
         paper="",
         license="that of the file",
         how_to_get="",
@@ -393,7 +353,7 @@ def _own_split(name: str, file: Path, form: str) -> Split:
 
 
 def is_path(name: str) -> bool:
-    """Whether what a person typed looks like a path alone."""
+    """Whether a name looks like a path without a format."""
     suffixes = (".json", ".jsonl", ".parquet")
     return ":" not in name and ("/" in name or Path(name).suffix in suffixes)
 

@@ -1,4 +1,4 @@
-"""Several models at once, on as many devices or hosts: Ray Data shards the samples."""
+"""Several models at once, on as many devices or hosts; Ray Data shards the samples."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BATCHES_PER_SHARD = 4
 
 
 class RayAsker:
-    """Asks models in worker processes; Ray places them.
+    """An :class:`vpt.evaluation.evaluate.Asker` over models in worker processes, placed by Ray.
 
-    Ray is started here, on this machine, unless ``RAY_ADDRESS`` names a cluster. A record is
-    handed over when its shard of a few batches is done, so a kill loses no more than these.
+    Ray is started on this machine, unless ``RAY_ADDRESS`` names a cluster. A record is yielded when
+    its shard of a few batches is done, so a kill loses no more than these.
 
     Args:
         load_options: arguments of :func:`vpt.load`; each worker loads the model once.
-        num_workers: models at once, each on a GPU of its own if the device is one.
+        num_workers: models at once, each on its own GPU if the device is one.
 
     Raises:
         PromptError: if Ray is not installed.
@@ -95,7 +95,7 @@ class RayAsker:
         return self._described
 
     def _resources(self) -> dict[str, Any]:
-        """What one worker takes."""
+        """Resources of one worker."""
         import torch
 
         device = self._load_options.get("device")
@@ -144,7 +144,7 @@ def _load(load_options: Mapping[str, Any]) -> Runtime:
 
 
 def _search_path() -> str:
-    """Where workers find this package: started as a script, it need not be installed."""
+    """Path on which workers find this package: run as a script, it may not be installed."""
     own = str(Path(__file__).resolve().parents[1])
     return os.pathsep.join(
         dict.fromkeys([own, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

@@ -1,4 +1,24 @@
-"""Files of published benchmarks: VPT's released rows, Aurora's questions, V*Bench."""
+"""Files of published benchmarks: VPT's released rows, Aurora's questions, V*Bench.
+
+**Released rows** are lists of turns (user ``"<image> question [invitation]"``, assistant call, user
+``"<image>"``, assistant answer) with the paths of their images. A path that ends in
+``.png_x0,y0,x1,y1`` denotes that box of the image. Source:
+https://github.com/yu-rp/VisualPerceptionToken, `evaluation/evaluation.py`.
+
+**Aurora** has questions in one file of JSON lines, answers in another, images in a folder::
+
+    DIR/questions.jsonl  DIR/answers.jsonl  DIR/images/0.png
+    DIR/questions/NAME_questions.jsonl  DIR/answers/NAME_answers.jsonl  DIR/images/NAME/0.png
+
+The second is that of HardBLINK in https://github.com/mahtabbigverdi/Aurora-perception,
+`Data/evals/hardblink`, where NAME has no underscores in the folder of images, and the questions may
+be ``NAME_questions_long.jsonl``.
+
+**V*Bench** (https://huggingface.co/datasets/craigwu/vstar_bench) is ``test_questions.jsonl`` with
+``text`` (question, options ``(A) ...``, instruction), ``image``, ``label``, ``category`` and
+``question_id``; beside ``sa_1.jpg`` is ``sa_1.json``: ``target_object`` and ``bbox`` (XYWH), see
+https://github.com/penghao-wu/vstar.
+"""
 
 from __future__ import annotations
 
@@ -92,12 +112,12 @@ def _released_sample(row: Mapping[str, Any], name: str, find: Callable[[str], st
 
 
 def _check_turns(first: Turn, later: Sequence[Turn]) -> None:
-    """Refuse what is no single question with an answer at its end."""
+    """Refuse rows other than a single question with an answer at its end."""
     placeholders = [kind.placeholder for kind in KINDS.values()]
     for turn in later:
         if not any(placeholder in turn.asked for placeholder in placeholders):
             raise DataError(
-                f"messages[{turn.number}] asks again; expected one question, and behind each call "
+                f"messages[{turn.number}] asks again; expected one question, and after each call "
                 "the image that it brings"
             )
     last = later[-1] if later else first
@@ -106,7 +126,7 @@ def _check_turns(first: Turn, later: Sequence[Turn]) -> None:
 
 
 def _released_question(asked: str) -> str:
-    """The question alone: without placeholders, and without the words that invite a call."""
+    """The question without placeholders and invitations to call."""
     for kind in KINDS.values():
         asked = asked.replace(kind.placeholder, "")
     return as_text(_INVITATION.sub("", asked), "question")
@@ -119,7 +139,7 @@ def _released_image(path: str, find: Callable[[str], str]) -> ImageRef:
 
 
 def _crop_box(first: str, later: Sequence[str]) -> tuple[PixelBox | None, str]:
-    """Box of the first crop, in pixels of the first image, and what is wrong with it."""
+    """Box of the first crop, in pixels of the first image, and its problem if any."""
     plain, outer = split_crop_suffix(first)
     source, box = split_crop_suffix(later[0]) if later else ("", None)
     if box is None or source != plain:
@@ -172,11 +192,7 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
 
 
 def _read_answers(file: Path) -> dict[str, list[str]]:
-    """Id of a question -> what was answered.
-
-    Raises:
-        DataError: naming the row that makes no sense.
-    """
+    """Id of a question -> answers; raises ``DataError`` naming a bad row."""
     answers: dict[str, list[str]] = {}
     for number, row in enumerate(read_entries(file)):
         try:
@@ -200,11 +216,7 @@ def _answers_to(name: str, answers: Mapping[str, list[str]]) -> tuple[str, ...]:
 
 
 def _answer_file(file: Path) -> Path:
-    """Where the answers to a file of questions are.
-
-    Raises:
-        DataError: if the name of the file does not tell, or there is none.
-    """
+    """The file of answers to a file of questions; ``DataError`` if it cannot be found."""
     if "questions" not in file.name:
         raise DataError(
             f"{file} does not tell where its answers are; expected a name such as "
@@ -223,7 +235,7 @@ def _answer_file(file: Path) -> Path:
 
 
 def _image_folder(file: Path) -> Path:
-    """Folder of the images that a file of questions names."""
+    """Folder of the images of a file of questions."""
     if file.parent.name != "questions":
         places = [file.parent / "images", file.parent]
     else:
@@ -278,7 +290,7 @@ def _vstar_sample(row: Mapping[str, Any], name: str, find: Callable[[str], str])
 
 
 def _targets(file: Path) -> tuple[Box | None, dict[str, Any]]:
-    """Where the targets are, by the file beside the image; nothing if there is none."""
+    """Boxes of the targets, from the file beside the image; nothing without that file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         boxes = tuple(read_box(box, is_xywh=True) for box in content["bbox"])

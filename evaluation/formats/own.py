@@ -21,17 +21,13 @@ _PART: Mapping[type, str] = {str: "path", bytes: "bytes"}
 
 
 def read_plain(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
-    """Read questions of one's own.
+    """Read a user's questions.
 
     Keys of a row are ``image`` (or ``images``, a list), ``question``, ``answer`` (or ``answers``,
-    a list), and if one likes ``choices``, ``box`` (XYXY, pixels of the first image as seen),
+    a list), and optionally ``choices``, ``box`` (XYXY, pixels of the first image as seen),
     ``group`` (or ``family``) and ``id`` (else the number of the row). An image is a path, or in
     Parquet bytes, or both as ``{"bytes", "path"}``. Of choices the answer may be the text or the
-    letter; it becomes the letter.
-
-    Args:
-        file: in Parquet if its name ends so, else a JSON list or JSON lines.
-        images: where they are; relative paths are in the folder of the file.
+    letter; it becomes the letter. Other keys become ``facts``.
 
     Raises:
         DataError: if the file cannot be read.
@@ -70,7 +66,7 @@ def _one_or_list(row: Mapping[str, Any], one: str, several: str) -> Sequence[Any
 
 
 def _list(row: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """Values of a key; none if it is not there."""
+    """Values of a key; empty if it is missing."""
     value = row.get(key)
     if value is None:
         return []
@@ -93,13 +89,7 @@ def _image(value: object, name: str, find: Callable[[str], str]) -> ImageRef:
 
 
 def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
-    """Read rows, without decoding images and without a copy on disk.
-
-    Args:
-        file: in Parquet.
-
-    Yields:
-        Column -> value; an image as ``{"bytes": ..., "path": ...}``.
+    """Yield rows without decoding their images, which are ``{"bytes": ..., "path": ...}``.
 
     Raises:
         DataError: if it cannot be read, or the library for it is missing.

@@ -21,12 +21,12 @@ def read_rows(
     read_row: Callable[[Mapping[str, Any], str], Sample],
     name_row: Callable[[Mapping[str, Any]], str] = lambda row: "",
 ) -> Iterator[Sample | BadRow]:
-    """Make one thing of each row, in their order, without what pandas makes of gaps.
+    """Make a sample or a bad row of each row, in order.
 
     Args:
-        rows: as they stand in a file.
-        read_row: ``(row, id)`` -> sample; raises ``DataError`` for a row that makes no sense.
-        name_row: row -> id; empty where it has none, which then is its number, counted from 0.
+        rows: of a file.
+        read_row: ``(row, id)`` -> sample; raises ``DataError`` for a bad row.
+        name_row: row -> id; if that is empty, the id is the number of the row, counted from 0.
     """
     for number, row in enumerate(rows):
         name = str(number)
@@ -39,11 +39,7 @@ def read_rows(
 
 
 def cells_of(row: object) -> Mapping[str, Any]:
-    """Return a row with its values as their author wrote them, see ``clean_cell``.
-
-    Raises:
-        DataError: if it is no JSON object, or nested too deeply.
-    """
+    """The values of a row, without pandas' marks of gaps; ``DataError`` if it is not an object."""
     if not isinstance(row, Mapping):
         raise DataError(f"expected a JSON object, got {type(row).__name__}")
     try:
@@ -54,11 +50,7 @@ def cells_of(row: object) -> Mapping[str, Any]:
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
-    """A text that a row must have; a number is taken as its digits.
-
-    Raises:
-        DataError: if there is none, or it is empty or no text.
-    """
+    """A text that a row must have, see :func:`as_text`."""
     value = row.get(key)
     if value is None:
         raise DataError(f"expected {key!r}, there is none")
@@ -66,20 +58,12 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def name_of(row: Mapping[str, Any], key: str) -> str:
-    """A text that a row may have; empty if there is none.
-
-    Raises:
-        DataError: if it is empty or no text.
-    """
+    """A text that a row may have, see :func:`as_text`; empty if there is none."""
     return "" if row.get(key) is None else text_of(row, key)
 
 
 def as_text(value: object, what: str) -> str:
-    """A value that has to be a text; a number is taken as its digits.
-
-    Args:
-        value: out of a row.
-        what: it is, for the error.
+    """A value that must be a text (a number becomes its digits), named ``what`` in the error.
 
     Raises:
         DataError: if it is something else, or empty.
@@ -145,13 +129,9 @@ ASK_LETTER = "Answer with the letter directly."
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """Cut a text of a question, options on lines of their own, and perhaps an instruction.
+    """Split V*Bench's text into the question and the texts of its options A, B, ...
 
-    Args:
-        text: with options as V*Bench writes them: ``(A) red`` on a line, ``(B) blue`` on the next.
-
-    Returns:
-        The question, and the texts of the options A, B, ...; no options if there are none.
+    Each option is on a line of its own, ``(A) red``; an instruction after them is dropped.
     """
     lines = text.split("\n")
     matches = [_OPTION.fullmatch(line.strip()) for line in lines]
@@ -167,7 +147,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def ask_with_options(sample: Sample) -> str:
-    """What is put to the model: the question, and its options if it has any."""
+    """The prompt: the question, and its options if it has any."""
     if not sample.choices:
         return sample.question
     if sample.choices == tuple(LETTERS[: len(sample.choices)]):  # these stand in the picture
@@ -178,11 +158,7 @@ def ask_with_options(sample: Sample) -> str:
 
 
 def letter_of(answer: str, choices: Sequence[str]) -> str:
-    """The letter of the option that an answer names, by its letter or by its text.
-
-    Raises:
-        DataError: if it names none, or more than one.
-    """
+    """The letter of the option that an answer names by letter or text; ``DataError`` if not one."""
     text = _fold(answer)
     found = _LETTER.fullmatch(text)
     named = {LETTERS[i] for i, choice in enumerate(choices) if _fold(choice) == text}
@@ -197,7 +173,7 @@ def letter_of(answer: str, choices: Sequence[str]) -> str:
 
 
 def _fold(text: str) -> str:
-    """Without case, and without full-width forms."""
+    """Fold case and full-width forms."""
     return unicodedata.normalize("NFKC", text).strip().casefold()
 
 

@@ -56,7 +56,7 @@ def extract_choice(prediction: str, choices_or_num: Sequence[str] | int) -> str 
 
 
 def multiple_choice(prediction: str, choices: Sequence[str], references: Sequence[str]) -> float:
-    """1 if the prediction names a right option, else 0; `extract_choice` tells whether any.
+    """1 if the prediction names a right option, else 0.
 
     Args:
         prediction: the answer.
@@ -65,7 +65,7 @@ def multiple_choice(prediction: str, choices: Sequence[str], references: Sequenc
             the option that has it, even where another option's text is that letter.
 
     Raises:
-        DataError: if a reference is no option, or if there are not 1 to 26 options.
+        DataError: if a reference is not an option, or if there are not 1 to 26 options.
     """
     choice = extract_choice(prediction, choices)
     if not references:

@@ -19,11 +19,7 @@ ROUNDING_PX = 1.0
 
 
 def is_shown(crops: Sequence[Box], evidence: Box) -> bool:
-    """Whether some crop holds the evidence wholly, give or take `ROUNDING_PX` on each side.
-
-    Args:
-        crops: what was cropped; none if the model did not look again.
-        evidence: the annotated box.
+    """Whether some crop contains the evidence, within `ROUNDING_PX` on each side.
 
     Raises:
         RegionError: if the evidence has no area.
@@ -77,20 +73,19 @@ Decode = Callable[[Sequence[int]], "Floats"]
 
 
 def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> float | None:
-    """1 if the point that is nearest on the last whole map is the answer, else 0.
+    """1 if the nearest point on the last complete map is the answer, else 0.
 
     Args:
         trace: of the run.
-        sample: with the ``points`` of its question among its facts, a list of
-            ``{"letter", "x", "y"}``, column and row on the 336 grid of box tokens.
+        sample: its fact ``points`` is a list of ``{"letter", "x", "y"}``, column and row on the
+            336 grid of box tokens.
         decode: of the model's depth tokenizer.
 
     Returns:
-        ``None`` where nothing can be said: no points, no map, nothing to decode it with, or no
-        letter in the answer.
+        ``None`` without points, map, tokenizer or a letter in the answer.
 
     Raises:
-        DataError: if the points make no sense.
+        DataError: if the points are malformed.
     """
     points = read_points(sample.facts.get("points"))
     if not points or trace.map_codes is None or decode is None:
@@ -104,10 +99,7 @@ def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> 
 
 
 def read_points(value: object) -> dict[str, tuple[float, float]]:
-    """Points of a question, by letter; none if there are none.
-
-    Args:
-        value: a list of ``{"letter", "x", "y"}``, further keys aside.
+    """Points of a question by letter, from a list of ``{"letter", "x", "y"}``; none for ``None``.
 
     Raises:
         DataError: if it is something else, or the letters are not A, B, ... in this order.

@@ -33,34 +33,17 @@ class Score:
     Attributes:
         name: key into `SCORES`.
         about: one line for a report.
-        per_sample: from a prediction and its sample to values; the main one comes first and has
-            the score's name, others say more ("unparsed": 1 if the answer could not be read).
-            Raises `DataError` for a sample that the score cannot be used on.
-        aggregate: from the records of one split and condition to values; the main one comes first
-            and has the score's name. Records with an error are passed over; empty if none is left.
+        per_sample: (prediction, sample) -> values; the main one comes first and has the score's
+            name, another may be "unparsed": 1 if the answer could not be read. Raises `DataError`
+            for a sample that the score cannot be used on.
+        aggregate: records of one split and condition -> values; the main one comes first and has
+            the score's name. Records with an error are skipped; empty if none is left.
     """
 
     name: str
     about: str
     per_sample: PerSample
     aggregate: Aggregate
-
-
-def _score_table() -> dict[str, Score]:
-    rows = (
-        _by_answers("anls", "spelling close to a reference (ANLS)", anls),
-        Score("caption", "ROUGE-L, chrF; BLEU-4 over all", _caption, _caption_summary),
-        _by_answers("contains", "a reference stands in the answer", contains_answer),
-        Score("count_accuracy", "the right number", _count, _means("count_accuracy", "unparsed")),
-        _by_answers("exact_match", "the answer is a reference", exact_match),
-        Score(
-            "multiple_choice", "the right option", _choice, _means("multiple_choice", "unparsed")
-        ),
-        _by_answers("relaxed_accuracy", "numbers within 5 %, text exact", relaxed_accuracy),
-        _by_answers("vqa_accuracy", "agreement with annotators (VQA)", vqa_accuracy),
-        Score("yes_no", "yes or no, with POPE's measures", _yes_no, _yes_no_summary),
-    )
-    return {score.name: score for score in rows}
 
 
 def _by_answers(name: str, about: str, score: Callable[[str, Sequence[str]], float]) -> Score:
@@ -141,4 +124,15 @@ def _caption_summary(records: Sequence[Record]) -> Mapping[str, float]:
     return {**_means("caption", "chrf")(scored), "bleu_4": bleu}
 
 
-SCORES: Mapping[str, Score] = _score_table()
+_TABLE = (
+    _by_answers("anls", "spelling close to a reference (ANLS)", anls),
+    Score("caption", "ROUGE-L, chrF; BLEU-4 over all", _caption, _caption_summary),
+    _by_answers("contains", "a reference stands in the answer", contains_answer),
+    Score("count_accuracy", "the right number", _count, _means("count_accuracy", "unparsed")),
+    _by_answers("exact_match", "the answer is a reference", exact_match),
+    Score("multiple_choice", "the right option", _choice, _means("multiple_choice", "unparsed")),
+    _by_answers("relaxed_accuracy", "numbers within 5 %, text exact", relaxed_accuracy),
+    _by_answers("vqa_accuracy", "agreement with annotators (VQA)", vqa_accuracy),
+    Score("yes_no", "yes or no, with POPE's measures", _yes_no, _yes_no_summary),
+)
+SCORES: Mapping[str, Score] = {score.name: score for score in _TABLE}

@@ -12,11 +12,7 @@ from vpt.errors import DataError, PromptError
 
 
 def checked_references(references: Sequence[str]) -> Sequence[str]:
-    """Hand the references back if a prediction can be compared with them.
-
-    Raises:
-        DataError: if there is none, or if one string stands where a sequence is expected.
-    """
+    """The references; ``DataError`` if there is none, or one string instead of a sequence."""
     if isinstance(references, str):
         raise DataError(
             f"expected a sequence of references, got one string; pass ({references!r},)"
@@ -27,15 +23,7 @@ def checked_references(references: Sequence[str]) -> Sequence[str]:
 
 
 def best_over(references: Sequence[str], score: Callable[[str], float]) -> float:
-    """Score each reference and keep the highest value.
-
-    Args:
-        references: accepted answers; their order does not matter.
-        score: of the prediction against one reference.
-
-    Raises:
-        DataError: if there is no reference.
-    """
+    """The highest score over the references; ``DataError`` if there is none."""
     return max(map(score, checked_references(references)))
 
 

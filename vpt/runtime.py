@@ -19,7 +19,7 @@ from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
-from vpt.inference.request import Request, Sampling, one_of, whole_number
+from vpt.inference.request import Request, Sampling, check_number, one_of
 from vpt.inference.scheduler import drive
 from vpt.model.checkpoint import load_model
 from vpt.model.hub import find_file
@@ -69,9 +69,7 @@ class Snapshot:
 
 
 class Runtime:
-    """A loaded model, ready to be asked.
-
-    Not safe for use from several threads at once: give each its own, or queue.
+    """A loaded model, ready to be asked; not safe for use from several threads at once.
 
     Args:
         model: in evaluation mode.
@@ -83,7 +81,7 @@ class Runtime:
             only.
 
     Attributes:
-        description: what traces say about the model: its name, and its branches' preprocessing.
+        description: for traces: the model's name, and the preprocessing of its branches.
     """
 
     def __init__(
@@ -124,11 +122,7 @@ class Runtime:
         return self.model.get_input_embeddings().weight.device
 
     def engine(self, num_slots: int = 1) -> Engine:
-        """An engine with at least so many free slots.
-
-        The last one made is kept. While another stream still holds it, a new one takes its
-        place, so that questions may be asked in the middle of others.
-        """
+        """An engine with at least so many free slots: the last one, or a new one if it is busy."""
         if self._engine is None or self._engine.num_free_slots < num_slots:
             self._engine = None  # free the old buffers first, if nobody holds them
             self._engine = Engine(self.model, self.encoders, num_slots)
@@ -253,7 +247,7 @@ class Runtime:
         self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
     ) -> Generator[Snapshot]:
         """Like :meth:`stream_many`, with the trace of each run as it grows."""
-        batch_size = whole_number("batch_size", batch_size, 1)
+        batch_size = check_number("batch_size", batch_size, int, 1)
         if isinstance(requests, Sequence):
             batch_size = min(batch_size, max(len(requests), 1))
         return self._watch_many(requests, batch_size)
@@ -374,11 +368,7 @@ def _load_depth_tokenizer(
     given: str | os.PathLike[str] | None,
     hub: dict[str, Any],
 ) -> DepthTokenizer | None:
-    """The one that is given, or that of the model's folder, or none.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
+    """The one that is given, or that of the model's folder, or none."""
     if given is not None:
         return load_depth_tokenizer(given)
     if "depth" not in model.config.content_tokens.kinds:

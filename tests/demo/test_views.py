@@ -10,8 +10,13 @@ import torch
 from PIL import Image
 
 import vpt
-from vpt.demo.asking import MOST_CHARACTERS, SETTINGS, make_requests, read_settings
-from vpt.demo.live_runs import LiveRuns
+from vpt.demo.asking import (
+    MOST_CHARACTERS,
+    SETTINGS,
+    LiveRuns,
+    make_requests,
+    read_settings,
+)
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.model.building import tiny_model

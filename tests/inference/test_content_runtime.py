@@ -11,7 +11,7 @@ from drivers import Eager, Script
 from transformers import LogitsProcessorList, set_seed
 
 import vpt
-from vpt.demo.live_runs import LiveRuns
+from vpt.demo.asking import LiveRuns
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.model.building import add_content, build_from_base, tiny_model

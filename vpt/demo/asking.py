@@ -1,8 +1,11 @@
-"""What a person chose on the page, as requests to the runtime."""
+"""What the page asks: example questions, what a person chose, and runs that are watched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from vpt.data.build import region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
-from vpt.runtime import Runtime
+from vpt.runtime import Runtime, Snapshot
 
 MOST_CHARACTERS = 2000
 MOST = {"max_calls": 8, "max_new_tokens": 2048}
@@ -56,12 +59,12 @@ def make_requests(
     """Make the request of a question, and with ``compare`` one that forbids looking again.
 
     Args:
-        runtime: that is to be asked.
-        picture: path of an uploaded file; ``None`` for a question about nothing.
+        runtime: of the model.
+        picture: path of an uploaded file, if there is one.
         question: as typed.
-        settings: of the first request; how tokens are chosen holds for both.
-        compare: whether the second is made.
-        box: XYXY in pixels of the picture; the first call is made to show it.
+        settings: of the first request, by name; how tokens are chosen holds for both.
+        compare: whether to make the second.
+        box: XYXY in pixels of the picture, which the first call then shows.
 
     Raises:
         ImageError: if the picture cannot be used.
@@ -99,3 +102,46 @@ def _whole(box: Sequence[float | None]) -> Box:
     if len(sides) != 4:
         raise PromptError("the box needs four numbers: mark two corners on the photo, or type them")
     return sides[0], sides[1], sides[2], sides[3]
+
+
+class LiveRuns:
+    """Lets several threads ask one runtime; they take turns, token by token."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        # Reentrant: collecting an abandoned run in the middle of another closes it.
+        self._turn = threading.RLock()
+
+    def watch(self, requests: Sequence[Request]) -> Generator[Snapshot]:
+        """Answer requests side by side, images kept; closing the iterator ends the computation."""
+        snapshots = self.runtime.watch_many(requests, batch_size=max(len(requests), 1))
+        try:
+            while True:
+                with self._turn:
+                    one = next(snapshots, None)
+                if one is None:
+                    return
+                if one.trace and any(image.thumbnail is None for image in one.trace.images):
+                    one.trace.keep_thumbnails(requests[one.index].images)
+                yield one
+        finally:
+            with self._turn:
+                snapshots.close()
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about a file of the folder, its answer, and the look it takes, in words."""
+
+    picture: str
+    question: str
+    answer: str
+    takes: str
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """The questions of ``questions.json`` in a folder; none where there is no such file."""
+    file = folder / "questions.json"
+    if not file.is_file():
+        return []
+    return [Example(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]

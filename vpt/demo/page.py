@@ -19,9 +19,14 @@ from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 import vpt
 from vpt.branches import BranchError
-from vpt.demo.asking import MOST, SETTING_ROWS, make_requests, read_settings
-from vpt.demo.examples import read_examples
-from vpt.demo.live_runs import LiveRuns
+from vpt.demo.asking import (
+    MOST,
+    SETTING_ROWS,
+    LiveRuns,
+    make_requests,
+    read_examples,
+    read_settings,
+)
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS

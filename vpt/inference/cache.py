@@ -1,9 +1,8 @@
 """Key-value cache of many streams, written in place and read in place.
 
-Each stream has a slot in one buffer per layer. New keys and values are written behind the ones
-that are there; attention reads views of the buffer. Nothing is copied or moved while streams
-grow, end and make room for others. The buffer plugs into transformers as an attention function
-(``slot_sdpa``), so that Qwen2-VL's own layers run unchanged.
+Each stream has a slot in one buffer per layer. New keys and values are written after the ones that
+are there; attention reads views of the buffer, and nothing is copied while streams grow and end.
+The cache is an attention function of transformers (``slot_sdpa``): Qwen2-VL's layers run unchanged.
 """
 
 from __future__ import annotations
@@ -25,17 +24,7 @@ ATTENTION_NAME = "slot_sdpa"
 
 
 class SlotCache:
-    """Keys and values of up to ``num_slots`` streams.
-
-    Args:
-        num_layers: layers of the LLM.
-        num_kv_heads: key-value heads per layer.
-        head_dim: width of a head.
-        num_slots: streams held at once.
-        capacity: tokens a slot has room for; grows when :meth:`reserve` asks for more.
-        device: of the buffers.
-        dtype: of the buffers.
-    """
+    """Keys and values of up to ``num_slots`` streams, with room for ``capacity`` tokens each."""
 
     def __init__(
         self,
@@ -78,19 +67,11 @@ class SlotCache:
         self.capacity = capacity
 
     def extend(self, slot: int, num_new: int) -> SlotPlan:
-        """Plan to append ``num_new`` tokens to one stream.
-
-        Raises:
-            BudgetError: if the slot has no room for them.
-        """
+        """Plan to append tokens to one stream; raise ``BudgetError`` if its slot has no room."""
         return SlotPlan(self, [slot], num_new)
 
     def step(self, slots: Sequence[int]) -> SlotPlan:
-        """Plan to append one token to each of several streams; ``slots`` ascending.
-
-        Raises:
-            BudgetError: if a slot is full.
-        """
+        """Like :meth:`extend`, one token for each of several streams; ``slots`` ascending."""
         return SlotPlan(self, list(slots), 1)
 
     @torch.inference_mode()  # buffers that have grown are tensors of that mode
@@ -119,13 +100,7 @@ class _Run:
 
 @dataclass
 class SlotPlan:
-    """Where one forward pass writes its keys and values and what it reads.
-
-    Attributes:
-        cache: the buffers.
-        slots: of each row of the batch.
-        num_new: tokens per row.
-    """
+    """Where one pass writes keys and values, and what it reads: ``num_new`` tokens per slot."""
 
     cache: SlotCache
     slots: list[int]
@@ -172,13 +147,10 @@ class SlotPlan:
 
         Args:
             layer: index of the layer.
-            query: ``[rows, num_heads, num_new, head_dim]``.
+            query: ``[rows, num_heads, num_new, head_dim]``; the result has its shape.
             key: ``[rows, num_kv_heads, num_new, head_dim]``.
             value: like ``key``.
             scale: factor of the scores.
-
-        Returns:
-            ``[rows, num_heads, num_new, head_dim]``.
         """
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if len(self.slots) > 1:
@@ -224,14 +196,9 @@ def _grouped_attention(
 ) -> Tensor:
     """Attention with fewer key-value heads than query heads, without repeating any of them.
 
-    The queries that share a key-value head are lined up as if they were positions of it.
-
-    Args:
-        query: ``[B, H, Q, d]``.
-        keys: ``[B, H_kv, K, d]``.
-        values: like ``keys``.
-        mask: ``[B or 1, 1, Q, K]`` bool, True where attention is allowed; ``None`` for everywhere.
-        scale: factor of the scores.
+    The queries that share a key-value head are lined up as if they were positions of it. Shapes:
+    ``query [B, H, Q, d]``, ``keys`` and ``values [B, H_kv, K, d]``, ``mask [B or 1, 1, Q, K]``,
+    True where attention is allowed.
     """
     batch, num_heads, num_queries, head_dim = query.shape
     groups = num_heads // keys.shape[1]

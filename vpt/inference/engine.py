@@ -38,7 +38,7 @@ class Stream:
 
     Attributes:
         slot: of the cache.
-        length: tokens in it.
+        length: in tokens.
         position: M-RoPE position of the next token.
         hidden: ``[D]`` final hidden state of the last token: the next control state.
         conditions: branch -> control state of its latest call.
@@ -83,9 +83,9 @@ class Extension:
 
     Attributes:
         token_ids: all appended ids, placeholders included.
-        logits: ``[V]`` behind the last of them.
+        logits: ``[V]`` after the last of them.
         looks: one result per image or re-encoded image.
-        encode_ms: wall time of encoders, shared with others encoded in the same batch.
+        encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
     """
 
@@ -97,13 +97,7 @@ class Extension:
 
 
 class Engine:
-    """Runs a model over streams.
-
-    Args:
-        model: in evaluation mode.
-        encoders: of the model.
-        num_slots: streams at once.
-        capacity: tokens per stream to begin with.
+    """Runs a model over up to ``num_slots`` streams, with room for ``capacity`` tokens at first.
 
     Attributes:
         num_tokens_run: tokens the LLM has read, all streams together.
@@ -158,11 +152,7 @@ class Engine:
         return len(self._free_slots)
 
     def open(self) -> Stream:
-        """Begin a stream in a free slot.
-
-        Raises:
-            BudgetError: if all slots are taken.
-        """
+        """Begin a stream in a free slot; raise ``BudgetError`` if all are taken."""
         if not self._free_slots:
             raise BudgetError("all slots are taken; close a stream, or make an engine with more")
         slot = self._free_slots.pop(0)

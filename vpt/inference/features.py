@@ -21,29 +21,17 @@ DEFAULT_CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Everything on which features depend, for one model.
-
-    Attributes:
-        branch: which branch encodes.
-        digest: of mode, size and pixels of the image.
-        size_wh: of the image.
-        mode: of the image.
-        preprocessing: digest of the branch's preprocessing settings.
-    """
+    """Everything on which features depend, for one model."""
 
     branch: str
-    digest: str
+    digest: str  # of mode, size and pixels of the image
     size_wh: tuple[int, int]
     mode: str
-    preprocessing: str
+    preprocessing: str  # digest of the branch's settings
 
 
 class FeatureCache:
-    """Least recently used features, within a bound of bytes.
-
-    Args:
-        max_bytes: 0 keeps nothing.
-    """
+    """Recently used features, ``max_bytes`` of them at most."""
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.max_bytes = max_bytes
@@ -72,12 +60,7 @@ class FeatureCache:
 
 
 class Encoders:
-    """The branches of a model with their preprocessing, behind one cache.
-
-    Args:
-        model: holds the encoders.
-        processor: holds the image processor of the backbone's tower.
-        cache: where features are kept.
+    """The branches of a model with their preprocessing, and one cache of features.
 
     Attributes:
         num_encoded: images that cost encoder work so far.

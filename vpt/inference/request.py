@@ -52,18 +52,21 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: object) -> Any:
-        """Return the value as a Python number, ``bool`` or text.
+        """Return the value as a Python number, ``bool`` or text; numpy's are accepted.
 
         Raises:
             PromptError: naming the option, if the value is of another type or out of bounds.
         """
-        if self.kind is bool:
-            return flag(name, value)
-        if self.kind is int:
-            return whole_number(name, value, self.least, self.most)
-        if self.kind is float:
-            return real_number(name, value, self.least, self.most, above=self.excludes_least)
-        return one_of(name, value, self.choices)
+        if self.choices:
+            return one_of(name, value, self.choices)
+        if self.kind is not bool:
+            return check_number(name, value, self.kind, self.least, self.most, self.excludes_least)
+        if not isinstance(value, bool):
+            import numpy as np
+
+            if not isinstance(value, np.bool_):
+                raise _refusal(name, "True or False", value)
+        return bool(value)
 
 
 def _option(kind: type, default: Any, help: str, **about: Any) -> Any:
@@ -72,14 +75,9 @@ def _option(kind: type, default: Any, help: str, **about: Any) -> Any:
 
 
 def check_options(record: Any, optional: Sequence[str] = ()) -> None:
-    """Check the fields of a frozen record that bear the name of an option.
+    """Check the fields of a frozen record that bear the name of an option; see ``Option.check``.
 
-    Args:
-        record: a dataclass.
-        optional: fields that may be ``None``.
-
-    Raises:
-        PromptError: naming the first that has another type or is out of bounds.
+    ``None`` is accepted for ``optional`` fields.
     """
     for name in (one.name for one in dataclasses.fields(record) if one.name in OPTIONS):
         if (value := getattr(record, name)) is not None or name not in optional:
@@ -104,8 +102,8 @@ class Sampling:
         float,
         0.0,
         "0 takes the likeliest token",
-        label="Temperature (0: likeliest token)",
         metavar="T",
+        label="Temperature (0: likeliest token)",
     )
     top_k: int = _option(
         int,
@@ -213,7 +211,7 @@ class Request:
 
     def _check_region(self, region: GridBox) -> None:
         _instance("region", region, GridBox)
-        cells = [whole_number("region", cell, 0) for cell in astuple(region)]
+        cells = [check_number("region", cell, int, 0) for cell in astuple(region)]
         object.__setattr__(self, "region", GridBox(*cells))
         if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
             raise PromptError(
@@ -263,66 +261,37 @@ _NAMES = tuple(
 )
 
 
-def whole_number(name: str, value: object, least: int, most: float = math.inf) -> int:
-    """Check a whole number; numpy's are accepted, ``bool`` is not.
+def check_number(
+    name: str,
+    value: object,
+    kind: type,
+    least: float,
+    most: float = math.inf,
+    excludes_least: bool = False,
+) -> Any:
+    """Return a finite number within bounds as an ``int`` or ``float``, which ``kind`` is.
+
+    Numbers of numpy are accepted, ``bool`` is not.
 
     Raises:
-        PromptError: if it is another type, or out of bounds.
+        PromptError: if it is of another type, or out of bounds.
     """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not least <= value <= most:  # type: ignore[operator]
+    is_whole, number = kind is int, math.nan
+    if isinstance(value, numbers.Integral if is_whole else numbers.Real):
+        try:
+            number = kind(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+    is_within = least <= number <= most and number < math.inf
+    if isinstance(value, bool) or not is_within or (excludes_least and number == least):
+        bound = f"above {least}" if excludes_least else f"of at least {least}"
         limit = f" and at most {most}" if most < math.inf else ""
-        raise _refusal(name, f"a whole number of at least {least}{limit}", value)
-    return int(value)  # type: ignore[call-overload]
-
-
-def real_number(
-    name: str, value: object, least: float, most: float = math.inf, *, above: bool = False
-) -> float:
-    """Check a finite number; numpy's are accepted, ``bool`` is not.
-
-    Args:
-        name: of the option.
-        value: given for it.
-        least: smallest value permitted.
-        most: largest value permitted.
-        above: whether ``least`` itself is too small.
-
-    Raises:
-        PromptError: if it is another type, not finite, or out of bounds.
-    """
-    try:
-        is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        number = float(value) if is_real else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not (math.isfinite(number) and least <= number <= most) or (above and number == least):
-        bound = f"above {least:g}" if above else f"of at least {least:g}"
-        limit = f" and at most {most:g}" if math.isfinite(most) else ""
-        raise _refusal(name, f"a finite number {bound}{limit}", value)
+        raise _refusal(name, f"a {'whole' if is_whole else 'finite'} number {bound}{limit}", value)
     return number
 
 
-def flag(name: str, value: object) -> bool:
-    """Check a ``bool``; numpy's are accepted.
-
-    Raises:
-        PromptError: if it is another type.
-    """
-    if not isinstance(value, bool):
-        import numpy as np
-
-        if not isinstance(value, np.bool_):
-            raise _refusal(name, "True or False", value)
-    return bool(value)
-
-
 def one_of(name: str, value: object, choices: Sequence[str]) -> str:
-    """Check a choice.
-
-    Raises:
-        PromptError: if it is none of ``choices``.
-    """
+    """Return a text that is one of ``choices``; raise ``PromptError`` otherwise."""
     if not isinstance(value, str) or value not in choices:
         raise _refusal(name, f"one of {', '.join(map(repr, choices))}", value)
     return value

@@ -31,11 +31,7 @@ _FLOAT32 = torch.finfo(torch.float32)
 
 
 class Sampler:
-    """Chooses the tokens of one stream from their logits.
-
-    Args:
-        sampling: how; the random generator begins at its seed.
-    """
+    """Chooses the tokens of one stream from their logits."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.is_greedy = sampling.temperature == 0
@@ -213,11 +209,7 @@ class _Scheduler:
     def _groups(
         self, ones: list[_Active], work: Callable[[list[_Active]], _T]
     ) -> list[tuple[list[_Active], _T]]:
-        """Work for all together; if that fails, for each alone. It must be such that can be redone.
-
-        Returns:
-            Results, each with those it is of.
-        """
+        """Results of work for all together, or if that fails for each alone, each with its own."""
         if len(ones) > 1:
             try:
                 return [(ones, work(ones))]

@@ -87,7 +87,7 @@ def _check_words(question: str, perception: str) -> None:
         raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
     if _is_file(question):
         raise PromptError(
-            f"the last word is the question, but {question!r} is a file; put a question behind it"
+            f"the last word is the question, but {question!r} is a file; add a question after it"
         )
 
 
@@ -109,16 +109,13 @@ def _check_picture(target: Path | None) -> None:
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
     """Ask, and show what happens as it happens."""
     from vpt.cli.screen import Screen
-    from vpt.inference.events import ErrorEvent, StopEvent
+    from vpt.inference.events import StopEvent
 
     screen = Screen([image.source for image in request.images], show_text)
-    for _, event in runtime.stream_many([request], batch_size=1):
+    for event in runtime.stream(request.images, request.question, **request.options):
         screen.show(event)
-        if isinstance(event, ErrorEvent):
-            raise event.error
-        if isinstance(event, StopEvent):
-            return event.trace
-    raise AssertionError("a stream ends with a StopEvent or an ErrorEvent")
+    assert isinstance(event, StopEvent), "a stream that does not fail ends with it"
+    return event.trace
 
 
 def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
@@ -133,7 +130,7 @@ def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Names
 
 
 def _note_content(trace: Trace, runtime: Runtime) -> None:
-    """Say what of the model's own drawings cannot be used."""
+    """Report which of the model's own depth maps and boxes cannot be used."""
     for one in trace.content:
         if one.is_whole:
             continue

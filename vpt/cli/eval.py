@@ -10,6 +10,7 @@ from vpt.cli.model import (
     add_model_arguments,
     add_request_arguments,
     check_model_arguments,
+    load_options,
     load_runtime,
     quieten,
 )
@@ -174,15 +175,7 @@ def _asker(args: argparse.Namespace) -> Asker:
     from vpt.evaluation.workers import RayAsker
 
     quieten(args)
-    options = {
-        "path_or_id": args.model,
-        "device": args.device,
-        "dtype": args.dtype,
-        "image_resolution": args.image_resolution,
-        "depth_tokenizer": args.depth_tokenizer,
-        **({"revision": args.revision} if args.revision else {}),
-    }
-    return RayAsker(options, args.workers)
+    return RayAsker(load_options(args), args.workers)
 
 
 def _decoding(args: argparse.Namespace) -> Decoding:

@@ -20,7 +20,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what :func:`load_runtime` reads, but for ``--verbose``."""
+    """Add what :func:`load_options` reads."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
@@ -53,12 +53,9 @@ def add_request_arguments(
     names: Sequence[str],
     unset: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Add one argument per option of a request.
+    """Add one argument per option of a request, by their names.
 
-    Args:
-        group: of the help.
-        names: keys of :data:`vpt.inference.request.OPTIONS`.
-        unset: options that are ``None`` if not given, each with the words for that.
+    Options in ``unset`` are ``None`` if not given; the help shows the text there as the default.
     """
     for name in names:
         option, words = OPTIONS[name], name.replace("_", "-")
@@ -76,7 +73,7 @@ def add_request_arguments(
 
 
 def _permitted(option: Option) -> dict[str, Any]:
-    """What argparse has to know of the values that an option takes."""
+    """Type or choices of the values that an option takes, for argparse."""
     if option.choices:
         return {"choices": option.choices}
     if option.kind is float:
@@ -85,13 +82,16 @@ def _permitted(option: Option) -> dict[str, Any]:
 
 
 def check_model_arguments(args: argparse.Namespace) -> None:
-    """Find out, without loading anything, whether they fit each other.
-
-    Raises:
-        PromptError: if they do not.
-    """
+    """Raise ``PromptError`` if arguments do not fit each other; nothing is loaded for it."""
     if args.revision and not args.model:
         raise PromptError("--revision needs --model; the embedded model has no revisions")
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of :func:`vpt.runtime.load`."""
+    names = ("device", "dtype", "image_resolution", "depth_tokenizer")
+    options = {"path_or_id": args.model, **{name: getattr(args, name) for name in names}}
+    return {**options, "revision": args.revision} if args.revision else options
 
 
 def load_runtime(args: argparse.Namespace) -> Runtime:
@@ -106,15 +106,7 @@ def load_runtime(args: argparse.Namespace) -> Runtime:
     quieten(args)
     if args.device:
         _check_device(args.device)
-    hub = {"revision": args.revision} if args.revision else {}
-    return vpt.load(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        image_resolution=args.image_resolution,
-        depth_tokenizer=args.depth_tokenizer,
-        **hub,
-    )
+    return vpt.load(**load_options(args))
 
 
 def quieten(args: argparse.Namespace) -> None:

@@ -42,11 +42,11 @@ class SlotCache:
         self.keys = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.values = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.lengths = [0] * num_slots
-        self._written = [0] * num_slots  # places that may hold something else than zeros
+        self._written = [0] * num_slots  # places that may hold other values than zeros
 
     def _new_buffer(self, capacity: int) -> Tensor:
         # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
-        # ``truncate`` sees to it that places behind a stream's end stay zero.
+        # ``truncate`` sees to it that places after a stream's end stay zero.
         num_slots, num_kv_heads, head_dim = self._shape
         return torch.zeros(num_slots, num_kv_heads, capacity, head_dim, **self._options)
 
@@ -76,7 +76,7 @@ class SlotCache:
 
     @torch.inference_mode()  # buffers that have grown are tensors of that mode
     def truncate(self, slot: int, length: int = 0) -> None:
-        """Forget what a stream holds behind ``length``: zeros are there from now on."""
+        """Forget the tokens of a stream after ``length``: write zeros there."""
         length = min(length, self.lengths[slot])
         if (end := self._written[slot]) > length:
             for buffer in (*self.keys, *self.values):

@@ -2,7 +2,7 @@
 
 This is the single-pass core. The hidden state that reads a call's start token *is* the control
 state: it replaces the embedding of the action token that follows and steers the projector, and
-both are appended behind the cache. Nothing is run twice (arXiv 2502.17425 runs the LLM twice).
+both are appended to the cache. Nothing is run twice (arXiv 2502.17425 runs the LLM twice).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 _GROWTH = 1024  # tokens of room that a stream gets beyond what it needs, once it needs more
 
 Encoded = list[tuple[Features, bool]]
-"""Features of an extension's images, in order, and whether they were at hand already."""
+"""Features of an extension's images, in order, and whether they were cached."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Stream:
         position: M-RoPE position of the next token.
         hidden: ``[D]`` final hidden state of the last token: the next control state.
         conditions: branch -> control state of its latest call.
-        max_position: of the model; there is no token at this position or behind it.
+        max_position: of the model; no token has this position or a later one.
     """
 
     slot: int
@@ -66,7 +66,7 @@ class LookResult:
         branch: ``"reencode"`` also for plain images.
         grid_hw: of its tokens.
         num_tokens: ``h * w``.
-        reused: whether its features were there already.
+        reused: whether its features were cached.
         scores: ``[h * w]`` answers to the control state, ``None`` for a plain image.
     """
 

@@ -1,4 +1,4 @@
-"""What a call brings: a crop of an image or features of it, or what replaces them in a test."""
+"""The result of a call: a crop of an image, features of it, or what replaces them in a test."""
 
 from __future__ import annotations
 
@@ -20,24 +20,14 @@ _BLANK_RGB = (127, 127, 127)
 
 @dataclass(frozen=True)
 class Look:
-    """What one call brings.
-
-    Attributes:
-        piece: to append: the crop, or the image to encode again.
-        box_xyxy_px: of a crop, in pixels of the image it was cut from.
-    """
+    """The result of one call: a piece to append, and for a crop its box in the image cut."""
 
     piece: ImagePiece | FeaturePiece
     box_xyxy_px: PixelBox | None = None
 
 
 class Looks:
-    """The images of a stream, given and cut out, and what a call on one of them brings.
-
-    Args:
-        request: holds the images given, and which of them calls concern.
-        grid_size: cells along each side of the region grid.
-    """
+    """The images of a stream, given and cut out, and the results of calls on them."""
 
     def __init__(self, request: Request, grid_size: int) -> None:
         self._images = list(request.images)
@@ -51,7 +41,7 @@ class Looks:
         return 0 if self._request.look_at == "first" else len(self._images) - 1
 
     def bring(self, call: PerceptionCall, source: int) -> Look:
-        """Cut or name what is to be looked at; a crop becomes an image of the stream."""
+        """Make the result of a call on an image; a crop becomes an image of the stream."""
         image, seed = self._images[source], self._request.sampling.seed
         if call.region is None:
             shown, _ = self._show(image, None, seed)

@@ -25,14 +25,7 @@ _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answ
 
 
 class Recorder:
-    """Writes down one run.
-
-    Args:
-        request: what is asked.
-        processor: decodes tokens.
-        vocabulary: ids of the model's control tokens.
-        decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
-        model: what the trace says about the model.
+    """Records one run; arguments as for :class:`vpt.inference.conversation.Conversation`.
 
     Attributes:
         trace: the record so far. Until the run has ended, its answer is the readable text of the
@@ -107,16 +100,7 @@ class Recorder:
     def end_turn(
         self, ids: Sequence[int], parsed: ParsedTurn, source: int
     ) -> Sequence[ContentRecord]:
-        """Record a finished turn.
-
-        Args:
-            ids: of the turn.
-            parsed: the calls in it.
-            source: index of the image that it concerns.
-
-        Returns:
-            The depth maps and boxes in it.
-        """
+        """Record a finished turn about image ``source``; returns the depth maps and boxes in it."""
         trace, turn = self.trace, len(self.trace.turns)
         self._text = TextStream(self._readable)
         trace.turns.append(self._raw(ids))
@@ -148,14 +132,7 @@ class Recorder:
     def add_call(
         self, call: PerceptionCall, ids: Sequence[int], source: int, outcome: str
     ) -> CallRecord:
-        """Record a call of the turn that has just ended.
-
-        Args:
-            call: as parsed.
-            ids: of the turn.
-            source: index of the image that it concerns.
-            outcome: as in :class:`CallRecord`.
-        """
+        """Record a call, on image ``source``, of the turn that has just ended."""
         row = BRANCH_TOKENS.get(call.branch)
         record = CallRecord(
             branch=call.branch,
@@ -169,7 +146,7 @@ class Recorder:
         return record
 
     def add_look(self, call: CallRecord, look: Look) -> None:
-        """Record the image that a call brings, if it brings one."""
+        """Record the crop that a call results in, if it does."""
         if look.box_xyxy_px is None or not isinstance(look.piece, ImagePiece):
             return
         frame = self.trace.images[call.image].box_xyxy_px
@@ -198,16 +175,13 @@ class TextStream:
     """Readable text of a growing turn, a few tokens at a time.
 
     Text is held back while it ends in the middle of a character.
-
-    Args:
-        decode: token ids -> their text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._start = 0  # of the tokens that the next ones may still change
-        self._shown = 0  # tokens whose text has been given out
+        self._start = 0  # of the tokens whose text the next ones may change
+        self._shown = 0  # tokens whose text was returned
 
     @property
     def is_empty(self) -> bool:

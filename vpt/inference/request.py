@@ -136,7 +136,7 @@ class Request:
         question: plain text.
         perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
         max_calls: perception calls at most; a turn with several regions is one call.
-        max_new_tokens: tokens the model may choose in all; the model's context is a limit, too.
+        max_new_tokens: tokens the model may choose in all; its context is another limit.
         constrain: let the grammar permit only well-formed calls within the budget. Without it
             malformed calls are recorded and read as text; a call beyond the budget ends the run.
         look_at: which image a call concerns: the ``"first"`` one given, as released, or the
@@ -145,8 +145,8 @@ class Request:
         system: the system turn; ``None`` for the released one.
         region: cells of the grid that the first call names, whatever the model would have done:
             to correct it by hand, or to see what the true region would have brought.
-        replace_looks: one of ``REPLACED_LOOKS``, to measure whether what a call brings matters:
-            ``"blank"`` brings a gray picture of the same size, ``"random"`` a crop of the same
+        replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
+            ``"blank"`` appends a gray picture of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
 
     Raises:

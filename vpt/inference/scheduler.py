@@ -1,7 +1,7 @@
 """Continuous batching: many conversations over one engine, each at its own pace.
 
-In each round all waiting branch encodes run together, then every stream that brings pieces is
-extended, then all that bring one token take a step together. A conversation that ends, or fails,
+In each round all waiting images are encoded together, every stream with several tokens or images to
+append is extended, and all with one token take a step together. A conversation that ends, or fails,
 makes room for the next at once.
 """
 

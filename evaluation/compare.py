@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpt.errors import DataError
 from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
 from vpt.evaluation.records import Record, RunFolder
-from vpt.evaluation.report.settings import Setting, differing_settings
-from vpt.evaluation.report.verdict import RIGHT_SCORE
 from vpt.evaluation.table import aligned
 from vpt.view.wording import printable
+
+RIGHT_SCORE = 0.5
+"""From this score on an answer counts as right; graded scores are cut here."""
+
+_SETTINGS = ("model", "decoding", "seed", "judge", "git_commit", "python", "libraries", "device")
 
 Task = tuple[str, str]
 """Split and condition."""
@@ -76,6 +79,14 @@ class ChangedSample:
     score: str
     a: Record
     b: Record
+
+
+class Setting(NamedTuple):
+    """A setting that is not the same in both runs, with words for its value in each."""
+
+    name: str
+    a: str
+    b: str
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ def compare(
             f"({'; '.join(left_out) or 'neither has any'}); compare runs of the same splits and "
             "conditions"
         )
-    settings = tuple(differing_settings(results_a, results_b))
+    settings = tuple(_differing_settings(results_a, results_b))
     return Comparison(name_a, name_b, tuple(rows), settings, tuple(left_out), tuple(changed))
 
 
@@ -274,3 +285,30 @@ def _cells(row: SplitComparison) -> list[str]:
         *(str(len(group)) for group in ids),
         *(str(row.unpaired), str(row.num_changed)),
     ]
+
+
+def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Setting]:
+    """Model, decoding, code, libraries, machine, and versions of splits, where they differ."""
+    first, second = dict(_flat(a)), dict(_flat(b))
+    for name in dict.fromkeys([*first, *second]):
+        values = [of.get(name, "(not recorded)") for of in (first, second)]
+        if values[0] != values[1]:
+            yield Setting(name, *values)
+
+
+def _flat(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and words of all that may change a result."""
+    for name in _SETTINGS:
+        if name in results:
+            yield from _flat_value(name, results[name])
+    for entry in results["splits"]:
+        if "version" in entry:
+            yield f"version of {entry['split']}", str(entry["version"])
+
+
+def _flat_value(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat_value(f"{name} {key}", inner)
+    else:
+        yield name.replace("_", " "), str(value)

@@ -1,44 +1,287 @@
-"""Turns templates into one HTML file that needs nothing beside it and runs no foreign script."""
+"""The pages: the report of a run, and the comparison of two, each as one HTML file.
+
+A page needs nothing beside it, and runs no foreign script.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from bisect import insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vpt.errors import DataError
-from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.compare import ChangedSample, Comparison
+from vpt.evaluation.records import Record
+from vpt.evaluation.report.cards import (
+    VERDICT_WORDS,
+    Card,
+    CardMaker,
+    PhotoSource,
+    PictureTable,
+    open_by_name,
+    verdict_of,
+)
+from vpt.evaluation.report.overview import axis_around_zero, overview_of
+from vpt.evaluation.results import BASELINE
 from vpt.files import write_whole
-from vpt.view.wording import printable
+from vpt.view.wording import html_environment
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+REPORT_NAME = "report.html"
 PAGE_SIZE = 24
 MOST_CHARACTERS = 2000
+SEED = 0
 _MINUS, _NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+_LABELS = {
+    "split": "Split",
+    "condition": "Condition",
+    "verdict": "Answer",
+    "called": "Looked again",
+    "change": "Against none",
+    "fate": "Fate",
+    "group": "Group",
+}
+_WORDS = {
+    "verdict": VERDICT_WORDS,
+    "called": {"yes": "called", "no": "did not call"},
+    "change": {"better": "became better", "worse": "became worse", "same": "same score"},
+}
+Item = TypeVar("Item")
 
 
-def render_page(template: str, pictures: PictureTable, **content: Any) -> str:
-    """Fill in a template.
+def write_report(
+    results: Mapping[str, Any],
+    records: Iterable[Record],
+    folder: Path,
+    max_samples: int = 400,
+    *,
+    open_photos: PhotoSource = open_by_name,
+) -> Path:
+    """Write ``report.html``.
+
+    Args:
+        results: as in ``results.json``.
+        records: of the run, gone through once; no more than ``2 * max_samples`` are held.
+        folder: that exists.
+        max_samples: in the gallery, spread evenly over splits, conditions and right or wrong.
+        open_photos: returns the images of a sample, where its names are no paths.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    pictures = PictureTable()
+    scores = {entry["split"]: entry["score"] for entry in results["splits"]}
+    choice: EvenChoice[Record] = EvenChoice(max_samples)
+    baselines: dict[tuple[str, str], float] = {}
+    for record in records:
+        score = scores.get(record.split, "")
+        if record.condition == BASELINE and score in record.scores:
+            baselines[record.split, record.id] = record.scores[score]
+        group = (record.split, record.condition, verdict_of(record, score))
+        choice.offer(group, f"{record.split} {record.id}", record)
+    maker = CardMaker(open_photos, pictures)
+    cards = [
+        maker.make(
+            record,
+            scores.get(record.split, ""),
+            None if record.condition == BASELINE else baselines.get((record.split, record.id)),
+        )
+        for record in sorted(choice.chosen(), key=lambda record: (record.split, record.id))
+    ]
+    gallery = make_gallery(cards, _facts, choice.num_offered)
+    content = {"results": results, "overview": overview_of(results), "gallery": gallery}
+    return _write_page("report.html", folder / REPORT_NAME, pictures, content)
+
+
+def _facts(card: Card) -> dict[str, str]:
+    return {
+        "split": card.record.split,
+        "condition": card.record.condition,
+        "verdict": card.verdict,
+        "called": card.called,
+        "change": card.change,
+        "group": card.record.group,
+    }
+
+
+class _CardPair(NamedTuple):
+    """The two cards of a sample that was fixed or broken."""
+
+    fate: str
+    a: Card
+    b: Card
+
+
+def write_comparison(
+    comparison: Comparison,
+    path: Path,
+    max_samples: int = 400,
+    *,
+    open_photos: PhotoSource = open_by_name,
+) -> Path:
+    """Write a comparison as one HTML file.
+
+    Args:
+        comparison: of two runs.
+        path: of the file; its folder exists.
+        max_samples: in the gallery of fixed and broken ones, spread evenly over splits, conditions,
+            and fixed or broken.
+        open_photos: returns the images of a sample, where its names are no paths.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    choice: EvenChoice[ChangedSample] = EvenChoice(max_samples)
+    for sample in comparison.changed:
+        group = (sample.a.split, sample.a.condition, sample.fate)
+        choice.offer(group, f"{sample.a.split} {sample.a.id}", sample)
+    pictures = PictureTable()
+    maker = CardMaker(open_photos, pictures)
+    pairs = [
+        _CardPair(s.fate, maker.make(s.a, s.score), maker.make(s.b, s.score))
+        for s in sorted(choice.chosen(), key=lambda s: (s.a.split, s.a.id))
+    ]
+    differences = [row.difference for row in comparison.splits]
+    content = {
+        "comparison": comparison,
+        "axis": axis_around_zero(end for d in differences for end in (d.low, d.high)),
+        "gallery": make_gallery(pairs, _facts_of_pair, choice.num_offered),
+    }
+    return _write_page("compare.html", path, pictures, content)
+
+
+def _facts_of_pair(pair: _CardPair) -> dict[str, str]:
+    facts = _facts(pair.a)
+    return {"fate": pair.fate, **{name: facts[name] for name in ("split", "condition", "group")}}
+
+
+# --- the gallery ------------------------------------------------------------------------------
+
+
+class EvenChoice(Generic[Item]):
+    """Takes items one by one and keeps a bounded number of them.
+
+    Each group ends with as many items as every other, as far as it has them. Within a group those
+    stay whose key has the lowest hash: the same keys in each group, so that a sample is shown
+    under all conditions or none.
+
+    Args:
+        most: items to keep at most; up to twice as many are held meanwhile.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.num_offered = 0
+        self._groups: dict[Hashable, list[tuple[str, Item]]] = defaultdict(list)
+        self._num_held = 0
+
+    def offer(self, group: Hashable, key: str, item: Item) -> None:
+        """Take an item of a group, or pass it over; the hash of its key decides."""
+        rank = hashlib.sha256(f"{SEED} {key}".encode("utf-8", "surrogatepass")).hexdigest()
+        insort(self._groups[group], (rank, item), key=lambda entry: entry[0])
+        self.num_offered += 1
+        self._num_held += 1
+        if self._num_held > 2 * self.most:
+            self._trim()
+
+    def chosen(self) -> list[Item]:
+        """The items that were kept, group by group."""
+        self._trim()
+        return [item for group in self._groups.values() for _, item in group]
+
+    def _trim(self) -> None:
+        # What leaves the largest group now would have left it at the end too: groups only grow.
+        while self._num_held > self.most:
+            max(self._groups.values(), key=len).pop()
+            self._num_held -= 1
+
+
+class Filter(NamedTuple):
+    """A choice above the gallery: value, words and number of cards of each option."""
+
+    name: str
+    label: str
+    options: tuple[tuple[str, str, int], ...]
+
+
+class Entry(NamedTuple):
+    """A card, or two, with the facts it is filtered by."""
+
+    card: Any
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cards and their filters.
+
+    Attributes:
+        entries: in the order shown.
+        filters: in the order shown; one with a single option is left out.
+        num_all: of which the cards were chosen.
+    """
+
+    entries: Sequence[Entry]
+    filters: Sequence[Filter]
+    num_all: int
+
+
+def make_gallery(
+    cards: Iterable[Item], facts: Callable[[Item], Mapping[str, str]], num_all: int
+) -> Gallery:
+    """Give cards their filters.
+
+    Args:
+        cards: in the order shown.
+        facts: card -> fact -> value; an empty value is none.
+        num_all: of which the cards were chosen.
+    """
+    entries = [Entry(card, facts(card)) for card in cards]
+    filters = []
+    for name, label in _LABELS.items():
+        counts = Counter(entry.facts[name] for entry in entries if entry.facts.get(name))
+        known = _WORDS.get(name, {})
+        values = [*(v for v in known if v in counts), *sorted(v for v in counts if v not in known)]
+        options = tuple((value, known.get(value, value), counts[value]) for value in values)
+        if len(options) > 1:
+            filters.append(Filter(name, label, options))
+    return Gallery(entries, filters, num_all)
+
+
+# --- HTML -------------------------------------------------------------------------------------
+
+
+def _write_page(
+    template: str, path: Path, pictures: PictureTable, content: Mapping[str, Any]
+) -> Path:
+    """Fill in a template and write the page, wholly or not at all.
 
     The page forbids itself all connections, and all scripts and styles but its own, which are
     named by their hashes: text that slipped through the escaping still could not run.
-
-    Args:
-        template: name of a file in ``templates``.
-        pictures: of the page.
-        **content: what the template names.
     """
     style, script = _asset("page.css"), _asset("gallery.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
-    return (
+    page = (
         _environment()
         .get_template(template)
         .render(
@@ -48,17 +291,10 @@ def render_page(template: str, pictures: PictureTable, **content: Any) -> str:
             script=Markup(script),
             pictures=pictures.uris,
             page_size=PAGE_SIZE,
+            verdict_words=VERDICT_WORDS,
             **content,
         )
     )
-
-
-def save_page(page: str, path: Path) -> Path:
-    """Write a page, wholly or not at all.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
     try:
         write_whole(page, path)
     except OSError as exc:
@@ -68,29 +304,17 @@ def save_page(page: str, path: Path) -> Path:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("vpt.evaluation.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_harmless,
-    )
+    environment = html_environment("vpt.evaluation.report")
     environment.filters.update(
         number=_number,
         signed=_signed,
-        more=_more,
-        share=_share,
-        count=_count,
-        p_value=_p_value,
+        more=lambda value: f"{value:+,.0f}".replace("-", _MINUS),
+        share=lambda value: _NOTHING if value is None else f"{100 * value:.1f}%",
+        count=lambda value: _NOTHING if value is None else f"{value:,.0f}",
+        p_value=lambda value: "<0.001" if value < 0.001 else f"{value:.3f}",
         cut=_cut,
     )
     return environment
-
-
-def _harmless(value: Any) -> Any:
-    """Make control characters visible in every text put into a page; escaping comes after."""
-    return printable(value) if type(value) is str else value
 
 
 def _number(value: float | None) -> str:
@@ -104,22 +328,6 @@ def _signed(value: float | None) -> str:
         return _NOTHING
     sign = _MINUS if value < 0 else "+" if value > 0 else ""
     return sign + _number(abs(value))
-
-
-def _more(value: float) -> str:
-    return f"{value:+,.0f}".replace("-", _MINUS)
-
-
-def _share(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:.1f}%"
-
-
-def _count(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:,.0f}"
-
-
-def _p_value(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _cut(text: str) -> str:

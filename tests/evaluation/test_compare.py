@@ -10,7 +10,7 @@ from test_report import EVIL, Page, failed, make_record, make_results, pictures_
 from vpt.errors import DataError
 from vpt.evaluation.compare import compare, compare_folders
 from vpt.evaluation.records import Record
-from vpt.evaluation.report.pairs import write_comparison
+from vpt.evaluation.report import write_comparison
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ from PIL import Image
 
 from vpt.errors import DataError
 from vpt.evaluation.records import Record
-from vpt.evaluation.report.cards import CardMaker
-from vpt.evaluation.report.photos import PhotoShelf
-from vpt.evaluation.report.pictures import PictureTable
+from vpt.evaluation.report.cards import CardMaker, PictureTable
 from vpt.evaluation.runner import Task, find_conditions, finished_record
 from vpt.evaluation.samples import ImageRef, ImageRoots, Sample
 from vpt.evaluation.scores.regions import map_supports_answer, read_points
@@ -111,7 +109,7 @@ def test_a_card_shows_photo_with_boxes_and_map():
     photo = Image.new("RGB", (64, 48), "#336699")
     trace.keep_thumbnails([from_pixels(photo, "a.png")])
     record = finished_record(task(), sample(), trace, decode)
-    card = CardMaker(PhotoShelf(lambda record: []), PictureTable()).make(record, "multiple_choice")
+    card = CardMaker(lambda record: [], PictureTable()).make(record, "multiple_choice")
     assert not card.problem
     assert [figure.kind for figure in card.figures] == ["photo", "depth"]
     assert [outline.kind for outline in card.figures[0].outlines] == ["box"]

@@ -8,8 +8,7 @@ from PIL import Image
 from test_report import EVIL, failed, make_record, make_results
 
 from vpt.evaluation.compare import compare
-from vpt.evaluation.report import write_report
-from vpt.evaluation.report.pairs import write_comparison
+from vpt.evaluation.report import write_comparison, write_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

@@ -16,7 +16,7 @@ from vpt.demo.views import box_to_edit, draw_views, shown_looks
 from vpt.errors import VPTError
 from vpt.model.building import tiny_model
 from vpt.trace.records import Trace
-from vpt.view.layout import draw
+from vpt.view.picture import draw
 from vpt.view.timeline import timeline_html
 
 ODD = (

@@ -13,12 +13,9 @@ from vpt.errors import ImageError
 from vpt.images import from_pixels
 from vpt.inference.events import ContentEvent
 from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
-from vpt.view.album import Album
-from vpt.view.depth import depth_picture
 from vpt.view.heat import VIRIDIS
-from vpt.view.layout import draw
-from vpt.view.marks import CALL_COLOURS, boxes_on
-from vpt.view.panels import draw_panels, num_panels
+from vpt.view.looks import CALL_COLOURS, Album, look_of, marks_on
+from vpt.view.picture import draw, shown_in_panels
 from vpt.view.timeline import timeline_html
 from vpt.view.wording import content_words
 
@@ -55,7 +52,10 @@ def has_colour(picture, colour):
 
 
 def test_near_is_yellow_far_is_violet_and_the_shape_is_that_of_the_image():
-    picture = depth_picture(make_trace().content[0], (200, 120))
+    trace = make_trace()
+    look = look_of(Album(trace), trace.content[0], (320, 320))
+    picture = look.picture
+    assert (look.kind, look.ends, look.photo.size) == ("depth", ("far", "near"), picture.size)
     assert picture.width / picture.height == pytest.approx(200 / 120, rel=0.05)
     left, right = (picture.getpixel((x, 5)) for x in (0, picture.width - 1))
     assert np.abs(np.subtract(left, VIRIDIS[0])).max() < 12
@@ -101,7 +101,7 @@ def test_calls_and_maps_stand_in_the_order_of_their_turns():
     trace.calls.append(
         CallRecord("crop", "", 1, 0, "executed", (2, 2, 3, 3), (40, 20, 120, 80), num_tokens=4)
     )
-    assert num_panels(Album(trace, None)) == len(draw_panels(Album(trace, None), 200)) == 2
+    assert [number for number, _ in shown_in_panels(trace)] == [0, 1]
     assert [label for label, _ in shown_looks(trace)] == ["depth map of 4 codes"]
     trace.calls[0].grid_hw = (2, 2)
     assert [number for _, number in shown_looks(trace)] == [-1, 1]
@@ -110,9 +110,9 @@ def test_calls_and_maps_stand_in_the_order_of_their_turns():
 def test_boxes_are_numbered_through_a_run():
     trace = make_trace()
     trace.content.append(trace.content[1])
-    marks = boxes_on(Album(trace, None), 0)
+    marks = marks_on(Album(trace), 0)
     assert [mark.words for mark in marks] == ["b1", "b2", "b3", "b4"]
-    assert [mark.cut for mark in marks] == BOXES * 2
+    assert [mark.outline for mark in marks] == BOXES * 2
 
 
 # --- the demo ---------------------------------------------------------------------------------

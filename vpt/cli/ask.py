@@ -120,7 +120,7 @@ def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
 
 def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
     if args.picture:
-        from vpt.view.layout import draw
+        from vpt.view.picture import draw
 
         picture = draw(trace, [image.pixels for image in images])
         write_file(picture.save, args.picture)

@@ -208,7 +208,7 @@ def _add_compared(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from vpt.evaluation.compare import compare_folders
-    from vpt.evaluation.report.pairs import write_comparison
+    from vpt.evaluation.report import write_comparison
 
     comparison = compare_folders(args.a, args.b)
     print_out(comparison.table())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from vpt.trace.records import CallRecord, ContentRecord
 
 STOP_WORDS = {
@@ -31,6 +34,25 @@ def printable(text: str) -> str:
     return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+@cache
+def html_environment(package: str) -> Environment:
+    """The HTML templates of a package; all texts put into them are escaped and made printable."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+
+
+def _finalize(value: Any) -> Any:
+    return printable(value) if type(value) is str else value
+
+
 def call_words(call: CallRecord) -> str:
     """Name a call as a person would: ``"region x 2-5, y 1-4"``, or the encoder."""
     if call.region is not None:
@@ -45,9 +67,13 @@ def content_words(content: ContentRecord) -> str:
     if content.kind == "depth":
         codes = count_words(len(content.codes or ()), "code")
         return f"depth map of {codes}" if content.is_whole else f"depth map, cut off after {codes}"
-    number = len(content.boxes or ())
-    words = "1 box" if number == 1 else f"{number} boxes"
+    words = boxes_words(len(content.boxes or ()))
     return words if content.is_whole else f"{words}, then one cut off"
+
+
+def boxes_words(number: int) -> str:
+    """``"1 box"``, ``"2 boxes"``."""
+    return "1 box" if number == 1 else f"{number} boxes"
 
 
 def count_words(number: int, noun: str) -> str:

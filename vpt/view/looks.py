@@ -1,0 +1,373 @@
+"""What a run looked at: its images, the marks on them, and what each call and depth map shows.
+
+Picture, demo and report draw all of these here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PureWindowsPath
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+
+from vpt.boxes import Box, GridBox, PixelBox, compose, crop_box_px, iou, rescale
+from vpt.errors import ImageError
+from vpt.images import ImageLimits, load_image
+from vpt.protocol.tokens import RELEASED_GRID_SIZE
+from vpt.trace.records import THUMBNAIL_SIDE, CallRecord, ContentRecord, ImageRecord, Trace
+from vpt.view.heat import coloured, heat_over, score_map, seen_of_call
+from vpt.view.lettering import INK, PAPER, latin_font
+
+CALL_COLOURS = (
+    *("#e0245e", "#2f6fe4", "#178a3e", "#e26a00", "#8a2be2"),
+    *("#00838f", "#a85500", "#c2189b", "#51606f", "#6b7d00"),
+)
+CHIP_HEIGHT = 24
+MOST_CHIPS = 200  # on one image; more would cover it
+BLANK = "#7f7f7f"  # what a look shows that was made blank
+
+# What a trace keeps is small; larger than this, it is not of our making.
+_KEPT = ImageLimits(max_pixels=2 * THUMBNAIL_SIDE**2, max_bytes=8 * 2**20)
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+class Album:
+    """The images of a trace, by their index in it.
+
+    Attributes:
+        trace: that it belongs to.
+        given: index in the trace -> RGB, of the given images only.
+
+    Args:
+        trace: of one run.
+        images: the given ones, in order, at any size; by default the trace's thumbnails.
+
+    Raises:
+        ImageError: if an image is missing, damaged or not the one of the trace.
+    """
+
+    def __init__(self, trace: Trace, images: Sequence[Image.Image] | None = None) -> None:
+        self.trace = trace
+        self._is_kept = images is None
+        given = [i for i, record in enumerate(trace.images) if record.parent is None]
+        if images is None:
+            images = [_thumbnail(trace.images[i]) for i in given]
+        if len(images) < len(given):
+            raise ImageError(f"the trace has {len(given)} given images, but {len(images)} came")
+        self.given = dict(zip(given, images, strict=False))
+        for index, image in self.given.items():
+            _check_shape(trace.images[index], image)
+            self.given[index] = image.convert("RGB")
+
+    def number(self, index: int) -> int:
+        """How a person counts the given image that an image stems from."""
+        return list(self.given).index(self.trace.root(index)) + 1
+
+    def frame(self, index: int) -> PixelBox:
+        """Where an image lies in the given one it stems from, in pixels."""
+        record = self.trace.images[index]
+        return record.box_xyxy_px or (0, 0, *record.size_wh)
+
+    def cut(self, index: int, box_xyxy_px: PixelBox | None = None) -> Image.Image:
+        """Cut a box, or all that an image shows, out of the given image; never empty."""
+        root = self.trace.root(index)
+        image, box = self.given[root], box_xyxy_px or self.frame(index)
+        x0, y0, x1, y1 = rescale(box, self.trace.images[root].size_wh, image.size)
+        left, top = min(math.floor(x0), image.width - 1), min(math.floor(y0), image.height - 1)
+        return image.crop((left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)))
+
+    def crop_of(self, call: CallRecord) -> Image.Image:
+        """What a region call brought, as sharp as it is there."""
+        if self._is_kept and call.result_image is not None:
+            record = self.trace.images[call.result_image]
+            if record.thumbnail is not None:
+                return _thumbnail(record)
+        return self.cut(call.image, call.box_xyxy_px)
+
+
+def fitted(picture: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
+    """A picture as large as the room allows; what is tiny grows 64-fold at most."""
+    scale = min(room_wh[0] / picture.width, room_wh[1] / picture.height, 64)
+    size_wh = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+    if scale > 4:  # show the pixels as they are
+        return picture.resize(size_wh, Image.Resampling.NEAREST)
+    return picture.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
+
+
+def base_name(source: str) -> str:
+    """Last part of a path of any system."""
+    return PureWindowsPath(source).name or source
+
+
+def _check_shape(record: ImageRecord, image: Image.Image) -> None:
+    width, height = record.size_wh
+    # Half a pixel of rounding on either side, in a picture of any size.
+    if abs(image.width * height - image.height * width) > 1.5 * max(width, height):
+        raise ImageError(
+            f"expected {base_name(record.source)} of {width}x{height}, at any scale; got an "
+            f"image of {image.width}x{image.height}; pass the given images in order"
+        )
+
+
+def _thumbnail(record: ImageRecord) -> Image.Image:
+    name = base_name(record.source)
+    if record.thumbnail is None:
+        raise ImageError(
+            f"the trace holds no picture of {name}; pass images=, or save traces "
+            "after keep_thumbnails()"
+        )
+    return _read_data_uri(record.thumbnail, f"the thumbnail of {name}")
+
+
+def _read_data_uri(uri: str, name: str) -> Image.Image:
+    head, _, body = uri.partition(";base64,")
+    try:
+        if not head.startswith("data:image/"):
+            raise ValueError("expected a data URI")
+        return load_image(base64.b64decode(body, validate=True), limits=_KEPT, name=name).pixels
+    except (binascii.Error, ValueError) as exc:
+        raise ImageError(f"{name} is damaged: {exc}") from exc
+
+
+# --- marks ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mark:
+    """A place on a given image.
+
+    Attributes:
+        kind: ``"region"`` that calls named, ``"box"`` that the model wrote, or ``"evidence"``.
+        cells: XYXY, pixels of the cells that a region names; else of the box.
+        outline: XYXY, pixels that were cut out of it, or of the box; ``None`` if nothing was cut.
+        numbers: of the calls, from 1; of the box among all boxes, from 1.
+        colour: ``"#rrggbb"``, of the first call; of a box, one that no call has, if there are
+            enough.
+    """
+
+    kind: str
+    cells: PixelBox
+    outline: PixelBox | None
+    numbers: list[int]
+    colour: str
+
+    @property
+    def words(self) -> str:
+        """Its label: ``"1, 3"`` for two calls, ``"b2"`` for a box."""
+        return ("b" if self.kind == "box" else "") + ", ".join(map(str, self.numbers))
+
+    @property
+    def anchor(self) -> PixelBox:
+        """The box that its label belongs to."""
+        return self.outline or self.cells
+
+
+def call_colour(number: int) -> str:
+    """Colour of a call, counted from 1."""
+    return CALL_COLOURS[(number - 1) % len(CALL_COLOURS)]
+
+
+def marks_on(album: Album, index: int) -> list[Mark]:
+    """Regions named and boxes written on a given image, in this order.
+
+    Equal regions are one mark with several numbers.
+    """
+    marks: dict[tuple[PixelBox, PixelBox | None], Mark] = {}
+    for number, call in enumerate(album.trace.calls, 1):
+        if call.region is None or album.trace.root(call.image) != index:
+            continue
+        cells, cut = _region_px(album, call)
+        mark = marks.setdefault((cells, cut), Mark("region", cells, None, [], call_colour(number)))
+        mark.numbers.append(number)
+        if call.outcome == "executed":
+            mark.outline = cut
+    return [*marks.values(), *_boxes_on(album, index)]
+
+
+def _region_px(album: Album, call: CallRecord) -> tuple[PixelBox, PixelBox]:
+    """Pixels of the named cells, and of what is cut out for them."""
+    assert call.region is not None
+    grid_size = album.trace.settings.get("grid_size", RELEASED_GRID_SIZE)
+    frame, region = album.frame(call.image), GridBox(*call.region)
+    size_wh = (frame[2] - frame[0], frame[3] - frame[1])
+    cells, cut = (
+        compose(frame, crop_box_px(region, size_wh, grid_size=grid_size, margin=margin))
+        for margin in (0, 1)
+    )
+    return cells, call.box_xyxy_px or cut
+
+
+def _boxes_on(album: Album, index: int) -> Iterator[Mark]:
+    written = [one for one in album.trace.content if album.trace.root(one.image) == index]
+    boxes = [box for one in written for box in one.boxes_xyxy_px or ()]
+    for number, box in enumerate(boxes, 1):
+        yield Mark("box", box, box, [number], call_colour(len(album.trace.calls) + number))
+
+
+def marked_photo(
+    album: Album, index: int, room_wh: tuple[int, int], drawn_box: Box | None = None
+) -> Image.Image:
+    """A given image with its marks.
+
+    Args:
+        album: of the run.
+        index: of the given image.
+        room_wh: that the result fits.
+        drawn_box: XYXY in pixels of the image; gets a dashed frame.
+    """
+    size_wh = album.trace.images[index].size_wh
+    photo = fitted(album.given[index], room_wh).copy()
+    marks = marks_on(album, index)
+
+    def place(box: PixelBox) -> PixelBox:
+        """In the photo, ends included."""
+        x0, y0, x1, y1 = map(round, rescale(box, size_wh, photo.size))
+        return x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)
+
+    tint = ImageDraw.Draw(photo, "RGBA")  # blends
+    for mark in marks:
+        if mark.kind == "region":
+            tint.rectangle(place(mark.cells), (*ImageColor.getrgb(mark.colour)[:3], 70))
+    pen = ImageDraw.Draw(photo)
+    for mark in marks:
+        if mark.outline is not None:
+            x0, y0, x1, y1 = place(mark.outline)
+            pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=PAPER, width=5)
+            pen.rectangle((x0, y0, x1, y1), outline=mark.colour, width=3)
+    for mark, left_top in zip(marks, place_chips(marks, size_wh, photo.size), strict=False):
+        draw_chip(pen, mark.words, mark.colour, left_top)
+    if drawn_box is not None:
+        _dash(pen, rescale(drawn_box, size_wh, photo.size))
+    return photo
+
+
+def place_chips(
+    marks: Sequence[Mark], size_wh: tuple[int, int], shown_wh: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Where the labels of marks go, as far as there is room without covering one another.
+
+    Args:
+        marks: of one image; those after `MOST_CHIPS` have no label.
+        size_wh: ``(W, H)`` of the image.
+        shown_wh: ``(W, H)`` at which it is shown.
+
+    Returns:
+        Left and top of each label, in pixels as shown.
+    """
+    taken: list[PixelBox] = []
+    for mark in marks[:MOST_CHIPS]:
+        x0, y0, x1, y1 = map(round, rescale(mark.anchor, size_wh, shown_wh))
+        centres = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+        centres += [(x0, y) for y in range(y0 + CHIP_HEIGHT // 2, y1, CHIP_HEIGHT)]
+        width, chips = chip_width(mark.words), []
+        for x, y in centres:
+            left = max(min(x - width // 2, shown_wh[0] - width), 0)
+            top = max(min(y - CHIP_HEIGHT // 2, shown_wh[1] - CHIP_HEIGHT), 0)
+            chips.append((left, top, left + width, top + CHIP_HEIGHT))
+        free = (chip for chip in chips if not any(iou(chip, other) for other in taken))
+        taken.append(next(free, chips[0]))
+    return [chip[:2] for chip in taken]
+
+
+def chip_width(text: str) -> int:
+    """Width of a chip that holds the text."""
+    return max(CHIP_HEIGHT, math.ceil(latin_font(15).getlength(text)) + 12)
+
+
+def draw_chip(pen: ImageDraw.ImageDraw, text: str, colour: str, left_top: tuple[int, int]) -> None:
+    """Draw numbers on a small coloured field."""
+    left, top = left_top
+    right, bottom = left + chip_width(text), top + CHIP_HEIGHT
+    pen.rounded_rectangle((left, top, right - 1, bottom - 1), 6, colour, PAPER, width=2)
+    centre = ((left + right) / 2, (top + bottom) / 2)
+    pen.text(centre, text, PAPER, latin_font(15), anchor="mm")
+
+
+def _dash(pen: ImageDraw.ImageDraw, box: Box, length: int = 9) -> None:
+    """A dashed frame that is seen on any ground."""
+    x0, y0, x1, y1 = map(round, box)
+    x1, y1 = max(x1 - 1, x0), max(y1 - 1, y0)
+    pen.rectangle((x0, y0, x1, y1), outline=PAPER, width=3)
+    for x in range(x0, x1, 2 * length):
+        for y in (y0, max(y1 - 2, y0)):
+            pen.rectangle((x, y, min(x + length, x1), y + 2), fill=INK)
+    for y in range(y0, y1, 2 * length):
+        for x in (x0, max(x1 - 2, x0)):
+            pen.rectangle((x, y, x + 2, min(y + length, y1)), fill=INK)
+
+
+# --- looks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a call brought, or a depth map that the model wrote, to be seen.
+
+    Attributes:
+        kind: ``"crop"``, ``"heat"`` (a score map over the photo), ``"plain"`` (features without a
+            score map) or ``"depth"``.
+        photo: what was looked at, RGB.
+        picture: crop, map or the photo again; as large as the photo.
+        ends: lowest and highest score on a heat map; words for the ends of a depth map.
+        note: what is out of the ordinary; else empty.
+    """
+
+    kind: str
+    photo: Image.Image
+    picture: Image.Image
+    ends: tuple[float, float] | tuple[str, str] | None = None
+    note: str = ""
+
+
+def look_of(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int, int]) -> Look:
+    """Draw what an executed call brought, or a depth map that was decoded.
+
+    Args:
+        album: of the run.
+        one: the call, or the map.
+        room_wh: that photo and picture fit.
+
+    Raises:
+        ImageError: if a picture of the trace is damaged.
+        PromptError: if scores do not fit their grid.
+    """
+    if isinstance(one, ContentRecord):
+        return _depth_look(album, one, room_wh)
+    replaced = album.trace.settings.get("replace_looks")
+    is_crop, blank = one.box_xyxy_px is not None, "made blank" if replaced == "blank" else ""
+    photo = fitted(album.crop_of(one) if is_crop else album.cut(one.image), room_wh)
+    if blank:
+        photo = Image.new("RGB", photo.size, BLANK)
+    if is_crop:
+        note = "cut elsewhere" if replaced == "random" else blank
+        return Look("crop", photo, photo, note=note)
+    scores = score_map(one)
+    if scores is None:
+        return Look("plain", photo, photo, note=blank or "no score map")
+    size_wh = album.trace.images[one.image].size_wh
+    seen = rescale(seen_of_call(album.trace, one), size_wh, photo.size)
+    picture, low, high = heat_over(photo, scores, seen)
+    return Look("heat", photo, picture, (low, high), blank)
+
+
+def _depth_look(album: Album, one: ContentRecord, room_wh: tuple[int, int]) -> Look:
+    """A depth map in the colours of the score maps and the shape of its image."""
+    assert one.picture is not None
+    photo = fitted(album.cut(one.image), room_wh)
+    grey = np.asarray(_read_data_uri(one.picture, "the depth map").convert("L"))
+    picture = coloured(grey / 255).resize(photo.size, Image.Resampling.BILINEAR)
+    return Look("depth", photo, picture, ("far", "near"))
+
+
+def why_no_map(content: ContentRecord) -> str:
+    """Why a depth map cannot be drawn; empty if it can."""
+    if content.picture is not None:
+        return ""
+    return "codes only: no depth tokenizer" if content.is_whole else "cut off at the token limit"

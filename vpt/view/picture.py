@@ -1,0 +1,273 @@
+"""Draw a trace as one picture that a person can read.
+
+It has four parts, one under the other: what was asked; the images with every region the model
+named and every box it wrote, and beside them one panel per call with what it brought and one per
+depth map; the answer; the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from PIL import Image, ImageDraw, ImageOps
+
+from vpt.protocol.tokens import BRANCH_TOKENS
+from vpt.trace.records import CallRecord, ContentRecord, Trace
+from vpt.view.heat import colour_bar, seen_of_call
+from vpt.view.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
+from vpt.view.looks import (
+    CHIP_HEIGHT,
+    Album,
+    base_name,
+    call_colour,
+    chip_width,
+    draw_chip,
+    look_of,
+    marked_photo,
+    marks_on,
+    why_no_map,
+)
+from vpt.view.wording import (
+    OUTCOME_WORDS,
+    STOP_WORDS,
+    call_words,
+    content_words,
+    count_words,
+    printable,
+)
+
+WIDTH, PAD, GAP, BAR_HEIGHT = 1200, 28, 20, 30
+INNER = WIDTH - 2 * PAD
+HALF, QUARTER = (INNER - GAP) // 2, (INNER - 3 * GAP) // 4
+MOST_MALFORMED = 20  # listed one by one
+
+TITLE_PAPER, TITLE_INK, TITLE_QUIET = INK, PAPER, "#a9b4c4"
+FAULT_PAPER, FAULT_INK, LINE = "#fde8e6", "#8c1d18", "#d5dae1"
+
+
+def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Image:
+    """Draw a trace.
+
+    Args:
+        trace: of one run. Where it does not tell the size of the region grid or the branches'
+            preprocessing, the released ones are assumed.
+        images: the given images, in order, at any size; by default the trace's thumbnails. Crops
+            need not be among them: they are cut out again.
+
+    Returns:
+        RGB, 1200 pixels wide and as tall as it takes.
+
+    Raises:
+        ImageError: if an image is missing, damaged or not the one of the trace.
+        PromptError: if score maps do not fit their grids.
+    """
+    album = Album(trace, images)
+    return _grid([_title(trace), *_body(album), *_end(trace)], 1, gap=0)
+
+
+def _title(trace: Trace) -> Image.Image:
+    """What was asked, and of whom."""
+    under = f"{trace.model.get('name') or 'unnamed model'}  ·  perception: {trace.perception}"
+    return _banner(
+        [Text(trace.question, 26, TITLE_INK, 12), Text(under, 15, TITLE_QUIET, 2)], TITLE_PAPER
+    )
+
+
+def _body(album: Album) -> Iterator[Image.Image]:
+    """Images and panels: side by side where the shape of the images allows it."""
+    shown = shown_in_panels(album.trace)
+    number = len(shown)
+    if album.given and number and max(i.width / i.height for i in album.given.values()) <= 2.2:
+        photos = _photos(album, HALF, 600, columns=min(len(album.given), 2))
+        width, columns = (HALF, 1) if number == 1 else (QUARTER, 2)
+        cells = [_panel(album, one, width) for one in shown]
+        # Half a row more than the images are high looks better than one row under them.
+        num_rows = max(round((photos.height + GAP) / (cells[0].height + GAP)), 1)
+        beside = _grid(cells[: num_rows * columns], columns)
+        yield _framed(_grid([photos, beside], 2))
+        if rest := cells[num_rows * columns :]:
+            yield _framed(_grid(rest, 4))
+        return
+    if album.given:
+        yield _framed(_photos(album, INNER, 460, columns=min(len(album.given), 4)))
+    if number:
+        columns = max(2, min(4, number)) if album.given else 3
+        width = (INNER - GAP * (columns - 1)) // columns
+        yield _framed(_grid([_panel(album, one, width) for one in shown], columns))
+
+
+def _end(trace: Trace) -> Iterator[Image.Image]:
+    """The answer, what went wrong, and the numbers."""
+    yield Image.new("RGB", (WIDTH, 16), PAPER)
+    answer = Text(trace.answer, 22, INK, 60) if trace.answer.strip() else Text("(nothing)", 22)
+    yield _banner([Text("Answer", 14), answer], SHADE)
+    if trace.malformed:
+        said = [f"turn {m.turn + 1}: {m.text}  ({m.reason})" for m in trace.malformed]
+        if len(said) > MOST_MALFORMED:
+            said[MOST_MALFORMED:] = [f"… and {len(said) - MOST_MALFORMED} more"]
+        head = Text("Malformed calls, read as text", 14, FAULT_INK)
+        yield _banner([head, *(Text(one, 15, FAULT_INK, 3) for one in said)], FAULT_PAPER)
+    counts = trace.counts
+    numbers = (
+        f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason or 'not ended')}",
+        f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
+        f"{counts.generated_tokens} generated tokens",
+        count_words(len(trace.calls), "call"),
+        f"{trace.timings.total:,.0f} ms",
+    )
+    yield _banner([Text("  ·  ".join(numbers), 15, QUIET, 4)], PAPER)
+
+
+def _photos(album: Album, width: int, max_height: int, columns: int) -> Image.Image:
+    cell = (width - GAP * (columns - 1)) // columns
+    return _grid([_photo(album, i, cell, max_height) for i in album.given], columns)
+
+
+def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image:
+    """One given image with its marks, and a line of words."""
+    record, marks = album.trace.images[index], marks_on(album, index)
+    words = [f"image {album.number(index)}", printable(base_name(record.source))]
+    words += [f"{record.size_wh[0]}x{record.size_wh[1]}", f"{record.num_tokens} tokens"]
+    texts = [Text("  ·  ".join(words), 14, QUIET, 2)]
+    if any(mark.kind == "region" for mark in marks):
+        key = "tinted: the cells it named; outlined: what was cut out, one cell wider"
+        texts.append(Text(key, 14, QUIET, 2))
+    if boxes := [mark.words for mark in marks if mark.kind == "box"]:
+        names = " to ".join(dict.fromkeys((boxes[0], boxes[-1])))
+        texts.append(Text(f"{names}: written by the model", 14, QUIET, 2))
+    shown = marked_photo(album, index, (width, max_height))
+    row = Image.new("RGB", (width, shown.height), PAPER)
+    _paste_centred(row, shown, shown.height)
+    return _grid([row, set_text(texts, width, centred=True)], 1, gap=8)
+
+
+# --- panels -----------------------------------------------------------------------------------
+
+
+def shown_in_panels(trace: Trace) -> list[tuple[int, CallRecord | ContentRecord]]:
+    """Depth maps (numbered 0) and calls with their numbers, in the order of their turns."""
+    maps = [(0, one) for one in trace.content if one.kind == "depth"]
+    return sorted([*maps, *enumerate(trace.calls, 1)], key=lambda one: (one[1].turn, one[0] > 0))
+
+
+def _panel(
+    album: Album, numbered: tuple[int, CallRecord | ContentRecord], width: int
+) -> Image.Image:
+    """What a call brought or a depth map shows, with words under it."""
+    number, one = numbered
+    if isinstance(one, CallRecord):
+        area, words = _call_area(album, one, width), _call_legend(album, number, one, width)
+    else:
+        area, words = _map_area(album, one, width), _map_legend(album, one, width)
+    ImageDraw.Draw(area).rectangle((0, 0, area.width - 1, area.height - 1), outline=LINE)
+    return _grid([area, words], 1, gap=10)
+
+
+def _call_area(album: Album, call: CallRecord, width: int) -> Image.Image:
+    area = _empty_area(album, width)
+    if call.outcome != "executed":
+        _write_centred(area, OUTCOME_WORDS.get(call.outcome, call.outcome))
+        return area
+    room = area.height - (0 if call.box_xyxy_px is not None else BAR_HEIGHT)
+    look = look_of(album, call, (width, room))
+    _paste_centred(area, look.picture, room)
+    if look.kind == "heat" and look.ends is not None:
+        low, high = (f"{end:.3g}" for end in look.ends)
+        area.paste(colour_bar((low, high), (width, BAR_HEIGHT)), (0, room))
+    elif look.kind == "plain":
+        bar = Image.new("RGB", (width, BAR_HEIGHT), SHADE)
+        _write_centred(bar, look.note)
+        area.paste(bar, (0, room))
+    return area
+
+
+def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Image.Image:
+    chip, left = str(number), chip_width(str(number)) + 9
+    head = Image.new("RGB", (width, CHIP_HEIGHT + 2), PAPER)
+    head.paste(set_text([Text(call_words(call), 17, INK)], width - left), (left, 0))
+    draw_chip(ImageDraw.Draw(head), chip, call_colour(number), (0, 0))
+    fill, facts = FAULT_INK, OUTCOME_WORDS.get(call.outcome, call.outcome)
+    if call.outcome == "executed":
+        siblings = sum(other.turn == call.turn for other in album.trace.calls)
+        shared = f" (all {siblings})" if siblings > 1 else ""
+        tokens = count_words(call.num_tokens, "token")
+        facts = f"executed  ·  {tokens}  ·  {call.encode_ms + call.run_ms:,.0f} ms{shared}"
+        fill = QUIET
+    words = set_text([Text(facts, 14, fill), Text(_place_words(album, call), 14)], width)
+    return _grid([head, words], 1, gap=0)
+
+
+def _place_words(album: Album, call: CallRecord) -> str:
+    """Where a call looked."""
+    record, number = album.trace.images[call.image], album.number(call.image)
+    if (box := call.box_xyxy_px or record.box_xyxy_px) is not None:
+        return f"box {', '.join(map(str, box))} of image {number}"
+    words, (width, height) = f"image {number}", record.size_wh
+    if call.outcome == "executed" and call.branch in BRANCH_TOKENS:
+        x0, y0, x1, y1 = seen_of_call(album.trace, call)
+        if x1 - x0 < width - 1 or y1 - y0 < height - 1:
+            words += ", the framed part"
+    return words + (", known features" if call.reused else "")
+
+
+def _map_area(album: Album, one: ContentRecord, width: int) -> Image.Image:
+    area = _empty_area(album, width)
+    if why := why_no_map(one):
+        _write_centred(area, why)
+        return area
+    room = area.height - BAR_HEIGHT
+    _paste_centred(area, look_of(album, one, (width, room)).picture, room)
+    area.paste(colour_bar(("far", "near"), (width, BAR_HEIGHT)), (0, room))
+    return area
+
+
+def _map_legend(album: Album, one: ContentRecord, width: int) -> Image.Image:
+    facts = f"{count_words(one.end - one.start, 'token')}  ·  {one.ms:,.0f} ms"
+    words = [
+        Text(content_words(one), 17, INK, 2),
+        Text(f"written  ·  {facts}", 14, QUIET if one.is_whole else FAULT_INK, 2),
+        Text(f"of image {album.number(one.image)}, by the model's account", 14),
+    ]
+    return set_text(words, width)
+
+
+# --- paper ------------------------------------------------------------------------------------
+
+
+def _banner(texts: Sequence[Text], paper: str) -> Image.Image:
+    return set_text(texts, WIDTH, margin_xy=(PAD, 16), paper=paper)
+
+
+def _framed(content: Image.Image) -> Image.Image:
+    return ImageOps.expand(content, (PAD, PAD, PAD, 8), PAPER)
+
+
+def _empty_area(album: Album, width: int) -> Image.Image:
+    """Room for a picture, in about the shape of the first image."""
+    first = next(iter(album.given.values()), None)
+    shape = min(max(first.height / first.width, 0.6), 1.0) if first else 0.75
+    return Image.new("RGB", (width, round(width * shape)), SHADE)
+
+
+def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
+    """Put images of one width row by row."""
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    width = len(rows[0]) * (rows[0][0].width + gap) - gap
+    block = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), PAPER)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            block.paste(cell, (column * (cell.width + gap), top))
+        top += height + gap
+    return block
+
+
+def _paste_centred(area: Image.Image, picture: Image.Image, height: int) -> None:
+    """Put a picture into the upper part of an area, ``height`` high."""
+    area.paste(picture, ((area.width - picture.width) // 2, (height - picture.height) // 2))
+
+
+def _write_centred(area: Image.Image, words: str) -> None:
+    pen, centre = ImageDraw.Draw(area), (area.width / 2, area.height / 2)
+    pen.text(centre, printable(words), QUIET, latin_font(16), anchor="mm")

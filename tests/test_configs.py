@@ -178,9 +178,11 @@ def test_sections_stand_in_order(path):
 def test_the_header_says_how_to_run_it(path):
     header = header_of(path)
     assert set(HEADER) <= set(header)
-    command = "export" if path in EXPORTS else "train"
+    command = "llamafactory-cli " + ("export" if path in EXPORTS else "train")
+    if path.parent.name == "embedded" and read_strictly(path).get("use_muon"):
+        command = "python -m recipes.embedded.muon"
     name = path.relative_to(ROOT).as_posix()
-    assert re.search(rf"llamafactory-cli {command} {re.escape(name)}\b", header["Command"])
+    assert re.search(rf"{command} {re.escape(name)}\b", header["Command"])
 
 
 @each_training

@@ -23,7 +23,7 @@ def tokenizer():
 
 @pytest.fixture
 def accuracy(factory, tokenizer):
-    from vpt.training.accuracy import TokenClassAccuracy, token_classes
+    from vpt.training.trainer import TokenClassAccuracy, token_classes
 
     return TokenClassAccuracy(token_classes(tokenizer))
 
@@ -72,7 +72,7 @@ def test_each_kind_is_counted(accuracy, tokenizer):
 
 
 def test_depth_maps_and_boxes_are_kinds_of_their_own(factory):
-    from vpt.training.accuracy import TokenClassAccuracy, token_classes
+    from vpt.training.trainer import TokenClassAccuracy, token_classes
 
     tokenizer = tiny_model((), content=ContentTokens(("depth", "boxes")))[1].tokenizer
     accuracy = TokenClassAccuracy(token_classes(tokenizer))

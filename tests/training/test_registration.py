@@ -34,7 +34,7 @@ def test_another_way_to_name_parts_is_refused(factory, monkeypatch, change):
 def test_another_metric_is_not_replaced(factory, monkeypatch):
     from llamafactory.train.sft import workflow
 
-    from vpt.training.accuracy import install_accuracy
+    from vpt.training.trainer import install_accuracy
 
     for value in (None, dict):
         monkeypatch.setattr(workflow, "ComputeAccuracy", value)
@@ -46,7 +46,7 @@ def test_another_metric_is_not_replaced(factory, monkeypatch):
 def test_a_run_that_takes_no_metric_from_there_is_refused(factory, monkeypatch):
     from llamafactory.train.sft import workflow
 
-    from vpt.training.accuracy import install_accuracy
+    from vpt.training.trainer import install_accuracy
 
     monkeypatch.setattr(workflow, "run_sft", lambda: None)
     with pytest.raises(TrainingError, match="does not use ComputeAccuracy as expected"):
@@ -56,7 +56,7 @@ def test_a_run_that_takes_no_metric_from_there_is_refused(factory, monkeypatch):
 def test_the_metric_is_replaced_once_per_tokenizer(factory, monkeypatch):
     from llamafactory.train.sft import workflow
 
-    from vpt.training.accuracy import TokenClassAccuracy, install_accuracy
+    from vpt.training.trainer import TokenClassAccuracy, install_accuracy
 
     monkeypatch.setattr(workflow, "ComputeAccuracy", workflow.ComputeAccuracy)
     for tokenizer in (byte_tokenizer(), tiny_model()[1].tokenizer):
@@ -65,7 +65,7 @@ def test_the_metric_is_replaced_once_per_tokenizer(factory, monkeypatch):
 
 
 def test_only_processors_of_our_folders_are_taken(factory):
-    from vpt.training.plugin import pixels_of
+    from vpt.training.dataset import pixels_of
 
     with pytest.raises(TrainingError, match="make the folder with `vpt init`"):
         pixels_of(tiny_model()[1])

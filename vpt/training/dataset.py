@@ -1,19 +1,32 @@
-"""Rows of the released format, as they are, in LLaMA-Factory (``"formatting": "vpt"``)."""
+"""Rows and their images in LLaMA-Factory: the dataset format ``vpt``, and the multimodal plugin."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
+from llamafactory.data.mm_plugin import BasePlugin
+from torch import Tensor
 
 from vpt.data.checks import Finding, check_placeholders, view_row
 from vpt.data.rows import read_entries
 from vpt.errors import PromptError, TrainingError, VPTError
-from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix
+from vpt.images import LoadedImage, load_image
+from vpt.model.config import load_config
+from vpt.model.encoding import drop_cut_images
+from vpt.model.pixels import Pixels, join_pixels, open_row_image
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix, write_placeholders
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
-from vpt.training.template import TEMPLATE_NAME
+
+TEMPLATE_NAME = "vpt_qwen2_vl"
+
+Item = tuple[str, Any]
+"""Kind and source of an image."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _IMAGES = pa.list_(pa.struct([("kind", pa.string()), ("path", pa.string())]))
@@ -34,7 +47,7 @@ _SCHEMA = pa.schema(
 
 
 class VPTDatasetConverter(DatasetConverter):
-    """Converts a row, its images to a list of ``{"kind", "path"}``.
+    """Converts rows of the released format; images become a list of ``{"kind", "path"}``.
 
     Relative paths are looked for in ``media_dir``; a crop stays at the end of its path.
     """
@@ -85,7 +98,7 @@ class VPTDatasetConverter(DatasetConverter):
         return in_media_dir if Path(split_crop_suffix(in_media_dir)[0]).is_file() else path
 
     def _locate(self, problem: str) -> str:
-        """Name the first row of the file with a problem; datasets does not tell its number."""
+        """Name the first row of the file with a problem; datasets does not report its number."""
         file = Path(self.data_args.dataset_dir or "") / self.dataset_attr.dataset_name
         try:
             rows = enumerate(read_entries(file))
@@ -96,8 +109,142 @@ class VPTDatasetConverter(DatasetConverter):
 
 
 def _problem(row: object) -> str:
-    """Why a row cannot be trained on, as far as it shows without opening images."""
+    """Reason why a row cannot be trained on, found without opening images; else empty."""
     view = view_row(row, RELEASED_GRID_SIZE)
     if isinstance(view, Finding):
         return view.detail
     return next((finding.detail for finding in check_placeholders(view)), "")
+
+
+class VPTPlugin(BasePlugin):
+    """Handles images as :mod:`vpt.model.encoding` does, by the same functions."""
+
+    def process_messages(
+        self,
+        messages: list[dict[str, str]],
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        audios: Sequence[Any],
+        processor: Any,
+    ) -> list[dict[str, str]]:
+        """Replace placeholders in user messages by pad tokens, one per feature.
+
+        Raises:
+            FeatureCountError: if placeholders and images of a kind differ in number.
+            ImageError: if an image cannot be read.
+            PromptError: if there are videos or sounds, or the model lacks a branch.
+        """
+        _refuse(videos, audios)
+        sizes = pixels_of(processor).count([_as_item(image) for image in images])
+        asked = iter(write_placeholders([m["content"] for m in messages if _is_asked(m)], sizes))
+        return [
+            {**message, "content": next(asked)} if _is_asked(message) else message
+            for message in messages
+        ]
+
+    def process_token_ids(
+        self,
+        input_ids: list[int],
+        labels: list[int] | None,
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        audios: Sequence[Any],
+        tokenizer: Any,
+        processor: Any,
+    ) -> tuple[list[int], list[int] | None]:
+        """Leave the ids as they are."""
+        return input_ids, labels
+
+    def get_mm_inputs(
+        self,
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        audios: Sequence[Any],
+        imglens: Sequence[int],
+        vidlens: Sequence[int],
+        audlens: Sequence[int],
+        batch_ids: Sequence[list[int]],
+        processor: Any,
+    ) -> dict[str, Tensor]:
+        """Read the pixels of a batch.
+
+        Args:
+            images: of all rows, end to end.
+            videos: must be empty, as must ``audios``.
+            audios: see ``videos``.
+            imglens: number of images in each row.
+            vidlens: not used, as is ``audlens``.
+            audlens: see ``vidlens``.
+            batch_ids: ids of each row. Placeholders of an image that ``cutoff_len`` has cut are
+                replaced in place: these lists are what LLaMA-Factory pads next.
+            processor: a :class:`VPTProcessor`.
+
+        Returns:
+            Arguments of the model's forward.
+        """
+        _refuse(videos, audios)
+        waiting = [_as_item(image) for image in images]
+        read = pixels_of(processor)
+        rows = []
+        for ids, num_images in zip(batch_ids, imglens, strict=True):
+            items, waiting = waiting[:num_images], waiting[num_images:]
+            pixels, sizes = read(items)
+            num_kept = drop_cut_images(ids, sizes, processor.tokenizer)
+            if num_kept != {kind: len(of_kind) for kind, of_kind in sizes.items()}:
+                pixels, _ = read(_first(items, num_kept))
+            rows.append(pixels)
+        return join_pixels(rows)
+
+
+@lru_cache(maxsize=1)
+def pixels_of(processor: Any) -> Pixels:
+    """Build the reader of images for the model that a processor was loaded with.
+
+    Raises:
+        TrainingError: if the processor is not that of a VPT model.
+    """
+    if not isinstance(processor, VPTProcessor) or not processor.source:
+        raise TrainingError(
+            f"expected the processor of a VPT model folder, got {type(processor).__name__}; set "
+            "`trust_remote_code: true`, and make the folder with `vpt init`; "
+            "if the log has 'Failed to load processor', the reason is there"
+        )
+    return Pixels(load_config(**processor.source), processor, _open)
+
+
+def _open(source: Any) -> LoadedImage:
+    return source if isinstance(source, LoadedImage) else open_row_image(source)
+
+
+def _as_item(image: Any) -> Item:
+    """Read an image as our converter wrote it, or as stock code does: a path or PIL image.
+
+    Stock code adds a white PIL image to a batch that has none.
+    """
+    if isinstance(image, str):
+        return "image", image
+    if not isinstance(image, dict):
+        return "image", load_image(image)
+    if set(image) != {"kind", "path"}:
+        raise PromptError(f"expected an image with kind and path, got {sorted(image)}")
+    return image["kind"], image["path"]
+
+
+def _first(items: Sequence[Item], num_kept: dict[str, int]) -> list[Item]:
+    """The first ``num_kept`` images of each kind."""
+    left = dict(num_kept)
+    kept = []
+    for kind, source in items:
+        if left[kind] > 0:
+            kept.append((kind, source))
+            left[kind] -= 1
+    return kept
+
+
+def _is_asked(message: dict[str, str]) -> bool:
+    return message["role"] == ROLES[0]
+
+
+def _refuse(videos: Sequence[Any], audios: Sequence[Any]) -> None:
+    if videos or audios:
+        raise PromptError("expected images only; this model takes no video and no sound")

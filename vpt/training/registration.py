@@ -1,8 +1,11 @@
-"""Make models, template, plugin and dataset format known to a running LLaMA-Factory."""
+"""What LLaMA-Factory calls: models, template, plugin, dataset format and trainer, registered."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from llamafactory.data import converter, mm_plugin, template
 from llamafactory.data.formatter import StringFormatter
@@ -10,13 +13,11 @@ from llamafactory.model.model_utils import visual
 
 from vpt.errors import TrainingError
 from vpt.model.config import VPTConfig, VRTConfig
+from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import ROLES, write_turns
 from vpt.protocol.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
-from vpt.training.dataset import VPTDatasetConverter
-from vpt.training.muon import orthogonalize_in_float32_on_cpu
-from vpt.training.plugin import VPTPlugin
-from vpt.training.template import TEMPLATE_NAME, VPTTemplate
-from vpt.training.tested import TESTED
-from vpt.training.trainer import install_trainer
+from vpt.training.dataset import TEMPLATE_NAME, VPTDatasetConverter, VPTPlugin
+from vpt.training.trainer import TESTED, install_accuracy, install_trainer
 
 FORMAT_NAME = "vpt"
 
@@ -45,7 +46,6 @@ def register_with_llamafactory() -> None:
     for config in (VPTConfig, VRTConfig):
         register_parts(config.model_type)
     install_trainer()
-    orthogonalize_in_float32_on_cpu()
 
 
 def _register_template() -> None:
@@ -65,7 +65,7 @@ def _register_template() -> None:
 
 
 def register_parts(model_type: str) -> None:
-    """Say which parameters of a model type are projectors, vision and language model.
+    """Name the parameters of a model type that are projectors, vision and language model.
 
     Raises:
         TrainingError: if the private function this needs is not the tested one.
@@ -78,3 +78,55 @@ def register_parts(model_type: str) -> None:
             f"{', '.join(expected)}; freezing parts of the model was tested with {TESTED}"
         )
     register(model_type, **PARTS)
+
+
+class VPTTemplate(template.Template):
+    """Template of the released models; it differs from ``qwen2_vl`` at the ends of turns."""
+
+    def fix_special_tokens(self, tokenizer: Any) -> None:
+        """Prepare the tokenizer, and the accuracy of its kinds of tokens.
+
+        Raises:
+            CheckpointError: if the folder's processor cannot be loaded or is not the model's.
+                LLaMA-Factory only logs that, and would train without it.
+        """
+        if Path(tokenizer.name_or_path).is_dir():
+            VPTProcessor.from_pretrained(tokenizer.name_or_path)
+        super().fix_special_tokens(tokenizer)
+        install_accuracy(tokenizer)
+
+    def encode_multiturn(
+        self,
+        tokenizer: Any,
+        messages: Sequence[dict[str, str]],
+        system: str | None = None,
+        tools: str | None = None,
+        discarding_history_cot: bool = False,
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids of prompt and answer of each turn.
+
+        Raises:
+            TrainingError: for ``mask_history``, and for tools.
+        """
+        if discarding_history_cot:
+            raise TrainingError(
+                "mask_history is not supported: it cuts the first turns, and which images belong "
+                "to the rest could not be told; set `mask_history: false`"
+            )
+        return super().encode_multiturn(tokenizer, messages, system, tools)
+
+    def _encode(
+        self,
+        tokenizer: Any,
+        messages: Sequence[dict[str, str]],
+        system: str | None,
+        tools: str | None,
+    ) -> list[list[int]]:
+        if tools:
+            raise TrainingError("tools are not supported by this template; leave them out")
+        roles = [message["role"] for message in messages]
+        if roles != [ROLES[number % 2] for number in range(len(roles))]:
+            raise TrainingError(f"expected user and assistant by turns, got {', '.join(roles)}")
+        contents = [message["content"] for message in messages]
+        turns = write_turns(system or self.default_system, contents[::2], contents[1::2])
+        return [tokenizer.encode(text, add_special_tokens=False) for turn in turns for text in turn]

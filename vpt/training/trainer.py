@@ -1,21 +1,40 @@
-"""LLaMA-Factory's trainer, with refusals of settings that would spoil a run of a VPT model."""
+"""LLaMA-Factory's trainer and metric for VPT models, put in place of the stock ones."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import IterableDataset
+from llamafactory.train.sft import metric, workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from vpt.errors import TrainingError
 from vpt.model.config import VPTConfig
-from vpt.training.template import TEMPLATE_NAME, VPTTemplate
-from vpt.training.tested import replace_in_workflow
+from vpt.model.encoding import IGNORE_INDEX
+from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
+    REGION_END,
+    REGION_START,
+    TURN_END,
+    content_value,
+    is_content,
+    is_coordinate,
+)
+from vpt.training.dataset import TEMPLATE_NAME, VPTPlugin
+
+TESTED = "llamafactory 0.9.5"
+"""Named by errors about any other."""
+
+CLASSES = ("text", "region", "coordinate", "reencode", "depth", "box", "turn_end", "control")
+"""Kinds of tokens. Control tokens are forced, so no accuracy is reported of them."""
 
 _STATE, _INDEX = "trainer_state.json", "model.safetensors.index.json"
 _OPTIMIZERS = ("optimizer*", "global_step*")  # of torch or FSDP, and of DeepSpeed
@@ -24,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class VPTTrainer(CustomSeq2SeqTrainer):
-    """Takes the place of LLaMA-Factory's trainer; with other models it does the same.
+    """Replaces LLaMA-Factory's trainer; with other models it behaves the same.
 
     Raises:
         TrainingError: for a template of another model, and for settings under which accelerate
@@ -36,9 +55,10 @@ class VPTTrainer(CustomSeq2SeqTrainer):
         self._is_vpt = isinstance(getattr(self.model, "config", None), VPTConfig)
         if not self._is_vpt:
             return
-        if not isinstance(getattr(self.data_collator, "template", None), VPTTemplate):
+        template = getattr(self.data_collator, "template", None)
+        if not isinstance(getattr(template, "mm_plugin", None), VPTPlugin):
             raise TrainingError(
-                "a VPT model was asked for with the template of another model; "
+                "a VPT model cannot be trained with the template of another model; "
                 f"set `template: {TEMPLATE_NAME}`"
             )
         evaluated = self.eval_dataset
@@ -84,16 +104,9 @@ class VPTTrainer(CustomSeq2SeqTrainer):
 
 
 def find_lack(checkpoint: Path, *, with_optimizer: bool = True) -> str:
-    """Find what a checkpoint lacks, for example because the run was killed while it was written.
+    """Name what a checkpoint lacks, e.g. because the run was killed while writing; else empty.
 
     The trainer writes weights, optimizer and its own state in this order.
-
-    Args:
-        checkpoint: folder.
-        with_optimizer: whether it has to hold the state of an optimizer.
-
-    Returns:
-        What is missing or cut off; empty if the checkpoint is complete.
     """
     try:
         json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
@@ -126,3 +139,126 @@ def install_trainer() -> None:
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
+
+
+class TokenClassAccuracy:
+    """Next-token accuracy by kind of token; replaces LLaMA-Factory's ``ComputeAccuracy``.
+
+    Reports ``accuracy``, the mean over rows as LLaMA-Factory does, and for each kind of token that
+    the model has ``accuracy_KIND`` over all tokens of the kind, and their number ``num_KIND``. A
+    kind that did not occur has no accuracy.
+
+    Args:
+        class_of_id: token id -> index in :data:`CLASSES`; ids that are not there are text.
+    """
+
+    def __init__(self, class_of_id: Mapping[int, int]) -> None:
+        self.class_of_id = np.zeros(max(class_of_id, default=0) + 1, dtype=np.int64)
+        for token_id, number in class_of_id.items():
+            self.class_of_id[token_id] = number
+        self.reported = sorted({CLASSES.index("text"), *class_of_id.values()} - {_CONTROL})
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rows: list[float] = []
+        self.num_right = np.zeros(len(CLASSES), dtype=np.int64)
+        self.num_all = np.zeros(len(CLASSES), dtype=np.int64)
+
+    def __call__(
+        self, eval_preds: Any, compute_result: bool = True
+    ) -> dict[str, float | int] | None:
+        """Count predictions.
+
+        Args:
+            eval_preds: ``predictions`` ``[B, S]``, the likeliest next token at each place, and
+                ``label_ids`` ``[B, S]``, -100 where ignored.
+            compute_result: whether this is the last batch.
+
+        Returns:
+            The metrics of all batches, after which counting restarts; ``None`` before the last.
+        """
+        predicted = np.asarray(_on_cpu(eval_preds.predictions))[:, :-1]
+        labels = np.asarray(_on_cpu(eval_preds.label_ids))[:, 1:]
+        for row_predicted, row_labels in zip(predicted, labels, strict=True):
+            counted = row_labels != IGNORE_INDEX
+            kinds = self._classes(row_labels[counted])
+            right = (row_predicted[counted] == row_labels[counted])[kinds != _CONTROL]
+            kinds = kinds[kinds != _CONTROL]
+            if len(kinds):
+                self.rows.append(float(right.mean()))
+            self.num_all += np.bincount(kinds, minlength=len(CLASSES))
+            self.num_right += np.bincount(kinds[right], minlength=len(CLASSES))
+        return self._result() if compute_result else None
+
+    def _classes(self, ids: Any) -> Any:
+        known = ids < len(self.class_of_id)
+        return np.where(known, self.class_of_id[np.where(known, ids, 0)], 0)
+
+    def _result(self) -> dict[str, float | int]:
+        result: dict[str, float | int] = {}
+        if self.rows:
+            result["accuracy"] = float(np.mean(self.rows))
+        for number in self.reported:
+            name = CLASSES[number]
+            if self.num_all[number]:
+                result[f"accuracy_{name}"] = float(self.num_right[number] / self.num_all[number])
+            result[f"num_{name}"] = int(self.num_all[number])
+        self._reset()
+        return result
+
+
+_CONTROL = CLASSES.index("control")
+
+
+def _on_cpu(values: Any) -> Any:
+    return values.cpu() if hasattr(values, "cpu") else values
+
+
+def token_classes(tokenizer: Any) -> dict[int, int]:
+    """Index in :data:`CLASSES` of every token of a tokenizer that is not text."""
+    names = {TURN_END: "turn_end", REGION_START: "region", REGION_END: "region"}
+    for row in BRANCH_TOKENS.values():
+        names |= {row.start: "reencode", row.end: "reencode", row.action: "control"}
+    vocabulary = tokenizer.get_vocab()
+    names |= {token: "coordinate" for token in vocabulary if is_coordinate(token)}
+    for token in filter(is_content, vocabulary):
+        names[token] = "depth" if content_value(token, "boxes") is None else "box"
+    return {vocabulary[t]: CLASSES.index(name) for t, name in names.items() if t in vocabulary}
+
+
+def install_accuracy(tokenizer: Any) -> None:
+    """Make ``compute_accuracy: true`` report by kind of token.
+
+    Raises:
+        TrainingError: if it does not use that name as the tested version does.
+    """
+    replace_in_workflow(
+        "ComputeAccuracy",
+        metric.ComputeAccuracy,
+        partial(TokenClassAccuracy, token_classes(tokenizer)),
+        lambda one: isinstance(one, partial) and one.func is TokenClassAccuracy,
+    )
+
+
+def replace_in_workflow(
+    name: str, stock: object, ours: object, is_ours: Callable[[object], bool]
+) -> None:
+    """Replace a name in ``llamafactory.train.sft.workflow``, which has no registry.
+
+    Args:
+        name: in that module.
+        stock: its value in the tested version.
+        ours: the new value.
+        is_ours: whether the present value is an earlier one of ours.
+
+    Raises:
+        TrainingError: if the name is not used as in the tested version.
+    """
+    current = getattr(workflow, name, None)
+    used = getattr(workflow.run_sft, "__code__", None)
+    if used is None or name not in used.co_names or not (current is stock or is_ours(current)):
+        raise TrainingError(
+            f"llamafactory.train.sft.workflow does not use {name} as expected; this was tested "
+            f"with {TESTED}"
+        )
+    setattr(workflow, name, ours)

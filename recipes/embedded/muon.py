@@ -1,7 +1,8 @@
-"""LLaMA-Factory's Muon on a CPU, in float32.
+"""Trains as ``llamafactory-cli train`` does, with Muon in float32 where it runs on a CPU.
 
-Muon rounds the matrices that it orthogonalizes to bfloat16. A CPU without instructions for bfloat16
-took 12 times as long for that as for float32, longer than for the rest of a small model's step.
+Run ``python -m recipes.embedded.muon configs/embedded/4-listings.yaml``. Muon rounds the matrices
+that it orthogonalizes to bfloat16. On a CPU without instructions for bfloat16 that took 12 times as
+long as in float32, longer than the rest of a small model's step.
 """
 
 from __future__ import annotations
@@ -53,3 +54,15 @@ def orthogonalize_in_float32_on_cpu() -> None:
             return stock(matrix, steps)
 
     muon.zeropower_via_newtonschulz5 = orthogonalize
+
+
+def main() -> None:
+    """Train what the arguments name."""
+    from llamafactory.train.tuner import run_exp
+
+    orthogonalize_in_float32_on_cpu()
+    run_exp()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,25 @@
 """Muon's orthogonalization is done in float32 on a CPU, and only where it is the one we know."""
 
+import warnings
+
 import pytest
 import torch
 
 
 @pytest.fixture
-def muon(factory):
-    from llamafactory.third_party.muon import muon
+def muon(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba and rouge, when they are compiled
+        module = pytest.importorskip("llamafactory.third_party.muon.muon")
+        tuner = pytest.importorskip("llamafactory.train.tuner")
+    from recipes.embedded.muon import main
 
-    return muon
+    monkeypatch.setattr(module, "zeropower_via_newtonschulz5", module.zeropower_via_newtonschulz5)
+    runs = []
+    monkeypatch.setattr(tuner, "run_exp", lambda: runs.append(1))
+    main()
+    assert runs == [1]
+    return module
 
 
 def test_a_step_on_a_cpu_is_not_rounded(muon):
@@ -23,7 +34,7 @@ def test_a_step_on_a_cpu_is_not_rounded(muon):
 
 
 def test_it_is_wrapped_once(muon):
-    from vpt.training.muon import orthogonalize_in_float32_on_cpu
+    from recipes.embedded.muon import orthogonalize_in_float32_on_cpu
 
     ours = muon.zeropower_via_newtonschulz5
     orthogonalize_in_float32_on_cpu()
@@ -34,7 +45,7 @@ def test_it_is_wrapped_once(muon):
     "other", [None, lambda matrix: matrix.bfloat16(), lambda matrix, steps: matrix.float()]
 )
 def test_another_orthogonalization_is_left_alone(muon, monkeypatch, other):
-    from vpt.training.muon import orthogonalize_in_float32_on_cpu
+    from recipes.embedded.muon import orthogonalize_in_float32_on_cpu
 
     monkeypatch.setattr(muon, "zeropower_via_newtonschulz5", other)
     orthogonalize_in_float32_on_cpu()

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpt.boxes import Box, PixelBox
 from vpt.errors import PromptError
-from vpt.images import LoadedImage, from_pixels, load_image, place_image
+from vpt.images import LoadedImage, from_pixels, load_image, locate_image
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ImageRoots:
         for start, target in self.moved:  # FROM without the slash at its end: "/" is ""
             if path == start or path.startswith(f"{start}/"):
                 return str(Path(target) / path[len(start) :].lstrip("/"))
-        return place_image(path, self.root or folder)
+        return locate_image(path, self.root or folder)
 
 
 def _folder(text: str) -> str:

@@ -126,7 +126,7 @@ def test_impossible_path_cannot_be_read(path: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://a.b/c.png", "https://a.b/c.png", "s3://c"])
 def test_urls_are_not_fetched(url: str) -> None:
-    with pytest.raises(ImageError, match=f"'{url}' is a URL; remote pictures are not fetched"):
+    with pytest.raises(ImageError, match=f"'{url}' is a URL; remote images are not fetched"):
         load_image(url)
 
 
@@ -145,7 +145,7 @@ def test_data_url_does_not_flood_the_message() -> None:
 def test_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.png"
     path.touch()
-    with pytest.raises(ImageError, match=r"empty\.png' is empty; expected a picture"):
+    with pytest.raises(ImageError, match=r"empty\.png' is empty; expected an image"):
         load_image(path)
     with pytest.raises(ImageError, match="'<bytes>' is empty"):
         load_image(b"")

@@ -3,20 +3,20 @@
 ::
 
     VPTError
-    ├── ImageError              a picture cannot be used
+    ├── ImageError              an image cannot be used
     ├── RegionError             a region cannot be placed on a grid or an image
     ├── PromptError             a question, message list or option cannot be turned into a prompt
     ├── PositionError           token, feature or position counts of one input disagree
     │   └── FeatureCountError   placeholders and features differ in number
     ├── DataError               a file of rows or annotations, or one of them, cannot be used
-    ├── CheckpointError         a model folder is missing something, or holds something unknown
-    ├── BudgetError             a request needs more room than it was given
-    ├── RunError                a request failed in the middle, by no fault of its own
+    ├── CheckpointError         a model folder lacks a part, or contains an unknown one
+    ├── BudgetError             a request exceeds a limit of tokens, calls or slots
+    ├── RunError                a request failed, and not through its own fault
     │   └── NonFiniteError      the model's logits, or a loss, are NaN or infinite
-    ├── ServiceError            another program, asked over the network, does not do its work
-    └── TrainingError           LLaMA-Factory is not as it was tested, or asked for what cannot be
+    ├── ServiceError            another program, called over the network, fails
+    └── TrainingError           an untested LLaMA-Factory, or a setting that is not supported
 
-Each message says what was expected, what came, and what to do about it.
+Each message states what was expected, what came, and what to do.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class VPTError(Exception):
 
 
 class ImageError(VPTError, ValueError):
-    """A picture is missing, unreadable, too large or of an unknown kind."""
+    """An image is missing, unreadable, too large or of an unknown kind."""
 
 
 class RegionError(VPTError, ValueError):
@@ -59,15 +59,15 @@ class FeatureCountError(PositionError):
 
 
 class CheckpointError(VPTError):
-    """A model folder lacks a file, a weight or a setting, or holds unknown ones."""
+    """A model folder lacks a file, a weight or a setting, or contains unknown ones."""
 
 
 class BudgetError(VPTError, ValueError):
-    """A request does not fit the room (tokens, calls, slots) it was given."""
+    """A request exceeds its limits of tokens, calls or slots."""
 
 
 class RunError(VPTError):
-    """The run of a request failed by a fault of model, code or machine; see its ``__cause__``."""
+    """A request failed through model, code or machine; see the ``__cause__``."""
 
 
 class NonFiniteError(RunError):
@@ -75,11 +75,11 @@ class NonFiniteError(RunError):
 
 
 class ServiceError(VPTError):
-    """A service that was asked for, such as a judge, is down, or refuses the key or the request."""
+    """A service, such as a judge, is down, or refuses the key or the request."""
 
 
 class TrainingError(VPTError):
-    """LLaMA-Factory is not the one that was tested, or a setting of it cannot be honoured."""
+    """LLaMA-Factory is not the tested version, or one of its settings is not supported."""
 
 
 def as_vpt_error(exc: Exception) -> VPTError:
@@ -92,7 +92,7 @@ def as_vpt_error(exc: Exception) -> VPTError:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether an error, or its cause, says that memory ran out, on a GPU or in the machine."""
+    """Whether an error, or its cause, reports that memory ran out, on a GPU or in the machine."""
     if isinstance(exc, RunError) and exc.__cause__ is not None:
         return is_out_of_memory(exc.__cause__)
     words = ("out of memory", "can't allocate memory", "not enough memory")

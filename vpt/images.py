@@ -46,10 +46,10 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits of one picture. All but the time are checked before its pixels are decoded.
+    """Limits of one image. All but the time are checked before its pixels are decoded.
 
-    A picture takes at most 20 bytes of memory per pixel at its peak, in addition to its file:
-    1.4 GB at the default limits. WebP needs the most; most pictures take half of it.
+    An image takes at most 20 bytes of memory per pixel at its peak, in addition to its file:
+    1.4 GB at the default limits. WebP needs the most; most images take half of it.
 
     Attributes:
         max_pixels: width times height. To go above Pillow's own limit of 89,478,485, raise
@@ -80,14 +80,14 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """A picture as the rest of the runtime sees it.
+    """An image as the rest of the runtime sees it.
 
     Attributes:
         pixels: mode RGB, upright, without metadata. Shared by all readers: do not draw on it.
         digest: SHA-256 in hex over mode, size and RGB bytes: it names the content.
         source: the path, ``"<bytes>"``, ``"<stream>"``, ``"<PIL image>"`` or ``"<array>"``.
         orientation: EXIF orientation as stored, 1 to 8; 1 if there was none or an invalid one.
-        num_frames: frames or pages in the file, of which ``pixels`` is the first; 1 for pictures
+        num_frames: frames or pages in the file, of which ``pixels`` is the first; 1 for images
             that were in memory already.
     """
 
@@ -109,25 +109,25 @@ def load_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str | None = None,
 ) -> LoadedImage:
-    """Read a picture of any kind into upright RGB.
+    """Read an image of any kind into upright RGB.
 
     - EXIF orientation is applied; metadata and colour profiles are dropped.
     - Transparency of any kind is laid onto white.
     - Grey, 1-bit, palette, CMYK, YCbCr and LAB pixels are converted; of 16-bit ones the high byte
       is kept. Floats and 32-bit integers are refused: their range would be a guess.
     - Of animations and documents the first frame is taken; ``num_frames`` counts all.
-    - A damaged or cut-off file is an error, never part of a picture.
+    - A damaged or cut-off file is an error, never part of an image.
 
     Args:
         source: path or bytes of a file in one of `FORMATS`; a binary stream, read from where it
             stands and left open; a PIL image, taken at the frame it stands at and left as it is;
             or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA),
-            uint8. Remote pictures are not fetched.
+            uint8. Remote images are not fetched.
         limits: checked before decoding.
-        name: of the picture in messages and ``LoadedImage.source``, instead of the default there.
+        name: of the image in messages and ``LoadedImage.source``, instead of the default there.
 
     Raises:
-        ImageError: if the source is missing, no picture, damaged, too large or of an unknown kind.
+        ImageError: if the source is missing, not an image, damaged, too large or of unknown kind.
     """
     if isinstance(source, np.ndarray):
         name, source = name or "<array>", _from_array(source)
@@ -174,16 +174,16 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://|(data|file):", path, re.IGNORECASE) is not None
 
 
-def place_image(path: str, root: Path | None) -> str:
+def locate_image(path: str, root: Path | None) -> str:
     """Path of an image that data names, relative to ``root``; a URL as it is, to be refused."""
     return path if is_url(path) else str(Path(root or "") / path)
 
 
 def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
-    """Wrap an RGB picture made by the program itself, such as a crop.
+    """Wrap an RGB image made by the program itself, such as a crop.
 
     Raises:
-        ImageError: if the picture is empty or not RGB.
+        ImageError: if the image is empty or not RGB.
     """
     if pixels.mode != "RGB" or not min(pixels.size):
         got = f"mode {pixels.mode} and size {pixels.size}"
@@ -198,9 +198,9 @@ def fit_for_tower(
     max_aspect_ratio: int = 200,
     max_side: int | None = None,
 ) -> Image.Image:
-    """Resize a picture to a shape that Qwen2-VL's tower accepts, as LLaMA-Factory does.
+    """Resize an image to a shape that Qwen2-VL's tower accepts, as LLaMA-Factory does.
 
-    A side that is too long shrinks the whole picture; one that is too short is stretched, and so is
+    A side that is too long shrinks the whole image; one that is too short is stretched, and so is
     a shape beyond ``max_aspect_ratio``, to 180:1. Nearest neighbour, in this order. Follows
     https://github.com/hiyouga/LLaMA-Factory `data/mm_plugin.py`, ``_preprocess_image``.
 
@@ -211,7 +211,7 @@ def fit_for_tower(
         max_side: pixels, or None for no limit. Only the first step keeps to it.
 
     Returns:
-        A new picture, or the very same object if it fits already.
+        A new image, or the very same object if it fits already.
     """
     width, height = image.size
     if max_side is not None and max(width, height) > max_side:
@@ -248,7 +248,7 @@ def _read(
     if len(data) > max_bytes:
         raise ImageError(f"{_short(name)} is larger than the limit of {max_bytes} bytes; shrink it")
     if not data:
-        raise ImageError(f"{_short(name)} is empty; expected a picture")
+        raise ImageError(f"{_short(name)} is empty; expected an image")
     return name, data
 
 
@@ -256,7 +256,7 @@ def _read_file(path: str, num_bytes: int) -> bytes:
     if path.lower().startswith("file:"):
         raise ImageError(f"{_short(path)} is a file URL; pass the path alone")
     if is_url(path):
-        raise ImageError(f"{_short(path)} is a URL; remote pictures are not fetched, pass a file")
+        raise ImageError(f"{_short(path)} is a URL; remote images are not fetched, pass a file")
     try:
         if Path(path).is_file() or not Path(path).exists():
             with Path(path).open("rb") as file:
@@ -266,7 +266,7 @@ def _read_file(path: str, num_bytes: int) -> bytes:
     except (OSError, ValueError) as exc:  # ValueError: a null byte in the path
         reason = getattr(exc, "strerror", exc)
         raise ImageError(f"{_short(path)} cannot be read: {reason}; pass a file") from exc
-    raise ImageError(f"{_short(path)} is a folder or device, not a file; pass one picture")
+    raise ImageError(f"{_short(path)} is a folder or device, not a file; pass one image")
 
 
 def _short(name: str) -> str:
@@ -275,7 +275,7 @@ def _short(name: str) -> str:
 
 
 class _Task:
-    """The decoding of one picture: its name in messages, its limits, its clock."""
+    """The decoding of one image: its name in messages, its limits, its clock."""
 
     def __init__(self, name: str, limits: ImageLimits) -> None:
         self.name = name
@@ -423,7 +423,7 @@ _EXIF_START = b"Exif\0\0"
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TAG_BYTES |= {16: 8, 17: 8, 18: 8}
 _SUB_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # Exif, GPS, Interop
-_MOST_VALUES = 2**19  # in one tag; a picture of the greatest height has a strip per row and band
+_MOST_VALUES = 2**19  # in one tag; an image of the greatest height has a strip per row and band
 
 
 def _count_directories(data: bytes, task: _Task) -> int:
@@ -479,7 +479,7 @@ def _check_tiff(image: Image.Image, data: bytes, task: _Task) -> None:
     """Check tiles, and the scans of JPEGs inside, both of which libtiff takes as they are."""
     tags = getattr(image, "tag_v2", {})
     tile_wh = tags.get(322, 1), tags.get(323, 1)
-    most = max(task.limits.max_pixels, 2**20)  # small pictures have large tiles
+    most = max(task.limits.max_pixels, 2**20)  # small images have large tiles
     if tile_wh[0] * tile_wh[1] > most:
         raise task.error(f"has tiles of {tile_wh[0]}x{tile_wh[1]}; save it as PNG")
     if image.info.get("compression") in ("jpeg", "tiff_jpeg"):
@@ -518,7 +518,7 @@ def _orientation(image: Image.Image, task: _Task) -> int:
 
 
 def _finish(image: Image.Image, task: _Task, num_frames: int = 1) -> LoadedImage:
-    """Decode, orient, convert and hash an opened picture, with few copies of it at a time."""
+    """Decode, orient, convert and hash an opened image, with few copies of it at a time."""
     # Pillow turns a TIFF while decoding, and forgets the tag; of a PNG it can follow the pixels.
     stored = _orientation(image, task) if image.format == "TIFF" else 0
     image.load()
@@ -530,7 +530,7 @@ def _finish(image: Image.Image, task: _Task, num_frames: int = 1) -> LoadedImage
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The rows of a picture from the top, about a million pixels at a time, as copies."""
+    """The rows of an image from the top, about a million pixels at a time, as copies."""
     num_rows = max(2**20 // image.width, 1)
     for top in range(0, image.height, num_rows):
         bottom = min(top + num_rows, image.height)
@@ -538,7 +538,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _to_rgb(image: Image.Image, task: _Task) -> Image.Image:
-    """A new picture, without metadata: place and time of a photo must not travel on."""
+    """A new image, without metadata: place and time of a photo must not travel on."""
     # Older Pillows read 16-bit PNG as mode I; all read 16-bit PGM so, scaled to 65535.
     is_16_bit = image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")

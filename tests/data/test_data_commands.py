@@ -155,7 +155,7 @@ def test_rows_are_written_and_the_entry_is_printed(data, notes):
 def test_urls_of_images_are_named_as_they_are(data, tmp_path):
     entry = {"image": "https://x.org/a.png", "question": "Why?", "answer": "So."}
     code, _, err = data("build", write(tmp_path / "n.jsonl", entry), "--out", tmp_path / "t.json")
-    words = "'https://x.org/a.png' is a URL; remote pictures are not fetched, pass a file"
+    words = "'https://x.org/a.png' is a URL; remote images are not fetched, pass a file"
     assert code == 1 and words in err
     row = {"messages": [{"role": "user", "content": "<image>"}], "images": ["https://x.org/a.png"]}
     row["messages"].append({"role": "assistant", "content": "So."})

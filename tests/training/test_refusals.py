@@ -44,7 +44,7 @@ def test_images_may_come_after_a_thousand_rows_of_text(factory, model, tmp_path)
         ({"messages": turn("What?", "A thing.")}, "0 <image> in the text, 1 in images"),
         (
             {"messages": turn("<image>\nWhat?", "A thing. <image>")},
-            "messages[1] is an answer, but holds <image>",
+            "messages[1] is an answer, but contains <image>",
         ),
     ],
 )

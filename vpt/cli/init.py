@@ -53,7 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_content,
         default=NO_CONTENT,
         metavar="LIST",
-        help=f"what the model shall write of a picture itself, out of {','.join(CONTENT_TOKENS)}",
+        help=f"what the model shall write about an image itself, out of {','.join(CONTENT_TOKENS)}",
     )
     parser.add_argument(
         "--depth-tokenizer",

@@ -123,7 +123,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=whole_number(_TOKEN_PX**2),
         metavar="N",
-        help="pixels that a picture or a crop is shrunk to, at most; 28x28 are one token",
+        help="pixels that an image or a crop is shrunk to, at most; 28x28 are one token",
     )
     parser.add_argument(
         "--reset-conditioning",

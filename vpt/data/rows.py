@@ -234,9 +234,12 @@ def measure_images(
 
 
 def _measure(path: str, root: Path | None) -> ImageFacts:
-    from vpt.images import load_image, place_image  # needs Pillow, which `vpt --help` must not load
+    from vpt.images import (  # needs Pillow, which `vpt --help` must not load
+        load_image,
+        locate_image,
+    )
 
     try:
-        return ImageFacts(load_image(place_image(path, root)).size_wh)
+        return ImageFacts(load_image(locate_image(path, root)).size_wh)
     except ImageError as exc:
         return ImageFacts(None, str(exc), isinstance(exc.__cause__, FileNotFoundError))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vpt.errors import PromptError, RegionError
-from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image, place_image
+from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image, locate_image
 from vpt.model.config import VPTConfig
 from vpt.model.modeling import build_branch
 from vpt.model.processing import VPTProcessor
@@ -39,7 +39,7 @@ def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
             black, as released.
     """
     plain, box = split_crop_suffix(path)
-    image = load_image(place_image(plain, root))
+    image = load_image(locate_image(plain, root))
     if box is None:
         return image
     if box[2] <= box[0] or box[3] <= box[1]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vpt.boxes import check_box_px
-from vpt.data.check import Report, RowChecker, check_rows
-from vpt.data.checks import FINDINGS, Finding, image_paths, known_tokens
-from vpt.data.rows import ImageFacts, measure_images, read_entries
+from vpt.data.check import Report
+from vpt.data.checks import FINDINGS, Finding, known_tokens
+from vpt.data.rows import ImageFacts, measure_images
 from vpt.errors import DataError, ImageError, RegionError
 from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 from vpt.evaluation.scores.table import SCORES
@@ -26,7 +26,6 @@ from vpt.evaluation.splits import (
 )
 from vpt.images import load_image
 from vpt.protocol.calls import find_symbols
-from vpt.protocol.rows import split_crop_suffix
 from vpt.protocol.tokens import find_content
 
 Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -120,26 +119,6 @@ def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | 
     if guess_format(file) in (None, "released"):  # rows, perhaps broken; for training too
         return CheckTarget.of_rows(file, replace(roots, root=roots.root or Path()))
     return CheckTarget.of_split(find_split(name, root), file, roots)
-
-
-def check_split(split: Split, root: Path, images: ImageRoots) -> SplitReport:
-    """Check all of a split; released rows by :mod:`vpt.data.check`.
-
-    Raises:
-        DataError: if its file is missing, cannot be read or is empty.
-    """
-    file = split.find_file(root)
-    if split.format != "released":
-        return check_file(split, file, images)
-    rows = read_entries(file)
-    if not rows:
-        raise DataError(f"{file} holds no rows")
-    named = {split_crop_suffix(path)[0] for row in rows for path in image_paths(row)}
-    places = {path: images.find(path, file.parent) for path in named}
-    facts = dict(measure_images(places.values(), None))
-    checker = RowChecker({path: facts[place] for path, place in places.items()})
-    report = check_rows(rows, checker)
-    return SplitReport(**vars(report), num_images=len(facts))
 
 
 def check_file(

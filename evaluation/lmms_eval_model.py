@@ -1,4 +1,4 @@
-"""The runtime as a model of lmms-eval: it answers the requests of a task, many at once."""
+"""The runtime as a model of lmms-eval, which answers the requests of tasks in batches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _HONOURED = ("do_sample", "max_new_tokens", "seed", "temperature", "top_k", "top
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"num_beams": (1, None), "repetition_penalty": (1, None)}
 _IGNORED = ("image_aspect_ratio", "skip_special_tokens")  # of LLaVA's; of decoding control tokens
 
-# lmms-eval puts this under ``until`` where a task says nothing: it stood between the examples of
-# a base model, and would cut the reasoning of a chat model. Its own Qwen2.5-VL drops it, too.
+# lmms-eval's default of ``until``, which separated the examples of a base model: it would cut the
+# reasoning of a chat model. Its own Qwen2.5-VL drops it, too.
 _EXAMPLE_DELIMITER = "\n\n"
 
 
@@ -100,17 +100,11 @@ class VPT(lmms):
         self._times_asked: Counter[tuple[str, str, int]] = Counter()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Answer requests; a new one is taken up as soon as another ends.
-
-        Args:
-            requests: of all tasks, each with its own settings of generation.
-
-        Returns:
-            Answers in the order of ``requests``.
+        """Answer requests of all tasks, in order; a new one starts as soon as another ends.
 
         Raises:
             VPTError: if a request cannot be used or fails, naming the task and document of the
-                first; once all others are answered and told to the cache.
+                first, after all others are answered and in the cache.
         """
         results: dict[int, GenerationResult] = {}
         errors: dict[int, VPTError] = {}
@@ -134,22 +128,14 @@ class VPT(lmms):
         return [results[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
-        """Not supported: the model may look again before it answers.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not supported: the model may look again before it answers."""
         raise NotImplementedError(
             "model 'vpt' generates answers and gives no log-likelihoods; "
             "choose a task with output_type generate_until"
         )
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
-        """Not supported: the runtime takes one question at a time.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Not supported: the runtime takes one question at a time."""
         raise NotImplementedError(
             "model 'vpt' answers one question and holds no conversation; "
             "choose a task with output_type generate_until"
@@ -164,7 +150,7 @@ class VPT(lmms):
     def _make_requests(
         self, instances: Sequence[Instance], asked: list[int], errors: dict[int, VPTError]
     ) -> Iterator[Request]:
-        """Requests, and beside them the places of those that are made and the errors of others."""
+        """Yield requests; add the index of each to ``asked``, other errors to ``errors``."""
         for index, instance in enumerate(instances):
             try:
                 request = self._make_request(instance)
@@ -218,13 +204,7 @@ def _first_error(instances: Sequence[Instance], errors: Mapping[int, VPTError]) 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages as the runtime takes them: images first, words behind.
-
-    Attributes:
-        images: in order.
-        question: plain text.
-        system: the system turn; ``None`` for the model's own.
-    """
+    """Messages as the runtime takes them: images, question, and the system turn if any."""
 
     images: list[Any]
     question: str
@@ -232,16 +212,13 @@ class Prompt:
 
 
 def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Make one question of the messages of a document.
+    """Make one question of the messages that ``doc_to_messages`` of a task returns.
 
-    Where text stands in front of an image, ``<image 1>`` marks the place of the first image, and
-    so on; else the words stay as they are.
-
-    Args:
-        messages: role and content, as ``doc_to_messages`` of a task gives them.
+    Where text precedes an image, ``<image 1>`` marks the place of the first image, and so on;
+    otherwise the text stays as it is.
 
     Raises:
-        PromptError: if there is a video or sound among them, or more than one user turn.
+        PromptError: if they contain video or sound, or more than one user turn.
     """
     turns = ChatMessages(messages=list(messages)).messages
     asked = [turn for turn in turns if turn.role != "system"]
@@ -265,11 +242,7 @@ def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
 
 
 def _plain(content: Sequence[Any], images: bool = False) -> Sequence[Any]:
-    """The content, which may be text, and ``images`` if so said.
-
-    Raises:
-        PromptError: if it holds anything else.
-    """
+    """The content; ``PromptError`` unless it is text, or ``images`` if they are permitted."""
     permitted = ("text", "image") if images else ("text",)
     for part in content:
         if part.type not in permitted:
@@ -281,13 +254,10 @@ def _plain(content: Sequence[Any], images: bool = False) -> Sequence[Any]:
 
 
 def decoding_options(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a request from the settings of generation of a task.
+    """Options of a request from the generation settings of a task; ``None`` counts as not given.
 
-    Tokens are drawn if ``do_sample`` says so, or, where it says nothing, if the temperature is
+    Tokens are sampled if ``do_sample`` is true, or, where it is missing, if the temperature is
     above 0. ``until`` is not among the options, see :func:`stop_words`.
-
-    Args:
-        gen_kwargs: of a task, overlaid with ``--gen_kwargs``; ``None`` counts as not given.
 
     Raises:
         PromptError: for a setting that would change the answer and is not supported.
@@ -309,14 +279,14 @@ def decoding_options(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stop_words(gen_kwargs: Mapping[str, Any]) -> list[str]:
-    """Texts at which an answer ends, of the settings of generation of a task."""
+    """Texts at which an answer ends, from the generation settings of a task."""
     until = gen_kwargs.get("until") or []
     words = [until] if isinstance(until, str) else until
     return [word for word in words if word and word != _EXAMPLE_DELIMITER]
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """The text in front of the first of the words, without white space around it."""
+    """The text before the first of the words, stripped."""
     for word in until:
         text = text.partition(word)[0]
     return text.strip()
@@ -324,7 +294,7 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What is told of an answer beside its text."""
+    """Numbers of an answer for the log."""
 
     num_tokens: int
     num_calls: int
@@ -337,7 +307,7 @@ class _Sizes:
 
 
 def _log(answers: Sequence[_Sizes], elapsed_s: float) -> None:
-    """Add speed, calls and the share of answers that ran out of tokens to lmms-eval's results."""
+    """Add speed, calls and the share of truncated answers to lmms-eval's results."""
     num_tokens = sum(answer.num_tokens for answer in answers)
     log_metrics(
         total_elapsed_time=elapsed_s,

@@ -6,8 +6,9 @@ import json
 import pytest
 from PIL import Image
 
+from vpt.data.checks import FINDINGS
 from vpt.errors import DataError
-from vpt.evaluation.doctor import SPLIT_FINDINGS, CheckTarget, check_file, check_split
+from vpt.evaluation.doctor import SPLIT_FINDINGS, CheckTarget, check_file, check_target
 from vpt.evaluation.samples import ImageRoots
 from vpt.evaluation.splits import SPLITS, find_split
 
@@ -102,7 +103,7 @@ def test_an_answer_that_the_score_cannot_use_is_found(folder):
     file.write_text("".join(json.dumps(own(answer=a)) + "\n" for a in ("Yes", "Maybe")))
     split = SPLITS["POPE"]
     split = type(split)(**{**vars(split), "format": "plain", "file": str(file)})
-    report = check_split(split, folder, ImageRoots())
+    report = check_file(split, file, ImageRoots())
     ((number, detail),) = report.findings["unscorable"]
     assert number == 1 and "Maybe" in detail
 
@@ -134,29 +135,23 @@ def test_pictures_inside_rows_are_opened(tmp_path):
     Image.new("RGB", (4, 5)).save(buffer := io.BytesIO(), "PNG")
     columns = {"image": [buffer.getvalue(), b"torn"], "question": ["a", "b"], "answer": ["c", "d"]}
     parquet.write_table(pyarrow.table(columns), file := tmp_path / "own.parquet")
-    report = check_split(find_split(str(file), tmp_path), tmp_path, ImageRoots())
+    report = check_file(find_split(str(file), tmp_path), file, ImageRoots())
     ((number, detail),) = report.findings["unreadable-image"]
     assert number == 1 and detail.startswith("image of 1: ") and report.num_images == 2
 
 
 def test_released_splits_are_checked_as_rows(folder):
-    region = "<|region_token_start|><|x_0|><|y_0|><|x_8|><|y_6|><|region_token_end|>"
-    turns = ["<image>\nWhy?", region, "<image>", "So."]
-    messages = [{"role": ("user", "assistant")[n % 2], "content": c} for n, c in enumerate(turns)]
-    rows = [{"messages": messages, "images": ["/far/a.png", "/far/a.png_0,0,90,150"]}]
-    (folder / "GQA_region_test.json").write_text(json.dumps(rows))
-    report = check_split(SPLITS["GQA"], folder, ImageRoots.parse([f"/far={folder}"]))
-    assert list(report.findings) == ["unknown-token"] and report.num_images == 1
-    assert report.row_kinds == {"malformed call": 1} and report.num_rows == 1
+    (folder / "GQA_region_test.json").write_text("[]")
+    target = check_target("GQA", folder, [f"/far={folder}"])
+    assert target.check is None and target.findings is FINDINGS
+    assert target.file == folder / "GQA_region_test.json"
+    assert target.find_image("/far/a.png") == str(folder / "a.png")
 
 
-@pytest.mark.parametrize("name", ["GQA", "embedded_heldout"])
-def test_a_file_without_rows_is_told(tmp_path, name):
-    file = tmp_path / SPLITS[name].file
-    file.parent.mkdir(exist_ok=True)
-    file.touch()
+def test_a_file_without_rows_is_told(tmp_path):
+    (file := tmp_path / "heldout.jsonl").touch()
     with pytest.raises(DataError, match="holds no rows"):
-        check_split(SPLITS[name], tmp_path, ImageRoots())
+        check_file(SPLITS["embedded_heldout"], file, ImageRoots())
 
 
 def test_checking_changes_nothing(folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpt.cli.screen import Screen
+from vpt.cli.ask import Screen
 from vpt.demo.views import draw_views, shown_looks
 from vpt.errors import ImageError
 from vpt.images import from_pixels

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vpt.boxes import PixelBox
 from vpt.cli.model import (
     add_model_arguments,
     add_request_arguments,
@@ -18,12 +20,13 @@ from vpt.cli.parser import Command
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
-from vpt.view.wording import STOP_WORDS, content_words, count_words
+from vpt.view.wording import STOP_WORDS, call_words, content_words, count_words
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
+    from vpt.inference.events import Event
     from vpt.runtime import Runtime
-    from vpt.trace.records import Trace
+    from vpt.trace.records import CallRecord, Trace
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -108,7 +111,6 @@ def _check_picture(target: Path | None) -> None:
 
 def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
     """Ask, and show what happens as it happens."""
-    from vpt.cli.screen import Screen
     from vpt.inference.events import StopEvent
 
     screen = Screen([image.source for image in request.images], show_text)
@@ -158,6 +160,75 @@ def _summarise(trace: Trace) -> None:
         f"{timings.total:.0f} ms in all"
     )
     print_err(f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason)}")
+
+
+class Screen:
+    """Shows a run on the terminal: the model's text on stdout, a line for each call on stderr.
+
+    White space at both ends of a turn is left out, as in ``trace.answer``.
+
+    Args:
+        sources: of the given images.
+        show_text: whether what the model says is shown.
+    """
+
+    def __init__(self, sources: Sequence[str], show_text: bool) -> None:
+        self._show_text = show_text
+        self._names = [Path(source).name for source in sources]
+        self._boxes: list[PixelBox | None] = [None] * len(sources)
+        self._is_fresh = True  # nothing of this turn is shown yet
+        self._held = ""  # white space that more text may follow
+        self._num_calls = 0  # of this turn
+
+    def show(self, event: Event) -> None:
+        """Show one event of the run."""
+        from vpt.inference.events import CallEvent, ContentEvent, ResultEvent, TokenEvent
+
+        if isinstance(event, TokenEvent):
+            self._num_calls = 0
+            self._add(event.text)
+            return
+        self._end_turn()
+        if isinstance(event, CallEvent):
+            self._num_calls += 1
+            if event.call.outcome != "executed":
+                print_err(self._refusal(event.call), name="")
+        elif isinstance(event, ContentEvent):
+            print_err(f"[drew: {content_words(event.content)}, {event.content.ms:.0f} ms]", name="")
+        elif isinstance(event, ResultEvent):
+            print_err(self._result(event.call), name="")
+
+    def _add(self, text: str) -> None:
+        text = self._held + text
+        if self._is_fresh:
+            text = text.lstrip()
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        if shown and self._show_text:
+            print_out(shown, end="")
+        self._is_fresh = self._is_fresh and not shown
+
+    def _end_turn(self) -> None:
+        if not self._is_fresh and self._show_text:
+            print_out("")
+        self._is_fresh, self._held = True, ""
+
+    def _result(self, call: CallRecord) -> str:
+        name, box = self._names[call.image], call.box_xyxy_px or self._boxes[call.image]
+        if call.result_image is not None:
+            self._names.append(name)
+            self._boxes.append(box)
+        place = f"box {','.join(map(str, box))} of {name}" if box else name
+        together = f" for all {self._num_calls} calls" if self._num_calls > 1 else ""
+        return (
+            f"[looks again: {call_words(call)} → {place}, "
+            f"{count_words(call.num_tokens, 'token')}, "
+            f"{call.encode_ms + call.run_ms:.0f} ms{together}]"
+        )
+
+    def _refusal(self, call: CallRecord) -> str:
+        why = "the same call as before" if call.outcome == "repeated" else "the run ends here"
+        return f"[does not look again: {call_words(call)}, {why}]"
 
 
 COMMAND = Command(

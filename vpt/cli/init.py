@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.model import DTYPES, quieten
 from vpt.cli.output import check_out_folder, print_out, write_file
-from vpt.cli.parser import Command, branch_names, whole_number, words
+from vpt.cli.parser import Command, add_flag, add_path, add_value, branch_names, whole_number, words
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.errors import CheckpointError, PromptError
 from vpt.protocol.tokens import (
@@ -55,30 +55,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"what the model shall write about an image itself, out of {','.join(CONTENT_TOKENS)}",
     )
-    parser.add_argument(
-        "--depth-tokenizer",
-        type=Path,
-        metavar="DIR_OR_PTH",
-        help="copied into the folder, to decode the depth maps that the model writes",
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    decoder = "copied into the folder, to decode the depth maps that the model writes"
+    add_path(parser, "--depth-tokenizer", "DIR_OR_PTH", decoder)
+    add_path(parser, "--out", "DIR", "folder to write", required=True)
     for name, (metavar, encoder) in _ENCODERS.items():
         parser.add_argument(
             f"--{name}", metavar=metavar, help=f"{encoder} encoder, if not the released one"
         )
-    parser.add_argument(
-        "--grid-size",
-        type=whole_number(1),
-        default=RELEASED_GRID_SIZE,
-        metavar="K",
-        help=f"cells per side of the region grid (default: {RELEASED_GRID_SIZE})",
-    )
+    cells = "cells per side of the region grid"
+    add_value(parser, "--grid-size", "K", whole_number(1), cells, RELEASED_GRID_SIZE)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
-    parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="S", help="of what is drawn (default: 0)"
-    )
+    add_value(parser, "--seed", "S", whole_number(0), "of random weights", 0)
     add_training_arguments(parser)
-    parser.add_argument("--force", action="store_true", help="write into a folder that has files")
+    add_flag(parser, "--force", "write into a folder that has files")
 
 
 def _content(text: str) -> ContentTokens:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.model import quieten
 from vpt.cli.output import print_err, print_out, write_file
-from vpt.cli.parser import Command, branch_names, number, whole_number
+from vpt.cli.parser import Command, add_path, add_value, branch_names, number, whole_number
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files, write_whole
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
@@ -81,7 +81,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         if one.values:
             training.add_argument(f"--{one.option}", choices=tuple(one.values), help=one.help)
         else:
-            training.add_argument(f"--{one.option}", type=number(0, 1), metavar="R", help=one.help)
+            add_value(training, f"--{one.option}", "R", number(0, 1), one.help)
 
 
 def training_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,27 +117,19 @@ def _former_name(text: str) -> tuple[str, ...]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a VPT model, as saved")
+    add_path(parser, "folder", "FOLDER", "a VPT model, as saved")
     add_training_arguments(parser)
-    parser.add_argument(
-        "--max-pixels",
-        type=whole_number(_TOKEN_PX**2),
-        metavar="N",
-        help="pixels that an image or a crop is shrunk to, at most; 28x28 are one token",
+    most = "pixels that an image or a crop is shrunk to, at most; 28x28 are one token"
+    add_value(parser, "--max-pixels", "N", whole_number(_TOKEN_PX**2), most)
+    reset = (
+        "draw the conditioning layers of these branches again, from small weights, e.g. dino,sam; "
+        "for branches whose features the conditioning drowns"
     )
-    parser.add_argument(
-        "--reset-conditioning",
-        type=branch_names,
-        metavar="NAMES",
-        help="draw the conditioning layers of these branches again, from small weights, e.g. "
-        "dino,sam; for branches whose features the conditioning drowns",
-    )
+    add_value(parser, "--reset-conditioning", "NAMES", branch_names, reset)
     parser.add_argument(
         "--fresh-steering", dest="reset_conditioning", type=_former_name, help=argparse.SUPPRESS
     )
-    parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="S", help="of those weights (default: 0)"
-    )
+    add_value(parser, "--seed", "S", whole_number(0), "of those weights", 0)
 
 
 def _set(args: argparse.Namespace) -> None:

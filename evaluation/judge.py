@@ -81,7 +81,7 @@ def _read_line(line: str, place: str) -> tuple[str, str]:
         key, reply = content["key"], content["reply"]
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise DataError(
-            f"{place} is no reply of a judge ({type(exc).__name__}: {exc}); delete the line to "
+            f"{place} is not a judge's reply ({type(exc).__name__}: {exc}); delete the line to "
             "have the judge asked again"
         ) from exc
     if not isinstance(key, str) or not isinstance(reply, str):
@@ -248,7 +248,7 @@ def _check_hope(
 ) -> None:
     """Raise a JudgeError if going on would only fail again."""
     where = f"judge at {settings.base_url}"
-    again = "Replies that came are in the cache file, if you gave one: run again to go on."
+    again = "Replies that came are in the cache file, if you gave one: run again to resume."
     if failure.is_final:
         raise JudgeError(
             f"{where}: {failure.reason}. Check model, base_url (it mostly ends in /v1) and "

@@ -97,7 +97,7 @@ class JudgeClient:
             return Failure(f"the call failed ({said})")
         if isinstance(exc, UnicodeEncodeError):
             return Failure(f"the message cannot be sent as UTF-8 ({said})")
-        return Failure(f"what came is no chat completion ({said})")
+        return Failure(f"the response is not a chat completion ({said})")
 
     def _read(self, completion: Any) -> str | Failure:
         """Take the text out of what came, of which ``openai`` checks next to nothing."""
@@ -105,7 +105,7 @@ class JudgeClient:
             choice = completion.choices[0]
             content, reason = choice.message.content, choice.finish_reason
         except (AttributeError, IndexError, TypeError):
-            return Failure(f"what came is no chat completion ({self._quote(completion)})")
+            return Failure(f"the response is not a chat completion ({self._quote(completion)})")
         text = "".join(_texts(content))
         if text.strip():
             return text

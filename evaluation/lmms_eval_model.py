@@ -53,7 +53,7 @@ class VPT(lmms):
         seed: of sampling, where a task asks for it.
 
     Raises:
-        ValueError: for a batch size that is no number.
+        ValueError: for a batch size that is not a number.
         NotImplementedError: under a launcher of several processes.
         CheckpointError: if the model cannot be loaded.
         PromptError: if it cannot look as ``perception`` says.
@@ -194,12 +194,12 @@ def _first_error(instances: Sequence[Instance], errors: Mapping[int, VPTError]) 
     """The first of the errors, with its task and document, and how many there are."""
     index, error = min(errors.items())
     *_, doc_id, task, _ = instances[index].args
-    told = type(error)(
+    named = type(error)(
         f"task {task!r}, document {doc_id}: {error} "
         f"({len(errors)} of {len(instances)} requests failed)"
     )
-    told.__cause__ = error
-    return told
+    named.__cause__ = error
+    return named
 
 
 @dataclass(frozen=True)

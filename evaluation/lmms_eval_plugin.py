@@ -1,4 +1,4 @@
-"""What lmms-eval is told of us: the entry point by which ``--model vpt`` finds the class."""
+"""Entry point by which ``--model vpt`` of lmms-eval finds the class; light, unlike the class."""
 
 from __future__ import annotations
 

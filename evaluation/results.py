@@ -23,7 +23,7 @@ RESULTS_VERSION = 1
 BASELINE = "none"
 OWN_CALLS = "auto"
 CONTENT_PAIRS = (("auto", "blank"), ("auto", "random"), ("truth", "auto"))
-"""Condition and baseline: does the content of looks help, does their place, what is missing."""
+"""Condition and baseline; they isolate the content of looks, their place, and missed evidence."""
 
 AMONG = ("all", "called")
 """Which samples: all, or those on which the model called."""

@@ -15,7 +15,11 @@ from vpt.evaluation.formats.rows import LETTERS, ask_with_options, offer
 from vpt.evaluation.samples import BadRow, ImageRoots, Sample
 
 Reader = Callable[[Path, ImageRoots], Iterator[Sample | BadRow]]
-"""``(file, where its images are)`` -> a sample or a bad row for each row, in order."""
+"""``(file, folders of images)`` -> a sample or a bad row for each row, in order.
+
+Relative paths of images are in the folder of the file, if not said otherwise. Raises ``DataError``
+if the file cannot be read.
+"""
 
 FORMATS: Mapping[str, tuple[Reader, frozenset[str]]] = {
     "released": (read_released, frozenset({"messages"})),

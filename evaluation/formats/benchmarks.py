@@ -62,19 +62,12 @@ def read_released(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     A sample's ``box`` is that of the crop: the region named, one cell wider on each side. Its
     ``facts`` are
 
-    - ``asked``: the first turn as it stands in the row,
+    - ``asked``: the first turn, unchanged,
     - ``calls``: branches called for, in order,
     - ``region``: the :class:`vpt.boxes.GridBox` first named, or ``None``,
     - ``system``: the system message, if there is one,
-    - ``problem``: what of the calls makes no sense, if anything. Released GQA rows, for example,
-      name ``<|x_8|>``, which no 8x8 grid has.
-
-    Args:
-        file: a JSON list, or JSON lines.
-        images: where they are; relative paths are in the folder of the file.
-
-    Raises:
-        DataError: if the file cannot be read.
+    - ``problem``: errors in the calls, if any. Released GQA rows, for example, name ``<|x_8|>``,
+      which no 8x8 grid has.
     """
     find = partial(images.find, folder=file.parent)
     return read_rows(read_entries(file), lambda row, name: _released_sample(row, name, find))
@@ -161,13 +154,6 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     "text"}``; of an answer ``"(A)"`` the letter is taken. The category becomes the group. An
     answer that no question asks for is a bad row at the end. A question may have ``points``, as
     :func:`vpt.evaluation.scores.regions.read_points` takes them; they become a fact.
-
-    Args:
-        file: of questions, with ``questions`` in its name.
-        images: where they are; relative paths are in the folder of images.
-
-    Raises:
-        DataError: if a file cannot be read, or that of the answers is not found.
     """
     answers = _read_answers(_answer_file(file))
     folder = _image_folder(file)
@@ -248,16 +234,9 @@ def _image_folder(file: Path) -> Path:
 def read_vstar(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     """Read questions of V*Bench.
 
-    The id is ``category/question_id``, for ids begin anew in each category. A sample's ``box`` is
-    around all targets; its ``facts`` are ``asked``, the text as it stands in the file, and if the
+    The id is ``category/question_id``, because ids restart in each category. A sample's ``box`` is
+    around all targets; its ``facts`` are ``asked``, the text of the file, and if the
     file beside the image is there ``targets``, ``boxes`` (XYXY), or ``problem`` if it is broken.
-
-    Args:
-        file: ``test_questions.jsonl``.
-        images: where they are; relative paths are in the folder of the file.
-
-    Raises:
-        DataError: if the file cannot be read.
     """
     find = partial(images.find, folder=file.parent)
     return read_rows(

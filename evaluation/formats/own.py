@@ -28,9 +28,6 @@ def read_plain(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     ``group`` (or ``family``) and ``id`` (else the number of the row). An image is a path, or in
     Parquet bytes, or both as ``{"bytes", "path"}``. Of choices the answer may be the text or the
     letter; it becomes the letter. Other keys become ``facts``.
-
-    Raises:
-        DataError: if the file cannot be read.
     """
     is_parquet = file.suffix == ".parquet"
     rows: Iterable[object] = read_parquet(file) if is_parquet else read_entries(file)
@@ -114,13 +111,6 @@ def read_embedded(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
 
     The group is ``mode-family``, as ``"region-lines"``; ``facts`` are ``mode``, ``family`` and
     ``look``.
-
-    Args:
-        file: ``heldout.jsonl``.
-        images: where they are; relative paths are in the folder of the file.
-
-    Raises:
-        DataError: if the file cannot be read.
     """
     for number, sample in enumerate(read_plain(file, images)):
         if isinstance(sample, BadRow):

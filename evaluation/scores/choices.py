@@ -12,8 +12,8 @@ from vpt.evaluation.scores.texts import UNSPACED, best_over, normalize_text, uni
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _LATEX_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 
-# Words that announce an answer. Behind the first kind an option's text counts as well as its
-# letter; behind the second its letter alone ("So the dog is far away" is reasoning).
+# Words that announce an answer. After the first kind an option's text counts as well as its
+# letter; after the second its letter alone ("So the dog is far away" is reasoning).
 _ANNOUNCED = re.compile(
     r"(?:\b(?:answer|option|choice)(?:\s+(?:letter|option|choice))?"
     r"\s*(?:(?:is|would be|should be|must be|will be)\b\s*[:=]?|[:=])|<answer>"
@@ -86,7 +86,7 @@ class _ChoiceReader:
         upper = f"[{self.letters}]"
         either = f"[{self.letters}{self.letters.lower()}]"
         wrapped = rf"(?:\({either}\)|\[{either}\])"
-        # A bare letter needs a mark or a reason behind it; "D.C." is none.
+        # A bare letter needs a mark or a reason after it; "D.C." is not one.
         bare = (
             rf"{either}(?!\.\w\.)(?=\s*(?:[.,;:!?)\]}}<\"'{UNSPACED}]|$|[-\u2013\u2014]\s)"
             r"|\s+(?:because|since|as|given|due|based)\b)"
@@ -133,7 +133,7 @@ class _ChoiceReader:
         return named.pop() if len(named) == 1 else None
 
     def _statements(self, text: str) -> Iterator[tuple[int, str]]:
-        """Explicit statements: where each stands, and the letter."""
+        """Explicit statements: position and letter of each."""
         for line in self._line.finditer(text):
             yield line.start(1), line[1].upper()
         for verdict in self._judged.finditer(text):
@@ -150,7 +150,7 @@ class _ChoiceReader:
                     yield lead.end(), named.pop()
 
     def _named(self, text: str) -> set[str]:
-        """Options whose text stands in a text; one inside a longer option's text does not count."""
+        """Options whose text occurs in a text, not counting those inside a longer option's text."""
         rest = normalize_text(text)
         named: set[str] = set()
         for option in sorted(dict.fromkeys(self.texts), key=len, reverse=True):
@@ -170,7 +170,7 @@ class _ChoiceReader:
 
 
 def _clean(text: str) -> str:
-    """Take away Markdown, LaTeX, full-width forms and Chinese marks."""
+    """Remove Markdown, LaTeX, full-width forms and Chinese punctuation."""
     text = _LATEX_TEXT.sub(r"\1", unify(text).replace("。", ". ").replace("、", ", "))
     text = _LATEX_BOX.sub(r" answer: \1 . ", text)
     return text.replace("*", "").replace("`", "").strip()
@@ -233,11 +233,7 @@ def _meaning(found: re.Match[str]) -> str:
 
 
 def true_answer(references: Sequence[str]) -> str:
-    """What the references agree on, "yes" or "no".
-
-    Raises:
-        DataError: if they agree on neither.
-    """
+    """The common answer of the references, "yes" or "no"; ``DataError`` if they disagree."""
     said = {extract_yes_no(reference) for reference in references}
     truth = said.pop() if len(said) == 1 else None
     if truth is None:
@@ -293,23 +289,22 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-# A capital anywhere, a small letter at the end: no article stands there.
+# A capital anywhere, a small letter only at the end, where it cannot be an article.
 _LETTER = re.compile(r"(?<![\w'-])(?:[A-Z]|[a-z](?=\W*$))(?![\w'-])")
 _NO_LETTER = re.compile(r"(?:^|[.!?:]\s+)A(?=\s+[a-z])|\bI(?='|\s+[a-z])")  # article, pronoun
 
 
 def contains_answer(prediction: str, references: Sequence[str]) -> float:
-    """1 if a reference stands in the prediction as whole words, else 0.
+    """1 if a reference occurs in the prediction as whole words, else 0.
 
-    For free-form answers, "It is a red bus." for "red bus". It does not see negation: "not a red
+    For free-form answers, "It is a red bus." for "red bus". Negation is ignored: "not a red
     bus" holds "red bus" too.
 
     Two kinds of references occur in almost any sentence, so the prediction has to state them:
     "yes" or "no" is compared with what `extract_yes_no` reads, a single letter ("A") with the
-    option that `extract_choice` reads, or else with the only letter that stands alone.
+    option that `extract_choice` reads, or else with the only separate letter.
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     predicted = normalize_text(prediction)
 

@@ -156,8 +156,7 @@ def count_accuracy(prediction: str, references: Sequence[str]) -> float:
 
     A reference without a number ("many") is compared as text.
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     count = extract_count(prediction)
 
@@ -181,8 +180,7 @@ def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
     scale ("%", "million", "k") and a unit. A unit or scale that only one side has is forgiven:
     "50%" is right for "50" and for "0.5". Two different units or currencies are not.
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     predicted = read_quantity(prediction)
 

@@ -32,7 +32,7 @@ _OPENING = " \"'`([{*「『《【"
 _CLOSING = " \"'`)]}*.,;:!?。、」』》】"
 
 UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Characters of Chinese and Japanese, which set no blanks between words; for a pattern's ``[]``."""
+"""Characters of Chinese and Japanese, which are written without spaces; for a pattern's ``[]``."""
 _SEAM = re.compile(rf"(?<=[{UNSPACED}])(?=[^\W{UNSPACED}])|(?<=[^\W{UNSPACED}])(?=[{UNSPACED}])")
 
 
@@ -42,8 +42,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     Articles count ("the dog" is not "dog"), and so do number words; `vqa_accuracy` and
     `count_accuracy` see through these.
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     predicted = normalize_text(prediction)
     return best_over(references, lambda answer: float(normalize_text(answer) == predicted))
@@ -60,7 +59,7 @@ def normalize_text(text: str) -> str:
 
 
 def unify(text: str) -> str:
-    """Fold Unicode variants (NFKC), and set a blank between Chinese or Japanese and other words."""
+    """Fold Unicode variants (NFKC), and put a space between CJK and other words."""
     return _SEAM.sub(" ", unicodedata.normalize("NFKC", text))
 
 
@@ -68,7 +67,7 @@ def whole_words(text: str) -> re.Pattern[str]:
     """Make a pattern for a normalised text; it is not found inside a word or another number.
 
     In Chinese and Japanese a text of several characters is found anywhere, one of a single
-    character ("是" of "不是") only where it stands alone.
+    character ("是" of "不是") only where it is a word of its own.
     """
     before, after = r"(?<!\w)(?<!\d[.,])", r"(?!\w)(?![.,]\d)"
     if text[:1].isdigit():
@@ -92,7 +91,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
 
     With at least `FEWEST_ANNOTATORS` references each annotator is left out in turn, and the result
     is the mean of ``min(1, matches among the others / 3)``. With fewer (released VPT rows carry a
-    single answer) that makes no sense: then it is 1 if any reference is the same, else 0.
+    single answer) the result is 1 if any reference is the same, else 0.
 
     The published evaluation leaves annotators who all wrote the same unspelled; here, as in
     lmms-eval and VLMEvalKit, all answers are spelled alike.
@@ -104,8 +103,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
     Returns:
         In [0, 1].
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     predicted = normalize_vqa(prediction)
     agrees = [normalize_vqa(answer) == predicted for answer in checked_references(references)]
@@ -124,7 +122,7 @@ _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ZERO_TO_TEN.spli
 _NUMBER_WORDS["none"] = "0"
 
 # Right spellings. The evaluation maps each form that lacks one apostrophe to the right one, and
-# leaves words alone that are others without it ("its", "well", "lets", "shed").
+# leaves alone those that are other words without it ("its", "well", "lets", "shed").
 _RIGHT_SPELLINGS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
@@ -170,8 +168,7 @@ def anls(prediction: str, references: Sequence[str]) -> float:
         The best over the references of ``1 - distance / length of the longer string``, or 0 where
         that distance is `THRESHOLD` or more; in [0, 1].
 
-    Raises:
-        DataError: if there is no reference.
+    Raises `DataError` without references.
     """
     predicted = _normalize(prediction)
 
@@ -206,7 +203,7 @@ def _normalize(text: str) -> str:
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """F-measure of the longest common subsequence of words, best of the references; in [0, 1].
 
-    rouge-score without stemming. It knows words of a-z and 0-9 only: a text without any scores 0.
+    rouge-score without stemming. Only words of a-z and 0-9 count: a text without any scores 0.
 
     Source: Lin, "ROUGE", 2004.
 
@@ -234,7 +231,7 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
 def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 of a whole split, sacrebleu's defaults (13a tokens, case counts); in [0, 1].
 
-    It is no mean over samples: n-grams and lengths are added up first.
+    Not a mean over samples: n-grams and lengths are summed first.
 
     Source: Papineni et al., ACL 2002; Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
 

@@ -232,12 +232,12 @@ def test_an_unreadable_reply_is_unscored_and_kept(serve, tmp_path, reply, reason
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ((200, {}, '{"choices": [{"mess'), "no chat completion"),
-        ((200, {"content-type": "text/html"}, "<p>Hello</p>"), r"no chat completion.*Hello"),
-        ((200, {}, "{}"), "no chat completion"),
-        ((200, {}, "null"), "no chat completion"),
-        ((200, {}, '{"choices": []}'), "no chat completion"),
-        ((200, {}, '{"choices": [{"message": null}]}'), "no chat completion"),
+        ((200, {}, '{"choices": [{"mess'), "not a chat completion"),
+        ((200, {"content-type": "text/html"}, "<p>Hello</p>"), r"not a chat completion.*Hello"),
+        ((200, {}, "{}"), "not a chat completion"),
+        ((200, {}, "null"), "not a chat completion"),
+        ((200, {}, '{"choices": []}'), "not a chat completion"),
+        ((200, {}, '{"choices": [{"message": null}]}'), "not a chat completion"),
         (said(None, "content_filter"), "reply is empty.*content_filter"),
         (said(" ", "length"), "reply is empty.*raise max_tokens"),
         (refused(400, "flagged"), "400.*flagged"),
@@ -266,7 +266,7 @@ def test_a_deeply_nested_reply_is_unscored_and_leaves_the_others_alone(serve, de
     server = serve(lambda message, _: deep if "flower 1" in message else said("score: 1"))
     judgements = judge_all(items(3), server.settings())
     assert [j.score for j in judgements] == [1.0, None, 1.0]
-    assert "no chat completion" in judgements[1].reason
+    assert "not a chat completion" in judgements[1].reason
 
 
 def test_a_reply_in_parts_is_read(serve):
@@ -392,7 +392,7 @@ def test_a_judge_that_goes_down_leaves_its_replies_in_the_cache(serve, tmp_path)
     server = serve(lambda _, number: said("score: 1") if number < 5 else refused(503))
     settings = server.settings(max_retries=0, max_concurrency=1)
     cache_file = tmp_path / "cache.jsonl"
-    with pytest.raises(JudgeError, match=r"8 calls in a row failed.*503.*run again to go on"):
+    with pytest.raises(JudgeError, match=r"8 calls in a row failed.*503.*run again to resume"):
         judge_all(items(30), settings, cache_file)
     assert len(server.requests) == 5 + judge.MAX_FAILURES_IN_A_ROW
     server.answer = in_turn(said("score: 1"))

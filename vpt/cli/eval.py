@@ -1,4 +1,4 @@
-"""The arguments of an evaluation, and what it prints."""
+"""`vpt eval` and `vpt eval compare`: arguments, and what they print."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on with the run that DIR holds, or refuse to (default: go on)",
+        help="resume the run that DIR holds, or refuse to (default: resume)",
     )
     output.add_argument("--list", action="store_true", help="show the splits, and end")
 
@@ -99,7 +99,7 @@ def _add_how(how: argparse._ArgumentGroup) -> None:
 
 def _add_judge(judge: argparse._ArgumentGroup) -> None:
     judge.add_argument(
-        "--judge", metavar="MODEL", help="have this model score the splits that are free-form"
+        "--judge", metavar="MODEL", help="have this model score the free-form splits"
     )
     judge.add_argument(
         "--judge-url",
@@ -111,14 +111,14 @@ def _add_judge(judge: argparse._ArgumentGroup) -> None:
         type=whole_number(1),
         default=8,
         metavar="N",
-        help="calls under way at once (default: 8)",
+        help="concurrent calls (default: 8)",
     )
     judge.add_argument(
         "--judge-retries",
         type=whole_number(0),
         default=5,
         metavar="N",
-        help="of a call that failed in passing (default: 5)",
+        help="of a call that failed temporarily (default: 5)",
     )
 
 
@@ -220,7 +220,7 @@ RUN = Command(
     help="run a model over benchmark splits",
     description=(
         "Run a model over benchmark splits, score its answers, and see whether looking again\n"
-        "helped. Killed at any moment, the same command goes on where it was."
+        "helped. Killed at any moment, the same command resumes where it was."
     ),
     examples=(
         "example:\n"

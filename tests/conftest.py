@@ -26,3 +26,15 @@ def random_model(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Run ``vpt`` as a person types it; returns code, stdout and stderr."""
+    from vpt import cli
+
+    def command(*words):
+        code = cli.main(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return command

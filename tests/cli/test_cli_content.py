@@ -7,22 +7,12 @@ import torch
 from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
 
-from vpt import cli
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.model.building import tiny_model
 from vpt.model.checkpoint import read_model
 from vpt.model.embeddings import draw_embeddings
 from vpt.protocol.tokens import depth_tokens, pixel_tokens
 from vpt.trace.records import Trace
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*words):
-        code = cli.main([*map(str, words)])
-        return code, *capsys.readouterr()
-
-    return command
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vpt
-from vpt import cli
 from vpt.model.building import tiny_model
 from vpt.model.config import load_config
 
@@ -26,15 +25,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*words):
-        code = cli.main([*map(str, words)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_what_is_set_is_in_the_folder_and_nothing_else_changes(run, folder):

@@ -222,7 +222,7 @@ def _reset_conditioning(folder: Path, branches: Sequence[str], seed: int) -> Non
     model = read_model(str(folder))
     torch.manual_seed(seed)
     for name in branches:
-        model.projector(name).reset_steering()
+        model.projector(name).reset_conditioning()
         print_out(f"conditioning of {BRANCH_TOKENS[name].encoder} reset")
     write_file(partial(_replace_weights, model), folder)
 

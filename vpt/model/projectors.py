@@ -86,7 +86,7 @@ class Projector(nn.Module):
             elif isinstance(module, nn.LayerNorm | nn.Conv2d):
                 module.reset_parameters()
 
-    def reset_steering(self) -> None:
+    def reset_conditioning(self) -> None:
         """Fresh weights of the condition, ten times smaller than released: ``y`` is nearly ``f``.
 
         With a long ``c`` the second term drowns what the first says of a place, and what cannot

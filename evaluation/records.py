@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from vpt.errors import DataError
 from vpt.files import write_whole
 from vpt.trace.records import Trace
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 ERRORS = ("image", "row", "run")
 """Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
@@ -102,8 +101,6 @@ class Record:
 
 @cache
 def _record_adapter() -> TypeAdapter[Record]:
-    from pydantic import TypeAdapter
-
     return TypeAdapter(Record)
 
 
@@ -118,9 +115,16 @@ def read_records(path: Path) -> Iterator[Record]:
             yield Record.from_line(line)
         except (ValueError, RecursionError) as exc:
             raise DataError(
-                f"{path}, line {number} is no record ({' '.join(str(exc).split())}); delete the "
-                "line to have its sample run again"
+                f"{path}, line {number} is no record ({_reason(exc)}); delete the line to have its "
+                "sample run again"
             ) from exc
+
+
+def _reason(exc: Exception) -> str:
+    if not isinstance(exc, ValidationError):
+        return str(exc)
+    first = exc.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class LineFile:

@@ -92,11 +92,24 @@ def test_a_folder_that_no_records_can_be_written_to_is_told(tmp_path):
         list(read_records(tmp_path))
 
 
-def test_a_line_that_is_no_record_is_told_with_its_number(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "expected|should be"),
+        ('{"split": 1, "condition": "auto", "id": "1", "question": ""}', "split: .* valid string"),
+        ('{"split": "S", "condition": "auto", "id": "1"}', "question: .*required"),
+        (RECORDS[0].to_line().replace('"group"', '"grop"'), "grop: [Uu]nexpected keyword"),
+        (RECORDS[0].to_line().replace("1.0", '"high"'), r"scores\.exact_match: .* valid number"),
+        (RECORDS[0].to_line().replace("[1, 2, 3, 4]", "[1, 2, 3]"), r"box\.3: .*required"),
+    ],
+)
+def test_a_line_that_is_no_record_is_told_with_its_number(tmp_path, line, reason):
     path = tmp_path / "a.jsonl"
     write(path, RECORDS[:1])
-    path.write_bytes(path.read_bytes() + b'{"split": 1}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2 is no record .* delete the line"):
+    path.write_bytes(path.read_bytes() + line.strip().encode() + b"\n")
+    words = rf"a\.jsonl, line 2 is no record \(.*{reason}.*\); delete the line"
+    with pytest.raises(DataError, match=words):
         list(read_records(path))
 
 

@@ -1,13 +1,14 @@
-"""What the commands that draw scenes share: their arguments, and the writing of both splits."""
+"""Arguments of the commands that draw scenes, and folders of scenes for training and held out."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vpt.cli.output import check_out_folder, print_err, progress
-from vpt.cli.parser import whole_number
+from vpt.cli.parser import add_path, add_value, whole_number
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -18,43 +19,25 @@ WriteScenes = Callable[[Path, str, int, int, int], Iterator[int]]
 def add_scene_arguments(
     parser: argparse.ArgumentParser, size_px: int, least_px: int, size_help: str
 ) -> None:
-    """Add where to, how many, which seed and how large.
-
-    Args:
-        parser: of the command.
-        size_px: side of the pictures unless told.
-        least_px: the smallest.
-        size_help: what the sides mean.
-    """
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--num", type=whole_number(1), default=3000, metavar="N", help="to train on (default: 3000)"
-    )
-    parser.add_argument(
-        "--heldout",
-        type=whole_number(0),
-        default=300,
-        metavar="N",
-        help="to measure on; none of them is among those to train on (default: 300)",
-    )
-    parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="S", help="of all scenes (default: 0)"
-    )
-    parser.add_argument(
-        "--size", type=whole_number(least_px), default=size_px, metavar="PX", help=size_help
-    )
+    """Add ``--out``, ``--num``, ``--heldout``, ``--seed`` and ``--size``."""
+    add_path(parser, "--out", "DIR", "folder to write", required=True)
+    add_value(parser, "--num", "N", whole_number(1), "scenes for training", 3000)
+    heldout = "scenes for evaluation, none of which is among those for training"
+    add_value(parser, "--heldout", "N", whole_number(0), heldout, 300)
+    add_value(parser, "--seed", "S", whole_number(0), "of all scenes", 0)
+    add_value(parser, "--size", "PX", whole_number(least_px), size_help, size_px)
 
 
 def write_both_splits(
     args: argparse.Namespace, splits: Sequence[str], write: WriteScenes, described: str
 ) -> None:
-    """Draw what is to train on and what is to measure on; what an earlier run has drawn is kept.
+    """Draw the scenes of both splits; scenes of an earlier run are kept.
 
     Args:
         args: of :func:`add_scene_arguments`.
         splits: their names.
         write: draws one.
-        described: name of the file, in each folder, that says what is in the pictures.
+        described: name of the file, in each folder, that describes the pictures.
 
     Raises:
         PromptError: if a folder cannot be written or holds other scenes.
@@ -70,3 +53,43 @@ def write_both_splits(
             raise PromptError(f"cannot write {folder}: {exc.strerror or exc}") from exc
         number = count_words(num_scenes, "scene")
         print_err(f"{number} in {folder}, described in {folder / described}")
+
+
+def write_split(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    subfolders: Sequence[str],
+    num_scenes: int,
+    write_scene: Callable[[int], Any],
+    describe: Callable[[list[Any]], str],
+    described: str,
+) -> Iterator[int]:
+    """Write the scenes of a folder, then the file that describes them.
+
+    Args:
+        folder: to write into; made if need be.
+        recipe: what decides the scenes.
+        subfolders: of the folder, to be made.
+        num_scenes: how many.
+        write_scene: writes the files of a scene that are missing, and returns a description.
+        describe: all descriptions -> content of the file.
+        described: name of the file.
+
+    Yields:
+        The number of each scene, when it is done.
+
+    Raises:
+        OSError: if a file cannot be written.
+        PromptError: if the folder holds other scenes.
+    """
+    from vpt.data.making import keep_recipe
+    from vpt.files import write_whole
+
+    keep_recipe(folder, recipe)
+    for name in subfolders:
+        (folder / name).mkdir(exist_ok=True)
+    descriptions = []
+    for number in range(num_scenes):
+        descriptions.append(write_scene(number))
+        yield number
+    write_whole(describe(descriptions), folder / described)

@@ -11,7 +11,7 @@ from vpt.errors import PromptError
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scene_arguments(
-        parser, 336, 1, "side of the pictures, 96 to 1024 (default: 336, the grid of the boxes)"
+        parser, 336, 1, "side of the pictures, 96 to 1024; 336 is the grid of the boxes"
     )
 
 
@@ -32,7 +32,7 @@ COMMAND = Command(
         "Draw 1 to 8 things of one kind among others of other kinds, on drawn backgrounds. Writes\n"
         "DIR/train and DIR/heldout, each with images/*.jpg and annotations.json in the format of\n"
         "LVIS: images, annotations (bbox is left, top, width, height) and categories. The same\n"
-        "command gives the same scenes; it goes on where it was stopped."
+        "command gives the same scenes; it resumes a stopped run."
     ),
     examples=(
         "example:\n"

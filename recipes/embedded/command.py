@@ -44,14 +44,14 @@ def _fraction(text: str) -> float:
 
 
 def _make(args: argparse.Namespace) -> None:
-    """Draw every part; what an earlier run has drawn is kept."""
+    """Draw every part; pictures of an earlier run are kept."""
     check_out_folder(args.out)
     from tqdm import tqdm
 
     from recipes.embedded.handwriting import digit_pictures
     from recipes.embedded.make import PARTS, make_part, write_index
 
-    digit_pictures("train")  # says what is missing before the work begins
+    digit_pictures("train")  # reports what is missing before the work begins
     for part in PARTS:
         part = dataclasses.replace(part, num_scenes=max(1, round(part.num_scenes * args.fraction)))
         with tqdm(
@@ -69,8 +69,8 @@ COMMAND = Command(
     help="make the data of the embedded model",
     description=(
         "Draw the pictures on which the embedded model is trained and measured, and write the\n"
-        "questions about them. The same command gives the same data; it goes on where it was\n"
-        "stopped. Whole, it takes 4 GB and some 20 minutes on two cores."
+        "questions about them. The same command gives the same data; it resumes a stopped run.\n"
+        "All of it takes 4 GB and about 20 minutes on two cores."
     ),
     examples=(
         "example:\n"

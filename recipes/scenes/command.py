@@ -12,7 +12,7 @@ _LEAST_SIZE_PX = 64
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scene_arguments(
-        parser, 320, _LEAST_SIZE_PX, "side of the pictures (default: 320, for the depth tokenizer)"
+        parser, 320, _LEAST_SIZE_PX, "side of the pictures; 320 is that of the depth tokenizer"
     )
 
 
@@ -30,7 +30,7 @@ COMMAND = Command(
         "Draw scenes by casting rays: things of several shapes and colors that stand at several\n"
         "distances in rooms and yards. Writes DIR/train and DIR/heldout, each with images/*.jpg,\n"
         "depth/*.png (16 bits, near is bright) and objects.jsonl, one line per scene. The same\n"
-        "command gives the same scenes; it goes on where it was stopped."
+        "command gives the same scenes; it resumes a stopped run."
     ),
     examples=(
         "example:\n"

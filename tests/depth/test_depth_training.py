@@ -9,7 +9,7 @@ import torch
 
 from vpt.depth import training
 from vpt.depth.maps import find_maps, read_map, write_map
-from vpt.depth.measures import draw_reconstructions, measured_words, score_maps, spread, summarise
+from vpt.depth.measures import draw_reconstructions, measure, measured_words, spread
 from vpt.depth.tokenizer import DepthTokenizerConfig
 from vpt.depth.training import STATE, Trainer, TrainingSettings
 from vpt.errors import DataError, NonFiniteError, PromptError
@@ -40,9 +40,9 @@ def state_of(trainer):
 def test_training_learns_and_uses_the_codebook(files):
     fast = TrainingSettings(steps=120, batch_size=4, crop_cells=4, learning_rate=1e-2)
     trainer = Trainer(files, fast, CONFIG)
-    before = summarise(score_maps(trainer.tokenizer, map(read_map, files)), CONFIG.num_codes)
+    before = measure(trainer.tokenizer, map(read_map, files))
     assert list(trainer.run()) == list(range(1, 121))
-    after = summarise(score_maps(trainer.tokenizer, map(read_map, files)), CONFIG.num_codes)
+    after = measure(trainer.tokenizer, map(read_map, files))
     assert after.mse < 0.5 * after.mse_flat < before.mse
     assert after.codes_used >= 6 and after.perplexity > 3
     assert after.pair_order > 0.85
@@ -181,7 +181,10 @@ class Exact:
 
 
 def test_a_tokenizer_that_loses_nothing_has_no_error(files):
-    measured = summarise(score_maps(Exact(), map(read_map, files)), 10)
+    class OfTen(Exact):
+        config = replace(CONFIG, num_codes=10)
+
+    measured = measure(OfTen(), map(read_map, files))
     assert (measured.mse, measured.mae, measured.pair_order) == (0, 0, 1)
     assert (measured.codes_used, measured.num_codes, measured.num_maps) == (8, 10, 24)
     assert measured.perplexity == 8
@@ -190,13 +193,13 @@ def test_a_tokenizer_that_loses_nothing_has_no_error(files):
 
 
 def test_a_flat_map_has_no_point_pairs():
-    measured = summarise(score_maps(Exact(), [np.full((32, 32), 0.5, np.float32)]), 8)
+    measured = measure(Exact(), [np.full((32, 32), 0.5, np.float32)])
     assert measured.pair_order is None and "pair order" not in measured_words(measured)
 
 
 def test_there_must_be_something_to_measure_and_to_draw():
     with pytest.raises(DataError, match="no depth maps to measure on"):
-        summarise([], 8)
+        measure(Exact(), [])
     with pytest.raises(DataError, match="no depth maps to draw"):
         draw_reconstructions(Exact(), [])
 

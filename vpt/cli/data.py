@@ -23,16 +23,26 @@ from vpt.cli.parser import (
     whole_number,
     words,
 )
-from vpt.data.checks import FINDINGS, ROW_KINDS
-from vpt.data.rows import DATASET_INFO, SUFFIXES
+from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths
+from vpt.data.rows import (
+    DATASET_INFO,
+    SUFFIXES,
+    Images,
+    add_dataset_entry,
+    dataset_entry,
+    measure_images,
+    read_entries,
+    write_dataset_info,
+    write_rows,
+)
 from vpt.errors import DataError, PromptError
+from vpt.protocol.rows import split_crop_suffix
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
 from vpt.view.wording import count_words
 
 if TYPE_CHECKING:
     from vpt.data.build import Built
     from vpt.data.check import Report, RowChecker
-    from vpt.data.rows import Images
     from vpt.evaluation.doctor import CheckTarget
 
 _NUM_LISTED = 20
@@ -111,14 +121,6 @@ def _build(args: argparse.Namespace) -> int | None:
     _check_build_arguments(args)
     from vpt.data.build import Annotation, Recipe, build_rows, read_annotations
     from vpt.data.loading import predict_loading
-    from vpt.data.rows import (
-        add_dataset_entry,
-        dataset_entry,
-        measure_images,
-        read_entries,
-        write_dataset_info,
-        write_rows,
-    )
 
     name = args.name or args.out.stem
     if args.dataset_info:
@@ -296,10 +298,7 @@ def _check_check_arguments(args: argparse.Namespace, target: CheckTarget) -> Non
 def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, int, int]:
     """Read rows, open their images, check: the report, images opened, rows left out."""
     from vpt.data.check import check_rows
-    from vpt.data.checks import image_paths
     from vpt.data.loading import check_loading
-    from vpt.data.rows import measure_images, read_entries
-    from vpt.protocol.rows import split_crop_suffix
 
     rows = read_entries(target.file)
     if not rows:

@@ -21,7 +21,13 @@ from vpt.cli.output import (
     write_file,
 )
 from vpt.cli.parser import Command, add_flag, add_path, add_value, number, whole_number
-from vpt.data.rows import DATASET_INFO, SUFFIXES
+from vpt.data.rows import (
+    DATASET_INFO,
+    SUFFIXES,
+    add_dataset_entry,
+    write_dataset_info,
+    write_rows,
+)
 from vpt.errors import PromptError
 from vpt.view.wording import count_words
 
@@ -245,7 +251,6 @@ def _add_curriculum_arguments(parser: argparse.ArgumentParser) -> None:
 def _make_curriculum(args: argparse.Namespace) -> None:
     """Mix rows, write them, add the entry to dataset_info.json, show the shares."""
     from vpt.data.curriculum import Annealing, anneal, count_epochs, epoch_lines, read_rows
-    from vpt.data.rows import add_dataset_entry, write_dataset_info, write_rows
 
     if args.out.suffix not in SUFFIXES:
         raise PromptError(f"--out: expected a name that ends in {' or '.join(SUFFIXES)}")

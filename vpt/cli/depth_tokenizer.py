@@ -111,11 +111,11 @@ def _measure(
 ) -> Measured:
     """Measure a tokenizer on maps, and draw some of them."""
     from vpt.depth.maps import read_map
-    from vpt.depth.measures import draw_reconstructions, score_maps, spread, summarise
+    from vpt.depth.measures import draw_reconstructions, measure, spread
 
     read = partial(read_map, distances=distances)
     maps = progress(map(read, files), len(files), "maps")
-    measured = summarise(score_maps(tokenizer, maps), tokenizer.config.num_codes)
+    measured = measure(tokenizer, maps)
     if picture:
         drawn = draw_reconstructions(tokenizer, [read(file) for file in spread(files)])
         write_file(drawn.save, picture)

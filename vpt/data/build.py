@@ -75,19 +75,12 @@ class Recipe:
 
 @dataclass
 class Built:
-    """Rows built from annotations.
-
-    Attributes:
-        rows: in the order of the annotations.
-        kinds: number of rows of each kind.
-        bad: annotations without rows: ``(number, counted from 0, reason)``.
-        num_without_box: annotations with rows, but none with a region.
-    """
+    """Rows built from annotations, in their order."""
 
     rows: list[Row] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    num_without_box: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # number of rows of each kind
+    bad: list[tuple[int, str]] = field(default_factory=list)  # number from 0, and reason
+    num_without_box: int = 0  # annotations with rows, but none with a region
 
 
 # Annotations
@@ -169,10 +162,7 @@ def build_rows(
 ) -> Built:
     """Build rows; an annotation that cannot be used is listed as bad.
 
-    Args:
-        annotations: from :func:`read_annotations`.
-        images: facts of each image they name.
-        recipe: options.
+    ``images`` has the facts of every image that the annotations name.
     """
     built = Built()
     for number, annotation in enumerate(annotations):

@@ -45,19 +45,12 @@ _TOWER_KINDS = ("image", "reencode")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model permits rows to be.
+    """Limits of a model on rows."""
 
-    Attributes:
-        branches: re-encoding branches it has.
-        cutoff_len: tokens a row may have; ``None`` for any number.
-        lengths: counts them.
-        added_tokens: of its tokenizer; ``None`` where they are not known.
-    """
-
-    branches: tuple[str, ...]
-    cutoff_len: int | None
+    branches: tuple[str, ...]  # re-encoding branches it has
+    cutoff_len: int | None  # tokens a row may have; ``None`` for any number
     lengths: RowLengths
-    added_tokens: Collection[str] | None = None
+    added_tokens: Collection[str] | None = None  # of its tokenizer, if known
 
 
 class RowChecker:
@@ -176,7 +169,7 @@ def check_rows(
     Args:
         rows: as read from a file.
         checker: of single rows.
-        ignored: kinds of findings to leave out, keys of :data:`vpt.data.checks.FINDINGS`.
+        ignored: kinds of findings to leave out.
         loading: findings of :func:`vpt.data.loading.check_loading`.
     """
     report = Report()
@@ -244,11 +237,7 @@ class RowLengths:
         self._num_encoder_tokens = cache(self._count_encoder_tokens)
 
     def num_tokens(self, view: RowView, images: Images) -> int | None:
-        """Number of tokens of a row.
-
-        Returns:
-            ``None`` if the model cannot encode the row, or the size of an image is not known.
-        """
+        """Number of tokens; ``None`` if the row cannot be encoded, or an image size is unknown."""
         num_beyond = 0  # tokens of images, except one each, which is in the text
         for kind, paths in view.images.items():
             if view.images_by_turn(kind) is None:

@@ -33,12 +33,7 @@ from vpt.protocol.tokens import (
 
 
 class Finding(NamedTuple):
-    """One fault of a row.
-
-    Attributes:
-        kind: key of :data:`FINDINGS`.
-        detail: the fault, and its position in the row.
-    """
+    """One fault of a row: a key of :data:`FINDINGS`, and the details."""
 
     kind: str
     detail: str
@@ -90,21 +85,13 @@ _OTHER_MEDIA = ("videos", "audios")
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer.
+    """A question and its answer."""
 
-    Attributes:
-        number: of the asking message in ``messages``.
-        asked: its text.
-        answered: text of the next message.
-        symbols: of the answer: control tokens, and runs of text.
-        parsed: calls in the answer, with indices into ``symbols``.
-    """
-
-    number: int
+    number: int  # of the asking message in ``messages``
     asked: str
     answered: str
-    symbols: Sequence[str]
-    parsed: ParsedTurn
+    symbols: Sequence[str]  # of the answer: control tokens, and runs of text
+    parsed: ParsedTurn  # calls in the answer, with indices into ``symbols``
 
     @property
     def calls(self) -> Sequence[PerceptionCall]:
@@ -119,17 +106,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class RowView:
-    """A row whose turns are in order.
+    """A row whose turns are in order."""
 
-    Attributes:
-        system: text of the system message; empty if there is none.
-        turns: one or more.
-        images: kind of image (key of ``vpt.protocol.rows.KINDS``) -> paths.
-    """
-
-    system: str
-    turns: Sequence[Turn]
-    images: Mapping[str, Sequence[str]]
+    system: str  # text of the system message; empty if there is none
+    turns: Sequence[Turn]  # at least one
+    images: Mapping[str, Sequence[str]]  # key of ``vpt.protocol.rows.KINDS`` -> paths
 
     @property
     def kind(self) -> str:
@@ -146,11 +127,7 @@ class RowView:
         return "direct" if self.images["image"] else "text only"
 
     def images_by_turn(self, kind: str) -> list[Sequence[str]] | None:
-        """Paths of one kind for each turn, by its placeholders.
-
-        Returns:
-            ``None`` if placeholders and images differ in number.
-        """
+        """Paths of one kind for each turn; ``None`` if placeholders and images differ in number."""
         counts = [turn.asked.count(KINDS[kind].placeholder) for turn in self.turns]
         if sum(counts) != len(self.images[kind]):
             return None
@@ -159,15 +136,7 @@ class RowView:
 
 
 def view_row(row: object, grid_size: int) -> RowView | Finding:
-    """Parse a row.
-
-    Args:
-        row: as read from the file.
-        grid_size: cells per side of the region grid.
-
-    Returns:
-        A view, or the finding that makes one impossible.
-    """
+    """Parse a row as read from a file; returns the finding that makes a view impossible, if any."""
     if (problem := _problem(row)) or not isinstance(row, Mapping):
         return Finding("broken-row", problem)
     try:
@@ -219,17 +188,11 @@ def _problem(row: object) -> str:
 
 @dataclass(frozen=True)
 class KnownTokens:
-    """Control tokens by where they may occur.
+    """Control tokens by where they may occur."""
 
-    Attributes:
-        writable: in answers, which the model writes.
-        reserved: nowhere in a text; the template writes them.
-        others: anywhere; they have no meaning here.
-    """
-
-    writable: Collection[str]
-    reserved: Collection[str]
-    others: Collection[str] = ()
+    writable: Collection[str]  # in answers, which the model writes
+    reserved: Collection[str]  # nowhere in a text; the template writes them
+    others: Collection[str] = ()  # anywhere; they have no meaning here
 
     def unknown(self, text: str) -> list[str]:
         """Strings of the form of a control token that are none."""
@@ -244,12 +207,7 @@ class KnownTokens:
 def known_tokens(
     grid_size: int = RELEASED_GRID_SIZE, added_tokens: Collection[str] = ()
 ) -> KnownTokens:
-    """Control tokens of VPT models.
-
-    Args:
-        grid_size: cells per side of the region grid.
-        added_tokens: of a tokenizer, ours and others.
-    """
+    """Control tokens of VPT models, and of a tokenizer with ``added_tokens``."""
     pads, writable = perception_tokens(BRANCH_TOKENS, grid_size)
     reserved = _MARKS.union(pads)
     return KnownTokens(set(writable), reserved, set(added_tokens) - reserved - set(writable))
@@ -341,11 +299,7 @@ def check_crops(
 ) -> Iterator[Finding]:
     """Find crops that are not those the runtime cuts for the regions named.
 
-    Args:
-        view: of the row.
-        known: control tokens.
-        images: facts of files. Crops of images of unknown size are not checked.
-        grid_size: cells per side of the region grid.
+    Crops of images of unknown size are not checked.
     """
     by_turn = view.images_by_turn("image")
     if by_turn is None:

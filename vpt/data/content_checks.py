@@ -40,11 +40,9 @@ _POINT_KEYS: Mapping[str, type | tuple[type, ...]] = {
 
 
 def check_content(view: RowView, added_tokens: Collection[str] | None = None) -> Iterator[Finding]:
-    """Find malformed depth maps and boxes, and unknown or misplaced tokens of them.
+    """Find malformed depth maps and boxes, and tokens of them that are unknown or misplaced.
 
-    Args:
-        view: of the row.
-        added_tokens: of the model's tokenizer, if a model is known.
+    ``added_tokens`` are those of the model's tokenizer, if a model is known.
     """
     for turn in view.turns:
         asked, answered = turn.names

@@ -92,11 +92,7 @@ _IRREGULAR = {
 def build_content_row(question: str, answer: str, image: str, note: Mapping[str, Any]) -> Row:
     """A row of the released format with one picture, one question and one answer.
 
-    Args:
-        question: without placeholder.
-        answer: as the model shall write it.
-        image: path, as the row shall name it.
-        note: facts about the row; its ``task`` is a key of :data:`TASKS`.
+    The ``task`` of the note is a key of :data:`TASKS`.
     """
     messages = [
         {"role": ROLES[0], "content": f"{KINDS['image'].placeholder}\n{question}"},
@@ -143,13 +139,8 @@ def with_note(row: Row, **changes: object) -> Row:
 def map_row(image: str, codes: Sequence[int], note: dict[str, Any]) -> Row:
     """A row whose answer is the depth map of a photo.
 
-    Args:
-        image: the photo, without marks.
-        codes: of its map, 100 of 0 to 127.
-        note: of the photo.
-
     Raises:
-        DataError: for other codes.
+        DataError: if the codes are not 100 of 0 to 127.
     """
     return build_content_row(MAP_QUESTION, format_depth(codes), image, {"task": DEPTH_MAP, **note})
 
@@ -241,10 +232,6 @@ class CategoryBoxes:
 def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
     """Rows about a category of a picture: boxes, count in steps, count at once.
 
-    Args:
-        image: path, as the rows shall name it.
-        found: at least one box.
-
     Raises:
         RegionError: if a box is not on the 336 grid.
     """
@@ -265,13 +252,7 @@ def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
 def counting_question(
     number: int, image: str, found: CategoryBoxes
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Question and answer in HardBLINK's layout, to measure a model with.
-
-    Args:
-        number: of the picture.
-        image: path, as the question shall name it.
-        found: objects to count.
-    """
+    """Question and answer in HardBLINK's layout, to evaluate a model with."""
     name = {"question_id": f"{number} {found.category}"}
     category = {"category": "few" if len(found.boxes) <= _FEW else "many"}
     boxes = {"boxes": [list(box) for box in found.boxes]}

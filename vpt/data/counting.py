@@ -27,26 +27,18 @@ BOX_ROWS, STEPS, DIRECT = "boxes", "count_steps", "count_direct"
 
 @dataclass(frozen=True)
 class AnnotatedPicture:
-    """A picture and its annotations.
+    """A picture and its annotations."""
 
-    Attributes:
-        path: relative to the folder of the pictures.
-        size_wh: ``(W, H)``, as annotated.
-        categories: whose boxes are all known and sound.
-    """
-
-    path: str
-    size_wh: tuple[int, int]
-    categories: tuple[CategoryBoxes, ...]
+    path: str  # relative to the folder of the pictures
+    size_wh: tuple[int, int]  # as annotated
+    categories: tuple[CategoryBoxes, ...]  # whose boxes are all known and sound
 
 
 @dataclass
 class Annotations:
     """Content of a file of annotations.
 
-    Attributes:
-        pictures: in the order of the file.
-        left_out: reason why categories of pictures were left out -> number.
+    ``left_out`` counts the categories of pictures that cannot be used, by reason.
     """
 
     pictures: list[AnnotatedPicture] = field(default_factory=list)
@@ -166,11 +158,7 @@ def _collect(content: _File, max_boxes: int, min_side: int) -> Annotations:
 
 
 def to_pixel_grid(box: Box, size_wh: tuple[int, int]) -> PixelBox:
-    """Convert a box to the 336 grid, as ``<PIXEL_n>`` names it.
-
-    Args:
-        box: XYXY in pixels, the last two exclusive; it may extend beyond the picture.
-        size_wh: ``(W, H)`` of the picture.
+    """Convert a box in pixels, the last two exclusive, to the 336 grid of ``<PIXEL_n>``.
 
     Returns:
         Left, top, right, bottom: the first and last pixels that it touches, all four in 0 to 335.
@@ -227,29 +215,17 @@ def _corners(bbox: Sequence[float]) -> Box:
 
 @dataclass(frozen=True)
 class CountingRecipe:
-    """Options of rows about boxes and numbers.
+    """Options of rows about boxes and numbers."""
 
-    Attributes:
-        seed: of the choice of categories.
-        num_categories: most to ask about in a picture.
-        skip_bad: skip pictures that are missing or have another size, instead of stopping.
-    """
-
-    seed: int = 0
-    num_categories: int = 1
-    skip_bad: bool = False
+    seed: int = 0  # of the choice of categories
+    num_categories: int = 1  # most to ask about in a picture
+    skip_bad: bool = False  # skip pictures that are missing or have another size
 
 
 def make_counting_rows(
     annotations: Annotations, pictures: Path, recipe: CountingRecipe, folder: Path
 ) -> RowMaking:
-    """Prepare rows about boxes and numbers.
-
-    Args:
-        annotations: as read.
-        pictures: folder of the pictures.
-        recipe: of the rows.
-        folder: to write into.
+    """Prepare rows about boxes and numbers in ``folder``.
 
     Raises:
         DataError: if there is nothing to ask about.

@@ -23,12 +23,7 @@ from vpt.protocol.rows import KINDS
 
 @dataclass(frozen=True)
 class Annealing:
-    """Shares of the atomic task, which decrease by equal steps.
-
-    Attributes:
-        num_epochs: parts of the file.
-        first_share: of atomic rows in the first epoch.
-        last_share: in the last.
+    """Shares of the atomic task, which decrease from epoch to epoch by equal steps.
 
     Raises:
         DataError: if a number is impossible.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vpt.data.content_rows import POINT_QUESTION, map_row, point_rows
 from vpt.data.making import RowMaking, digest, path_from, save_picture
-from vpt.data.points import Floats, Point, PointRule, draw_points, nearest, place_points
+from vpt.data.points import NUM_POINTS, Floats, Point, PointRule, draw_points, nearest, place_points
 from vpt.data.rows import read_entries
 from vpt.depth.maps import SUFFIXES, depth_at, read_map
 from vpt.errors import DataError
@@ -45,17 +45,11 @@ _TRIES = 6  # to find points whose order the drawn map shows
 
 @dataclass(frozen=True)
 class DepthSource:
-    """A photo and its depth map.
-
-    Attributes:
-        photo: file.
-        depth: file of the map.
-        distances: whether the map holds distances, see :func:`vpt.depth.maps.read_map`.
-    """
+    """Files of a photo and its depth map."""
 
     photo: Path
     depth: Path
-    distances: bool = False
+    distances: bool = False  # see :func:`vpt.depth.maps.read_map`
 
 
 def scene_sources(folder: Path) -> list[DepthSource]:
@@ -137,22 +131,15 @@ def describe(sources: Sequence[DepthSource]) -> str:
 class DepthRecipe:
     """Options of rows about depth.
 
-    Attributes:
-        seed: of all random choices.
-        num_points: fewest and most.
-        rule: limits on the points.
-        scale: of circles and letters, relative to HardBLINK's.
-        skip_bad: skip photos that cannot be used, instead of stopping at the first.
-
     Raises:
         DataError: if circles and letters of this size could cover each other.
     """
 
-    seed: int = 0
-    num_points: tuple[int, int] = (2, 5)
+    seed: int = 0  # of all random choices
+    num_points: tuple[int, int] = NUM_POINTS  # fewest and most
     rule: PointRule = field(default_factory=PointRule)
-    scale: float = 1.0
-    skip_bad: bool = False
+    scale: float = 1.0  # of circles and letters, relative to HardBLINK's
+    skip_bad: bool = False  # skip photos that cannot be used, instead of stopping at the first
 
     def __post_init__(self) -> None:
         if self.rule.min_distance < (needed := self.scale * _REACH - _MOST_OVERLAP):
@@ -165,16 +152,7 @@ class DepthRecipe:
 def make_depth_rows(
     sources: Sequence[DepthSource], tokenizer: DepthTokenizer, recipe: DepthRecipe, folder: Path
 ) -> RowMaking:
-    """Prepare rows about depth.
-
-    Args:
-        sources: photos and maps.
-        tokenizer: of depth maps; 100 codes of 128.
-        recipe: of the rows.
-        folder: to write into.
-
-    Returns:
-        What makes them; marked photos are written as it runs.
+    """Prepare rows about depth in ``folder``; marked photos are written as it runs.
 
     Raises:
         DataError: if the tokenizer makes other codes than models can write.

@@ -105,12 +105,7 @@ def _kinds_of_texts(schema: Any) -> Iterator[tuple[str, str]]:
 
 
 def predict_loading(data: bytes, rows: Sequence[object]) -> Iterator[Found]:
-    """Find what the loader would refuse, without it.
-
-    Args:
-        data: content of the file.
-        rows: the same, parsed.
-    """
+    """Find what the loader would refuse, without it; ``rows`` are the parsed ``data``."""
     in_list = is_list(data.decode("utf-8-sig"))
     if in_list and data.startswith(BOM):
         yield _found(None, "the file begins with a byte order mark; save it as UTF-8 without one")
@@ -142,19 +137,12 @@ def _chunks(data: bytes, rows: Sequence[object]) -> Iterator[Sequence[object]]:
 
 @dataclass
 class _Type:
-    """Type of a column, or of a part of it.
+    """Type of a column, or of a part of it."""
 
-    Attributes:
-        kind: in words; empty as long as all values are missing.
-        row: the first with a value.
-        fraction_row: the first with a number that has a fraction.
-        parts: of an object by key, of a list under ``[]``.
-    """
-
-    kind: str = ""
-    row: int = 0
-    fraction_row: int | None = None
-    parts: dict[str, _Type] = field(default_factory=dict)
+    kind: str = ""  # in words; empty as long as all values are missing
+    row: int = 0  # the first with a value
+    fraction_row: int | None = None  # the first with a number that has a fraction
+    parts: dict[str, _Type] = field(default_factory=dict)  # by key; of a list under ``[]``
 
     def take(self, value: object, path: str, row: int) -> str:
         """Add a value; return how it contradicts earlier ones, or an empty text."""

@@ -69,17 +69,11 @@ def digest(content: bytes) -> str:
 
 @dataclass
 class Part:
-    """Result of a part of the sources, or of all.
+    """Result of a part of the sources, or of all."""
 
-    Attributes:
-        lines: name of a file -> its entries.
-        counts: for the report at the end.
-        problems: sources that were skipped, with the reasons.
-    """
-
-    lines: dict[str, list[Any]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    lines: dict[str, list[Any]] = field(default_factory=dict)  # name of a file -> its entries
+    counts: Counter[str] = field(default_factory=Counter)  # for the report at the end
+    problems: list[tuple[str, str]] = field(default_factory=list)  # skipped sources, and why
 
 
 @dataclass(frozen=True)

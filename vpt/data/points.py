@@ -41,37 +41,25 @@ _FINER = 4  # drawn at this multiple of the size, then averaged
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a question.
-
-    Attributes:
-        letter: its name.
-        x: column on the 336 grid.
-        y: row on the 336 grid.
-        depth: value of the map, 0 (farthest) to 1 (nearest).
-    """
+    """A point of a question, on the 336 grid."""
 
     letter: str
     x: int
     y: int
-    depth: float
+    depth: float  # value of the map, 0 (farthest) to 1 (nearest)
 
 
 @dataclass(frozen=True)
 class PointRule:
     """Limits on the points of a question.
 
-    Attributes:
-        layout: one of :data:`LAYOUTS`.
-        min_distance: between two points, as a share of the picture's side.
-        min_difference: between the depths of two points, 0 to 1.
-
     Raises:
         DataError: if a number is impossible.
     """
 
-    layout: str = "spread"
-    min_distance: float = 0.12
-    min_difference: float = 0.06
+    layout: str = "spread"  # one of :data:`LAYOUTS`
+    min_distance: float = 0.12  # between two points, as a share of the picture's side
+    min_difference: float = 0.06  # between the depths of two points, 0 to 1
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -88,12 +76,6 @@ def place_points(
 
     The nearest point is equally often the lowest, the second lowest, and so on, as far as the
     picture permits, so that height in the picture reveals little.
-
-    Args:
-        depth: ``[H, W]``, 0 (farthest) to 1 (nearest).
-        num_points: 2 to 5.
-        rule: limits on the points.
-        rng: source of randomness.
 
     Raises:
         DataError: if the picture has too few possible points.
@@ -185,13 +167,7 @@ def _read(depth: Floats, columns: NDArray[np.int64], rows: NDArray[np.int64]) ->
 
 
 def draw_points(photo: Image.Image, points: Iterable[Point], scale: float = 1.0) -> Image.Image:
-    """Mark points on a copy of an RGB photo.
-
-    Args:
-        photo: not changed.
-        points: to mark.
-        scale: of circles and letters, relative to HardBLINK's.
-    """
+    """Mark points on a copy of an RGB photo; ``scale`` is relative to HardBLINK's marks."""
     unit = scale * min(photo.size) / RELEASED_PIXELS
     marked = photo.copy()
     for point in points:

@@ -72,11 +72,7 @@ def read_entries(file: Path) -> list[Any]:
 
 
 def read_object(file: Path, expected: str = "one") -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        file: to read.
-        expected: keys that the object should have, for the message.
+    """Read a JSON object; the message of an error names ``expected`` keys.
 
     Raises:
         DataError: if the file cannot be read, or holds something else.
@@ -151,11 +147,7 @@ def clean_cell(value: Any) -> Any:
 
 
 def dataset_entry(file_name: str) -> dict[str, Any]:
-    """Entry of a file of rows in ``dataset_info.json``.
-
-    Args:
-        file_name: relative to the folder of ``dataset_info.json``, or absolute.
-    """
+    """Entry of a file of rows in the ``dataset_info.json`` of its folder."""
     columns = ["messages", *(kind.column for kind in KINDS.values())]
     return {
         "file_name": file_name,
@@ -196,16 +188,10 @@ def write_dataset_info(info: Mapping[str, Any], info_file: Path) -> None:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Result of opening an image file.
+    """Result of opening an image file."""
 
-    Attributes:
-        size_wh: ``(W, H)`` after EXIF orientation; ``None`` if the file cannot be used.
-        problem: the reason; empty if it can.
-        is_missing: there is no such file.
-    """
-
-    size_wh: tuple[int, int] | None
-    problem: str = ""
+    size_wh: tuple[int, int] | None  # after EXIF orientation; ``None`` if it cannot be used
+    problem: str = ""  # the reason
     is_missing: bool = False
 
 

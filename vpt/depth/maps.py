@@ -224,27 +224,17 @@ def _one_channel(values: NDArray[np.generic], name: str) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class MapAnswer:
-    """Values of a map at the points of a question.
+    """Values of a map at the points of a question."""
 
-    Attributes:
-        depths: name of a point -> value of the map, 0 (farthest) to 1 (nearest).
-        nearest: name of the point with the greatest value; ``None`` if two share it.
-        lead: its difference from the second greatest.
-    """
-
-    depths: Mapping[str, float]
-    nearest: str | None
-    lead: float
+    depths: Mapping[str, float]  # name of a point -> value, 0 (farthest) to 1 (nearest)
+    nearest: str | None  # name of the point with the greatest value; ``None`` if two share it
+    lead: float  # its difference from the second greatest
 
 
 def depth_at(depth: Floats, x: float, y: float, num_pixels: int = RELEASED_PIXELS) -> float:
-    """Value of a map at a point.
+    """Value of a map ``[H, W]`` at column and row of a grid over the whole image.
 
-    Args:
-        depth: ``[H, W]`` of any size.
-        x: column on a grid over the whole image.
-        y: row on it.
-        num_pixels: side of that grid; by default that of box tokens.
+    The side of the grid is ``num_pixels``, by default that of box tokens.
     """
     height, width = depth.shape
     row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)

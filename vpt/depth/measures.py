@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,106 +26,55 @@ _GAP_PX = 4
 _MOST_DIFFERENCE = 0.5  # and beyond, is drawn in the darkest red or blue
 
 
-@dataclass(frozen=True, eq=False)
-class MapScore:
-    """Scores of one map.
-
-    Attributes:
-        codes: of the map.
-        squared_error: mean over its pixels.
-        absolute_error: mean over its pixels.
-        flat_error: baseline: mean squared error of its mean.
-        blocks_error: baseline: the same with the mean of each cell of the grid of codes.
-        num_ordered: pairs that have the same order on the decoded map.
-        num_pairs: pairs of random points whose values differ by at least 0.05.
-    """
-
-    codes: tuple[int, ...]
-    squared_error: float
-    absolute_error: float
-    flat_error: float
-    blocks_error: float
-    num_ordered: int
-    num_pairs: int
-
-
 @dataclass(frozen=True)
 class Measured:
-    """Scores of many maps; values of maps are 0 to 1.
-
-    Attributes:
-        num_maps: number of maps.
-        mse: mean squared error.
-        mse_spread: standard deviation of the errors of the maps.
-        mae: mean absolute error.
-        mse_flat: baseline: mean squared error of the mean of each map.
-        mse_blocks: baseline: the same with the mean of each cell, unrounded.
-        pair_order: share of point pairs in the right order; ``None`` if there are no pairs.
-        num_codes: of the codebook.
-        codes_used: codes that occur.
-        perplexity: of their frequencies.
-    """
+    """Scores of many maps; values of maps are 0 to 1."""
 
     num_maps: int
     mse: float
-    mse_spread: float
+    mse_spread: float  # standard deviation of the errors of the maps
     mae: float
-    mse_flat: float
-    mse_blocks: float
-    pair_order: float | None
+    mse_flat: float  # baseline: the mean of each map
+    mse_blocks: float  # baseline: the mean of each cell of the grid of codes, unrounded
+    pair_order: float | None  # share of point pairs in the right order, if there are pairs
     num_codes: int
     codes_used: int
-    perplexity: float
+    perplexity: float  # of the frequencies of codes
 
 
-def score_maps(tokenizer: DepthTokenizer, maps: Iterable[Floats]) -> Iterator[MapScore]:
-    """Encode and decode maps ``[H, W]`` of 0 to 1, and compare."""
-    side, grid = tokenizer.config.size_px, tokenizer.config.grid_size
-    cell = side // grid
+def measure(tokenizer: DepthTokenizer, maps: Iterable[Floats]) -> Measured:
+    """Encode and decode maps ``[H, W]`` of 0 to 1, and compare.
+
+    Raises:
+        DataError: if there are no maps.
+    """
+    config = tokenizer.config
+    side, grid, cell = config.size_px, config.grid_size, config.size_px // config.grid_size
+    counts = np.zeros(config.num_codes, np.int64)
+    errors, pairs = [], []  # one row per map
     for number, depth in enumerate(maps):
         true = fit_map(depth, side)
         codes = tokenizer.encode(true)
+        counts += np.bincount(codes, minlength=config.num_codes)
         decoded = tokenizer.decode(codes)
         means = true.reshape(grid, cell, grid, cell).mean((1, 3))
         blocks = np.kron(means, np.ones((cell, cell), np.float32))
-        num_ordered, num_pairs = _count_ordered(true, decoded, np.random.default_rng([5, number]))
-        yield MapScore(
-            codes=codes,
-            squared_error=float(np.square(decoded - true).mean()),
-            absolute_error=float(np.abs(decoded - true).mean()),
-            flat_error=float(true.var()),
-            blocks_error=float(np.square(blocks - true).mean()),
-            num_ordered=num_ordered,
-            num_pairs=num_pairs,
-        )
-
-
-def summarise(scores: Iterable[MapScore], num_codes: int) -> Measured:
-    """Average scores.
-
-    Raises:
-        DataError: if there are none.
-    """
-    scores = list(scores)
-    if not scores:
+        squared = [float(np.square(other - true).mean()) for other in (decoded, blocks)]
+        errors.append((*squared, float(np.abs(decoded - true).mean()), float(true.var())))
+        pairs.append(_count_ordered(true, decoded, np.random.default_rng([5, number])))
+    if not errors:
         raise DataError("there are no depth maps to measure on")
-
-    def mean(name: str) -> float:
-        return round(float(np.mean([getattr(score, name) for score in scores])), 6)
-
-    codes = np.array([score.codes for score in scores]).ravel()
-    counts = np.bincount(codes, minlength=num_codes)
-    num_pairs = sum(score.num_pairs for score in scores)
-    num_ordered = sum(score.num_ordered for score in scores)
+    mse, mse_blocks, mae, mse_flat = (round(float(e), 6) for e in np.mean(errors, axis=0))
+    num_ordered, num_pairs = (int(number) for number in np.sum(pairs, axis=0))
     return Measured(
-        num_maps=len(scores),
-        mse=mean("squared_error"),
-        mse_spread=round(float(np.std([score.squared_error for score in scores])), 6),
-        mae=mean("absolute_error"),
-        mse_flat=mean("flat_error"),
-        mse_blocks=mean("blocks_error"),
+        num_maps=len(errors),
+        mse=mse,
+        mse_spread=round(float(np.std(errors, axis=0)[0]), 6),
+        mae=mae,
+        mse_flat=mse_flat,
+        mse_blocks=mse_blocks,
         pair_order=round(num_ordered / num_pairs, 4) if num_pairs else None,
-        num_codes=num_codes,
+        num_codes=config.num_codes,
         codes_used=int((counts > 0).sum()),
         perplexity=round(perplexity(torch.from_numpy(counts)), 2),
     )
@@ -165,14 +114,6 @@ def draw_reconstructions(
     """Draw maps ``[H, W]`` of 0 to 1, one per column, above their decoded ones; near is bright.
 
     Differences are red where the decoded map is too near, blue where it is too far.
-
-    Args:
-        tokenizer: to show.
-        maps: to encode and decode.
-        side_px: of each map in the picture.
-
-    Returns:
-        An RGB picture.
 
     Raises:
         DataError: if there are no maps.

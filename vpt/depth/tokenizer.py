@@ -41,13 +41,7 @@ _NUM_NAMED = 4  # keys to list in a message
 class DepthTokenizerConfig:
     """Shape of a depth tokenizer; the defaults are Aurora's (arXiv 2412.03548, section 4.1).
 
-    Attributes:
-        size_px: side of the maps.
-        num_codes: vectors of the codebook.
-        code_dim: their width.
-        hidden_dim: channels after the first convolution.
-        num_downsamplings: a code stands for ``2**num_downsamplings`` pixels a side.
-        num_residual_blocks: of encoder and decoder each.
+    The side of the maps, and the arguments of :class:`vpt.depth.vqvae.DepthVQVAE`.
 
     Raises:
         CheckpointError: if a number is impossible.

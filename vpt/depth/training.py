@@ -38,27 +38,20 @@ _LOG_EVERY = 25
 class TrainingSettings:
     """Hyperparameters; together with the maps and the shape they decide the result.
 
-    Attributes:
-        steps: of the optimiser.
-        batch_size: crops of a step; fewer of whole maps, so that a step costs the same.
-        crop_cells: side of the crops, in codes. Most steps use crops, which are cheaper and more
-            varied than whole maps.
-        learning_rate: of Adam, with linear warm-up and cosine decay.
-        warmup: share of the steps before the codebook is initialised and used.
-        whole: share of the steps, at the end, that use whole maps.
-        seed: of all random choices.
+    Most steps use crops, which are cheaper and more varied than whole maps. A step has fewer whole
+    maps than crops, so that it costs the same.
 
     Raises:
         PromptError: if a number is impossible.
     """
 
     steps: int = 3000
-    batch_size: int = 16
-    crop_cells: int = 5
-    learning_rate: float = 1e-3
-    warmup: float = 0.15
-    whole: float = 0.2
-    seed: int = 0
+    batch_size: int = 16  # crops of a step
+    crop_cells: int = 5  # side of the crops, in codes
+    learning_rate: float = 1e-3  # of Adam, with linear warm-up and cosine decay
+    warmup: float = 0.15  # share of the steps before the codebook is initialised and used
+    whole: float = 0.2  # share of the steps, at the end, that use whole maps
+    seed: int = 0  # of all random choices
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.crop_cells) < 1 or self.learning_rate <= 0:

@@ -72,15 +72,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, least_share: float, generator: torch.Generator) -> int:
-        """Move dead codes to random vectors of a step.
+        """Move dead codes to random vectors ``[N, D]`` of a step; returns how many were moved.
 
-        Args:
-            vectors: ``[N, D]`` of one step.
-            least_share: a code is dead if it is used less than this share of an even use.
-            generator: source of randomness.
-
-        Returns:
-            The number of codes moved.
+        A code is dead if it is used less than ``least_share`` of an even use.
         """
         even = self._ema_cluster_size.mean()
         dead = (self._ema_cluster_size < least_share * even).nonzero()[:, 0]
@@ -93,12 +87,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vectors: Tensor, generator: torch.Generator, num_rounds: int = 20) -> None:
-        """Initialise the codes by k-means.
-
-        Args:
-            vectors: ``[N, D]`` with N at least K.
-            generator: source of randomness.
-            num_rounds: of k-means.
+        """Initialise the codes from vectors ``[N, D]`` by k-means.
 
         Raises:
             DataError: if there are fewer vectors than codes.
@@ -137,19 +126,12 @@ def perplexity(counts: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Forward:
-    """Result of one pass over maps.
+    """Result of one pass over maps."""
 
-    Attributes:
-        decoded: ``[B, 1, H, W]``.
-        vectors: ``[N, D]``, of the encoder, one per code.
-        codes: ``[N]`` int64; ``None`` without quantisation.
-        commitment: mean squared distance of the vectors from those of their codes, or 0.
-    """
-
-    decoded: Tensor
-    vectors: Tensor
-    codes: Tensor | None
-    commitment: Tensor
+    decoded: Tensor  # [B, 1, H, W]
+    vectors: Tensor  # [N, D], of the encoder, one per code
+    codes: Tensor | None  # [N] int64; ``None`` without quantisation
+    commitment: Tensor  # mean squared distance of the vectors from those of their codes, or 0
 
 
 class DepthVQVAE(nn.Module):
@@ -219,11 +201,9 @@ class DepthVQVAE(nn.Module):
         return self.decoder(self.codebook.lookup(codes).permute(0, 3, 1, 2))
 
     def forward(self, maps: Tensor, *, quantise: bool = True) -> Forward:
-        """Encode and decode, with gradients straight through the codebook.
+        """Encode and decode maps ``[B, 1, H, W]``, with gradients straight through the codebook.
 
-        Args:
-            maps: ``[B, 1, H, W]``.
-            quantise: if not, the decoder receives the output of the encoder.
+        Without ``quantise`` the decoder receives the output of the encoder.
         """
         encoded = self.encoder(maps)  # [B, D, h, w]
         vectors = _flatten(encoded)  # [N, D]

@@ -219,13 +219,14 @@ def test_a_checked_request_is_not_prepared_again(runtime, monkeypatch):
     copies = [copy.copy(request), pickle.loads(pickle.dumps(request))]
     answers = [runtime.ask_many([request])[0] for _ in range(2)]
     assert len(made) == 2  # when it was checked, and when it was asked again
-    other = vpt.Runtime(runtime.model, tiny_model()[1])
+    other = vpt.Runtime(runtime.model, runtime.processor, name="other")
     checked_here = runtime.request(PHOTO, "What?", max_new_tokens=3)
     for asked, model in [*((one, runtime) for one in copies), (checked_here, other)]:
         answers += model.ask_many([asked])
     tokens = [[token.id for token in one.trace.tokens] for one in answers]
     assert tokens == tokens[:1] * 5
     assert len({id(one.trace) for one in answers}) == 5
+    assert answers[-1].trace.model["name"] == "other"
 
 
 def test_a_run_is_watched_in_its_own_trace(runtime):

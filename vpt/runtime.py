@@ -271,12 +271,13 @@ class Runtime:
             yield Snapshot(index, event, trace)
 
     def _conversation(self, given: Any) -> Conversation:
-        """The conversation that answers a request: the one that checked it, if it is unused."""
+        """The conversation that answers a request: the one that checked it, once."""
         request = given if isinstance(given, Request) else self._make_request(given)
         kept = request.kept
         object.__setattr__(request, "kept", None)
-        is_own = isinstance(kept, Conversation) and kept.processor is self.processor
-        return kept if is_own else self._converse(request)
+        if isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary:  # our own
+            return kept
+        return self._converse(request)
 
     def _make_request(self, given: Any) -> Request:
         if not isinstance(given, dict):

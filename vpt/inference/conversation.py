@@ -61,8 +61,8 @@ class Conversation:
     ) -> None:
         self.request = request
         self.recorder = Recorder(request, processor, vocabulary, decode_map, model)
-        self.processor = processor
-        self._vocabulary = vocabulary
+        self._processor = processor
+        self.vocabulary = vocabulary
         self._grammar = PerceptionGrammar(vocabulary)
         self._openers = {
             vocabulary.opener(branch): BRANCH_TOKENS[branch]
@@ -95,10 +95,10 @@ class Conversation:
         while True:
             ids = yield from self._write_turn(pieces, calls)
             source = self._looks.source
-            parsed = parse_turn(self._vocabulary.symbols(ids), self._vocabulary.grid_size)
+            parsed = parse_turn(self.vocabulary.symbols(ids), self.vocabulary.grid_size)
             for content in self.recorder.end_turn(ids, parsed, source):
                 yield ContentEvent(content)
-            wanted = [one for one in parsed.calls if one.branch in self._vocabulary.branches]
+            wanted = [one for one in parsed.calls if one.branch in self.vocabulary.branches]
             reason = self._reason_to_stop(wanted, source, self._ends_turn(ids[-1]))
             outcome = {"": "executed", "repeated_call": "repeated"}.get(reason, "not_executed")
             calls = [self.recorder.add_call(call, ids, source, outcome) for call in wanted]
@@ -109,7 +109,7 @@ class Conversation:
             looks = [self._looks.bring(call, source) for call in wanted]
             for record, look in zip(calls, looks, strict=True):
                 self.recorder.add_look(record, look)
-            reply = self.processor.reply([look.piece for look in looks])
+            reply = self._processor.reply([look.piece for look in looks])
             pieces = [self._closing(ids[-1]), *reply]
             self._num_rounds += 1
         yield StopEvent(self.recorder.stop(reason))
@@ -173,7 +173,7 @@ class Conversation:
 
     def _ends_turn(self, token_id: int) -> bool:
         """Whether a turn ends with this token: its end, or the start of a re-encoding call."""
-        return token_id == self._vocabulary.ids[TURN_END] or token_id in self._openers
+        return token_id == self.vocabulary.ids[TURN_END] or token_id in self._openers
 
     def _closing(self, last: int) -> TokenPiece:
         """The last chosen token, which the stream has not read yet, and what must follow it.
@@ -181,7 +181,7 @@ class Conversation:
         A turn that is cut at a branch's start token continues with the rest of the call, which is
         not the model's choice.
         """
-        ids = self._vocabulary.ids
+        ids = self.vocabulary.ids
         if (row := self._openers.get(last)) is None:
             return TokenPiece((last,))
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
@@ -190,7 +190,7 @@ class Conversation:
         """Tokens the stream may soon take: those to be written, and what calls may bring."""
         num_tokens = self.request.max_new_tokens
         if self._branches:
-            processor = self.processor.image_processor
+            processor = self._processor.image_processor
             width, height = self.request.images[0].size_wh
             area = min(width * height, processor.size["longest_edge"])
             per_call = max(area // (processor.patch_size * processor.merge_size) ** 2, 256) + 64

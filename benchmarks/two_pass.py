@@ -89,15 +89,13 @@ class TwoPassEngine:
                 self._decode(stream, token_id)  # thrown away: the next round begins anew
         decode_ms = (time.perf_counter() - started) * 1e3
         stream.pieces += pieces
-        started = time.perf_counter()
         features = self._encode_all(stream.pieces)
-        encode_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
         ids, spans = self._lay_out(stream.pieces, features)
         logits, results = self._run_rounds(stream, ids, features, spans)
         run_ms = decode_ms + (time.perf_counter() - started) * 1e3
         looks = results[num_looks_before:]
-        return Extension(ids[num_before:], logits, looks, encode_ms, run_ms)
+        return Extension(ids[num_before:], logits, looks, run_ms)
 
     @torch.inference_mode()
     def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -304,24 +304,26 @@ class _Handlers:
         self, picture: str | None, question: str, compare: bool, *settings: Any
     ) -> Iterator[dict[Any, Any]]:
         with _error_message():
-            yield from self._answer(picture, question, compare, read_settings(settings))
+            yield from self._answer(picture, question, compare, settings)
 
     def look_there(
         self, picture: str | None, question: str, compare: bool, *rest: Any
     ) -> Iterator[dict[Any, Any]]:
         with _error_message():
-            settings, box = read_settings(rest[:-4]), rest[-4:]
-            yield from self._answer(picture, question, compare, settings, box)
+            yield from self._answer(picture, question, compare, rest[:-4], rest[-4:])
 
     def _answer(
-        self, picture: str | None, question: str, compare: bool, settings: dict[str, Any], *box: Any
+        self,
+        picture: str | None,
+        question: str,
+        compare: bool,
+        settings: Sequence[Any],
+        box: Sequence[float | None] | None = None,
     ) -> Iterator[dict[Any, Any]]:
         if isinstance(self.model, CheckpointError) or self.live_runs is None:
             raise CheckpointError(f"there is no model to ask: {self.model}")
-        out = self.outputs
-        requests = make_requests(
-            self.model, picture, question, settings, compare=compare, box=box[0] if box else None
-        )
+        out, chosen = self.outputs, read_settings(settings)
+        requests = make_requests(self.model, picture, question, chosen, compare=compare, box=box)
         yield {
             **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
             out.plain_side: gr.Column(visible=compare),

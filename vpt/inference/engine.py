@@ -85,14 +85,12 @@ class Extension:
         token_ids: all appended ids, placeholders included.
         logits: ``[V]`` after the last of them.
         looks: one result per image or re-encoded image.
-        encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
     """
 
     token_ids: list[int]
     logits: Tensor
     looks: list[LookResult]
-    encode_ms: float
     run_ms: float
 
 
@@ -195,10 +193,8 @@ class Engine:
             PositionError: if there is nothing to append, or a re-encoded image has no call.
             BudgetError: if the stream would be longer than the model's context.
         """
-        started = time.perf_counter()
         if encoded is None:
             (encoded,) = self.encode([pieces])
-        encode_ms = (time.perf_counter() - started) * 1e3
         started = time.perf_counter()
         builder = _ChunkBuilder(self, stream)
         results: list[LookResult] = []
@@ -220,23 +216,20 @@ class Engine:
             values, reused = next(features)
             if isinstance(piece, ImagePiece):
                 builder.add_image(values.values, values.grid_hw)
-                result = LookResult("reencode", values.grid_hw, len(values.values), reused, None)
-            else:
-                projected = self._project(stream, piece.branch, values)
-                builder.add_features(piece.branch, projected)
-                result = LookResult(
-                    piece.branch,
-                    projected.grid_hw,
-                    len(projected.values),
-                    reused,
-                    projected.scores,
+                results.append(
+                    LookResult("reencode", values.grid_hw, len(values.values), reused, None)
                 )
-            results.append(result)
+                continue
+            new = self._project(stream, piece.branch, values)
+            builder.add_features(piece.branch, new)
+            results.append(
+                LookResult(piece.branch, new.grid_hw, len(new.values), reused, new.scores)
+            )
         builder.flush()
         assert stream.hidden is not None
         logits = self.model.lm_head(stream.hidden)
         run_ms = (time.perf_counter() - started) * 1e3
-        return Extension(builder.all_ids, logits, results, encode_ms, run_ms)
+        return Extension(builder.all_ids, logits, results, run_ms)
 
     @torch.inference_mode()
     def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:

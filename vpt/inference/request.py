@@ -27,18 +27,17 @@ REPLACED_LOOKS = ("blank", "random")
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a request: the values it permits, and how a person is told of it.
+    """One option of a request: the values it permits, and its texts for people.
 
     Attributes:
         kind: ``bool``, ``float``, ``int`` or ``str``.
         default: value if none is given.
         help: for the command line; for a ``bool``, of the option that turns it off.
-        metavar: placeholder of the value in the help.
         label: for the demo.
-        least: smallest number permitted.
+        metavar: placeholder of the value in the help.
+        least: smallest number permitted, or with ``excludes_least`` the first that is too small.
         most: largest number permitted.
-        excludes_least: whether ``least`` itself is too small.
-        choices: texts permitted; empty for numbers.
+        choices: texts permitted.
     """
 
     kind: type
@@ -69,9 +68,9 @@ class Option:
         return bool(value)
 
 
-def _option(kind: type, default: Any, help: str, **about: Any) -> Any:
+def _option(kind: type, default: Any, help: str, label: str = "", **about: Any) -> Any:
     """A field of a record that is an option."""
-    return field(default=default, metadata={"option": Option(kind, default, help, **about)})
+    return field(default=default, metadata={"option": Option(kind, default, help, label, **about)})
 
 
 def check_options(record: Any, optional: Sequence[str] = ()) -> None:
@@ -99,29 +98,25 @@ class Sampling:
     """
 
     temperature: float = _option(
-        float,
-        0.0,
-        "0 takes the likeliest token",
-        metavar="T",
-        label="Temperature (0: likeliest token)",
+        float, 0.0, "0 takes the likeliest token", "Temperature (0: likeliest token)", metavar="T"
     )
     top_k: int = _option(
         int,
         0,
         "sample from so many of the likeliest tokens; 0 for all",
-        label="Top k (0: all)",
+        "Top k (0: all)",
         metavar="K",
     )
     top_p: float = _option(
         float,
         1.0,
         "sample from the likeliest tokens that hold this probability",
-        label="Top p",
+        "Top p",
         metavar="P",
         most=1,
         excludes_least=True,
     )
-    seed: int = _option(int, 0, "of sampling", label="Seed", metavar="S", most=2**64 - 1)
+    seed: int = _option(int, 0, "of sampling", "Seed", metavar="S", most=2**64 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -160,18 +155,18 @@ class Request:
         "auto",
         "auto: as the model likes; none: never; region: at a region; reencode: with any branch; "
         "or with the one named",
-        label="Look again",
+        "Look again",
         choices=PERCEPTION_MODES,
     )
-    max_calls: int = _option(int, 4, "calls at most", label="Calls at most", metavar="N")
+    max_calls: int = _option(int, 4, "calls at most", "Calls at most", metavar="N")
     max_new_tokens: int = _option(
-        int, 256, "tokens written at most", label="Tokens at most", metavar="N", least=1
+        int, 256, "tokens written at most", "Tokens at most", metavar="N", least=1
     )
     constrain: bool = _option(
         bool,
         True,
         "let the model write malformed calls; they are recorded and read as text",
-        label="Permit well-formed calls only",
+        "Permit well-formed calls only",
     )
     look_at: str = _option(
         str, "first", "look at the first image, or the latest, which may be a crop", choices=LOOK_AT

@@ -236,7 +236,7 @@ class _Scheduler:
             token_id,
             num_tokens=len(extension.token_ids),
             looks=extension.looks,
-            encode_ms=extension.encode_ms + encode_ms,
+            encode_ms=encode_ms,
             run_ms=extension.run_ms,
             is_last=one.stream.is_full,
         )

@@ -18,14 +18,14 @@ from vpt.evaluation.compare import RIGHT_SCORE
 from vpt.evaluation.records import Record
 from vpt.images import LoadedImage, load_image
 from vpt.trace.records import CallRecord, ContentRecord, Trace
-from vpt.view.looks import (
+from vpt.view.renderers import (
     CHIP_HEIGHT,
     Album,
     Mark,
     base_name,
     call_colour,
     chip_width,
-    look_of,
+    draw_look,
     marks_on,
     place_chips,
 )
@@ -385,7 +385,7 @@ class CardMaker:
         room_wh = shown_size(size_wh)
         if crop is not None:  # the browser enlarges it
             room_wh = min(room_wh[0], size_wh[0]), min(room_wh[1], size_wh[1])
-        look = look_of(album, one, room_wh)
+        look = draw_look(album, one, room_wh)
         return Figure(
             "crop" if look.kind == "plain" else look.kind,
             self.pictures.add(look.picture),

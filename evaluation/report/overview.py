@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 NUM_COLOURS = 8  # classes k0 to k7 of page.css; k0 is grey
-_APART = (
-    "version",
-    "model",
-    "splits",
-    "tool_value",
-    "unscored",
-)  # of the results; they have their own place
-
+_HAVE_A_PLACE = {"version", "model", "splits", "tool_value", "unscored"}
 _QUESTIONS = {
     ("auto", "blank"): "Is it the content that helps?",
     ("auto", "random"): "Is it the place that helps?",
@@ -23,83 +15,39 @@ _QUESTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class ScoreRow:
+class ScoreRow(NamedTuple):
     """A split under a condition.
 
     Attributes:
         entry: as in ``results.json``.
         opens_split: whether it is the first row of its split.
         colour: of the condition, from 0 below `NUM_COLOURS`.
+        main: the score that decides, with its interval; ``None`` if nothing was scored.
+        num_failed: samples without an answer.
+        tokens_per_sample: read by the LLM; without that count, of prompt, calls and answer.
     """
 
     entry: Mapping[str, Any]
     opens_split: bool
     colour: int
-
-    @property
-    def main(self) -> Mapping[str, float] | None:
-        """The score that decides, with its interval; ``None`` if nothing was scored."""
-        interval: Mapping[str, float] | None = self.entry["scores"].get(self.entry["score"])
-        return interval
-
-    @property
-    def others(self) -> dict[str, Mapping[str, float]]:
-        """The other scores, with their intervals."""
-        scores = self.entry["scores"].items()
-        return {name: interval for name, interval in scores if name != self.entry["score"]}
-
-    @property
-    def num_failed(self) -> int:
-        """Samples without an answer."""
-        return sum(self.entry["failures"].values())
-
-    @property
-    def tokens_per_sample(self) -> float | None:
-        """Read by the LLM; without that count, of prompt, calls and answer together."""
-        tokens = self.entry.get("tokens") or {}
-        num_answered = self.entry["n"] - self.num_failed
-        if not tokens or num_answered < 1:
-            return None
-        total: float = tokens.get("llm", sum(tokens.values())) / num_answered
-        return total
-
-    @property
-    def milliseconds(self) -> float | None:
-        """Per sample, from start to stop."""
-        value: float | None = self.entry.get("milliseconds")
-        return value
+    main: Mapping[str, float] | None
+    num_failed: int
+    tokens_per_sample: float | None
 
 
-@dataclass(frozen=True)
-class ToolRow:
-    """What a condition brings against another.
+class ToolRow(NamedTuple):
+    """What a condition brings against another, as in ``results.json``.
 
-    Attributes:
-        value: as in ``results.json``, made by :class:`vpt.evaluation.results.ToolValue`.
-        opens_pair: whether the row before is of another pair or split.
+    ``question`` is what the pair answers; empty where it is the question of them all.
     """
 
     value: Mapping[str, Any]
     opens_pair: bool
-
-    @property
-    def question(self) -> str:
-        """What the pair answers; empty where it is the question of them all."""
-        return _QUESTIONS.get((self.value["condition"], self.value["baseline"]), "")
+    question: str
 
 
-@dataclass(frozen=True)
-class Overview:
-    """The part of a report above its samples.
-
-    Attributes:
-        facts: name and words for every setting of the run.
-        rows: of the table and the chart of scores.
-        score_axis: of the chart.
-        tools: rows on what looking again brought.
-        difference_axis: of their chart.
-    """
+class Overview(NamedTuple):
+    """The part of a report above its samples: settings, scores, and what looking again brought."""
 
     facts: Sequence[tuple[str, str]]
     rows: Sequence[ScoreRow]
@@ -109,11 +57,7 @@ class Overview:
 
 
 def overview_of(results: Mapping[str, Any]) -> Overview:
-    """Arrange ``results.json``.
-
-    Args:
-        results: of a run.
-    """
+    """Arrange ``results.json``."""
     rows, tools = list(_score_rows(results["splits"])), list(_tool_rows(results))
     intervals = [row.main for row in rows if row.main is not None]
     differences = [t.value["difference"] for t in tools if t.value["difference"] is not None]
@@ -128,12 +72,9 @@ def overview_of(results: Mapping[str, Any]) -> Overview:
 
 def facts_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All else a run says about itself, known to us or not; the name of the model is the title."""
-    facts = [(n, _words(value)) for n, value in results["model"].items() if n != "name"]
-    return facts + [
-        (name.replace("_", " "), _words(value))
-        for name, value in results.items()
-        if name not in _APART
-    ]
+    facts = {name: value for name, value in results["model"].items() if name != "name"}
+    facts |= {name: value for name, value in results.items() if name not in _HAVE_A_PLACE}
+    return [(name.replace("_", " "), _words(value)) for name, value in facts.items()]
 
 
 def _words(value: Any) -> str:
@@ -153,29 +94,29 @@ def _score_rows(entries: Iterable[Mapping[str, Any]]) -> Iterator[ScoreRow]:
     for entry in entries:
         place = len(colours) - 1
         colour = colours.setdefault(entry["condition"], 1 + place % (NUM_COLOURS - 1))
-        yield ScoreRow(entry, entry["split"] != split, colour)
+        main, num_failed = entry["scores"].get(entry["score"]), sum(entry["failures"].values())
+        tokens, num_answered = entry.get("tokens") or {}, entry["n"] - num_failed
+        per_sample = None
+        if tokens and num_answered > 0:
+            per_sample = tokens.get("llm", sum(tokens.values())) / num_answered
+        yield ScoreRow(entry, entry["split"] != split, colour, main, num_failed, per_sample)
         split = entry["split"]
 
 
 def _tool_rows(results: Mapping[str, Any]) -> Iterator[ToolRow]:
     before = None
     for value in results.get("tool_value") or ():
-        pair = value["split"], value["condition"], value["baseline"]
-        yield ToolRow(value, pair != before)
-        before = pair
+        pair = value["condition"], value["baseline"]
+        opens_pair = (value["split"], *pair) != before
+        yield ToolRow(value, opens_pair, _QUESTIONS.get(pair, ""))
+        before = (value["split"], *pair)
 
 
 # --- axes -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A stretch of numbers.
-
-    Attributes:
-        low: at 0 percent.
-        high: at 100 percent; above ``low``.
-    """
+class Axis(NamedTuple):
+    """A stretch of numbers, from 0 to 100 percent of a chart's length."""
 
     low: float
     high: float

@@ -14,8 +14,8 @@ from vpt.images import from_pixels
 from vpt.inference.events import ContentEvent
 from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
 from vpt.view.heat import VIRIDIS
-from vpt.view.looks import CALL_COLOURS, Album, look_of, marks_on
 from vpt.view.picture import draw, shown_in_panels
+from vpt.view.renderers import CALL_COLOURS, Album, draw_look, marks_on
 from vpt.view.timeline import timeline_html
 from vpt.view.wording import content_words
 
@@ -53,7 +53,7 @@ def has_colour(picture, colour):
 
 def test_near_is_yellow_far_is_violet_and_the_shape_is_that_of_the_image():
     trace = make_trace()
-    look = look_of(Album(trace), trace.content[0], (320, 320))
+    look = draw_look(Album(trace), trace.content[0], (320, 320))
     picture = look.picture
     assert (look.kind, look.ends, look.photo.size) == ("depth", ("far", "near"), picture.size)
     assert picture.width / picture.height == pytest.approx(200 / 120, rel=0.05)

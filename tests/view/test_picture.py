@@ -16,8 +16,8 @@ from vpt.images import from_pixels
 from vpt.model.building import tiny_model
 from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
 from vpt.view.heat import VIRIDIS, heat_over, seen_box_px
-from vpt.view.looks import CALL_COLOURS, Album, marks_on
 from vpt.view.picture import draw
+from vpt.view.renderers import CALL_COLOURS, Album, marks_on
 from vpt.view.wording import STOP_WORDS, call_words, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}

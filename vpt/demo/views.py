@@ -9,7 +9,7 @@ from PIL import Image
 from vpt.boxes import Box, rescale
 from vpt.errors import PromptError
 from vpt.trace.records import Trace
-from vpt.view.looks import Album, fitted, look_of, marked_photo
+from vpt.view.renderers import Album, draw_look, fitted, marked_photo
 from vpt.view.wording import call_words, content_words
 
 ROOM_WH = (640, 640)
@@ -55,7 +55,7 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
         return Views(marked_photo(album, 0, ROOM_WH, drawn_box))
     one = trace.calls[number - 1] if number > 0 else trace.content[-number - 1]
     photo = marked_photo(album, trace.root(one.image), ROOM_WH, drawn_box)
-    look = look_of(album, one, ROOM_WH)
+    look = draw_look(album, one, ROOM_WH)
     if look.kind in ("crop", "plain"):
         return Views(photo, number, crop=look.picture)
     ends = look.ends if look.kind == "heat" else None

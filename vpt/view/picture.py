@@ -15,14 +15,14 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 from vpt.trace.records import CallRecord, ContentRecord, Trace
 from vpt.view.heat import colour_bar, seen_of_call
 from vpt.view.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
-from vpt.view.looks import (
+from vpt.view.renderers import (
     CHIP_HEIGHT,
     Album,
     base_name,
     call_colour,
     chip_width,
     draw_chip,
-    look_of,
+    draw_look,
     marked_photo,
     marks_on,
     why_no_map,
@@ -169,7 +169,7 @@ def _call_area(album: Album, call: CallRecord, width: int) -> Image.Image:
         _write_centred(area, OUTCOME_WORDS.get(call.outcome, call.outcome))
         return area
     room = area.height - (0 if call.box_xyxy_px is not None else BAR_HEIGHT)
-    look = look_of(album, call, (width, room))
+    look = draw_look(album, call, (width, room))
     _paste_centred(area, look.picture, room)
     if look.kind == "heat" and look.ends is not None:
         low, high = (f"{end:.3g}" for end in look.ends)
@@ -216,7 +216,7 @@ def _map_area(album: Album, one: ContentRecord, width: int) -> Image.Image:
         _write_centred(area, why)
         return area
     room = area.height - BAR_HEIGHT
-    _paste_centred(area, look_of(album, one, (width, room)).picture, room)
+    _paste_centred(area, draw_look(album, one, (width, room)).picture, room)
     area.paste(colour_bar(("far", "near"), (width, BAR_HEIGHT)), (0, room))
     return area
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from vpt.protocol.calls import split_symbols
 from vpt.protocol.tokens import is_content
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
-from vpt.view.looks import base_name, call_colour, why_no_map
+from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
     OUTCOME_WORDS,
     STOP_WORDS,

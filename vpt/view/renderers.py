@@ -307,7 +307,7 @@ def _dash(pen: ImageDraw.ImageDraw, box: Box, length: int = 9) -> None:
 
 
 @dataclass(frozen=True)
-class Look:
+class DrawnLook:
     """What a call brought, or a depth map that the model wrote, to be seen.
 
     Attributes:
@@ -326,7 +326,7 @@ class Look:
     note: str = ""
 
 
-def look_of(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int, int]) -> Look:
+def draw_look(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int, int]) -> DrawnLook:
     """Draw what an executed call brought, or a depth map that was decoded.
 
     Args:
@@ -347,23 +347,23 @@ def look_of(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int, i
         photo = Image.new("RGB", photo.size, BLANK)
     if is_crop:
         note = "cut elsewhere" if replaced == "random" else blank
-        return Look("crop", photo, photo, note=note)
+        return DrawnLook("crop", photo, photo, note=note)
     scores = score_map(one)
     if scores is None:
-        return Look("plain", photo, photo, note=blank or "no score map")
+        return DrawnLook("plain", photo, photo, note=blank or "no score map")
     size_wh = album.trace.images[one.image].size_wh
     seen = rescale(seen_of_call(album.trace, one), size_wh, photo.size)
     picture, low, high = heat_over(photo, scores, seen)
-    return Look("heat", photo, picture, (low, high), blank)
+    return DrawnLook("heat", photo, picture, (low, high), blank)
 
 
-def _depth_look(album: Album, one: ContentRecord, room_wh: tuple[int, int]) -> Look:
+def _depth_look(album: Album, one: ContentRecord, room_wh: tuple[int, int]) -> DrawnLook:
     """A depth map in the colours of the score maps and the shape of its image."""
     assert one.picture is not None
     photo = fitted(album.cut(one.image), room_wh)
     grey = np.asarray(_read_data_uri(one.picture, "the depth map").convert("L"))
     picture = coloured(grey / 255).resize(photo.size, Image.Resampling.BILINEAR)
-    return Look("depth", photo, picture, ("far", "near"))
+    return DrawnLook("depth", photo, picture, ("far", "near"))
 
 
 def why_no_map(content: ContentRecord) -> str:

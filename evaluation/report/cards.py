@@ -53,42 +53,28 @@ PhotoSource = Callable[[Record], Sequence[LoadedImage]]
 # --- pictures ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """A picture of the page.
+class Thumbnail(NamedTuple):
+    """A picture of the page's table, and its size in CSS pixels.
 
-    Attributes:
-        key: in the page's table of pictures.
-        width: at which it is shown, in CSS pixels.
-        height: likewise.
-        is_grown: whether it is shown larger than it is, so that its pixels are to be seen.
+    Where it ``is_grown``, it is shown larger than it is, so that its pixels can be seen.
     """
 
     key: str
     width: int
     height: int
-    is_grown: bool = False
+    is_grown: bool
 
 
 class PictureTable:
-    """All pictures of a page as data URIs, each held once however often it is shown.
-
-    Attributes:
-        uris: key -> data URI.
-    """
+    """All pictures of a page as data URIs, each held once however often it is shown."""
 
     def __init__(self) -> None:
-        self.uris: dict[str, str] = {}
+        self.uris: dict[str, str] = {}  # by key
         self._keys: dict[str, str] = {}  # hash of the encoded bytes -> key
         self._known: dict[str, Thumbnail] = {}
 
     def add(self, picture: Image.Image, digest: str | None = None) -> Thumbnail:
-        """Shrink a picture and hold it.
-
-        Args:
-            picture: RGB.
-            digest: names its content, if known: such a picture is shrunk once.
-        """
+        """Shrink an RGB picture and hold it; one whose digest is known is shrunk once."""
         if digest is None:
             return self._shrink(picture)
         if digest not in self._known:
@@ -106,7 +92,7 @@ class PictureTable:
         data = buffer.getvalue()
         key = self._keys.setdefault(hashlib.sha256(data).hexdigest(), f"p{len(self._keys)}")
         self.uris[key] = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-        return Thumbnail(key, width, height, is_grown=width >= 2 * small.width)
+        return Thumbnail(key, width, height, width >= 2 * small.width)
 
 
 def shown_size(size_wh: tuple[int, int]) -> tuple[int, int]:
@@ -148,17 +134,13 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with words under it.
+    """A picture with words under it, and marks over it.
 
     Attributes:
         kind: ``"photo"``, ``"crop"``, ``"heat"`` or ``"depth"``.
-        thumbnail: to show.
-        words: under it.
-        outlines: over it.
-        labels: over these.
-        colour: of the call that brought it; empty for a photo.
-        number: of that call, from 1; 0 for a photo.
-        ends: lowest and highest score of a score map, or words for the ends of a depth map.
+        number: of the call that brought it, from 1; else 0.
+        colour: of that call.
+        ends: as of :class:`vpt.view.renderers.DrawnLook`.
     """
 
     kind: str
@@ -166,8 +148,8 @@ class Figure:
     words: str
     outlines: tuple[Outline, ...] = ()
     labels: tuple[Label, ...] = ()
-    colour: str = ""
     number: int = 0
+    colour: str = ""
     ends: tuple[float, float] | tuple[str, str] | None = None
 
 
@@ -204,7 +186,6 @@ class Card:
     """What is shown of a sample.
 
     Attributes:
-        record: of the sample.
         score: name of the score that decides.
         verdict: ``"right"``, ``"wrong"``, ``"unscored"`` or ``"error"``.
         change: against not looking again: ``"better"``, ``"worse"``, ``"same"`` or empty.
@@ -279,12 +260,7 @@ def change_of(value: float | None, baseline: float | None) -> str:
 
 
 class CardMaker:
-    """Makes the cards of a page.
-
-    Args:
-        source: of photos; those of the last sample are kept at hand.
-        pictures: of the page.
-    """
+    """Makes the cards of a page; the photos of the last sample are kept at hand."""
 
     def __init__(self, source: PhotoSource, pictures: PictureTable) -> None:
         self.source = source
@@ -298,7 +274,7 @@ class CardMaker:
         Args:
             record: of the sample.
             score: name of the score that decides.
-            baseline: the sample's score without looking again, if there is one.
+            baseline: value of that score without looking again, if there is one.
         """
         trace: Trace | None = None
         figures: list[Figure] = []
@@ -390,7 +366,7 @@ class CardMaker:
             "crop" if look.kind == "plain" else look.kind,
             self.pictures.add(look.picture),
             f"{words} · {look.note}" if look.note else words,
-            colour=call_colour(number) if number else "",
             number=number,
+            colour=call_colour(number) if number else "",
             ends=look.ends,
         )

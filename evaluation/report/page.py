@@ -10,7 +10,6 @@ import hashlib
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -72,13 +71,10 @@ def write_report(
 
     Args:
         results: as in ``results.json``.
-        records: of the run, gone through once; no more than ``2 * max_samples`` are held.
+        records: of the run, read once; no more than ``2 * max_samples`` are held.
         folder: that exists.
         max_samples: in the gallery, spread evenly over splits, conditions and right or wrong.
         open_photos: returns the images of a sample, where its names are no paths.
-
-    Returns:
-        Path of the report.
 
     Raises:
         DataError: if it cannot be written.
@@ -138,12 +134,8 @@ def write_comparison(
     Args:
         comparison: of two runs.
         path: of the file; its folder exists.
-        max_samples: in the gallery of fixed and broken ones, spread evenly over splits, conditions,
-            and fixed or broken.
+        max_samples: in the gallery, spread evenly over splits, conditions, and fixed or broken.
         open_photos: returns the images of a sample, where its names are no paths.
-
-    Returns:
-        ``path``.
 
     Raises:
         DataError: if it cannot be written.
@@ -228,15 +220,8 @@ class Entry(NamedTuple):
     facts: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Cards and their filters.
-
-    Attributes:
-        entries: in the order shown.
-        filters: in the order shown; one with a single option is left out.
-        num_all: of which the cards were chosen.
-    """
+class Gallery(NamedTuple):
+    """Cards, the filters that leave a choice, and the number of which the cards were chosen."""
 
     entries: Sequence[Entry]
     filters: Sequence[Filter]
@@ -246,13 +231,7 @@ class Gallery:
 def make_gallery(
     cards: Iterable[Item], facts: Callable[[Item], Mapping[str, str]], num_all: int
 ) -> Gallery:
-    """Give cards their filters.
-
-    Args:
-        cards: in the order shown.
-        facts: card -> fact -> value; an empty value is none.
-        num_all: of which the cards were chosen.
-    """
+    """Give cards their filters, by the facts of each; an empty fact is none."""
     entries = [Entry(card, facts(card)) for card in cards]
     filters = []
     for name, label in _LABELS.items():

@@ -1,6 +1,6 @@
 """Perception content in what a model wrote: its depth maps and boxes, whole or cut off.
 
-Unlike a call, content brings nothing back and does not end the turn: the model reads on behind
+Unlike a call, content brings nothing back and does not end the turn: the model continues after
 what it wrote itself (Aurora, arXiv 2412.03548).
 """
 
@@ -27,7 +27,7 @@ class ContentSpan:
         kind: ``"depth"`` or ``"boxes"``.
         start: index of its first token in the parsed sequence.
         end: index after its last token.
-        is_whole: whether it came to its end; else the sequence ends in the middle of it.
+        is_whole: whether it is complete; else the sequence ends in the middle of it.
         codes: of a depth map, in reading order, as far as they are there.
         boxes: left, top, right, bottom, all four pixels of the image at ``num_pixels`` a side.
     """
@@ -49,18 +49,13 @@ class ParsedContent:
 
     @property
     def answer_start(self) -> int:
-        """Index behind the last whole depth map: where the answer begins; 0 without a map."""
+        """Index after the last whole depth map: where the answer begins; 0 without a map."""
         ends = [span.end for span in self.spans if span.kind == "depth" and span.is_whole]
         return max(ends, default=0)
 
 
 def parse_content(symbols: Sequence[str], content: ContentTokens) -> ParsedContent:
-    """Find depth maps and boxes. Nothing is guessed.
-
-    Args:
-        symbols: one string per token, as :meth:`vpt.protocol.tokens.Vocabulary.symbols` gives them.
-        content: what the model writes.
-    """
+    """Find depth maps and boxes in a turn: one string per token. Nothing is guessed."""
     found = list(_read(symbols, content))
     spans = tuple(one for one in found if isinstance(one, ContentSpan))
     malformed = tuple(one for one in found if isinstance(one, MalformedCall))
@@ -70,14 +65,14 @@ def parse_content(symbols: Sequence[str], content: ContentTokens) -> ParsedConte
 def record_content(
     trace: Trace, span: ContentSpan, first_token: int, image: int, content: ContentTokens
 ) -> None:
-    """Put into the trace of a run what its latest turn holds.
+    """Add a span of the latest turn to its trace.
 
     Args:
-        trace: with all tokens of the turn in it.
+        trace: with all tokens of the turn.
         span: found in the turn.
         first_token: index of the turn's first token in the trace.
         image: index of the image it is of.
-        content: what the model writes.
+        content: which content the model writes.
     """
     start, end = first_token + span.start, first_token + span.end
     record = ContentRecord(
@@ -103,12 +98,7 @@ def record_content(
 def place_box(
     box: tuple[int, int, int, int], num_pixels: int, size_wh: tuple[int, int]
 ) -> PixelBox:
-    """Turn a written box into one of the image.
-
-    Args:
-        box: left, top, right, bottom, all four pixels of the image at ``num_pixels`` a side.
-        num_pixels: of that side.
-        size_wh: ``(W, H)`` of the image.
+    """Turn a written box, ends included, of an image with ``num_pixels`` a side into pixels.
 
     Returns:
         XYXY in pixels of the image, the last two exclusive; at least one pixel each way.

@@ -55,12 +55,10 @@ class ImageRecord(_Record):
     """An image in the stream, given or cut out.
 
     Attributes:
-        source: where it came from.
         size_wh: in pixels, oriented.
         digest: of its content.
         parent: for a crop, index of the image it was cut from.
         box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
-        num_tokens: it takes in the stream.
         thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
     """
 
@@ -80,14 +78,14 @@ class CallRecord(_Record):
     Attributes:
         branch: ``"crop"`` or a re-encoding branch.
         text: the tokens as written.
-        turn: index of the assistant turn that made it.
+        turn: index of the assistant turn.
         image: index of the image it looks at.
         outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
             ``"not_executed"`` (the run had to end); only the first brings something back.
         region: cells ``[x_min, y_min, x_max, y_max]``, ends included, for ``"crop"``.
         box_xyxy_px: the cut box in pixels of the given image, for ``"crop"``.
         result_image: index of the image cut out, for ``"crop"``.
-        grid_hw: of the appended tokens.
+        grid_hw: ``(h, w)`` of the appended tokens.
         scores: ``[h * w]``, row-major: answer of each place to the control state.
         num_tokens: that brought features take in the stream.
         reused: whether the features were at hand.
@@ -147,10 +145,7 @@ class ContentRecord(_Record):
 
         Args:
             decode: codes -> ``[H, W]``, 0 (farthest) to 1 (nearest), as that of
-                :class:`vpt.depth.tokenizer.DepthTokenizer`.
-
-        Raises:
-            DataError: if it cannot decode them.
+                :class:`vpt.depth.tokenizer.DepthTokenizer`; its errors pass.
         """
         if not self.codes or not self.is_whole:
             return
@@ -162,13 +157,7 @@ class ContentRecord(_Record):
 
 @dataclass
 class MalformedRecord(_Record):
-    """Perception tokens that made no call and no content.
-
-    Attributes:
-        text: the tokens as written.
-        turn: index of the assistant turn.
-        reason: what was wrong.
-    """
+    """Perception tokens, as written, that made no call and no content, and what was wrong."""
 
     text: str
     turn: TurnIndex
@@ -177,14 +166,7 @@ class MalformedRecord(_Record):
 
 @dataclass
 class TokenRecord(_Record):
-    """One generated token.
-
-    Attributes:
-        id: in the vocabulary.
-        text: of it alone.
-        turn: index of the assistant turn.
-        ms: since the token before, or since the start of the run for the first.
-    """
+    """One generated token; ``ms`` since the one before, or since the start of the run."""
 
     id: Whole
     text: str
@@ -194,14 +176,7 @@ class TokenRecord(_Record):
 
 @dataclass
 class Turn:
-    """What happened in one assistant turn.
-
-    Attributes:
-        tokens: as written.
-        malformed: perception tokens among them that made no call.
-        calls: it made, each with its number in the run, from 1.
-        content: it holds, each with its number in the run, from 1.
-    """
+    """What happened in one assistant turn; calls and content with their numbers, from 1."""
 
     tokens: list[TokenRecord] = field(default_factory=list)
     malformed: list[MalformedRecord] = field(default_factory=list)
@@ -232,12 +207,9 @@ class Counts(_Record):
 
 @dataclass
 class Timings(_Record):
-    """Wall times of a run in milliseconds.
+    """Wall times of a run in milliseconds: to the first token, of the prefill, of everything.
 
-    Attributes:
-        first_token: from the start to the first token.
-        prefill: of the prompt, encoders included.
-        total: from start to stop.
+    The prefill includes the encoders.
     """
 
     first_token: Milliseconds = 0.0
@@ -250,23 +222,16 @@ class Trace(_Record):
     """A whole run.
 
     Attributes:
-        question: as asked.
-        perception: mode.
         settings: budgets, decoding and seed, size of the region grid; of content, the side of the
             image in which boxes lie, and the codes of a depth map.
         model: its name, and the preprocessing of its branches.
         images: given ones first, then crops in the order they were made.
-        calls: in order.
-        malformed: in order.
-        content: what the model wrote of the image itself, in order.
+        content: depth maps and boxes that the model wrote.
         tokens: every generated token.
-        answer: text of the last turn, without control tokens; behind its last depth map, if there
-            is text behind it, and without the commas of a list of boxes in front of it.
+        answer: text of the last turn, without control tokens; after its last depth map, if text
+            follows it, and without the commas of a list of boxes before it.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
-        counts: sizes.
-        timings: wall times.
-        version: of this layout.
     """
 
     question: str
@@ -300,11 +265,7 @@ class Trace(_Record):
         return len(self.images) - 1
 
     def keep_thumbnails(self, images: Sequence[LoadedImage]) -> None:
-        """Store small copies of the images, so that the trace can be drawn alone.
-
-        Args:
-            images: the given ones, in order; crops are cut out of them again.
-        """
+        """Store small copies of the given images and of crops, so that the trace can be drawn."""
         given = [record for record in self.images if record.parent is None]
         for record, image in zip(given, images, strict=False):
             record.thumbnail = _thumbnail(image.pixels)
@@ -327,7 +288,7 @@ class Trace(_Record):
         return maps[-1] if maps else None
 
     def timeline(self) -> list[Turn]:
-        """The token stream behind the prompt, turn by turn, as far as it has come."""
+        """The token stream after the prompt, turn by turn, as far as it has come."""
         records: list[Any] = [*self.tokens, *self.malformed, *self.content, *self.calls]
         turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
         for token in self.tokens:

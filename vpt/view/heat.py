@@ -29,9 +29,9 @@ HEAT_SHARE = 0.62  # of the colour, over the photo in grey
 def seen_box_px(
     branch: str, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
 ) -> Box:
-    """Say over which part of an image the features of a branch lie.
+    """The part of an image that the features of a branch cover.
 
-    Qwen2-VL's tower sees the whole image. DINOv2's preprocessing resizes the shortest edge and
+    Qwen2-VL's tower encodes the whole image. DINOv2's preprocessing resizes the shortest edge and
     cuts the centre out; SAM's resizes the longest edge and pads on the right and at the bottom.
 
     Args:
@@ -64,11 +64,7 @@ def seen_box_px(
 
 
 def score_map(call: CallRecord) -> NDArray[np.float32] | None:
-    """The scores of a call as ``[h, w]``, ``None`` if it has none.
-
-    Raises:
-        PromptError: if they do not fit the grid.
-    """
+    """The scores of a call as ``[h, w]``; a ``PromptError`` if they do not fit the grid."""
     if not call.scores or call.grid_hw is None:
         return None
     if len(call.scores) != math.prod(call.grid_hw):
@@ -80,7 +76,7 @@ def score_map(call: CallRecord) -> NDArray[np.float32] | None:
 
 
 def seen_of_call(trace: Trace, call: CallRecord) -> Box:
-    """Over which part of its image a call's features lie; XYXY as of :func:`seen_box_px`."""
+    """The part of its image that a call's features cover; XYXY as of :func:`seen_box_px`."""
     preprocess = trace.model.get("preprocess", {}).get(call.branch)
     return seen_box_px(call.branch, trace.images[call.image].size_wh, preprocess)
 

@@ -26,11 +26,8 @@ FALLBACK_FONTS = (
 class Text:
     """Text of one size and colour.
 
-    Attributes:
-        text: any; control characters become visible.
-        size: of the letters, in pixels.
-        fill: their colour.
-        max_lines: what needs more ends in an ellipsis.
+    Its ``size`` is in pixels; control characters become visible; text that needs more than
+    ``max_lines`` ends in an ellipsis.
     """
 
     text: str
@@ -49,15 +46,8 @@ def set_text(
 ) -> Image.Image:
     """Set texts one under the other.
 
-    Args:
-        texts: from top to bottom.
-        width: of the result, margins included.
-        margin_xy: pixels left free at the left and right, and at the top and bottom.
-        paper: colour of the ground.
-        centred: instead of flush left.
-
     Returns:
-        RGB, ``width`` wide and as tall as it takes.
+        RGB, ``width`` wide with the margins at both sides, and as tall as it takes.
     """
     margin, top = margin_xy
     lines = [(line, text) for text in texts for line in _wrap(text, width - 2 * margin)]

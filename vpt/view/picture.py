@@ -49,7 +49,7 @@ def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Ima
     """Draw a trace.
 
     Args:
-        trace: of one run. Where it does not tell the size of the region grid or the branches'
+        trace: of one run. Where it does not hold the size of the region grid or the branches'
             preprocessing, the released ones are assumed.
         images: the given images, in order, at any size; by default the trace's thumbnails. Crops
             need not be among them: they are cut out again.
@@ -137,7 +137,7 @@ def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image
         texts.append(Text(f"{names}: written by the model", 14, QUIET, 2))
     shown = marked_photo(album, index, (width, max_height))
     row = Image.new("RGB", (width, shown.height), PAPER)
-    _paste_centred(row, shown, shown.height)
+    row.paste(shown, ((width - shown.width) // 2, 0))
     return _grid([row, set_text(texts, width, centred=True)], 1, gap=8)
 
 
@@ -156,29 +156,34 @@ def _panel(
     """What a call brought or a depth map shows, with words under it."""
     number, one = numbered
     if isinstance(one, CallRecord):
-        area, words = _call_area(album, one, width), _call_legend(album, number, one, width)
+        why = "" if one.outcome == "executed" else OUTCOME_WORDS.get(one.outcome, one.outcome)
+        words = _call_legend(album, number, one, width)
     else:
-        area, words = _map_area(album, one, width), _map_legend(album, one, width)
+        why, words = why_no_map(one), _map_legend(album, one, width)
+    area = _empty_area(album, width)
+    if why:
+        _write_centred(area, why)
+    else:
+        _paste_look(album, one, area)
     ImageDraw.Draw(area).rectangle((0, 0, area.width - 1, area.height - 1), outline=LINE)
     return _grid([area, words], 1, gap=10)
 
 
-def _call_area(album: Album, call: CallRecord, width: int) -> Image.Image:
-    area = _empty_area(album, width)
-    if call.outcome != "executed":
-        _write_centred(area, OUTCOME_WORDS.get(call.outcome, call.outcome))
-        return area
-    room = area.height - (0 if call.box_xyxy_px is not None else BAR_HEIGHT)
-    look = draw_look(album, call, (width, room))
-    _paste_centred(area, look.picture, room)
-    if look.kind == "heat" and look.ends is not None:
-        low, high = (f"{end:.3g}" for end in look.ends)
-        area.paste(colour_bar((low, high), (width, BAR_HEIGHT)), (0, room))
-    elif look.kind == "plain":
-        bar = Image.new("RGB", (width, BAR_HEIGHT), SHADE)
+def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image) -> None:
+    """Fill an area with a crop, or with a map above its colour bar."""
+    is_crop = isinstance(one, CallRecord) and one.box_xyxy_px is not None
+    room = area.height - (0 if is_crop else BAR_HEIGHT)
+    look = draw_look(album, one, (area.width, room))
+    area.paste(
+        look.picture, ((area.width - look.picture.width) // 2, (room - look.picture.height) // 2)
+    )
+    if look.ends is not None:
+        low, high = (end if isinstance(end, str) else f"{end:.3g}" for end in look.ends)
+        area.paste(colour_bar((low, high), (area.width, BAR_HEIGHT)), (0, room))
+    elif not is_crop:
+        bar = Image.new("RGB", (area.width, BAR_HEIGHT), SHADE)
         _write_centred(bar, look.note)
         area.paste(bar, (0, room))
-    return area
 
 
 def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Image.Image:
@@ -208,17 +213,6 @@ def _place_words(album: Album, call: CallRecord) -> str:
         if x1 - x0 < width - 1 or y1 - y0 < height - 1:
             words += ", the framed part"
     return words + (", known features" if call.reused else "")
-
-
-def _map_area(album: Album, one: ContentRecord, width: int) -> Image.Image:
-    area = _empty_area(album, width)
-    if why := why_no_map(one):
-        _write_centred(area, why)
-        return area
-    room = area.height - BAR_HEIGHT
-    _paste_centred(area, draw_look(album, one, (width, room)).picture, room)
-    area.paste(colour_bar(("far", "near"), (width, BAR_HEIGHT)), (0, room))
-    return area
 
 
 def _map_legend(album: Album, one: ContentRecord, width: int) -> Image.Image:
@@ -261,11 +255,6 @@ def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.I
             block.paste(cell, (column * (cell.width + gap), top))
         top += height + gap
     return block
-
-
-def _paste_centred(area: Image.Image, picture: Image.Image, height: int) -> None:
-    """Put a picture into the upper part of an area, ``height`` high."""
-    area.paste(picture, ((area.width - picture.width) // 2, (height - picture.height) // 2))
 
 
 def _write_centred(area: Image.Image, words: str) -> None:

@@ -21,9 +21,10 @@ import torch
 from random_models import SIZES, build, picture
 from reporting import announce, save
 from single_pass_tables import print_table, spread
+from tiny_model import byte_tokenizer
 
-from vpt.model.building import add_perception_tokens, byte_tokenizer
-from vpt.model.logits import PerceptionLogitsProcessor, apply_rule_
+from vpt.model.building import add_perception_tokens
+from vpt.model.generation import PerceptionLogitsProcessor, apply_rule_
 from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,

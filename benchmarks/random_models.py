@@ -8,18 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny_model import TINY_DINO, TINY_PREPROCESS, TINY_SAM, byte_tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.images import LoadedImage, load_image
-from vpt.model.building import (
-    CHAT_TEMPLATE,
-    TINY_DINO,
-    TINY_PREPROCESS,
-    TINY_SAM,
-    add_perception_tokens,
-    byte_tokenizer,
-    vpt_config,
-)
+from vpt.model.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor, build_image_processor
 from vpt.protocol.tokens import (

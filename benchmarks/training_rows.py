@@ -20,7 +20,7 @@ from vpt.model.encoding import RowEncoder, collate
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH
+from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 REGION = "<|region_token_start|><|x_2|><|y_1|><|x_5|><|y_4|><|region_token_end|>"
 QUESTIONS = (
@@ -96,7 +96,7 @@ def write_row(looks: tuple[str, ...], number: int, text: int) -> dict[str, Any]:
             row["images"].append(f"{number} cut")
             messages += [("assistant", REGION), ("user", "<image>")]
         else:
-            tokens = BRANCH_TOKENS[ENCODER_TO_BRANCH[look]]
+            tokens = BRANCH_TOKENS[branches_named([look])[0]]
             row.setdefault(f"{tokens.released}_images", []).append(f"{number}")
             messages += [("assistant", tokens.call), ("user", tokens.placeholder)]
     messages.append(("assistant", answer))

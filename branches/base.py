@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+BoxXYXY = tuple[float, float, float, float]
+Tower = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class BranchError(Exception):
@@ -36,6 +40,23 @@ class Features:
             )
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """The parts of a model that a branch may use instead of weights of its own.
+
+    Attributes:
+        tower: its vision tower; ``None`` where nothing is encoded.
+        image_processor: of the tower; ``None`` where nothing is preprocessed.
+        merge_size: patches per side that the tower merges into one token.
+        hidden_size: ``D``.
+    """
+
+    tower: Tower | None = None
+    image_processor: Any = None
+    merge_size: int = 2
+    hidden_size: int = 0
+
+
 @runtime_checkable
 class Branch(Protocol):
     """A second pair of eyes. It knows of images, not of an LLM, tokens or projectors.
@@ -47,7 +68,7 @@ class Branch(Protocol):
     feature_dim: int  # C of the features
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Turn RGB images into the keyword arguments of `encode`.
+        """Turn RGB images into the keyword arguments of `encode`, in their order.
 
         Args:
             images: one or more RGB images, any sizes.
@@ -68,6 +89,57 @@ class Branch(Protocol):
             One `Features` per image, in order, on the encoder's device.
         """
         ...
+
+
+class ModelBranch(Branch, Protocol):
+    """A branch that a model calls by tokens of its own: the class that its table row names.
+
+    :class:`vpt.branches.encoder.EncoderBranch` has most of this for an image encoder.
+    """
+
+    min_side: int  # pixels; smaller images are enlarged before `preprocess`
+    preprocess_config: Mapping[str, Any]  # JSON-able settings of `preprocess`
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> ModelBranch:
+        """Build the branch of a model, with fresh weights if it has any.
+
+        Args:
+            settings: ``{"encoder": ..., "preprocess": ...}`` of the model's ``branch_configs``;
+                what is missing is as released.
+            backbone: of the model.
+        """
+        ...
+
+    def grid_hw(self, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Grid of the features of an image of this size, which need not be there."""
+        ...
+
+    @classmethod
+    def seen_box_px(
+        cls, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
+    ) -> BoxXYXY:
+        """Part of an image of this size over which the features lie.
+
+        Args:
+            size_wh: ``(W, H)`` of the image.
+            preprocess: `preprocess_config`, or what differs from the released settings.
+
+        Returns:
+            XYXY in pixels of the image, not rounded; with padding it reaches beyond the image.
+        """
+        ...
+
+
+def branch_class(home: str) -> type[ModelBranch]:
+    """Import the class of a branch.
+
+    Args:
+        home: ``"module:class"``.
+    """
+    module, _, name = home.partition(":")
+    found: type[ModelBranch] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def check_complete(path_or_id: str | Path, missing: Iterable[str]) -> None:

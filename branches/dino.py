@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.dinov2 import modeling_dinov2
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Model
 
-from vpt.branches.base import BranchError, Features, check_complete
-from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt.branches.base import Backbone, BranchError, Features, check_complete
+from vpt.branches.encoder import EncoderBranch, complete_settings, read_settings
 
 # DINOv2-large, the encoder inside released checkpoints, which do not store its config.
 # https://huggingface.co/facebook/dinov2-large/blob/main/config.json
@@ -58,7 +57,7 @@ _NEWER_NAMES = {
 _GATE, _UP, _BOTH = ".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.weights_in."  # of DINOv2-giant
 
 
-class DinoBranch(nn.Module):
+class DinoBranch(EncoderBranch):
     """DINOv2 (arXiv 2304.07193): one feature per patch, without the CLS token.
 
     `load_state_dict` takes the parameter names of every transformers release.
@@ -72,14 +71,24 @@ class DinoBranch(nn.Module):
     """
 
     name = "dino"
+    released_preprocess = RELEASED_PREPROCESS
 
     def __init__(self, config: Dinov2Config, preprocess: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.preprocess_config = complete_settings(preprocess, RELEASED_PREPROCESS)
-        self.feature_dim: int = config.hidden_size
-        self.encoder = Dinov2Model(config)
-        self._image_processor = BitImageProcessorPil(**self.preprocess_config)
+        settings = complete_settings(preprocess, RELEASED_PREPROCESS)
+        image_processor = BitImageProcessorPil(**settings)
+        super().__init__(Dinov2Model(config), image_processor, settings, config.hidden_size)
         self.register_load_state_dict_pre_hook(_take_any_names)
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> DinoBranch:
+        """Build the branch of a model with fresh weights; see `Branch.build`."""
+        config = Dinov2Config(**(settings.get("encoder") or RELEASED_CONFIG))
+        return cls(config, settings.get("preprocess"))
+
+    @staticmethod
+    def empty_checkpoint(path_or_id: str) -> nn.Module:
+        """The model that a checkpoint holds, by its configuration alone."""
+        return Dinov2Model(Dinov2Config.from_pretrained(path_or_id))
 
     @classmethod
     def from_pretrained(
@@ -114,21 +123,6 @@ class DinoBranch(nn.Module):
         branch.encoder = encoder
         return branch.eval()
 
-    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize, crop the centre and normalise.
-
-        Args:
-            images: one or more RGB images.
-
-        Returns:
-            ``pixel_values``: ``[B, 3, H, W]`` float32, (224, 224) by default.
-
-        Raises:
-            BranchError: if there is no image or one is not RGB.
-        """
-        pixels = self._image_processor(check_images(images), return_tensors="pt")
-        return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
-
     def encode(self, pixel_values: Tensor) -> list[Features]:
         """Encode images of one size.
 
@@ -154,21 +148,31 @@ class DinoBranch(nn.Module):
         grid_hw = (height // patch_size, width // patch_size)
         return [Features(values, grid_hw) for values in hidden_states[:, 1:]]
 
+    @staticmethod
+    def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights as folders store them, whatever release of transformers is installed.
 
-def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a branch as folders store them, whatever release of transformers is installed.
+        Args:
+            state_dict: under the names of any release.
+        """
+        stored = {}
+        for key, value in state_dict.items():
+            up = state_dict.get(key.replace(_GATE, _UP)) if _GATE in key else None
+            if up is not None:
+                stored[key.replace(_GATE, _BOTH)] = torch.cat([value, up])
+            elif _UP not in key or key.replace(_UP, _GATE) not in state_dict:
+                stored[_renamed(key, _NEWER_NAMES)] = value
+        return stored
 
-    Args:
-        state_dict: of a `DinoBranch`, under the names of any release.
-    """
-    stored = {}
-    for key, value in state_dict.items():
-        up = state_dict.get(key.replace(_GATE, _UP)) if _GATE in key else None
-        if up is not None:
-            stored[key.replace(_GATE, _BOTH)] = torch.cat([value, up])
-        elif _UP not in key or key.replace(_UP, _GATE) not in state_dict:
-            stored[_renamed(key, _NEWER_NAMES)] = value
-    return stored
+    @staticmethod
+    def key_mapping() -> dict[str, str]:
+        """Patterns and replacements by which an older transformers reads the newer names.
+
+        A newer one converts the stored names by itself.
+        """
+        if has_newer_names():
+            return {}
+        return {re.escape(newer): stored for newer, stored in _NEWER_NAMES.items()}
 
 
 def has_newer_names() -> bool:
@@ -176,15 +180,10 @@ def has_newer_names() -> bool:
     return not hasattr(modeling_dinov2, "Dinov2SelfAttention")
 
 
-def newer_to_stored_names() -> dict[str, str]:
-    """Patterns and replacements by which an older transformers reads the newer names."""
-    return {re.escape(newer): stored for newer, stored in _NEWER_NAMES.items()}
-
-
 def _take_any_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Give the entries under ``prefix`` the names of the installed transformers, in place."""
     own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    stored = stored_weights(own)
+    stored = DinoBranch.stored_weights(own)
     state_dict.update(_newer_weights(stored) if has_newer_names() else stored)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpt.branches.base import BranchError, Features
+from vpt.branches.encoder import check_images
 from vpt.branches.grounding_detector import (
     Caption,
     Detect,
@@ -21,7 +22,6 @@ from vpt.branches.grounding_detector import (
     make_caption,
 )
 from vpt.branches.grounding_pixels import normalise, pad, resize, to_pixels
-from vpt.branches.pixel_settings import check_images
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vpt.branches.base import BranchError, Features
-from vpt.branches.pixel_settings import check_images
-
-Tower = Callable[[Tensor, Tensor], Tensor]
+from vpt.branches.base import Backbone, BoxXYXY, BranchError, Features, Tower
+from vpt.branches.encoder import check_images
 
 
 class ReencodeBranch:
@@ -21,7 +20,9 @@ class ReencodeBranch:
     Args:
         tower: ``(pixel_values, image_grid_thw) -> [sum(t*h*w) / merge_size**2, D]``, the merged
             tokens of all images end to end; it moves its arguments to its device and dtype.
-        image_processor: a ``Qwen2VLImageProcessorPil``; its settings are the caller's.
+            ``None`` where nothing is encoded.
+        image_processor: a ``Qwen2VLImageProcessorPil``; its settings are the caller's. ``None``
+            where nothing is preprocessed.
         merge_size: patches per side that the tower merges into one token.
         feature_dim: ``D``.
 
@@ -32,9 +33,9 @@ class ReencodeBranch:
     name = "reencode"
 
     def __init__(
-        self, tower: Tower, image_processor: Any, *, merge_size: int, feature_dim: int
+        self, tower: Tower | None, image_processor: Any, *, merge_size: int, feature_dim: int
     ) -> None:
-        if image_processor.merge_size != merge_size:
+        if image_processor is not None and image_processor.merge_size != merge_size:
             raise BranchError(
                 f"the tower merges {merge_size}x{merge_size} patches but the image processor is "
                 f"set to merge_size={image_processor.merge_size}; give both the same"
@@ -43,6 +44,27 @@ class ReencodeBranch:
         self._image_processor = image_processor
         self.merge_size = merge_size
         self.feature_dim = feature_dim
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> ReencodeBranch:
+        """Make the branch of a model; its settings are those of the model's image processor."""
+        return cls(
+            backbone.tower,
+            backbone.image_processor,
+            merge_size=backbone.merge_size,
+            feature_dim=backbone.hidden_size,
+        )
+
+    @property
+    def preprocess_config(self) -> dict[str, Any]:
+        """Settings of the image processor."""
+        settings: dict[str, Any] = self._image_processor.to_dict()
+        return settings
+
+    @property
+    def min_side(self) -> int:
+        """Pixels of one token: the tower takes no smaller image."""
+        return int(self._image_processor.patch_size * self._image_processor.merge_size)
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Resize, normalise and cut into patches, as for a first look.
@@ -77,8 +99,28 @@ class ReencodeBranch:
             BranchError: if a grid is a video's or cannot be merged, or if the tower returns a
                 number of tokens other than the grids say.
         """
+        assert self._tower is not None
         tokens = self._tower(pixel_values, image_grid_thw)  # [sum(h * w), D]
         return split_tower_tokens(tokens, image_grid_thw, self.merge_size)
+
+    def grid_hw(self, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Grid of the tokens of an image of this size."""
+        size = self._image_processor.size
+        height, width = smart_resize(
+            size_wh[1],
+            size_wh[0],
+            factor=self.min_side,
+            min_pixels=size["shortest_edge"],
+            max_pixels=size["longest_edge"],
+        )
+        return height // self.min_side, width // self.min_side
+
+    @classmethod
+    def seen_box_px(
+        cls, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
+    ) -> BoxXYXY:
+        """The whole image: the sizes in the settings are areas, and cut nothing."""
+        return (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
 
 
 def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) -> list[Features]:

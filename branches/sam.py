@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from transformers.models.sam.configuration_sam import SamVisionConfig
+from transformers.models.sam.configuration_sam import SamConfig, SamVisionConfig
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.modeling_sam import SamModel, SamVisionEncoder
 
-from vpt.branches.base import BranchError, Features, check_complete
-from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt.branches.base import Backbone, BranchError, Features, check_complete
+from vpt.branches.encoder import EncoderBranch, complete_settings, read_settings
 from vpt.branches.sam_weights import (
     config_from_shapes,
     rename_segment_anything,
@@ -51,7 +50,7 @@ RELEASED_PREPROCESS: dict[str, Any] = {
 }
 
 
-class SamBranch(nn.Module):
+class SamBranch(EncoderBranch):
     """The image encoder of SAM (arXiv 2304.02643), without prompts and masks.
 
     Args:
@@ -64,16 +63,29 @@ class SamBranch(nn.Module):
     """
 
     name = "sam"
+    released_preprocess = RELEASED_PREPROCESS
+    file_suffix = ".pth"
 
     def __init__(
         self, config: SamVisionConfig, preprocess: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__()
-        self.preprocess_config = complete_settings(preprocess, _settings_for(config.image_size))
-        _check_sizes(self.preprocess_config, config.image_size)
-        self.feature_dim: int = config.output_channels
-        self.encoder = SamVisionEncoder(config)
-        self._image_processor = SamImageProcessorPil(**self.preprocess_config)
+        settings = complete_settings(preprocess, _settings_for(config.image_size))
+        _check_sizes(settings, config.image_size)
+        image_processor = SamImageProcessorPil(**settings)
+        super().__init__(
+            SamVisionEncoder(config), image_processor, settings, config.output_channels
+        )
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> SamBranch:
+        """Build the branch of a model with fresh weights; see `Branch.build`."""
+        config = SamVisionConfig(**(settings.get("encoder") or RELEASED_CONFIG))
+        return cls(config, settings.get("preprocess"))
+
+    @staticmethod
+    def empty_checkpoint(path_or_id: str) -> nn.Module:
+        """The model that a checkpoint holds, by its configuration alone."""
+        return SamModel(SamConfig.from_pretrained(path_or_id))
 
     @classmethod
     def from_pretrained(
@@ -84,10 +96,11 @@ class SamBranch(nn.Module):
         preprocess: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> SamBranch:
-        """Load the image encoder of a transformers SAM checkpoint.
+        """Load the image encoder of a SAM checkpoint.
 
         Args:
-            path_or_id: folder or hub id of a ``SamModel``, e.g. ``facebook/sam-vit-large``.
+            path_or_id: folder or hub id of a ``SamModel``, e.g. ``facebook/sam-vit-large``; or a
+                ``.pth`` file, for which see `from_segment_anything`.
             image_size: pixels per side; other than the checkpoint's, positions are resized.
             preprocess: settings; by default those of the checkpoint's
                 ``preprocessor_config.json`` (sizes: of the encoder), or `RELEASED_PREPROCESS`.
@@ -99,6 +112,8 @@ class SamBranch(nn.Module):
         Raises:
             BranchError: if the settings in the file are not supported.
         """
+        if Path(path_or_id).suffix == cls.file_suffix:
+            return cls.from_segment_anything(path_or_id, image_size or 1024)
         model, account = SamModel.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
         own = [key for key in account["missing_keys"] if key.startswith("vision_encoder.")]
         check_complete(path_or_id, own)
@@ -151,21 +166,6 @@ class SamBranch(nn.Module):
             branch = cls(config, preprocess)
         branch.encoder.load_state_dict(state_dict, assign=True)
         return branch.eval()
-
-    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize the longest edge, normalise, then pad right and bottom with zeros.
-
-        Args:
-            images: one or more RGB images.
-
-        Returns:
-            ``pixel_values``: ``[B, 3, image_size, image_size]`` float32.
-
-        Raises:
-            BranchError: if there is no image or one is not RGB.
-        """
-        pixels = self._image_processor(check_images(images), return_tensors="pt")
-        return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
 
     def encode(self, pixel_values: Tensor) -> list[Features]:
         """Encode images of the encoder's own size.

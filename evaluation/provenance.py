@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.model.config import VPTConfig
-from vpt.model.weights import stored_weights
+from vpt.model.hub import stored_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

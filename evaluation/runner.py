@@ -17,7 +17,7 @@ from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_suppor
 from vpt.evaluation.scores.table import Score
 from vpt.inference.events import ErrorEvent, StopEvent
 from vpt.inference.request import Request, Sampling, check_options
-from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode
+from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode, canonical_mode
 from vpt.trace.records import Trace
 
 if TYPE_CHECKING:
@@ -64,18 +64,18 @@ class Condition:
 _MODE_WORDS = {
     "auto": "the model's own calls",
     "none": "no calls",
-    "region": "a region is asked for",
+    "crop": "a region is asked for",
     "reencode": "a re-encoding is asked for",
 }
+
+
+def _condition_of_mode(mode: str) -> Condition:
+    about = _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for")
+    return Condition(mode, about, {"perception": mode})
+
+
 CONDITIONS: Mapping[str, Condition] = {
-    **{
-        mode: Condition(
-            mode,
-            _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for"),
-            {"perception": mode},
-        )
-        for mode in PERCEPTION_MODES
-    },
+    **{mode: _condition_of_mode(mode) for mode in PERCEPTION_MODES},
     "blank": Condition(
         "blank",
         "own calls, each brings a gray picture",
@@ -102,10 +102,11 @@ def find_conditions(names: Sequence[str]) -> list[Condition]:
     """
     if not names:
         raise PromptError(f"name at least one perception; available: {', '.join(CONDITIONS)}")
+    known = {**{mode: _condition_of_mode(mode) for mode in PERCEPTION_MODES}, **CONDITIONS}
     for name in names:
-        if name not in CONDITIONS:
-            raise PromptError(f"unknown perception {name!r}; available: {', '.join(CONDITIONS)}")
-    return [CONDITIONS[name] for name in dict.fromkeys(names)]
+        if canonical_mode(name) not in known:
+            raise PromptError(f"unknown perception {name!r}; available: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(map(canonical_mode, names))]
 
 
 @dataclass(frozen=True)
@@ -312,5 +313,5 @@ def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -
         PromptError: if it cannot.
     """
     for condition in conditions:
-        mode = "region" if condition.true_region else condition.options["perception"]
+        mode = "crop" if condition.true_region else condition.options["perception"]
         branches_of_mode(mode, branches)

@@ -1,9 +1,9 @@
 """Plain Qwen2-VL folders, of which tests make VPT models."""
 
 import torch
+from tiny_model import byte_tokenizer, tiny_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.model.building import byte_tokenizer, tiny_model
 from vpt.model.processing import build_image_processor
 
 

@@ -19,7 +19,7 @@ def goldens() -> Path:
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     """Folder of a tiny model with random weights, which writes on and on."""
-    from vpt.model.building import tiny_model
+    from tiny_model import tiny_model
 
     folder = tmp_path_factory.mktemp("random")
     model, processor = tiny_model()

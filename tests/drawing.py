@@ -4,10 +4,10 @@ from collections import Counter
 
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.depth.tokenizer import DepthTokenizerConfig
-from vpt.model.building import tiny_model
 from vpt.protocol.tokens import DEPTH_START, ContentTokens
 
 SHAPE = DepthTokenizerConfig(

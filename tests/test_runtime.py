@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_data import GOLDENS
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox
@@ -22,10 +23,8 @@ from vpt.errors import (
     is_out_of_memory,
 )
 from vpt.inference.events import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import load_model
 from vpt.model.config import load_config
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.trace.records import Trace
 
 PHOTO = GOLDENS / "images" / "a_scene.png"

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from vpt.branches.pixel_settings import HUB_ARGUMENTS
+from vpt.branches.encoder import HUB_ARGUMENTS
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
@@ -21,9 +21,8 @@ from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.inference.request import Request, Sampling, check_number, one_of
 from vpt.inference.scheduler import drive
-from vpt.model.checkpoint import load_model
 from vpt.model.hub import find_file
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import Vocabulary
 from vpt.trace.records import Trace

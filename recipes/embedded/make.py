@@ -26,7 +26,7 @@ from vpt.data.making import save_picture
 from vpt.data.rows import dataset_entry, write_dataset_info
 from vpt.files import write_whole
 from vpt.protocol.calls import format_region
-from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, invite
+from vpt.protocol.tokens import BRANCH_TOKENS, branches_named, invite
 
 Row = dict[str, Any]
 
@@ -157,7 +157,7 @@ def answering_row(question: Question, path: str, *, invited: bool = False) -> Ro
         row["images"].append(cropped)
         seen = "<image>"
     else:
-        branch = BRANCH_TOKENS[ENCODER_TO_BRANCH[mode]]
+        branch = BRANCH_TOKENS[branches_named([mode])[0]]
         row = _row(asked, branch.call, path)
         row[f"{branch.released}_images"] = [path]
         seen = branch.placeholder

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vpt.errors import CheckpointError
-from vpt.model.checkpoint import load_model
+from vpt.model.modeling import load_model
 from vpt.model.processing import VPTProcessor
 
 MOST_BYTES = 12_000_000

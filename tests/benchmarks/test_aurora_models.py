@@ -8,9 +8,9 @@ import pytest
 from aurora_pictures import draw_boxes, draw_maps
 from drawing import CONTENT, SHAPE, noise
 from PIL import Image
+from tiny_model import tiny_model
 
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
-from vpt.model.building import tiny_model
 from vpt.runtime import Answer
 from vpt.trace.records import ContentRecord, Trace
 

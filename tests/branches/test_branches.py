@@ -7,7 +7,7 @@ from PIL import Image
 
 from vpt import branches
 from vpt.branches import BranchError, Features, crop
-from vpt.branches.pixel_settings import check_images, complete_settings, read_settings
+from vpt.branches.encoder import check_images, complete_settings, read_settings
 
 
 def test_public_names_are_sorted_and_can_be_imported():

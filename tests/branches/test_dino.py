@@ -13,7 +13,6 @@ from vpt.branches.dino import (
     RELEASED_CONFIG,
     RELEASED_PREPROCESS,
     _newer_weights,
-    stored_weights,
 )
 
 
@@ -142,7 +141,7 @@ def test_an_unknown_setting_is_rejected():
 @pytest.mark.parametrize("use_swiglu_ffn", [False, True])
 def test_older_and_newer_parameter_names_both_load(use_swiglu_ffn):
     branch = DinoBranch(tiny_config(use_swiglu_ffn=use_swiglu_ffn))
-    stored = stored_weights(branch.state_dict())
+    stored = branch.stored_weights(branch.state_dict())
     newer = _newer_weights(stored)
     assert stored.keys() != newer.keys()
     for weights in (stored, newer):
@@ -155,7 +154,11 @@ def test_older_and_newer_parameter_names_both_load(use_swiglu_ffn):
 def test_stored_names_are_those_of_the_released_files():
     branch = DinoBranch(tiny_config(use_swiglu_ffn=True))
     layer = "encoder.encoder.layer.0."
-    names = {key.removeprefix(layer) for key in stored_weights(branch.state_dict()) if layer in key}
+    names = {
+        key.removeprefix(layer)
+        for key in branch.stored_weights(branch.state_dict())
+        if layer in key
+    }
     matrices = {name.removesuffix(".weight") for name in names if "norm" not in name}
     assert {name for name in matrices if not name.endswith((".bias", ".lambda1"))} == {
         "attention.attention.query",
@@ -169,7 +172,7 @@ def test_stored_names_are_those_of_the_released_files():
 
 def test_a_missing_half_of_a_gated_layer_is_an_error():
     branch = DinoBranch(tiny_config(use_swiglu_ffn=True))
-    weights = _newer_weights(stored_weights(branch.state_dict()))
+    weights = _newer_weights(branch.stored_weights(branch.state_dict()))
     del weights["encoder.encoder.layer.0.mlp.up_proj.bias"]
     with pytest.raises(RuntimeError, match=r"layer\.0\.mlp\."):
         branch.load_state_dict(weights)

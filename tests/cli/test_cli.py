@@ -14,6 +14,7 @@ import pytest
 import torch
 from golden_data import GOLDENS
 from PIL import Image
+from tiny_model import TINY_DINO, byte_tokenizer, tiny_model
 
 import vpt.runtime
 from vpt import cli
@@ -23,7 +24,6 @@ from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
 from vpt.errors import BudgetError, PositionError
 from vpt.inference.request import OPTIONS
-from vpt.model.building import TINY_DINO, byte_tokenizer, tiny_model
 from vpt.trace.records import Trace
 from vpt.view.wording import STOP_WORDS, printable
 
@@ -476,9 +476,8 @@ def test_ctrl_c_ends_the_process_with_its_code(scene):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A small plain Qwen2-VL and a small DINOv2."""
+    from tiny_model import tiny_model
     from transformers import Dinov2Config, Dinov2Model, Qwen2VLForConditionalGeneration
-
-    from vpt.model.building import tiny_model
 
     model, processor = tiny_model(())
     config = model.config.to_dict()

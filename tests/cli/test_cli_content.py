@@ -6,11 +6,11 @@ import pytest
 import torch
 from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
+from tiny_model import tiny_model
 
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import read_model
-from vpt.model.embeddings import draw_embeddings
+from vpt.model.building import draw_embeddings
+from vpt.model.modeling import read_model
 from vpt.protocol.tokens import depth_tokens, pixel_tokens
 from vpt.trace.records import Trace
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_model import tiny_model
 
 import vpt
-from vpt.model.building import tiny_model
 from vpt.model.config import load_config
 
 

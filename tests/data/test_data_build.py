@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.data.build import (
@@ -29,10 +30,8 @@ from vpt.images import load_image
 from vpt.inference import scheduler
 from vpt.inference.engine import Engine
 from vpt.inference.request import Request
-from vpt.model.building import tiny_model
-from vpt.model.encoding import RowEncoder
-from vpt.model.pixels import open_row_image
-from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, TURN_END
+from vpt.model.encoding import RowEncoder, open_row_image
+from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, branches_named
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
 KINDS = ("region", "clip", "dino", "sam", "direct")
@@ -153,7 +152,7 @@ def test_a_built_row_is_what_the_runtime_streams(tmp_path, runtime, streamed, ki
     called = row["messages"][1]["content"]
     calls = {"direct": (), "region": (called + TURN_END,)}.get(kind)
     if calls is None:
-        calls = (BRANCH_TOKENS[ENCODER_TO_BRANCH[kind]].start,)
+        calls = (BRANCH_TOKENS[branches_named([kind])[0]].start,)
     mode = "none" if kind == "direct" else kind
     ids = streamed(image, question, mode, *calls, "A cat." + TURN_END)
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_model import tiny_model
 
 from vpt.data.build import Annotation, build_row
 from vpt.data.check import ModelFacts, RowChecker, RowLengths, check_rows
@@ -13,10 +14,8 @@ from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths, known_tokens, view
 from vpt.data.loading import ask_loader, check_loading, has_loader, predict_loading
 from vpt.data.rows import ImageFacts, measure_images, read_entries, write_rows
 from vpt.images import from_pixels
-from vpt.model.building import tiny_model
 from vpt.model.config import load_config
-from vpt.model.encoding import RowEncoder
-from vpt.model.pixels import open_row_image
+from vpt.model.encoding import RowEncoder, open_row_image
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import split_crop_suffix
 

@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tiny_model import tiny_model
 
 import vpt
-from vpt.model.building import tiny_model
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
-from vpt.model.building import tiny_model
 from vpt.view.wording import printable
 
 with warnings.catch_warnings():

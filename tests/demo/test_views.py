@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.demo.asking import (
@@ -19,7 +20,6 @@ from vpt.demo.asking import (
 )
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
-from vpt.model.building import tiny_model
 from vpt.trace.records import Trace
 from vpt.view.timeline import timeline_html
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_model import tiny_model
 
-from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 
 NUM_SAMPLES = 7

@@ -2,10 +2,10 @@
 
 import torch
 from golden_data import GOLDENS
+from tiny_model import tiny_model
 
 from vpt.evaluation.provenance import hash_model
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import load_model
+from vpt.model.modeling import load_model
 
 
 def test_the_hash_of_a_model_is_the_same_with_every_transformers():

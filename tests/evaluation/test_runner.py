@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_model import tiny_model
 
 from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import ImageError, PromptError
@@ -21,7 +22,6 @@ from vpt.evaluation.runner import (
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.table import SCORES
 from vpt.inference.conversation import Conversation
-from vpt.model.building import tiny_model
 from vpt.protocol.tokens import PERCEPTION_MODES
 from vpt.runtime import Runtime
 from vpt.trace.records import Trace

@@ -12,11 +12,11 @@ from fuzz.limits import within_limits
 from golden_data import GOLDENS
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_model import tiny_model
 
 import vpt
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import RunError, VPTError
-from vpt.model.building import tiny_model
 from vpt.protocol.tokens import ContentTokens
 
 PICTURE = Image.radial_gradient("L").convert("RGB")

@@ -10,12 +10,12 @@ import torch
 from fuzz.limits import within_limits
 from golden_data import GOLDENS
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox
 from vpt.errors import RunError, VPTError
 from vpt.inference.request import Sampling
-from vpt.model.building import tiny_model
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I;16", "I", "F")

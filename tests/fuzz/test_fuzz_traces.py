@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from drawing import eager_model, noise
 from fuzz.limits import within_limits
+from tiny_model import tiny_model
 
 import vpt
 from vpt.demo.views import box_to_edit, draw_views, shown_looks
 from vpt.errors import VPTError
-from vpt.model.building import tiny_model
 from vpt.trace.records import Trace
 from vpt.view.picture import draw
 from vpt.view.timeline import timeline_html

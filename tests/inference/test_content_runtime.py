@@ -8,14 +8,15 @@ import torch
 from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
 from drivers import Eager, Script
+from tiny_model import tiny_model
 from transformers import LogitsProcessorList, set_seed
 
 import vpt
 from vpt.demo.asking import LiveRuns
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
-from vpt.model.building import add_content, build_from_base, tiny_model
-from vpt.model.logits import PerceptionLogitsProcessor
+from vpt.model.building import add_content, build_from_base
+from vpt.model.generation import PerceptionLogitsProcessor
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.grammar import PerceptionGrammar

@@ -2,6 +2,7 @@
 
 import pytest
 from drivers import IMAGE, Script
+from tiny_model import tiny_model
 
 from vpt.errors import PromptError
 from vpt.inference.events import (
@@ -10,7 +11,6 @@ from vpt.inference.events import (
     StopEvent,
     TokenEvent,
 )
-from vpt.model.building import tiny_model
 from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.calls import format_region, parse_turn
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary

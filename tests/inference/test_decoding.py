@@ -9,13 +9,14 @@ import torch
 from drivers import Eager
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import byte_tokenizer, tiny_model
 from transformers import LogitsProcessorList, set_seed
 
 from vpt.errors import PromptError
 from vpt.inference.request import Sampling
 from vpt.inference.scheduler import Sampler
-from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
-from vpt.model.logits import NOT_FINITE, PerceptionLogitsProcessor, apply_rule_, likeliest
+from vpt.model.building import add_perception_tokens
+from vpt.model.generation import NOT_FINITE, PerceptionLogitsProcessor, apply_rule_, likeliest
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, Vocabulary

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_model import tiny_model
 
 from vpt.branches import Features
 from vpt.images import load_image
 from vpt.inference.features import Encoders, FeatureCache, FeatureKey
-from vpt.model.building import tiny_model
 from vpt.runtime import Runtime
 
 BRANCHES = ("reencode", "dino", "sam")

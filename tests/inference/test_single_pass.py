@@ -7,6 +7,7 @@ from golden_data import GOLDENS, VARIANTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_model import tiny_model
 from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
@@ -16,8 +17,7 @@ from vpt.inference.engine import Engine
 from vpt.inference.events import StopEvent
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.scheduler import drive
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import load_model
+from vpt.model.modeling import load_model
 from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
 from vpt.protocol.tokens import BRANCH_TOKENS, PERCEPTION_MODES, TURN_END
 from vpt.runtime import Runtime

@@ -11,6 +11,7 @@ import torch
 from fuzz.limits import within_limits
 from golden_data import GOLDENS, VARIANTS
 from safetensors.torch import load_file, save_file
+from tiny_model import tiny_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import vpt
@@ -19,12 +20,11 @@ from vpt.branches.dino import RELEASED_CONFIG as RELEASED_DINO
 from vpt.branches.sam import RELEASED_CONFIG as RELEASED_SAM
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import load_model
-from vpt.model.config import SIDE_FILES, VPTConfig, VRTConfig, load_config
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.config import VPTConfig, VRTConfig, load_config
+from vpt.model.hub import UNUSED_RELEASED_KEYS, check_account, key_mapping, stored_weights
+from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
-from vpt.model.weights import RELEASED_NAMES, UNUSED_RELEASED_KEYS, check_account, stored_weights
+from vpt.protocol.tokens import BRANCH_TOKENS
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
@@ -60,7 +60,7 @@ def edit_weights(folder, edit):
 
 def our_name(released_name):
     name = released_name
-    for pattern, replacement in RELEASED_NAMES.items():
+    for pattern, replacement in key_mapping(()).items():
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -172,7 +172,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("variant", ["dino", "sam"])
 def test_side_files_describe_the_encoder(variant):
     settings = load_config(str(CHECKPOINTS / variant)).branch_configs[variant]
-    names = SIDE_FILES[variant]
+    names = BRANCH_TOKENS[variant].side_files
     assert settings["encoder"] == json.loads((CHECKPOINTS / variant / names[0]).read_text())
     assert settings["preprocess"] == json.loads((CHECKPOINTS / variant / names[1]).read_text())
 
@@ -180,7 +180,7 @@ def test_side_files_describe_the_encoder(variant):
 @pytest.mark.parametrize(("variant", "expected"), [("dino", RELEASED_DINO), ("sam", RELEASED_SAM)])
 def test_without_side_files_the_released_encoder_is_meant(tmp_path, variant, expected):
     folder = copy_of(variant, tmp_path)
-    for name in SIDE_FILES[variant]:
+    for name in BRANCH_TOKENS[variant].side_files:
         (folder / name).unlink()
     config = load_config(str(folder))
     assert "encoder" not in config.branch_configs.get(variant, {})

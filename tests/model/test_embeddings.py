@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vpt.errors import CheckpointError
-from vpt.model.embeddings import draw_embeddings
+from vpt.model.building import draw_embeddings
 from vpt.protocol.tokens import depth_tokens, pixel_tokens
 
 

@@ -4,11 +4,11 @@ import golden_data as golden
 import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
+from tiny_model import tiny_model
 
 from vpt.errors import NonFiniteError, PositionError
-from vpt.model.building import tiny_model
-from vpt.model.checkpoint import load_model
 from vpt.model.generation import CACHE
+from vpt.model.modeling import load_model
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}

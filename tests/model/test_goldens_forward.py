@@ -7,8 +7,8 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 
-from vpt.model.checkpoint import load_model
-from vpt.model.weights import RELEASED_NAMES
+from vpt.model.hub import key_mapping
+from vpt.model.modeling import load_model
 
 BRANCH = {"clip": "reencode", "dino": "dino", "sam": "sam"}
 GROUPS = ("forward", "forward_batch", "forward_masked", "forward_alignment")
@@ -99,7 +99,7 @@ def test_gradients_equal_the_released_ones(variant):
 
 
 def our_name(released_name):
-    for pattern, replacement in RELEASED_NAMES.items():
+    for pattern, replacement in key_mapping(()).items():
         released_name = re.sub(pattern, replacement, released_name)
     return released_name
 

@@ -5,9 +5,9 @@ from unittest import mock
 import pytest
 import torch
 from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
+from tiny_model import tiny_model
 
 from vpt.errors import CheckpointError, FeatureCountError, PositionError
-from vpt.model.building import tiny_model
 from vpt.model.modeling import scatter_features
 from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS, IMAGE_PAD

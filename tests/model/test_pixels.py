@@ -3,11 +3,12 @@
 import pytest
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
-from vpt.model.building import tiny_model
-from vpt.model.pixels import FORWARD_ARGUMENTS, Pixels, join_pixels
+from vpt.model.encoding import Pixels, forward_arguments, join_pixels
+from vpt.protocol.rows import KINDS
 
 SIZES = [(1, 1), (28, 28), (57, 200), (300, 40), (513, 511), (2000, 9), (1200, 900)]
 
@@ -76,5 +77,5 @@ def test_rows_are_joined_in_order(pixels):
 
 
 def test_every_kind_has_arguments_of_its_own():
-    names = [name for names in FORWARD_ARGUMENTS.values() for name in names]
+    names = [name for kind in KINDS for name in forward_arguments(kind)]
     assert len(names) == len(set(names))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import tiny_model
 from transformers import Qwen2VLForConditionalGeneration
 
 from vpt.errors import PositionError
-from vpt.model.building import tiny_model
 from vpt.model.positions import batch_mrope_positions, mrope_positions
 
 IMAGE = 7

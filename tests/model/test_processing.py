@@ -4,14 +4,13 @@ import pytest
 import torch
 from golden_data import GOLDENS, VARIANTS
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
-from vpt.model.building import tiny_model
 from vpt.model.config import load_config
-from vpt.model.encoding import RowEncoder
-from vpt.model.pixels import open_row_image
+from vpt.model.encoding import RowEncoder, open_row_image
 from vpt.model.processing import (
     FeaturePiece,
     ImagePiece,

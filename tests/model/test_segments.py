@@ -6,12 +6,13 @@ from unittest import mock
 import pytest
 import torch
 from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
+from tiny_model import tiny_model
 from torch.utils.checkpoint import checkpoint
 
 from vpt.errors import PositionError
 from vpt.inference.cache import ATTENTION_NAME
-from vpt.model.building import tiny_model
-from vpt.model.segments import Call, SegmentReader, in_rounds
+from vpt.model.matching import Call, in_rounds
+from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 

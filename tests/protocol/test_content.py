@@ -9,12 +9,13 @@ from drivers import Script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_model import byte_tokenizer, tiny_model
 
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import load_image
 from vpt.inference.events import CallEvent, ContentEvent
-from vpt.model.building import add_perception_tokens, byte_tokenizer, tiny_model
-from vpt.model.logits import PerceptionLogitsProcessor, apply_rule_
+from vpt.model.building import add_perception_tokens
+from vpt.model.generation import PerceptionLogitsProcessor, apply_rule_
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.content import format_depth, format_pixel_box
 from vpt.protocol.grammar import PerceptionGrammar, TurnState

@@ -9,8 +9,7 @@ from golden_data import GOLDENS, VARIANTS
 
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.model.config import load_config
-from vpt.model.encoding import RowEncoder, collate, share_room
-from vpt.model.pixels import open_row_image
+from vpt.model.encoding import RowEncoder, collate, open_row_image, share_room
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import split_crop_suffix
 

@@ -7,24 +7,28 @@ import pytest
 from golden_data import GOLDENS, VARIANTS
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from tiny_model import byte_tokenizer
 
 from vpt.boxes import GridBox
 from vpt.errors import CheckpointError, PromptError, RegionError
-from vpt.model.building import add_perception_tokens, byte_tokenizer
+from vpt.model.building import add_perception_tokens
 from vpt.protocol.calls import format_region, parse_turn, split_symbols
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
-    ENCODER_TO_BRANCH,
     INVITE_REENCODE,
     INVITE_REGION,
     PERCEPTION_MODES,
     REGION_END,
     REGION_START,
-    BranchTokens,
+    BranchRow,
     Vocabulary,
+    branches_named,
     branches_of_mode,
+    canonical_mode,
     coordinate_tokens,
+    find_branch,
     invite,
+    perception_mode,
     perception_tokens,
     region_tokens,
 )
@@ -160,7 +164,7 @@ def test_every_second_look_of_the_released_driver_is_a_call_of_ours():
 def test_tokens_are_added_in_the_released_order(variant):
     ids = json.loads((GOLDENS / "checkpoints" / variant / "added_tokens.json").read_text())
     released = sorted(ids, key=ids.__getitem__)[BASE_TOKENS:]
-    special, ordinary = perception_tokens([ENCODER_TO_BRANCH[variant]])
+    special, ordinary = perception_tokens(branches_named([variant]))
     assert special + ordinary == released
 
 
@@ -187,7 +191,7 @@ def test_what_is_formatted_is_parsed_again(grid_and_regions):
 def write(part):
     if isinstance(part, GridBox):
         return format_region(part)
-    return part.call if isinstance(part, BranchTokens) else part
+    return part.call if isinstance(part, BranchRow) else part
 
 
 @given(st.permutations([*coordinate_tokens("x"), *coordinate_tokens("y")]), st.integers(0, 16))
@@ -297,12 +301,12 @@ def test_a_region_beyond_a_smaller_grid_is_malformed():
 
 @pytest.mark.parametrize("mode", PERCEPTION_MODES)
 def test_the_invitation_follows_the_mode(mode):
-    words = {"auto": "", "none": "", "region": f" {INVITE_REGION}"}.get(mode, f" {INVITE_REENCODE}")
+    words = {"auto": "", "none": "", "crop": f" {INVITE_REGION}"}.get(mode, f" {INVITE_REENCODE}")
     assert invite("What is it?", mode) == f"What is it?{words}"
 
 
 def test_one_blank_stands_before_the_invitation():
-    assert invite("What is it? \n", "region") == f"What is it? {INVITE_REGION}"
+    assert invite("What is it? \n", "crop") == f"What is it? {INVITE_REGION}"
 
 
 def test_asking_in_an_unknown_mode_is_an_error():
@@ -311,7 +315,7 @@ def test_asking_in_an_unknown_mode_is_an_error():
 
 
 @pytest.mark.parametrize("question", ["", "  \n"])
-@pytest.mark.parametrize("mode", ["auto", "region"])
+@pytest.mark.parametrize("mode", ["auto", "crop"])
 def test_an_empty_question_is_an_error(question, mode):
     with pytest.raises(PromptError, match="the question is empty"):
         invite(question, mode)
@@ -322,9 +326,11 @@ def test_an_empty_question_is_an_error(question, mode):
     [
         ("auto", ("crop", "reencode", "sam")),
         ("none", ()),
+        ("crop", ("crop",)),
         ("region", ("crop",)),
         ("reencode", ("reencode", "sam")),
         ("clip", ("reencode",)),
+        ("seg", ("sam",)),
         ("sam", ("sam",)),
     ],
 )
@@ -336,15 +342,37 @@ def test_a_mode_permits_the_branches_it_names(mode, expected):
 @pytest.mark.parametrize(
     ("mode", "available", "has"),
     [
-        ("dino", ("crop", "reencode", "sam"), "region, clip, sam"),
-        ("region", ("dino",), "dino"),
-        ("reencode", ("crop",), "region"),
+        ("dino", ("crop", "reencode", "sam"), "crop, clip, sam"),
+        ("crop", ("dino",), "dino"),
+        ("reencode", ("crop",), "crop"),
         ("clip", (), "none"),
     ],
 )
 def test_a_mode_the_model_cannot_do_is_an_error(mode, available, has):
     with pytest.raises(PromptError, match=f"cannot do perception='{mode}'; it has: {has}$"):
         branches_of_mode(mode, available)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("region", "crop"), ("detection", "dino"), ("seg", "sam"), ("clip", "clip"), ("auto", "auto")],
+)
+def test_older_and_released_names_of_modes_are_accepted(name, mode):
+    assert perception_mode(name) == canonical_mode(name) == mode
+    assert mode in PERCEPTION_MODES
+    assert invite("What?", name) == invite("What?", mode)
+
+
+def test_modes_are_a_sequence_that_follows_the_table():
+    assert list(PERCEPTION_MODES) == ["auto", "none", "crop", "reencode", "clip", "dino", "sam"]
+    assert len(PERCEPTION_MODES) == 7 and PERCEPTION_MODES[-1] == "sam"
+
+
+@pytest.mark.parametrize("row", BRANCH_TOKENS.values(), ids=lambda row: row.branch)
+def test_a_branch_is_found_by_each_of_its_names(row):
+    for name in (row.branch, row.encoder, row.released):
+        assert find_branch(name) == row.branch
+        assert branches_named([name]) == (row.branch,)
 
 
 def test_a_model_without_branches_answers_in_auto_mode():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from drawing import noise
+from tiny_model import tiny_model
 
 import vpt
 from vpt.errors import PromptError
-from vpt.model.building import tiny_model
 from vpt.trace.records import Trace
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "trace.schema.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_model import tiny_model
 
 from vpt.boxes import GridBox
-from vpt.model.building import tiny_model
 from vpt.protocol.calls import format_region
 from vpt.protocol.tokens import BRANCH_TOKENS
 

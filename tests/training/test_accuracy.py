@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_model import tiny_model
 
-from vpt.model.building import tiny_model
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_START,

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import vpt
 from vpt.data.content_rows import CategoryBoxes, counting_rows, with_note
-from vpt.model.building import tiny_model
+from tiny_model import tiny_model
 from vpt.protocol.tokens import ContentTokens
 
 yaml = pytest.importorskip("yaml")

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from factory import CALLS, arguments, make_row, save_model, save_rows, turn
+from tiny_model import tiny_model
 
 from vpt.errors import FeatureCountError
-from vpt.model.building import tiny_model
 from vpt.model.config import load_config
-from vpt.model.encoding import RowEncoder, drop_cut_images
-from vpt.model.pixels import open_row_image
+from vpt.model.encoding import RowEncoder, drop_cut_images, open_row_image
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import KINDS
 from vpt.protocol.tokens import VISION_END, VISION_START

@@ -11,8 +11,7 @@ from golden_data import GOLDENS, VARIANTS
 from vpt import cli
 from vpt.errors import PositionError
 from vpt.model.config import load_config
-from vpt.model.encoding import RowEncoder, collate
-from vpt.model.pixels import open_row_image
+from vpt.model.encoding import RowEncoder, collate, open_row_image
 from vpt.model.processing import VPTProcessor
 
 

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
+from tiny_model import byte_tokenizer, tiny_model
 
 import vpt
 from vpt.errors import CheckpointError, TrainingError
-from vpt.model.building import byte_tokenizer, tiny_model
 
 
 def test_registering_twice_is_harmless(factory):

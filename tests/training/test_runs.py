@@ -171,10 +171,9 @@ def test_rows_longer_than_the_cutoff_are_trained_on(factory, model, data, tmp_pa
 
 def test_control_tokens_do_not_count_in_the_loss(factory, model, data, tmp_path):
     """The loss of LLaMA-Factory equals the one over all other tokens of the answers."""
-    from vpt.model.checkpoint import load_model
     from vpt.model.config import load_config
-    from vpt.model.encoding import RowEncoder, collate
-    from vpt.model.pixels import open_row_image
+    from vpt.model.encoding import RowEncoder, collate, open_row_image
+    from vpt.model.modeling import load_model
     from vpt.model.processing import VPTProcessor
 
     metrics = evaluate(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox, crop_box_px
@@ -13,7 +14,6 @@ from vpt.branches.dino import RELEASED_PREPROCESS as DINO_SETTINGS
 from vpt.branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
-from vpt.model.building import tiny_model
 from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
 from vpt.view.heat import VIRIDIS, heat_over, seen_box_px
 from vpt.view.picture import draw

@@ -14,12 +14,13 @@ from vpt.cli.parser import Command, add_flag, add_path, add_value, branch_names,
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.errors import CheckpointError, PromptError
 from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
     CONTENT_TOKENS,
-    ENCODER_TO_BRANCH,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
     ContentTokens,
     branches_named,
+    encoder_names,
     perception_tokens,
 )
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 DEPTH_TOKENIZER = "depth_tokenizer"
 """Folder within that of a model."""
-
-_ENCODERS = {"dino": ("ID", "DINOv2"), "sam": ("ID_OR_PTH", "SAM")}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--branches",
         type=branch_names,
         metavar="LIST",
-        help=f"out of {','.join(ENCODER_TO_BRANCH)}; regions can always be asked for, so an "
+        help=f"out of {','.join(encoder_names())}; regions can always be asked for, so an "
         "empty list is possible. Left out where --base is a VPT model, which keeps its own",
     )
     parser.add_argument(
@@ -58,10 +57,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     decoder = "copied into the folder, to decode the depth maps that the model writes"
     add_path(parser, "--depth-tokenizer", "DIR_OR_PTH", decoder)
     add_path(parser, "--out", "DIR", "folder to write", required=True)
-    for name, (metavar, encoder) in _ENCODERS.items():
-        parser.add_argument(
-            f"--{name}", metavar=metavar, help=f"{encoder} encoder, if not the released one"
-        )
+    for row in BRANCH_TOKENS.values():
+        if row.source is not None:
+            about = f"{row.title} encoder (default: {row.source})"
+            parser.add_argument(f"--{row.encoder}", metavar="ID_OR_PATH", help=about)
     cells = "cells per side of the region grid"
     add_value(parser, "--grid-size", "K", whole_number(1), cells, RELEASED_GRID_SIZE)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
@@ -103,7 +102,7 @@ def _print_summary(
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
     print_out(f"made {args.out} of {args.base}")
-    print_out(f"  branches    {', '.join(['region', *model.config.vision_encoder_ls])}")
+    print_out(f"  branches    {', '.join(['crop', *model.config.vision_encoder_ls])}")
     if kinds := model.config.content_tokens.kinds:
         is_undecoded = "depth" in kinds and not can_decode
         note = "; no depth tokenizer, so maps are codes only" if is_undecoded else ""
@@ -164,9 +163,12 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
         )
     if args.depth_tokenizer is not None and "depth" not in args.content.kinds:
         raise PromptError("--depth-tokenizer needs depth among --content")
-    encoders = {name: source for name in _ENCODERS if (source := getattr(args, name))}
-    if stray := [name for name in encoders if name not in (args.branches or ())]:
-        raise PromptError(f"--{stray[0]} is given, but {stray[0]} is not among --branches")
+    names = {branch: row.encoder for branch, row in BRANCH_TOKENS.items()}
+    given = {branch: getattr(args, name, None) for branch, name in names.items()}
+    encoders = {branch: source for branch, source in given.items() if source}
+    for branch in encoders:
+        if (name := names[branch]) not in (args.branches or ()):
+            raise PromptError(f"--{name} is given, but {name} is not among --branches")
     return encoders
 
 

@@ -75,7 +75,7 @@ def add_request_arguments(
 def _permitted(option: Option) -> dict[str, Any]:
     """Type or choices of the values that an option takes, for argparse."""
     if option.choices:
-        return {"choices": option.choices}
+        return {"choices": option.choices, "type": option.canonical}
     if option.kind is float:
         return {"type": number(option.least, option.most)}
     return {"type": whole_number(option.least)}

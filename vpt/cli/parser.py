@@ -12,7 +12,7 @@ from typing import Any
 
 from vpt import __version__
 from vpt.errors import CheckpointError
-from vpt.protocol.tokens import branches_named
+from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 EXIT_FINE, EXIT_BUG, EXIT_USAGE, EXIT_IMAGE, EXIT_MODEL, EXIT_MEMORY, EXIT_SERVICE = range(7)
 EXIT_INTERRUPTED = 130
@@ -202,12 +202,11 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 
 def branch_names(text: str) -> tuple[str, ...]:
     """Type of argument: names of re-encoding branches, with commas between them."""
-    names = words(text)
     try:
-        branches_named(names)
+        branches = [branches_named([name])[0] for name in words(text)]
     except CheckpointError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
-    return names
+    return tuple(BRANCH_TOKENS[branch].encoder for branch in branches)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -187,8 +187,7 @@ def _print_change(option: str, old: str, new: str) -> None:
 
 def _write_config(folder: Path, settings: dict[str, Any], config_class: type) -> None:
     """Write the settings, and what LLaMA-Factory needs to find the code of a released folder."""
-    from vpt.model.hub import read_json
-    from vpt.model.shim import auto_map, write_processor_entry, write_shim
+    from vpt.model.hub import auto_map, read_json, write_processor_entry, write_shim
 
     file = folder / "config.json"
     content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}
@@ -217,7 +216,7 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
 def _reset_conditioning(folder: Path, branches: Sequence[str], seed: int) -> None:
     import torch
 
-    from vpt.model.checkpoint import read_model
+    from vpt.model.modeling import read_model
 
     model = read_model(str(folder))
     torch.manual_seed(seed)

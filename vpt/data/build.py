@@ -28,7 +28,7 @@ from vpt.data.rows import Images, Row, clean_cell
 from vpt.errors import DataError, RegionError
 from vpt.protocol.calls import find_symbols, format_region
 from vpt.protocol.rows import KINDS, ROLES, split_crop_suffix
-from vpt.protocol.tokens import BRANCH_TOKENS, ENCODER_TO_BRANCH, RELEASED_GRID_SIZE, invite
+from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE, branches_named, invite
 
 KEYS = ("image", "question", "answer", "box", "kind")
 """Keys of an annotation that are read."""
@@ -232,7 +232,7 @@ def build_row(
         turns += [format_region(region, grid_size), placeholder]
         columns[KINDS["image"].column].append(_with_crop_suffix(annotation.image, crop))
     elif kind != "direct":
-        branch = ENCODER_TO_BRANCH[kind]
+        (branch,) = branches_named([kind])
         turns += [BRANCH_TOKENS[branch].call, KINDS[branch].placeholder]
         columns[KINDS[branch].column].append(annotation.image)
     turns.append(annotation.answer)

@@ -228,7 +228,7 @@ class RowLengths:
     """
 
     def __init__(self, config: VPTConfig, processor: VPTProcessor) -> None:
-        from vpt.model.pixels import Pixels
+        from vpt.model.encoding import Pixels
 
         self._config = config
         self._processor = processor

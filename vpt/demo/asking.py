@@ -88,7 +88,7 @@ def make_requests(
         size_wh, whole = images[0].size_wh, _whole(box)
         check_box_px(whole, size_wh)
         region = region_to_show(whole, size_wh, grid_size=runtime.vocabulary.grid_size)
-        perception = "auto" if settings["perception"] == "auto" else "region"
+        perception = "auto" if settings["perception"] == "auto" else "crop"
         max_calls = max(settings["max_calls"], 1)
         first |= {"region": region, "perception": perception, "max_calls": max_calls}
     requests = [runtime.request(images, question, **first)]

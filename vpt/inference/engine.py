@@ -24,7 +24,7 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece
 from vpt.model.projectors import Projected
-from vpt.protocol.tokens import BRANCH_TOKENS
+from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
 
 _GROWTH = 1024  # tokens of room that a stream gets beyond what it needs, once it needs more
 
@@ -63,7 +63,7 @@ class LookResult:
     """What appending one image or re-encoded image brought.
 
     Attributes:
-        branch: ``"reencode"`` also for plain images.
+        branch: the backbone's tower also for plain images.
         grid_hw: of its tokens.
         num_tokens: ``h * w``.
         reused: whether its features were cached.
@@ -217,7 +217,7 @@ class Engine:
             if isinstance(piece, ImagePiece):
                 builder.add_image(values.values, values.grid_hw)
                 results.append(
-                    LookResult("reencode", values.grid_hw, len(values.values), reused, None)
+                    LookResult(TOWER, values.grid_hw, len(values.values), reused, None)
                 )
                 continue
             new = self._project(stream, piece.branch, values)
@@ -379,4 +379,4 @@ class _ChunkBuilder:
 def as_look(piece: Piece) -> tuple[str, LoadedImage]:
     """Branch and image of a piece that is not tokens."""
     assert not isinstance(piece, TokenPiece)
-    return ("reencode" if isinstance(piece, ImagePiece) else piece.branch), piece.image
+    return (TOWER if isinstance(piece, ImagePiece) else piece.branch), piece.image

@@ -7,14 +7,14 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
-from vpt.branches import Branch, Features
+from vpt.branches import Features
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
+from vpt.protocol.tokens import TOWER
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
@@ -74,14 +74,16 @@ class Encoders:
         cache: FeatureCache | None = None,
     ) -> None:
         self._model = model
-        self._processor = processor
         self.cache = FeatureCache() if cache is None else cache
         self.num_encoded = 0
         self.num_reused = 0
-        settings = {"reencode": processor.image_processor.to_dict()}
-        settings |= {name: branch.preprocess_config for name, branch in model.branches.items()}
+        self._branches = {
+            name: model.branch(name, processor.image_processor)
+            for name in (TOWER, *model.config.branches)
+        }
         self._settings = {
-            name: _digest([model.config.max_side(name), entry]) for name, entry in settings.items()
+            name: _digest([model.config.max_side(name), branch.preprocess_config])
+            for name, branch in self._branches.items()
         }
 
     def key(self, branch: str, image: LoadedImage) -> FeatureKey:
@@ -90,7 +92,7 @@ class Encoders:
         return FeatureKey(branch, image.digest, image.size_wh, mode, self._settings[branch])
 
     def encode(self, looks: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
-        """Features of images, each under a branch (``"reencode"`` for the backbone's tower).
+        """Features of images, each under a branch; plain images are under ``TOWER``.
 
         Images that are not kept are encoded in one batch per branch, equal ones once.
 
@@ -114,13 +116,12 @@ class Encoders:
     def _encode_batch(self, branch: str, images: list[LoadedImage]) -> list[Features]:
         with torch.inference_mode():
             max_side = self._model.config.max_side(branch)
-            if branch == "reencode":
-                pixels = self._processor.preprocess_images(images, max_side)
-                features = self._model.encode(branch, *pixels)
-            else:
-                encoder = cast(Branch, self._model.branches[branch])
-                fitted = [fit_for_tower(image.pixels, max_side=max_side) for image in images]
-                features = self._model.encode(branch, *encoder.preprocess(fitted).values())
+            encoder = self._branches[branch]
+            fitted = [
+                fit_for_tower(image.pixels, min_side=encoder.min_side, max_side=max_side)
+                for image in images
+            ]
+            features = self._model.encode(branch, *encoder.preprocess(fitted).values())
             # Each entry owns its memory: a view would keep the whole batch alive.
             return [Features(f.values.clone(), f.grid_hw) for f in features]
 

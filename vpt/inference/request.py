@@ -11,13 +11,13 @@ import dataclasses
 import math
 import numbers
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vpt.boxes import GridBox
 from vpt.errors import PromptError
-from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES
+from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, canonical_mode
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
@@ -38,6 +38,7 @@ class Option:
         least: smallest number permitted, or with ``excludes_least`` the first that is too small.
         most: largest number permitted.
         choices: texts permitted.
+        canonical: for other names of the choices: name -> choice.
     """
 
     kind: type
@@ -48,7 +49,8 @@ class Option:
     least: int = 0
     most: float = math.inf
     excludes_least: bool = False
-    choices: tuple[str, ...] = ()
+    choices: Sequence[str] = ()
+    canonical: Callable[[str], str] = str
 
     def check(self, name: str, value: object) -> Any:
         """Return the value as a Python number, ``bool`` or text; numpy's are accepted.
@@ -57,7 +59,8 @@ class Option:
             PromptError: naming the option, if the value is of another type or out of bounds.
         """
         if self.choices:
-            return one_of(name, value, self.choices)
+            known = self.canonical(value) if isinstance(value, str) else value
+            return one_of(name, known, self.choices)
         if self.kind is not bool:
             return check_number(name, value, self.kind, self.least, self.most, self.excludes_least)
         if not isinstance(value, bool):
@@ -129,7 +132,7 @@ class Request:
     Attributes:
         images: in the order they are shown.
         question: plain text.
-        perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
+        perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``, or another name of it.
         max_calls: perception calls at most; a turn with several regions is one call.
         max_new_tokens: tokens the model may choose in all; its context is another limit.
         constrain: let the grammar permit only well-formed calls within the budget. Without it
@@ -153,10 +156,11 @@ class Request:
     perception: str = _option(
         str,
         "auto",
-        "auto: as the model likes; none: never; region: at a region; reencode: with any branch; "
+        "auto: as the model chooses; none: never; crop: at a region; reencode: with any branch; "
         "or with the one named",
         "Look again",
         choices=PERCEPTION_MODES,
+        canonical=canonical_mode,
     )
     max_calls: int = _option(int, 4, "calls at most", "Calls at most", metavar="N")
     max_new_tokens: int = _option(
@@ -208,9 +212,9 @@ class Request:
         _instance("region", region, GridBox)
         cells = [check_number("region", cell, int, 0) for cell in astuple(region)]
         object.__setattr__(self, "region", GridBox(*cells))
-        if self.perception not in ("auto", "region") or not self.images or not self.max_calls:
+        if self.perception not in ("auto", "crop") or not self.images or not self.max_calls:
             raise PromptError(
-                "region needs an image, a call (max_calls) and perception 'auto' or 'region'; "
+                "region needs an image, a call (max_calls) and perception 'auto' or 'crop'; "
                 f"got perception={self.perception!r}, max_calls={self.max_calls}"
             )
 

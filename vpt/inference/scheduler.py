@@ -21,7 +21,7 @@ from vpt.errors import NonFiniteError, VPTError, as_vpt_error
 from vpt.inference.engine import Encoded, Engine, Stream
 from vpt.inference.events import Append, ErrorEvent, Event, Exchange, Step
 from vpt.inference.request import Sampling
-from vpt.model.logits import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
+from vpt.model.generation import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
 from vpt.model.processing import TokenPiece
 
 logger = logging.getLogger(__name__)

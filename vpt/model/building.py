@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
 
+from vpt.branches.base import branch_class
 from vpt.errors import CheckpointError
-from vpt.model.checkpoint import read_model
 from vpt.model.config import VPTConfig, check_generation_config, check_settings
-from vpt.model.embeddings import draw_embeddings
-from vpt.model.hub import as_checkpoint_error, check_file, check_weights, find_file, read_json
-from vpt.model.modeling import VPTForConditionalGeneration
-from vpt.model.processing import VPTProcessor, build_image_processor
-from vpt.model.weights import check_account, stored_weights
+from vpt.model.hub import (
+    as_checkpoint_error,
+    check_account,
+    check_file,
+    check_weights,
+    find_file,
+    read_json,
+)
+from vpt.model.modeling import VPTForConditionalGeneration, read_model
+from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
-    IMAGE_PAD,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
     TURN_END,
     TURN_START,
-    VISION_END,
-    VISION_START,
     ContentTokens,
     branches_named,
+    content_value,
     perception_tokens,
 )
-
-DEFAULT_ENCODERS = {"dino": "facebook/dinov2-large", "sam": "facebook/sam-vit-large"}
-"""The encoders of the released models."""
-
-_BASE_TOKENS = ["<|endoftext|>", TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD]
-_BASE_TOKENS += ["<|video_pad|>"]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -79,9 +75,9 @@ def build_from_base(
 
     Args:
         base: folder or hub id of a Qwen2-VL model, e.g. ``Qwen/Qwen2-VL-2B-Instruct``.
-        branches: command-line names: ``clip``, ``dino``, ``sam``.
-        encoders: name -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
-            by default the released choice.
+        branches: names of branches, see :func:`vpt.protocol.tokens.find_branch`.
+        encoders: branch -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
+            by default the ``source`` in the branch's row.
         grid_size: cells per side of the region grid.
         content: what it shall write by itself.
         codebook: ``[K, D]``, vectors of the depth codes, by which their rows begin in order.
@@ -92,9 +88,12 @@ def build_from_base(
         CheckpointError: if a branch is unknown, or a part cannot be loaded.
     """
     base, wanted = str(base), branches_named(branches)
-    sources = DEFAULT_ENCODERS | {name: str(source) for name, source in (encoders or {}).items()}
-    if stray := [name for name in encoders or {} if name not in DEFAULT_ENCODERS]:
-        raise CheckpointError(f"{stray[0]!r} takes no encoder; those that do: dino, sam")
+    defaults = {name: row.source for name, row in BRANCH_TOKENS.items() if row.source is not None}
+    sources = defaults | {name: str(source) for name, source in (encoders or {}).items()}
+    if stray := [name for name in encoders or {} if name not in defaults]:
+        raise CheckpointError(
+            f"{stray[0]!r} takes no encoder; those that do: {', '.join(defaults)}"
+        )
     _check_base(base)
     with as_checkpoint_error(f"cannot load the base model {base}"):
         check_generation_config(base)
@@ -213,22 +212,16 @@ def _model_type(base: str) -> Any:
         raise CheckpointError(f"cannot load the base model {base}: {exc}") from exc
 
 
-def _load_encoder(name: str, source: str, dtype: torch.dtype) -> Any:
-    from transformers import Dinov2Config, Dinov2Model, SamConfig, SamModel
-
-    from vpt.branches import DinoBranch, SamBranch
-
-    with as_checkpoint_error(f"cannot load the {name} encoder {source}"):
-        if name == "sam" and Path(source).suffix == ".pth":
+def _load_encoder(branch: str, source: str, dtype: torch.dtype) -> Any:
+    home: Any = branch_class(BRANCH_TOKENS[branch].home)
+    with as_checkpoint_error(f"cannot load the {branch} encoder {source}"):
+        if Path(source).suffix == home.file_suffix:
             check_file(Path(source))
-            return SamBranch.from_segment_anything(source)
-        if file := find_file(source, "config.json"):
-            check_settings(read_json(file))
-        if name == "dino":
-            check_weights(source, lambda: Dinov2Model(Dinov2Config.from_pretrained(source)))
-            return DinoBranch.from_pretrained(source, dtype=dtype)
-        check_weights(source, lambda: SamModel(SamConfig.from_pretrained(source)))
-        return SamBranch.from_pretrained(source, dtype=dtype)
+        else:
+            if file := find_file(source, "config.json"):
+                check_settings(read_json(file))
+            check_weights(source, lambda: home.empty_checkpoint(source))
+        return home.from_pretrained(source, dtype=dtype)
 
 
 def add_perception_tokens(
@@ -261,9 +254,7 @@ def vpt_config(
     rows = [BRANCH_TOKENS[branch] for branch in branches]
     settings: dict[str, Any] = _content_settings(content)
     for row in rows:
-        settings[f"{row.released}_image_token_id"] = ids[row.pad]
-        settings[f"{row.released}_action_id"] = ids[row.action]
-        settings[f"{row.released}_action_start_id"] = ids[row.start]
+        settings |= {field: ids[token] for field, token in row.id_fields.items()}
     skipped = ("model_type", "architectures", "transformers_version", "auto_map", "dtype")
     inherited = {k: v for k, v in base.to_dict().items() if k not in skipped}
     return VPTConfig(
@@ -291,130 +282,61 @@ def _draw_new_embeddings(
         weight.data[rows] = drawn.to(weight)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that writes bytes: Qwen2's rules with no merges, and its control tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def draw_embeddings(
+    old: Tensor, tokens: Sequence[str], seed: int, codebook: Tensor | None = None
+) -> Tensor:
+    """Draw rows around the mean of the old ones, as spread as these are.
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=TURN_END, pad_token="<|endoftext|>"
-    )
-    tokenizer.add_tokens(_BASE_TOKENS, special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-TINY_DINO = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "mlp_ratio": 2,
-    "image_size": 112,
-    "patch_size": 14,
-}
-TINY_SAM = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "mlp_dim": 64,
-    "image_size": 256,
-    "patch_size": 16,
-    "window_size": 7,
-    "global_attn_indexes": [1],
-    "output_channels": 64,
-    "num_pos_feats": 32,
-}
-TINY_PREPROCESS = {
-    "dino": {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
-    "sam": {"size": {"longest_edge": 256}, "pad_size": {"height": 256, "width": 256}},
-}
-
-
-def tiny_model(
-    branches: Iterable[str] = ("clip", "dino", "sam"),
-    *,
-    seed: int = 0,
-    hidden_size: int = 64,
-    num_layers: int = 2,
-    max_pixels: int = 28 * 28 * 256,
-    tie_word_embeddings: bool = False,
-    content: ContentTokens = NO_CONTENT,
-    **text_settings: Any,
-) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
-    """A small model with random weights, the same for the same arguments.
+    Each token is drawn by itself, but for those whose order is known: coordinates of boxes begin
+    alike if they are near each other, depth codes if their vectors are. What is learned of one
+    then holds for its neighbours at once (docs/decisions/008-ordered-tokens-begin-in-order.md).
 
     Args:
-        branches: command-line names: ``clip``, ``dino``, ``sam``.
-        seed: of the weights.
-        hidden_size: LLM width, a multiple of 32.
-        num_layers: of the LLM.
-        max_pixels: of an image before the tower.
-        tie_word_embeddings: whether the head is the embedding table.
-        content: what it writes by itself.
-        **text_settings: other fields of ``Qwen2VLTextConfig``.
+        old: ``[N, H]``, what there is.
+        tokens: to draw rows for.
+        seed: of what is drawn.
+        codebook: ``[K, D]``, vectors of the depth codes; without it these are drawn like others.
+
+    Returns:
+        ``[len(tokens), H]`` float32.
+
+    Raises:
+        CheckpointError: if the codebook has fewer vectors than there are codes.
     """
-    from transformers import Qwen2VLConfig
-
-    wanted = branches_named(branches)
-    tokenizer = byte_tokenizer()
-    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content)
-    ids = tokenizer.get_vocab()
-    head_dim = hidden_size // 4
-    times, rows = head_dim // 8, 3 * head_dim // 16
-    text = {
-        "vocab_size": -(-len(tokenizer) // 64) * 64,
-        "hidden_size": hidden_size,
-        "intermediate_size": hidden_size * 3 // 2,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [times, rows, head_dim // 2 - times - rows],
-        },
-        "bos_token_id": None,
-        "eos_token_id": ids[TURN_END],
-        **text_settings,
-    }
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2}
-    base = Qwen2VLConfig(
-        text_config=text,
-        vision_config={**vision, "hidden_size": hidden_size},
-        image_token_id=ids[IMAGE_PAD],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids[VISION_START],
-        vision_end_token_id=ids[VISION_END],
-        tie_word_embeddings=tie_word_embeddings,
-    )
-    config = vpt_config(base, tokenizer, wanted, content=content)
-    for name, encoder in (("dino", TINY_DINO), ("sam", TINY_SAM)):
-        config.branch_configs[name] = {"encoder": encoder, "preprocess": TINY_PREPROCESS[name]}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = VPTForConditionalGeneration(config).eval()
-    _spread_weights(model, seed)
-    image_processor = build_image_processor(
-        {"size": {"shortest_edge": 56 * 56, "longest_edge": max_pixels}}
-    )
-    processor = VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
-    return model, processor
+    generator = torch.Generator().manual_seed(seed)
+    width = old.shape[1]
+    drawn = torch.randn(len(tokens), width, generator=generator)
+    rows, pixels = _numbered(tokens, "boxes")
+    if rows:
+        drawn[rows] = _mix(_waves(max(pixels) + 1)[pixels], width, generator)
+    rows, codes = _numbered(tokens, "depth")
+    if rows and codebook is not None:
+        if max(codes) >= len(codebook):
+            raise CheckpointError(
+                f"the codebook has {len(codebook)} vectors; there are {max(codes) + 1} codes"
+            )
+        drawn[rows] = _mix(codebook[codes].float().cpu(), width, generator)
+    old = old.float()
+    return drawn * old.std() + old.mean(0)
 
 
-def _spread_weights(model: VPTForConditionalGeneration, seed: int) -> None:
-    """Draw matrices anew, so large that answers depend on what is asked and seen.
+def _numbered(tokens: Sequence[str], kind: str) -> tuple[list[int], list[int]]:
+    """Indices of the tokens of a kind of content, and what each of them names."""
+    values = {row: content_value(token, kind) for row, token in enumerate(tokens)}
+    named = {row: value for row, value in values.items() if value is not None}
+    return [*named], [*named.values()]
 
-    Each has a generator of its own, seeded by the name that folders give it, so that neither the
-    order of parameters nor the release of transformers matters.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue
-        (stored,) = stored_weights({name: parameter})
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {stored}".encode()))
-        scale = parameter[0].numel() ** -0.5
-        parameter.data.normal_(0, 0.5 if "embed_tokens" in name else scale, generator=generator)
+
+def _waves(num: int) -> Tensor:
+    """``[num, F]``: sines and cosines of a place, from half a wave over all down to ten places."""
+    num_waves = max(1, 1 + math.floor(2 * math.log2(max(num / 5, 1))))
+    frequencies = 0.5 * 2 ** (torch.arange(num_waves) / 2)
+    angles = 2 * math.pi * frequencies * torch.arange(num)[:, None] / num
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _mix(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """``[N, D]`` vectors mixed at random into ``[N, width]`` of mean 0 and variance 1."""
+    mixed = vectors @ torch.randn(vectors.shape[1], width, generator=generator)
+    mixed = mixed - mixed.mean(0)
+    return mixed / mixed.std().clamp(min=1e-6)

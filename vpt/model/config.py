@@ -15,11 +15,17 @@ from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.files import replacing_files
-from vpt.model.hub import as_checkpoint_error, find_file, read_json, refuse_adapter
-from vpt.model.shim import ShimSavingMixin, auto_map, write_shim
+from vpt.model.hub import (
+    ShimSavingMixin,
+    as_checkpoint_error,
+    auto_map,
+    find_file,
+    read_json,
+    refuse_adapter,
+    write_shim,
+)
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
-    ENCODER_TO_BRANCH,
     IMAGE_PAD,
     RELEASED_DEPTH_CELLS,
     RELEASED_DEPTH_CODES,
@@ -30,14 +36,11 @@ from vpt.protocol.tokens import (
     VISION_END,
     VISION_START,
     ContentTokens,
+    branches_named,
+    encoder_names,
+    find_branch,
     region_tokens,
 )
-
-SIDE_FILES = {
-    "dino": ("dinov2_config.json", "dinov2_preprocessor_config.json"),
-    "sam": ("sam_vision_config.json", "sam_preprocessor_config.json"),
-}
-"""Files that may lie beside a released checkpoint and describe its encoders."""
 
 _LARGEST = {
     "box_num_pixels": 2**16,
@@ -129,19 +132,13 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         para_mask_ratio: probability of each such draw, per sample.
         projector_scale: control states per condition.
         para_start_id, para_end_id: ids of the tokens that open and close a turn.
+
+    The ids of a branch's tokens have the names that its row in ``BRANCH_TOKENS`` gives them, such
+    as ``clip_image_token_id``, ``clip_action_id`` and ``clip_action_start_id``.
     """
 
     model_type = "qwen2_vl_vpt"
 
-    clip_image_token_id: int | None = None
-    clip_action_id: int | None = None
-    clip_action_start_id: int | None = None
-    detection_image_token_id: int | None = None
-    detection_action_id: int | None = None
-    detection_action_start_id: int | None = None
-    seg_image_token_id: int | None = None
-    seg_action_id: int | None = None
-    seg_action_start_id: int | None = None
     para_start_id: int | None = None
     para_end_id: int | None = None
     para_mask_id: int = 0
@@ -167,7 +164,8 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         self.branch_configs = dict(self.branch_configs or {})
         kinds = self.perception_content or []
         self.perception_content = kinds.split(",") if isinstance(kinds, str) else list(kinds)
-        super().__post_init__(**kwargs)
+        ids = {field: None for row in BRANCH_TOKENS.values() for field in row.id_fields}
+        super().__post_init__(**{**ids, **kwargs})
         text = self.text_config
         if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
             # The class default of a field that small or old configurations leave out.
@@ -186,10 +184,10 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
             raise CheckpointError(
                 f"depth_tokenizer must be a name in the model folder, not {self.depth_tokenizer!r}"
             )
-        if unknown := [n for n in self.vision_encoder_ls if n not in ENCODER_TO_BRANCH]:
+        if unknown := [n for n in self.vision_encoder_ls if find_branch(n) is None]:
             raise CheckpointError(
                 f"unknown branch {unknown[0]!r} in vision_encoder_ls; "
-                f"available: {', '.join(ENCODER_TO_BRANCH)}"
+                f"available: {', '.join(encoder_names())}"
             )
         if self.num_inner_forward_run not in (1, 2):
             raise CheckpointError(
@@ -213,7 +211,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     @property
     def branches(self) -> tuple[str, ...]:
         """Re-encoding branches of this model, keys of ``BRANCH_TOKENS``, in table order."""
-        return tuple(b for b, row in BRANCH_TOKENS.items() if row.encoder in self.vision_encoder_ls)
+        return branches_named(self.vision_encoder_ls)
 
     @property
     def content_tokens(self) -> ContentTokens:
@@ -227,25 +225,32 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
 
     def max_side(self, branch: str) -> int | None:
         """Longer side to which images are shrunk before a branch."""
-        return self.seg_image_resolution if branch == "sam" else self.image_resolution
+        field = BRANCH_TOKENS[branch].resolution if branch in BRANCH_TOKENS else "image_resolution"
+        limit: int | None = getattr(self, field)
+        return limit
 
     def pad_id(self, branch: str) -> int:
         """Id of the placeholder of a branch's features."""
-        return self._token_id(branch, "image_token_id")
+        return self.token_id(branch, f"{BRANCH_TOKENS[branch].released}_image_token_id")
 
     def action_id(self, branch: str) -> int:
         """Id of a branch's control token."""
-        return self._token_id(branch, "action_id")
+        return self.token_id(branch, f"{BRANCH_TOKENS[branch].released}_action_id")
 
     def start_id(self, branch: str) -> int:
         """Id of the token that opens a call of a branch."""
-        return self._token_id(branch, "action_start_id")
+        return self.token_id(branch, f"{BRANCH_TOKENS[branch].released}_action_start_id")
 
-    def _token_id(self, branch: str, field: str) -> int:
-        name = f"{BRANCH_TOKENS[branch].released}_{field}"
-        if (token_id := getattr(self, name)) is None:
+    def token_id(self, branch: str, field: str) -> int:
+        """Id in one of a branch's ``id_fields``.
+
+        Raises:
+            CheckpointError: if it is not set.
+        """
+        token_id: int | None = getattr(self, field, None)
+        if token_id is None:
             raise CheckpointError(
-                f"config has the branch {BRANCH_TOKENS[branch].encoder!r} but no {name}; "
+                f"config has the branch {BRANCH_TOKENS[branch].encoder!r} but no {field}; "
                 "set it to the id of the token in the tokenizer"
             )
         return token_id
@@ -306,8 +311,8 @@ def add_side_files(
     config: VPTConfig, path_or_id: str | os.PathLike[str], **hub_kwargs: Any
 ) -> None:
     """Complete ``branch_configs`` by what the files beside a released checkpoint say."""
-    for branch, names in SIDE_FILES.items():
-        if branch not in config.branches:
+    for branch in config.branches:
+        if (names := BRANCH_TOKENS[branch].side_files) is None:
             continue
         settings = config.branch_configs.setdefault(branch, {})
         for part, name in zip(("encoder", "preprocess"), names, strict=True):
@@ -428,9 +433,8 @@ def check_tokenizer(
         needed = [*region_tokens(config.grid_size), *config.content_tokens.tokens]
         for branch in config.branches:
             row = BRANCH_TOKENS[branch]
-            wanted[row.pad] = (f"{row.released}_image_token_id", config.pad_id(branch))
-            wanted[row.action] = (f"{row.released}_action_id", config.action_id(branch))
-            wanted[row.start] = (f"{row.released}_action_start_id", config.start_id(branch))
+            for field, token in row.id_fields.items():
+                wanted[token] = (field, config.token_id(branch, field))
             needed.append(row.end)
     cure = (
         f"the tokenizer is not that of the model {name}; copy tokenizer.json and "

@@ -3,22 +3,173 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from vpt.errors import FeatureCountError
-from vpt.images import LoadedImage
+from vpt.branches.base import ModelBranch
+from vpt.errors import FeatureCountError, PromptError, RegionError
+from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image, locate_image
 from vpt.model.config import VPTConfig
-from vpt.model.pixels import Pixels, join_pixels, open_row_image
+from vpt.model.modeling import backbone_of, build_branch
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import KINDS, list_images, read_turns, write_placeholders, write_turns
-from vpt.protocol.tokens import VISION_END
+from vpt.model.projectors import token_grid
+from vpt.protocol.rows import (
+    KINDS,
+    list_images,
+    read_turns,
+    split_crop_suffix,
+    write_placeholders,
+    write_turns,
+)
+from vpt.protocol.tokens import BRANCH_TOKENS, TOWER, VISION_END
 
 IGNORE_INDEX = -100
+
+
+def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
+    """Open an image of a row, its crop suffix understood.
+
+    Args:
+        path: as in the row.
+        root: folder of relative paths.
+
+    Raises:
+        ImageError: if it cannot be read.
+        RegionError: if the box is empty. One that reaches out of the image is filled with
+            black, as released.
+    """
+    plain, box = split_crop_suffix(path)
+    image = load_image(locate_image(plain, root))
+    if box is None:
+        return image
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise RegionError(f"{path} names an empty box; expected x0 < x1 and y0 < y1")
+    return from_pixels(image.pixels.crop(box), path)
+
+
+class Pixels:
+    """Opens and preprocesses images as the model of a configuration wants them.
+
+    Args:
+        config: of the model.
+        processor: of the model.
+        open_image: path in a row, or whatever stands for one -> image.
+    """
+
+    def __init__(
+        self,
+        config: VPTConfig,
+        processor: VPTProcessor,
+        open_image: Callable[[Any], LoadedImage],
+    ) -> None:
+        self.config = config
+        self.processor = processor
+        self.open_image = open_image
+        backbone = backbone_of(config, image_processor=processor.image_processor)
+        with torch.device("meta"):  # only their preprocessing is used here
+            self._branches = {
+                name: build_branch(name, config, backbone) for name in (TOWER, *config.branches)
+            }
+        self._opened: dict[Hashable, LoadedImage] = {}
+
+    def __call__(
+        self, images: Sequence[tuple[str, Hashable]]
+    ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        """Open and preprocess images.
+
+        Args:
+            images: kind, a key of :data:`vpt.protocol.rows.KINDS`, and path of each.
+
+        Returns:
+            Arguments of forward, in which images of one kind keep their order; and per kind how
+            many placeholder tokens each image takes.
+
+        Raises:
+            PromptError: if the model lacks a branch.
+            ImageError: if an image cannot be read.
+        """
+        opened = self._open(images)
+        pixels: dict[str, Tensor] = {}
+        sizes: dict[str, list[int]] = {}
+        for kind in dict.fromkeys(kind for kind, _ in opened):
+            of_kind = [image for other, image in opened if other == kind]
+            values, sizes[kind] = self._preprocess(kind, of_kind)
+            pixels |= zip(forward_arguments(kind), values, strict=True)
+        return pixels, sizes
+
+    def count(self, images: Sequence[tuple[str, Hashable]]) -> dict[str, list[int]]:
+        """How many placeholder tokens images take, as ``__call__`` says, but sooner.
+
+        Every image is opened all the same, so that what cannot be read is known before training.
+        """
+        sizes: dict[str, list[int]] = {}
+        for kind, image in self._open(images):
+            sizes.setdefault(kind, []).append(self._count(kind, image))
+        return sizes
+
+    def _open(self, images: Sequence[tuple[str, Hashable]]) -> list[tuple[str, LoadedImage]]:
+        """Open images, once each, and not again those of the row before.
+
+        Several branches may see one image, and rows about one image often stand together.
+        """
+        for kind, _ in images:
+            if kind not in ("image", *self.config.branches):
+                have = ", ".join(self.config.branches) or "none"
+                raise PromptError(
+                    f"the row has images for {kind!r}, but the model lacks that branch; "
+                    f"it has: {have}"
+                )
+        known = self._opened
+        self._opened = {
+            source: known[source] if source in known else self.open_image(source)
+            for source in dict.fromkeys(source for _, source in images)
+        }
+        return [(kind, self._opened[source]) for kind, source in images]
+
+    def _count(self, kind: str, image: LoadedImage) -> int:
+        """Tokens of an image, by its size alone."""
+        encoder = self._encoder(kind)
+        return self._num_tokens(kind, encoder.grid_hw(self._fit(kind, image).size))
+
+    def _preprocess(
+        self, kind: str, images: Sequence[LoadedImage]
+    ) -> tuple[list[Tensor], list[int]]:
+        """Pixels of images of one kind, and how many tokens each will take."""
+        encoder = self._encoder(kind)
+        fitted = [self._fit(kind, image) for image in images]
+        sizes = [self._num_tokens(kind, encoder.grid_hw(image.size)) for image in fitted]
+        return list(encoder.preprocess(fitted).values()), sizes
+
+    def _encoder(self, kind: str) -> ModelBranch:
+        return self._branches[TOWER if kind == "image" else kind]
+
+    def _fit(self, kind: str, image: LoadedImage) -> Image.Image:
+        min_side, max_side = self._encoder(kind).min_side, self.config.max_side(kind)
+        return fit_for_tower(image.pixels, min_side=min_side, max_side=max_side)
+
+    @staticmethod
+    def _num_tokens(kind: str, grid_hw: tuple[int, int]) -> int:
+        if kind in BRANCH_TOKENS:
+            grid_hw = token_grid(BRANCH_TOKENS[kind].stem, grid_hw)
+        return grid_hw[0] * grid_hw[1]
+
+
+def forward_arguments(kind: str) -> tuple[str, ...]:
+    """Names of the pixels of a kind of image in :meth:`VPTForConditionalGeneration.forward`."""
+    return ("pixel_values", "image_grid_thw") if kind == "image" else BRANCH_TOKENS[kind].arguments
+
+
+def join_pixels(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Arguments of forward for a batch, of those of its rows."""
+    names = [name for kind in KINDS for name in forward_arguments(kind)]
+    parts = {name: [pixels[name] for pixels in rows if name in pixels] for name in names}
+    return {name: torch.cat(values) for name, values in parts.items() if values}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Files of a model, in a folder or on the hub."""
+"""Files of a model, in a folder or on the hub: where they are, and the weights they hold.
+
+Every folder has a small module, the shim, through which transformers finds this package: it loads a
+model type that it does not know from code beside the weights, if it is allowed to
+(``trust_remote_code``). Ours holds nothing but an import of the installed package.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,17 +20,40 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from vpt.branches.pixel_settings import HUB_ARGUMENTS
+from vpt.branches.base import branch_class
+from vpt.branches.encoder import HUB_ARGUMENTS, EncoderBranch
 from vpt.errors import CheckpointError, VPTError, is_out_of_memory
+from vpt.files import write_whole
+from vpt.protocol.tokens import BRANCH_TOKENS
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 """Names of the files that hold a model's weights, in the order in which they are looked for."""
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
+
+SHIM_NAME = "vpt_shim"
+
+SHIM_TEXT = '''\
+"""Leads transformers and LLaMA-Factory to the installed package vpt-runtime."""
+
+from vpt.remote import *  # noqa: F403
+'''
+
+_PROCESSOR_ENTRY = {"AutoProcessor": f"{SHIM_NAME}.VPTProcessor"}
+
+_UNUSED_PARTS = {"identity": ("linear", "layernorm"), "conv": ("linear",)}
+"""Stem -> layers of features that the released projectors carry but never use."""
+
+UNUSED_RELEASED_KEYS = [
+    rf"^projectors\.{row.branch}\.({'|'.join(_UNUSED_PARTS[row.stem])})_feature\."
+    for row in BRANCH_TOKENS.values()
+    if row.stem in _UNUSED_PARTS
+]
+"""Patterns of weights in released checkpoints that are left aside."""
 
 
 @contextmanager
@@ -249,3 +277,106 @@ def other_weights(folder: Path, draft: Path) -> list[Path]:
         for where in (folder, draft)
     )
     return [old[name] for name in old if name not in new] if new else []
+
+
+def key_mapping(branches: Iterable[str]) -> dict[str, str]:
+    """Patterns and replacements from the names in folders to those of the installed model.
+
+    Names that are already ours are left alone.
+
+    Args:
+        branches: of the model.
+    """
+    names = {
+        r"^model\.(layers|embed_tokens|norm)\b": r"model.language_model.\1",
+        r"^visual\.": r"model.visual.",
+    }
+    for row in BRANCH_TOKENS.values():
+        names[rf"^{row.released}_model\."] = f"branches.{row.branch}.encoder."
+        names[rf"^{row.released}_projector\."] = f"projectors.{row.branch}."
+    for branch in branches:
+        for pattern, replacement in _key_mapping_of(branch).items():
+            names[rf"^branches\.{branch}\.(.*){pattern}"] = rf"branches.{branch}.\1{replacement}"
+    return names
+
+
+def _key_mapping_of(branch: str) -> Mapping[str, str]:
+    home = branch_class(BRANCH_TOKENS[branch].home)
+    return home.key_mapping() if issubclass(home, EncoderBranch) else {}
+
+
+def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model under the names that folders have, whatever transformers is installed.
+
+    Args:
+        state_dict: of a :class:`vpt.model.modeling.VPTForConditionalGeneration`.
+    """
+    rest, stored = dict(state_dict), dict[str, Tensor]()
+    for row in BRANCH_TOKENS.values():
+        prefix = f"branches.{row.branch}."
+        own = {key: rest.pop(key) for key in state_dict if key.startswith(prefix)}
+        if own and issubclass(home := branch_class(row.home), EncoderBranch):
+            own = home.stored_weights(own)
+        stored |= own
+    return rest | stored
+
+
+def check_account(path_or_id: str, account: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose weights are not exactly those of the model.
+
+    Args:
+        path_or_id: for the message.
+        account: ``loading_info`` of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown or of another shape.
+    """
+    problems = {
+        "missing": sorted(account["missing_keys"]),
+        "unknown": sorted(account["unexpected_keys"]),
+        "of another shape": sorted(str(key) for key in account["mismatched_keys"]),
+    }
+    if found := [f"{len(v)} {k} ({', '.join(v[:3])}, ...)" for k, v in problems.items() if v]:
+        raise CheckpointError(
+            f"the weights in {path_or_id} do not fit its config.json: {'; '.join(found)}. "
+            "Check vision_encoder_ls and the encoder configs beside the weights"
+        )
+
+
+def auto_map(config_class: type) -> dict[str, str]:
+    """Which class of the shim each Auto class shall use.
+
+    Args:
+        config_class: of the model; the model class has a name that begins alike.
+    """
+    family = config_class.__name__.removesuffix("Config")
+    return {
+        "AutoConfig": f"{SHIM_NAME}.{family}Config",
+        "AutoModelForImageTextToText": f"{SHIM_NAME}.{family}ForConditionalGeneration",
+        **_PROCESSOR_ENTRY,
+    }
+
+
+def write_shim(folder: str | os.PathLike[str]) -> None:
+    """Write the module into a model folder."""
+    write_whole(SHIM_TEXT, Path(folder) / f"{SHIM_NAME}.py")
+
+
+def write_processor_entry(folder: str | os.PathLike[str]) -> None:
+    """Say whose processor this is, in the file that transformers reads before all others."""
+    file = Path(folder) / "processor_config.json"
+    known = read_json(file) if file.exists() else {}
+    entry = {**known, "processor_class": "VPTProcessor", "auto_map": _PROCESSOR_ENTRY}
+    write_whole(json.dumps(entry, indent=2) + "\n", file)
+
+
+class ShimSavingMixin:
+    """Goes in front of a transformers class that lies behind the shim.
+
+    transformers marks classes it loads from a folder, and copies their source when it saves. That
+    would replace the shim by files that cannot be imported alone.
+    """
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Do nothing: the shim is written by ``save_pretrained``."""

@@ -6,8 +6,9 @@ Inference over a cache is in :mod:`vpt.inference.engine`; this file is what a tr
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,30 +20,52 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from vpt.branches import Branch, Features
-from vpt.branches.dino import has_newer_names
-from vpt.branches.reencode import split_tower_tokens
-from vpt.errors import FeatureCountError, PositionError
+from vpt.branches import Features
+from vpt.branches.base import Backbone, ModelBranch, branch_class
+from vpt.errors import FeatureCountError, PositionError, PromptError
 from vpt.files import replacing_files
 from vpt.model.config import (
     VPTConfig,
     VRTConfig,
     add_side_files,
     check_generation_config,
-    check_numbers,
     load_config,
 )
 from vpt.model.generation import CACHE, CallingGenerationMixin
-from vpt.model.hub import as_checkpoint_error, check_weights, copy_part, other_weights
+from vpt.model.hub import (
+    UNUSED_RELEASED_KEYS,
+    ShimSavingMixin,
+    as_checkpoint_error,
+    check_account,
+    check_weights,
+    copy_part,
+    key_mapping,
+    other_weights,
+    stored_weights,
+)
+from vpt.model.matching import Call, draw_paragraph_mask, find_calls, in_rounds
 from vpt.model.positions import batch_mrope_positions
-from vpt.model.projectors import PROJECTOR_STEMS, Projector
-from vpt.model.segments import Call, SegmentReader, in_rounds
-from vpt.model.shim import ShimSavingMixin
-from vpt.model.weights import UNUSED_RELEASED_KEYS, check_account, key_mapping, stored_weights
+from vpt.model.projectors import Projector
+from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+"""Types that weights can be computed in."""
 
 _NOT_NEEDED = {"cache_position", "num_items_in_batch"}
 """Inputs of the forward that change nothing, or are read elsewhere."""
+
+
+def _listing_branch_arguments(forward: Any) -> Any:
+    """Show the pixels of branches in a signature: ``generate`` and trainers look there."""
+    signature = inspect.signature(forward)
+    *named, rest = signature.parameters.values()
+    names = [name for row in BRANCH_TOKENS.values() for name in row.arguments]
+    pixels = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names
+    ]
+    forward.__signature__ = signature.replace(parameters=[*named, *pixels, rest])
+    return forward
 
 
 class VPTForConditionalGeneration(
@@ -65,13 +88,12 @@ class VPTForConditionalGeneration(
         self.projectors = nn.ModuleDict()
         hidden_size = config.text_config.hidden_size
         for name in config.branches:
-            feature_dim = hidden_size
-            if (branch := build_branch(name, config)) is not None:
+            branch = build_branch(name, config, backbone_of(config))
+            if isinstance(branch, nn.Module):
                 self.branches[name] = branch
-                feature_dim = branch.feature_dim
             self.projectors[name] = Projector(
-                PROJECTOR_STEMS[name],
-                feature_dim,
+                BRANCH_TOKENS[name].stem,
+                branch.feature_dim,
                 hidden_size,
                 config.projector_scale,
                 freeze_stem=config.freeze_stems,
@@ -100,7 +122,7 @@ class VPTForConditionalGeneration(
             with_account = kwargs.pop("output_loading_info", False)
             # Weights of another shape are named and refused by check_account.
             kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            kwargs.setdefault("key_mapping", key_mapping())
+            kwargs.setdefault("key_mapping", key_mapping(config.branches))
             if not {"gguf_file", "state_dict", "subfolder", "variant"} & set(kwargs):
                 make = partial(cls, copy.deepcopy(config))
                 check_weights(path_or_id, make, kwargs["key_mapping"])
@@ -116,8 +138,9 @@ class VPTForConditionalGeneration(
         The depth tokenizer in the folder that the model was loaded from is saved with it.
         """
         kwargs.setdefault("save_original_format", False)
-        if has_newer_names() and "dino" in self.branches:
-            kwargs["state_dict"] = stored_weights(kwargs.get("state_dict") or self.state_dict())
+        weights = kwargs.get("state_dict") or self.state_dict()
+        if (stored := stored_weights(weights)).keys() != weights.keys():
+            kwargs["state_dict"] = stored
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replacing_files(Path(save_directory)) as draft:
@@ -142,6 +165,7 @@ class VPTForConditionalGeneration(
         pixels = pixel_values.to(weight.device, weight.dtype)
         return self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device)).pooler_output
 
+    @_listing_branch_arguments
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -150,10 +174,6 @@ class VPTForConditionalGeneration(
         labels: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
-        clip_pixel_values: Tensor | None = None,
-        clip_images_grid_thw: Tensor | None = None,
-        detection_images: Tensor | None = None,
-        seg_images: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
@@ -174,17 +194,17 @@ class VPTForConditionalGeneration(
             labels: ``[B, S]``, -100 where ignored; control tokens are always ignored.
             pixel_values: ``[sum(t*h*w), 1176]`` of the images.
             image_grid_thw: ``[num_images, 3]`` in patches.
-            clip_pixel_values: like ``pixel_values``, of the images the own tower re-encodes.
-            clip_images_grid_thw: like ``image_grid_thw``, of those.
-            detection_images: ``[num, 3, H, W]`` for DINOv2.
-            seg_images: ``[num, 3, H, W]`` for SAM.
             mm_token_type_ids: accepted and not needed: types follow from ``input_ids``.
             past_key_values: filled with the stream, or, if it holds one already, continued by
                 ``input_ids`` ``[B, 1]``.
             cache: the same by the name that transformers uses from 5.24 on.
             inputs_embeds: refused: calls and placeholders are found by their ids.
             logits_to_keep: compute only the last so many logits; 0 for all.
-            **kwargs: ``num_items_in_batch`` for the loss, and settings that change no value.
+            **kwargs: pixels of re-encoded images, as each branch preprocesses them, under the
+                ``arguments`` of its row in ``BRANCH_TOKENS``: ``clip_pixel_values`` and
+                ``clip_images_grid_thw`` (like those of plain images), ``detection_images`` and
+                ``seg_images`` (``[num, 3, H, W]``); ``num_items_in_batch`` for the loss; and
+                settings that change no value.
 
         Raises:
             FeatureCountError: if placeholders and features differ in number.
@@ -193,6 +213,7 @@ class VPTForConditionalGeneration(
         """
         if input_ids is None or inputs_embeds is not None:
             raise PositionError("input_ids are missing; pass the token ids, not inputs_embeds")
+        pixels = _take_pixels(kwargs)
         _refuse_unread(kwargs)
         past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -211,12 +232,9 @@ class VPTForConditionalGeneration(
                 "Rows packed by LLaMA-Factory are not supported: set `packing: false`"
             )
         embeds = self._embed(input_ids, pixel_values, image_grid_thw)
-        features = self._encode_branches(
-            reencode=(clip_pixel_values, clip_images_grid_thw),
-            dino=(detection_images,),
-            sam=(seg_images,),
-        )
-        calls = self._find_calls(input_ids, features)
+        self._check_branches(pixels)
+        features = {name: self.encode(name, *values) for name, values in pixels.items()}
+        calls = find_calls(self.config, input_ids, features)
         if self.config.alignment or self.config.num_inner_forward_run == 1:
             for call in calls:
                 embeds = self._write_looks(embeds, call, condition=None)
@@ -283,101 +301,30 @@ class VPTForConditionalGeneration(
         """The projector of a branch."""
         return cast(Projector, self.projectors[branch])
 
+    def branch(self, name: str, image_processor: Any = None) -> ModelBranch:
+        """A branch of the model.
+
+        Args:
+            name: a key of ``BRANCH_TOKENS``; the tower's is there in every model.
+            image_processor: of the tower, which its branch needs to preprocess.
+        """
+        if name in self.branches:
+            return cast(ModelBranch, self.branches[name])
+        backbone = backbone_of(self.config, tower=self.tower, image_processor=image_processor)
+        return build_branch(name, self.config, backbone)
+
     def encode(self, branch: str, *pixels: Tensor) -> list[Features]:
         """Features of images under one branch; ``pixels`` as its ``preprocess`` returns them."""
-        if branch != "reencode":
-            return cast(Branch, self.branches[branch]).encode(*pixels)
-        pixel_values, grid_thw = pixels
-        merge_size = self.config.vision_config.spatial_merge_size
-        return split_tower_tokens(self.tower(pixel_values, grid_thw), grid_thw, merge_size)
+        return self.branch(branch).encode(*pixels)
 
-    def _encode_branches(self, **pixels: tuple[Tensor | None, ...]) -> dict[str, list[Features]]:
-        given = {name: values for name, values in pixels.items() if values[0] is not None}
-        for name in given:
+    def _check_branches(self, pixels: Mapping[str, Any]) -> None:
+        for name in pixels:
             if name not in self.projectors:
                 have = ", ".join(BRANCH_TOKENS[b].encoder for b in self.projectors) or "none"
                 raise PositionError(
                     f"pixels came for the branch {BRANCH_TOKENS[name].encoder!r}, "
                     f"which this model does not have; it has: {have}"
                 )
-        for name, values in given.items():
-            if any(value is None for value in values):
-                raise PositionError(f"pixels of {name!r} came without their grid")
-        return {name: self.encode(name, *cast(Any, values)) for name, values in given.items()}
-
-    def _find_calls(
-        self, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
-    ) -> list[Call]:
-        """Match control tokens, placeholders and features, per branch and row.
-
-        In alignment data there are images without calls; they get ``position`` -1.
-        """
-        calls: list[Call] = []
-        unconditioned = self.config.alignment or self.config.num_inner_forward_run == 1
-        for name in self.config.branches:
-            looks = self._match_pads(name, input_ids, features.get(name, ()))
-            action_id = self.config.action_id(name)
-            for row, row_looks in enumerate(looks):
-                actions = (input_ids[row] == action_id).nonzero().flatten().tolist()
-                if unconditioned:
-                    calls.append(Call(name, row, -1, row_looks))
-                    continue
-                calls += self._match_actions(name, row, actions, row_looks)
-        return calls
-
-    def _match_pads(
-        self, name: str, input_ids: Tensor, features: Sequence[Features]
-    ) -> list[list[tuple[Features, Tensor]]]:
-        """Images of one branch, per row, each with the positions of its placeholders."""
-        places = input_ids == self.config.pad_id(name)
-        grids = [self.projector(name).output_grid(f.grid_hw) for f in features]
-        num_features = sum(h * w for h, w in grids)
-        if (num_places := int(places.sum())) != num_features and (features or num_places):
-            raise FeatureCountError(
-                f"{num_places} {BRANCH_TOKENS[name].pad} tokens but {num_features} features "
-                f"of {len(features)} image(s)"
-            )
-        looks: list[list[tuple[Features, Tensor]]] = []
-        used = 0
-        for row in places:
-            positions = row.nonzero().flatten()
-            row_looks = []
-            while len(positions):
-                if used == len(grids) or (size := grids[used][0] * grids[used][1]) > len(positions):
-                    raise FeatureCountError(
-                        f"the {BRANCH_TOKENS[name].pad} tokens of one row do not hold whole images"
-                    )
-                row_looks.append((features[used], positions[:size]))
-                positions = positions[size:]
-                used += 1
-            looks.append(row_looks)
-        return looks
-
-    def _match_actions(
-        self, name: str, row: int, actions: list[int], looks: list[tuple[Features, Tensor]]
-    ) -> list[Call]:
-        scale = self.config.projector_scale
-        word = BRANCH_TOKENS[name].action
-        if actions and actions[0] == 0:
-            raise PositionError(f"{word} stands at the start of row {row}; nothing precedes it")
-        if not looks:
-            return [Call(name, row, position, []) for position in actions]
-        if len(actions) == scale:  # one condition for all images of the row, as released
-            groups = [looks]
-        elif len(actions) == scale * len(looks) or _come_last(actions[scale * len(looks) :], looks):
-            groups = [[look] for look in looks]
-        else:
-            raise PositionError(
-                f"row {row} has {len(actions)} {word} token(s) but {len(looks)} re-encoded "
-                f"image(s); expected {scale} token(s) per image, or {scale} for all"
-            )
-        calls = [Call(name, row, position, []) for position in actions]
-        for index, group in enumerate(groups):
-            last = (index + 1) * scale - 1
-            if any(int(pads[0]) <= actions[last] for _, pads in group):
-                raise PositionError(f"a re-encoded image of row {row} precedes its {word} token")
-            calls[last] = Call(name, row, actions[last], group)
-        return calls
 
     def _write_looks(self, embeds: Tensor, call: Call, condition: Tensor | None) -> Tensor:
         for features, pads in call.looks:
@@ -419,7 +366,9 @@ class VPTForConditionalGeneration(
         """
         if not calls:
             return self._run(embeds, attention_mask, position_ids, past_key_values)
-        hidden_paragraphs = self._draw_paragraph_mask(input_ids, calls)
+        hidden_paragraphs = None
+        if self.training:
+            hidden_paragraphs = draw_paragraph_mask(self.config, input_ids, calls)
         reader = SegmentReader(self.model.language_model, attention_mask, position_ids)
         conditions: list[tuple[Call, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
@@ -444,25 +393,59 @@ class VPTForConditionalGeneration(
         reader.read(embeds, dict.fromkeys(range(num_rows), length), is_last=True)
         return reader.hidden_states()
 
-    def _draw_paragraph_mask(self, input_ids: Tensor, calls: list[Call]) -> Tensor | None:
-        """``[B, S]`` bool, True where the final pass sees nothing; ``None`` if it sees all."""
-        if not self.training or self.config.para_mask_id == 0:
-            return None
-        paragraphs = (1,) if self.config.para_mask_id == 1 else (1, 3)
-        mask = torch.zeros_like(input_ids, dtype=torch.bool)
-        for row in sorted({call.row for call in calls if call.looks}):
-            starts = input_ids[row].eq(cast(int, self.config.para_start_id)).nonzero().flatten()
-            ends = input_ids[row].eq(cast(int, self.config.para_end_id)).nonzero().flatten()
-            for paragraph in paragraphs:
-                if float(torch.rand(())) < self.config.para_mask_ratio and len(ends) > paragraph:
-                    mask[row, int(starts[paragraph]) + 1 : int(ends[paragraph])] = True
-        return mask if mask.any() else None
-
 
 class VRTForConditionalGeneration(VPTForConditionalGeneration):
     """The same under the model type of the oldest released checkpoints."""
 
     config_class = VRTConfig
+
+
+def load_model(
+    path_or_id: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    **hub_kwargs: Any,
+) -> VPTForConditionalGeneration:
+    """Load a VPT model for inference.
+
+    Args:
+        path_or_id: folder or hub id, in the released format or our own.
+        device: where to; by default a CUDA device if there is one.
+        dtype: of the weights; ``"auto"`` is the stored one on a GPU and float32 on a CPU.
+        **hub_kwargs: as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if the folder or a weight is missing, or a weight is unknown.
+        PromptError: for an unknown ``dtype``.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32
+    return read_model(path_or_id, dtype=dtype, **hub_kwargs).to(device).eval()
+
+
+def read_model(
+    path_or_id: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
+) -> VPTForConditionalGeneration:
+    """Read a VPT model as it is stored, to be asked, changed or trained.
+
+    Args:
+        path_or_id: folder or hub id, in the released format or our own.
+        dtype: of the weights; ``"auto"`` for the stored one.
+        **hub_kwargs: as for ``from_pretrained``.
+
+    Raises:
+        CheckpointError: if the folder or a weight is missing, or a weight is unknown.
+        PromptError: for an unknown ``dtype``.
+    """
+    if dtype != "auto" and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise PromptError(f"unknown dtype {str(dtype)!r}; available: auto, {', '.join(DTYPES)}")
+    path_or_id = str(path_or_id)
+    config = load_config(path_or_id, **hub_kwargs)
+    return VPTForConditionalGeneration.from_pretrained(
+        path_or_id, config=config, dtype=dtype, **hub_kwargs
+    )
 
 
 def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
@@ -507,36 +490,30 @@ def _replace_embedding(embeds: Tensor, call: Call, condition: Tensor) -> Tensor:
     return embeds.index_put(place, condition.to(embeds)[None])
 
 
-def _come_last(actions: list[int], looks: list[tuple[Features, Tensor]]) -> bool:
-    """Whether there are calls behind all images: a row may end with one, or have been cut."""
-    return bool(actions) and all(int(pads[-1]) < actions[0] for _, pads in looks)
+def build_branch(name: str, config: VPTConfig, backbone: Backbone) -> ModelBranch:
+    """Build a branch of a model, with fresh weights if it has any of its own."""
+    home = branch_class(BRANCH_TOKENS[name].home)
+    return home.build(config.branch_configs.get(name, {}), backbone)
 
 
-def build_branch(name: str, config: VPTConfig) -> Any:
-    """The branch ``name`` with fresh weights; ``None`` for one without weights of its own."""
-    if name not in _ENCODER_BUILDERS:
-        return None
-    return _ENCODER_BUILDERS[name](config.branch_configs.get(name, {}))
+def backbone_of(config: VPTConfig, **parts: Any) -> Backbone:
+    """What a branch may use of a model; ``parts`` are the tower and its image processor."""
+    merge_size = config.vision_config.spatial_merge_size
+    return Backbone(merge_size=merge_size, hidden_size=config.text_config.hidden_size, **parts)
 
 
-def _build_dino(settings: Mapping[str, Any]) -> nn.Module:
-    from transformers import Dinov2Config
+def _take_pixels(arguments: dict[str, Any]) -> dict[str, list[Tensor]]:
+    """Take the pixels of branches out of the arguments of ``forward``.
 
-    from vpt.branches.dino import RELEASED_CONFIG, DinoBranch
-
-    config = Dinov2Config(**(settings.get("encoder") or RELEASED_CONFIG))
-    check_numbers(config.to_dict())
-    return DinoBranch(config, settings.get("preprocess"))
-
-
-def _build_sam(settings: Mapping[str, Any]) -> nn.Module:
-    from transformers.models.sam.configuration_sam import SamVisionConfig
-
-    from vpt.branches.sam import RELEASED_CONFIG, SamBranch
-
-    config = SamVisionConfig(**(settings.get("encoder") or RELEASED_CONFIG))
-    check_numbers(config.to_dict())
-    return SamBranch(config, settings.get("preprocess"))
-
-
-_ENCODER_BUILDERS = {"dino": _build_dino, "sam": _build_sam}
+    Raises:
+        PositionError: if a part of them is missing.
+    """
+    pixels = {}
+    for name, row in BRANCH_TOKENS.items():
+        first, *others = [arguments.pop(argument, None) for argument in row.arguments]
+        if first is None:
+            continue
+        if any(value is None for value in others):
+            raise PositionError(f"pixels of {name!r} came without their grid")
+        pixels[name] = [first, *others]
+    return pixels

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from vpt.branches.pixel_settings import HUB_ARGUMENTS, check_values
+from vpt.branches.encoder import HUB_ARGUMENTS, check_values
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replacing_files
 from vpt.images import LoadedImage, fit_for_tower
@@ -35,8 +35,15 @@ from vpt.model.config import (
     check_tokenizer,
     register_configs,
 )
-from vpt.model.hub import as_checkpoint_error, check_file, find_file, read_json
-from vpt.model.shim import ShimSavingMixin, write_processor_entry, write_shim
+from vpt.model.hub import (
+    ShimSavingMixin,
+    as_checkpoint_error,
+    check_file,
+    find_file,
+    read_json,
+    write_processor_entry,
+    write_shim,
+)
 from vpt.protocol.calls import split_symbols
 from vpt.protocol.tokens import (
     DEFAULT_SYSTEM,

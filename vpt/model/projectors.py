@@ -15,7 +15,6 @@ from vpt.branches import Features
 
 CONV_STRIDE = 4  # 64x64 SAM features -> 16x16 tokens, as released
 _FRESH_SCALE = 0.1
-PROJECTOR_STEMS = {"reencode": "identity", "dino": "linear", "sam": "conv"}
 
 
 def token_grid(stem: str, grid_hw: tuple[int, int]) -> tuple[int, int]:

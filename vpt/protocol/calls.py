@@ -18,7 +18,6 @@ from vpt.protocol.tokens import (
 )
 
 _SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
-_STRAY = {REGION_END} | {token for row in BRANCH_TOKENS.values() for token in (row.action, row.end)}
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,14 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
         grid_size: cells per side of the region grid.
     """
     symbols = split_symbols(turn) if isinstance(turn, str) else turn
-    branch_of_start = {row.start: row for row in BRANCH_TOKENS.values()}
+    rows = BRANCH_TOKENS.values()
+    row_of_start = {row.start: row for row in rows}
+    stray = {REGION_END, *(token for row in rows for token in (row.action, row.end))}
     calls: list[PerceptionCall] = []
     malformed: list[MalformedCall] = []
+
+    def is_stray(symbol: str) -> bool:
+        return symbol in stray or is_coordinate(symbol)
 
     def report(start: int, end: int, reason: str) -> None:
         malformed.append(MalformedCall(start, end, "".join(symbols[start:end]), reason))
@@ -129,15 +133,15 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
                     report(start, position, reason)
             else:
                 report(start, position, "region is not closed")
-        elif symbol in branch_of_start:
-            row = branch_of_start[symbol]
+        elif symbol in row_of_start:
+            row = row_of_start[symbol]
             position += 1
             for rest in (row.action, row.end):
                 if position < len(symbols) and symbols[position] == rest:
                     position += 1
             calls.append(PerceptionCall(row.branch, start, position))
-        elif _is_stray(symbol):
-            while position < len(symbols) and _is_stray(symbols[position]):
+        elif is_stray(symbol):
+            while position < len(symbols) and is_stray(symbols[position]):
                 position += 1
             report(start, position, "perception tokens outside a call")
         else:
@@ -167,7 +171,3 @@ def _read_region(symbols: Sequence[str], grid_size: int) -> tuple[GridBox | None
             return None, f"region has no {axis} coordinate"
     x, y = cells["x"], cells["y"]
     return GridBox(min(x), min(y), max(x), max(y)), ""
-
-
-def _is_stray(symbol: str) -> bool:
-    return symbol in _STRAY or is_coordinate(symbol)

@@ -8,7 +8,7 @@ on. A path that ends in ``.png_x0,y0,x1,y1`` means that box of the image.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,23 @@ class Kind:
     pad: str
 
 
-KINDS = {"image": Kind("image", "images", "<image>", IMAGE_PAD)} | {
-    branch: Kind(branch, f"{row.released}_images", row.placeholder, row.pad)
-    for branch, row in BRANCH_TOKENS.items()
-}
+class _Kinds(Mapping[str, Kind]):
+    """A view of the branch table, in which plain images come first."""
+
+    def __getitem__(self, branch: str) -> Kind:
+        if branch == "image":
+            return Kind("image", "images", "<image>", IMAGE_PAD)
+        row = BRANCH_TOKENS[branch]
+        return Kind(branch, row.column, row.placeholder, row.pad)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from ("image", *BRANCH_TOKENS)
+
+    def __len__(self) -> int:
+        return 1 + len(BRANCH_TOKENS)
+
+
+KINDS: Mapping[str, Kind] = _Kinds()
 """Kinds of images a row may have, by ``branch``."""
 
 

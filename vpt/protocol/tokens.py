@@ -11,8 +11,9 @@ model writes by itself and reads on behind (arXiv 2412.03548), has the table
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vpt.errors import CheckpointError, PromptError
 
@@ -33,18 +34,33 @@ REGION_END = "<|region_token_end|>"
 
 
 @dataclass(frozen=True)
-class BranchTokens:
-    """One row of the vocabulary: the tokens that call one vision branch.
+class BranchRow:
+    """One vision branch: everything about it that is plain data.
 
     Attributes:
-        branch: what the code calls it, e.g. ``"dino"``.
-        released: the word the released token strings use for it, e.g. ``"detection"``.
-        encoder: its name in ``config.vision_encoder_ls`` and on the command line.
+        branch: its name in code, traces and folders, e.g. ``"dino"``.
+        released: the word for it in the released token strings, e.g. ``"detection"``.
+        encoder: its name on the command line and in ``config.vision_encoder_ls``.
+        title: its name in sentences and on pages.
+        home: ``"module:class"`` of the branch, see :class:`vpt.branches.Branch`.
+        stem: of its projector, see :class:`vpt.model.projectors.Projector`.
+        arguments: names of its pixels in the model's ``forward``, in the order of ``encode``.
+        resolution: field of the configuration that limits the longer side of an image.
+        source: folder or hub id of the encoder in a new model, unless another is named; ``None``
+            for a branch that loads none.
+        side_files: files beside a released checkpoint: encoder settings, preprocessing.
     """
 
     branch: str
     released: str
     encoder: str
+    title: str
+    home: str
+    stem: str
+    arguments: tuple[str, ...]
+    resolution: str = "image_resolution"
+    source: str | None = None
+    side_files: tuple[str, str] | None = None
 
     @property
     def start(self) -> str:
@@ -68,8 +84,13 @@ class BranchTokens:
 
     @property
     def placeholder(self) -> str:
-        """What stands for one re-encoded image in the text of a dataset."""
+        """Placeholder of one re-encoded image in the text of a dataset."""
         return f"<{self.released}_image>"
+
+    @property
+    def column(self) -> str:
+        """Column of a dataset row that lists the re-encoded images."""
+        return f"{self.released}_images"
 
     @property
     def call(self) -> str:
@@ -81,26 +102,86 @@ class BranchTokens:
         """All four tokens of the branch."""
         return self.start, self.action, self.end, self.pad
 
+    @property
+    def id_fields(self) -> dict[str, str]:
+        """Fields of the configuration that hold a token id -> the token."""
+        return {
+            f"{self.released}_image_token_id": self.pad,
+            f"{self.released}_action_id": self.action,
+            f"{self.released}_action_start_id": self.start,
+        }
 
-BRANCH_TOKENS: dict[str, BranchTokens] = {
+
+TOWER = "reencode"
+"""The branch of the backbone's own vision tower, which also encodes plain images."""
+
+BRANCH_TOKENS: dict[str, BranchRow] = {
     row.branch: row
     for row in (
-        BranchTokens(branch="reencode", released="clip", encoder="clip"),
-        BranchTokens(branch="dino", released="detection", encoder="dino"),
-        BranchTokens(branch="sam", released="seg", encoder="sam"),
+        BranchRow(
+            branch=TOWER,
+            released="clip",
+            encoder="clip",
+            title="its own tower",
+            home="vpt.branches.reencode:ReencodeBranch",
+            stem="identity",
+            arguments=("clip_pixel_values", "clip_images_grid_thw"),
+        ),
+        BranchRow(
+            branch="dino",
+            released="detection",
+            encoder="dino",
+            title="DINOv2",
+            home="vpt.branches.dino:DinoBranch",
+            stem="linear",
+            arguments=("detection_images",),
+            source="facebook/dinov2-large",
+            side_files=("dinov2_config.json", "dinov2_preprocessor_config.json"),
+        ),
+        BranchRow(
+            branch="sam",
+            released="seg",
+            encoder="sam",
+            title="SAM",
+            home="vpt.branches.sam:SamBranch",
+            stem="conv",
+            arguments=("seg_images",),
+            resolution="seg_image_resolution",
+            source="facebook/sam-vit-large",
+            side_files=("sam_vision_config.json", "sam_preprocessor_config.json"),
+        ),
     )
 }
-"""The re-encoding branches. A new one is a new row here and a file in ``branches/``."""
+"""The re-encoding branches. A new one is a row here and a class in ``branches/``: everything else
+is derived from the row when it is needed."""
 
-ENCODER_TO_BRANCH = {row.encoder: row.branch for row in BRANCH_TOKENS.values()}
+
+def encoder_names() -> tuple[str, ...]:
+    """Command-line names of the re-encoding branches, in table order."""
+    return tuple(row.encoder for row in BRANCH_TOKENS.values())
+
 
 INVITE_REGION = (
     "Identify the region that can help you answer the question, and then answer the question."
 )
 INVITE_REENCODE = "Require additional perception features, and then answer the question."
 
-PERCEPTION_MODES = ("auto", "none", "region", "reencode", *ENCODER_TO_BRANCH)
-"""Ways to ask: free choice, never, a region, any re-encoding, or one named re-encoding."""
+ANY_REENCODING = "reencode"
+"""The perception mode that asks for a re-encoding by any branch that the model chooses."""
+
+
+class _Modes(Sequence[str]):
+    """A view of the branch table, the modes that name no branch first."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return ("auto", "none", "crop", ANY_REENCODING, *encoder_names())[index]
+
+    def __len__(self) -> int:
+        return 4 + len(BRANCH_TOKENS)
+
+
+PERCEPTION_MODES: Sequence[str] = _Modes()
+"""Ways to ask: free choice, no call, a crop, any re-encoding, or one by the named branch."""
 
 LOOK_AT = ("first", "latest")
 """Which image a call concerns: the first one given, or the latest in the stream."""
@@ -249,74 +330,100 @@ def invite(question: str, perception: str) -> str:
 
     Args:
         question: what the person asks.
-        perception: one of :data:`PERCEPTION_MODES`.
+        perception: one of :data:`PERCEPTION_MODES`, or another name of it.
 
     Raises:
         PromptError: for an empty question or an unknown mode.
     """
-    check_mode(perception)
+    mode = perception_mode(perception)
     if not question.strip():
         raise PromptError("the question is empty; ask something about the image")
-    if perception in ("auto", "none"):
+    if mode in ("auto", "none"):
         return question
-    words = INVITE_REGION if perception == "region" else INVITE_REENCODE
+    words = INVITE_REGION if mode == "crop" else INVITE_REENCODE
     return f"{question.rstrip()} {words}"
 
 
+def find_branch(name: str) -> str | None:
+    """The re-encoding branch of this name: its own, its command-line or its released one."""
+    for row in BRANCH_TOKENS.values():
+        if name in (row.branch, row.encoder, row.released):
+            return row.branch
+    return None
+
+
 def branches_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Branches by their command-line names (``clip``, ``dino``, ``sam``), in table order.
+    """Branches by any of their names, see :func:`find_branch`; in table order.
 
     Raises:
         CheckpointError: for an unknown name.
     """
-    names = list(names)
-    if unknown := [name for name in names if name not in ENCODER_TO_BRANCH]:
+    found = {name: find_branch(name) for name in names}
+    if unknown := [name for name, branch in found.items() if branch is None]:
         raise CheckpointError(
-            f"unknown branch {unknown[0]!r}; available: {', '.join(ENCODER_TO_BRANCH)}"
+            f"unknown branch {unknown[0]!r}; available: {', '.join(encoder_names())}"
         )
-    return tuple(branch for name, branch in ENCODER_TO_BRANCH.items() if name in names)
+    return tuple(branch for branch in BRANCH_TOKENS if branch in found.values())
 
 
-def check_mode(perception: str) -> None:
-    """Refuse an unknown perception mode.
+def canonical_mode(name: str) -> str:
+    """The perception mode of this name; a name that no mode has is returned as it is.
+
+    Older and released names are accepted: ``"region"`` for ``"crop"``, ``"detection"`` for
+    ``"dino"``, ``"seg"`` for ``"sam"``.
+    """
+    if name in PERCEPTION_MODES:
+        return name
+    if name == "region":
+        return "crop"
+    branch = find_branch(name)
+    return name if branch is None else BRANCH_TOKENS[branch].encoder
+
+
+def perception_mode(name: str) -> str:
+    """The perception mode of this name, see :func:`canonical_mode`.
 
     Raises:
-        PromptError: naming those there are.
+        PromptError: for an unknown name.
     """
-    if perception not in PERCEPTION_MODES:
+    if (mode := canonical_mode(name)) not in PERCEPTION_MODES:
         raise PromptError(
-            f"unknown perception mode {perception!r}; available: {', '.join(PERCEPTION_MODES)}"
+            f"unknown perception mode {name!r}; available: {', '.join(PERCEPTION_MODES)}"
         )
+    return mode
 
 
 def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ...]:
     """Branches a perception mode permits, out of those a model has.
 
     Args:
-        perception: one of :data:`PERCEPTION_MODES`.
+        perception: one of :data:`PERCEPTION_MODES`, or another name of it.
         available: branches of the model, ``"crop"`` among them if it knows region tokens.
 
     Raises:
         PromptError: for an unknown mode, or one that needs a branch the model lacks.
     """
-    check_mode(perception)
+    mode = perception_mode(perception)
     available = tuple(available)
-    if perception == "auto":
+    if mode == "auto":
         return available
-    if perception == "none":
+    if mode == "none":
         return ()
-    if perception == "region":
+    if mode == "crop":
         wanted: tuple[str, ...] = ("crop",)
-    elif perception == "reencode":
+    elif mode == ANY_REENCODING:
         wanted = tuple(branch for branch in available if branch in BRANCH_TOKENS)
     else:
-        wanted = (ENCODER_TO_BRANCH[perception],)
+        wanted = branches_named([mode])
     if not wanted or not set(wanted) <= set(available):
-        names = [BRANCH_TOKENS[b].encoder if b in BRANCH_TOKENS else "region" for b in available]
-        raise PromptError(
-            f"this model cannot do perception={perception!r}; it has: {', '.join(names) or 'none'}"
-        )
+        has = ", ".join(mode_of_branch(branch) for branch in available) or "none"
+        raise PromptError(f"this model cannot do perception={mode!r}; it has: {has}")
     return wanted
+
+
+def mode_of_branch(branch: str) -> str:
+    """The perception mode that asks for one branch: ``"crop"``, or its command-line name."""
+    return BRANCH_TOKENS[branch].encoder if branch in BRANCH_TOKENS else branch
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vpt.boxes import Box, clamp, rescale
+from vpt.boxes import Box, clamp
+from vpt.branches.base import branch_class
 from vpt.errors import PromptError
 from vpt.protocol.tokens import BRANCH_TOKENS
 from vpt.trace.records import CallRecord, Trace
@@ -31,14 +31,10 @@ def seen_box_px(
 ) -> Box:
     """The part of an image that the features of a branch cover.
 
-    Qwen2-VL's tower encodes the whole image. DINOv2's preprocessing resizes the shortest edge and
-    cuts the centre out; SAM's resizes the longest edge and pads on the right and at the bottom.
-
     Args:
         branch: a key of ``BRANCH_TOKENS``.
         size_wh: ``(W, H)`` of the image.
-        preprocess: settings that differ from ``RELEASED_PREPROCESS`` in ``branches/dino.py`` or
-            ``branches/sam.py``.
+        preprocess: settings of the branch that differ from the released ones.
 
     Returns:
         XYXY in pixels of the image, not rounded. With padding it reaches beyond the image.
@@ -48,19 +44,7 @@ def seen_box_px(
     """
     if branch not in BRANCH_TOKENS:
         raise PromptError(f"unknown branch {branch!r}; available: {', '.join(BRANCH_TOKENS)}")
-    if branch == "reencode":  # the sizes in its settings are areas: they cut nothing
-        return (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
-    settings = {**_released_preprocess()[branch], **(preprocess or {})}
-    width, height = _resized(size_wh, settings)
-    box: Box = (0, 0, width, height)
-    if settings.get("do_center_crop"):
-        crop_width, crop_height = _sides(settings["crop_size"])
-        # Rounded down, as transformers' numpy center_crop does; negative where it pads.
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-        box = (left, top, left + crop_width, top + crop_height)
-    elif settings.get("do_pad"):
-        box = (0, 0, *_sides(settings["pad_size"]))
-    return rescale(box, (width, height), size_wh)
+    return branch_class(BRANCH_TOKENS[branch].home).seen_box_px(size_wh, preprocess)
 
 
 def score_map(call: CallRecord) -> NDArray[np.float32] | None:
@@ -140,30 +124,3 @@ def coloured(share: NDArray[Any]) -> Image.Image:
     steps = np.linspace(0, 1, len(VIRIDIS))
     mixed = [np.interp(share, steps, channel) for channel in zip(*VIRIDIS, strict=True)]
     return Image.fromarray(np.stack(mixed, axis=-1).round().astype(np.uint8))
-
-
-@cache
-def _released_preprocess() -> dict[str, dict[str, Any]]:
-    """The branches' own tables, imported late because transformers comes with them."""
-    from vpt.branches import dino, sam
-
-    return {"dino": dino.RELEASED_PREPROCESS, "sam": sam.RELEASED_PREPROCESS}
-
-
-def _resized(size_wh: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Size after a branch's resizing, rounded as transformers does."""
-    width, height = size_wh
-    size = settings.get("size")
-    if not settings.get("do_resize", True) or not size:
-        return size_wh
-    if "shortest_edge" in size:
-        short, edge = min(width, height), size["shortest_edge"]
-        return max(edge * width // short, 1), max(edge * height // short, 1)
-    if "longest_edge" in size:
-        scale = size["longest_edge"] / max(width, height)
-        return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
-    return _sides(size)
-
-
-def _sides(size: Mapping[str, int] | int) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size["width"], size["height"])

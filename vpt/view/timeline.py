@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vpt.protocol.calls import split_symbols
-from vpt.protocol.tokens import is_content
+from vpt.protocol.tokens import BRANCH_TOKENS, is_content
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
 from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
@@ -26,7 +26,6 @@ WHY_NOT = {
     "repeated": "the same call as the one before",
     "not_executed": "the run had to end",
 }
-ENCODERS = {"reencode": "its own tower", "dino": "DINOv2", "sam": "SAM"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ def _family(text: str) -> str:
 
 
 def _call(number: int, call: CallRecord, num_siblings: int) -> _Line:
-    name, colour = ENCODERS.get(call.branch) or call_words(call), call_colour(number)
+    row, colour = BRANCH_TOKENS.get(call.branch), call_colour(number)
+    name = row.title if row else call_words(call)
     if call.outcome != "executed":
         why = WHY_NOT.get(call.outcome, call.outcome)
         text = f" {OUTCOME_WORDS.get(call.outcome, call.outcome)}: {why}"

@@ -1,4 +1,4 @@
-"""The settings of an image processor: checked against a full set, or read from a model folder."""
+"""Branches with an image encoder of their own: settings, pixels, and the part they see."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from vpt.branches.base import BranchError
+from vpt.branches.base import BoxXYXY, BranchError
 
 # Entries of a preprocessor_config.json that do not change the pixels of an image.
 _WITHOUT_EFFECT = {
@@ -30,6 +32,109 @@ HUB_ARGUMENTS = (
     "token",
 )
 """Options that say where the files of a model are, as transformers calls them."""
+
+
+class EncoderBranch(nn.Module):
+    """A branch whose encoder takes ``pixel_values`` ``[B, 3, H, W]``.
+
+    Args:
+        encoder: a transformers model, with the ``patch_size`` in its ``config``.
+        image_processor: makes ``pixel_values`` of RGB images.
+        preprocess_config: its settings, all of them.
+        feature_dim: ``C`` of the features.
+    """
+
+    released_preprocess: ClassVar[Mapping[str, Any]] = {}
+    file_suffix: ClassVar[str | None] = None  # of a single file that `from_pretrained` reads too
+    min_side = 28
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        image_processor: Any,
+        preprocess_config: dict[str, Any],
+        feature_dim: int,
+    ) -> None:
+        super().__init__()
+        self.preprocess_config = preprocess_config
+        self.feature_dim = feature_dim
+        self.encoder: Any = encoder
+        self._image_processor = image_processor
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Resize, crop or pad, and normalise.
+
+        Args:
+            images: one or more RGB images.
+
+        Returns:
+            ``pixel_values``: ``[B, 3, H, W]`` float32.
+
+        Raises:
+            BranchError: if there is no image or one is not RGB.
+        """
+        pixels = self._image_processor(check_images(images), return_tensors="pt")
+        return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
+
+    def grid_hw(self, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Grid of the features of an image of this size."""
+        width, height = _pixels_wh(size_wh, self.preprocess_config)
+        patch_size: int = self.encoder.config.patch_size
+        return height // patch_size, width // patch_size
+
+    @classmethod
+    def seen_box_px(
+        cls, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
+    ) -> BoxXYXY:
+        """Part of an image over which the features lie; see `Branch.seen_box_px`."""
+        settings = {**cls.released_preprocess, **(preprocess or {})}
+        width, height = _resized(size_wh, settings)
+        left = top = 0
+        pixels_wh = _pixels_wh(size_wh, settings)
+        if settings.get("do_center_crop"):
+            # Rounded down, as transformers' numpy center_crop does; negative where it pads.
+            left, top = (width - pixels_wh[0]) // 2, (height - pixels_wh[1]) // 2
+        scale_x, scale_y = size_wh[0] / width, size_wh[1] / height
+        right, bottom = left + pixels_wh[0], top + pixels_wh[1]
+        return (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+
+    @staticmethod
+    def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by the names under which model folders store them."""
+        return dict(state_dict)
+
+    @staticmethod
+    def key_mapping() -> dict[str, str]:
+        """Patterns of stored names -> names in the installed transformers."""
+        return {}
+
+
+def _pixels_wh(size_wh: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Size of the pixels that are made of an image."""
+    if settings.get("do_center_crop"):
+        return _sides(settings["crop_size"])
+    if settings.get("do_pad"):
+        return _sides(settings["pad_size"])
+    return _resized(size_wh, settings)
+
+
+def _resized(size_wh: tuple[int, int], settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Size of an image after it is resized, rounded as transformers does."""
+    width, height = size_wh
+    size = settings.get("size")
+    if not settings.get("do_resize", True) or not size:
+        return size_wh
+    if "shortest_edge" in size:
+        short, edge = min(width, height), size["shortest_edge"]
+        return max(edge * width // short, 1), max(edge * height // short, 1)
+    if "longest_edge" in size:
+        scale = size["longest_edge"] / max(width, height)
+        return max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)
+    return _sides(size)
+
+
+def _sides(size: Mapping[str, int] | int) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size["width"], size["height"])
 
 
 def complete_settings(

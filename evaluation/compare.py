@@ -13,6 +13,7 @@ from vpt.errors import DataError
 from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
 from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.table import aligned
+from vpt.protocol.tokens import canonical_mode
 from vpt.view.wording import printable
 
 RIGHT_SCORE = 0.5
@@ -246,7 +247,8 @@ def _row(
 
 
 def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
-    return {(entry["split"], entry["condition"]): entry["score"] for entry in results["splits"]}
+    entries = results["splits"]
+    return {(one["split"], canonical_mode(one["condition"])): one["score"] for one in entries}
 
 
 def _by_task(records: Iterable[Record]) -> Mapping[Task, Mapping[str, Record]]:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vpt.errors import DataError
 from vpt.files import write_whole
+from vpt.protocol.tokens import canonical_mode
 from vpt.trace.records import Trace
 
 ERRORS = ("image", "row", "run")
@@ -96,7 +97,8 @@ class Record:
             ValueError: if it is not JSON, or a field is missing, unknown or of a wrong type.
         """
         # Parsed by json: pydantic's own parser refuses half of a surrogate pair.
-        return _record_adapter().validate_python(json.loads(line))
+        record = _record_adapter().validate_python(json.loads(line))
+        return dataclasses.replace(record, condition=canonical_mode(record.condition))
 
 
 @cache
@@ -321,7 +323,9 @@ class RunFolder:
 
     def _file(self, split: str, condition: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)
-        return self.path / "records" / f"{safe}--{condition}.jsonl"
+        file = self.path / "records" / f"{safe}--{condition}.jsonl"
+        older = self.path / "records" / f"{safe}--region.jsonl"  # its older name
+        return older if condition == "crop" and older.exists() and not file.exists() else file
 
 
 def _lock(stream: IO[str]) -> bool:

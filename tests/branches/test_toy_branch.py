@@ -22,17 +22,18 @@ from vpt.view.layout import draw
 from vpt.view.timeline import timeline_html
 
 SIDE, PATCH = 64, 16
+PREPROCESS = {
+    "size": {"shortest_edge": SIDE},
+    "do_center_crop": True,
+    "crop_size": {"height": SIDE, "width": SIDE},
+}
 
 
 class ToyBranch(EncoderBranch):
     """Mean colours of patches, of the middle of an image."""
 
     name = "toy"
-    released_preprocess = {
-        "size": {"shortest_edge": SIDE},
-        "do_center_crop": True,
-        "crop_size": {"height": SIDE, "width": SIDE},
-    }
+    released_preprocess = PREPROCESS
 
     def __init__(self, settings):
         encoder = nn.Conv2d(3, 5, PATCH, PATCH)

@@ -241,7 +241,7 @@ COMMAND = Command(
     examples=(
         "examples:\n"
         '  vpt ask photo.jpg "What does the sign say?" --picture seen.png\n'
-        '  vpt ask --model ./my-model --perception region a.png b.png "Which is older?"'
+        '  vpt ask --model ./my-model --perception crop a.png b.png "Which is older?"'
     ),
     add_arguments=_add_arguments,
     run=_ask,

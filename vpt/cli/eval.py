@@ -17,6 +17,7 @@ from vpt.cli.model import (
 from vpt.cli.output import print_err, print_out
 from vpt.cli.parser import Command, whole_number, words
 from vpt.errors import PromptError
+from vpt.protocol.tokens import PERCEPTION_MODES
 
 if TYPE_CHECKING:
     from vpt.evaluation.evaluate import Asker
@@ -63,7 +64,7 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
         type=words,
         default=("auto",),
         metavar="LIST",
-        help="auto, none, region, reencode, clip, dino, sam; blank, random, truth: own calls that "
+        help=f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "
         "bring a gray picture or a random crop, the true region; tool-value: all it takes to see "
         "whether looking again helps (default: auto)",
     )

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from vpt.errors import PromptError
 from vpt.images import LoadedImage
+from vpt.protocol.tokens import canonical_mode
 from vpt.trace.reading import check_settings, check_trace, read_record, record_schema
 
 TRACE_VERSION: Final = 1
@@ -327,6 +328,7 @@ class Trace(_Record):
                 "make it again with this release"
             )
         trace = read_record(cls, content)
+        trace.perception = canonical_mode(trace.perception)
         check_trace(trace)
         return trace
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vpt.branches.base import Branch, BranchError, Features
-from vpt.branches.crop import crop
+from vpt.branches.base import Branch, BranchError, Features, crop
 
 if TYPE_CHECKING:
     from vpt.branches.dino import DinoBranch

@@ -107,7 +107,6 @@ class ModelBranch(Branch, Protocol):
         Args:
             settings: ``{"encoder": ..., "preprocess": ...}`` of the model's ``branch_configs``;
                 what is missing is as released.
-            backbone: of the model.
         """
         ...
 
@@ -131,6 +130,30 @@ class ModelBranch(Branch, Protocol):
         ...
 
 
+def crop(image: Image.Image, box_xyxy_px: tuple[int, int, int, int]) -> Image.Image:
+    """Cut a box out of an image, pixel for pixel.
+
+    Args:
+        image: any mode; it is not changed.
+        box_xyxy_px: left, top, right, bottom in pixels of ``image``; right and bottom are outside
+            the box, so its size is ``(right - left, bottom - top)``.
+
+    Returns:
+        A new image with a copy of the pixels.
+
+    Raises:
+        BranchError: if the box is empty or reaches out of the image.
+    """
+    left, top, right, bottom = box_xyxy_px
+    width, height = image.size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise BranchError(
+            f"cannot crop box {tuple(box_xyxy_px)} from an image of {width}x{height} px; "
+            "expected 0 <= left < right <= width and 0 <= top < bottom <= height"
+        )
+    return image.crop(box_xyxy_px)
+
+
 def branch_class(home: str) -> type[ModelBranch]:
     """Import the class of a branch.
 
@@ -146,7 +169,6 @@ def check_complete(path_or_id: str | Path, missing: Iterable[str]) -> None:
     """Refuse an encoder that would run on weights drawn at random.
 
     Args:
-        path_or_id: for the message.
         missing: names of weights the checkpoint does not have.
 
     Raises:

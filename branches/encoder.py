@@ -144,7 +144,6 @@ def complete_settings(
 
     Args:
         given: settings that differ from the defaults; a whole ``preprocessor_config.json`` will do.
-        defaults: every setting there is.
 
     Returns:
         A JSON-able dict with exactly the keys of ``defaults``, sharing nothing with the arguments.

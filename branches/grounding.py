@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from vpt.branches.base import BranchError, Features
 from vpt.branches.encoder import check_images
-from vpt.branches.grounding_detector import (
+from vpt.branches.groundingdino import (
     Caption,
     Detect,
     Detections,
+    build_package_encoder,
     check_tokenizer,
     decode_phrase,
+    detect_by_package,
+    detect_by_port,
+    load_package_weights,
+    load_port,
+    load_tokenizer,
     make_caption,
 )
-from vpt.branches.grounding_pixels import normalise, pad, resize, to_pixels
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase
+
+
+SHORTEST_EDGE_PX, LONGEST_EDGE_PX = 800, 1333
+IMAGE_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+IMAGE_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +64,7 @@ class GroundingBranch(nn.Module):
 
     Args:
         encoder: a GroundingDINO of either implementation.
-        detect: how to call it.
         tokenizer: of its text encoder (BERT).
-        feature_dim: width of the decoder.
         max_text_len: tokens a caption may have.
 
     Raises:
@@ -100,13 +113,11 @@ class GroundingBranch(nn.Module):
             BranchError: if the package is missing or of an unknown version, or the config one that
                 the adapter does not cover.
         """
-        from vpt.branches import groundingdino_package as package
-
         check_tokenizer(tokenizer)
-        encoder = package.build_encoder(config, tokenizer, text_config)
+        encoder = build_package_encoder(config, tokenizer, text_config)
         return cls(
             encoder,
-            package.detect,
+            detect_by_package,
             tokenizer,
             feature_dim=encoder.hidden_dim,
             max_text_len=encoder.max_text_len,
@@ -135,10 +146,8 @@ class GroundingBranch(nn.Module):
         Raises:
             BranchError: as `from_config`, or if the weights do not fit.
         """
-        from vpt.branches import groundingdino_package as package
-
         branch = cls.from_config(config_path, tokenizer, text_config=text_config)
-        package.load_weights(branch.encoder, weights_path)
+        load_package_weights(branch.encoder, weights_path)
         return branch
 
     @classmethod
@@ -163,13 +172,11 @@ class GroundingBranch(nn.Module):
             BranchError: if the installed transformers gives the words of a phrase wrong positions
                 (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
         """
-        from vpt.branches import groundingdino_transformers as port
-
-        encoder = port.load_encoder(path_or_id, **kwargs)
+        encoder = load_port(path_or_id, **kwargs)
         return cls(
             encoder,
-            port.detect,
-            tokenizer or port.load_tokenizer(path_or_id, **kwargs),
+            detect_by_port,
+            tokenizer or load_tokenizer(path_or_id, **kwargs),
             feature_dim=encoder.config.d_model,
             max_text_len=encoder.config.max_text_len,
         ).eval()
@@ -238,7 +245,6 @@ class GroundingBranch(nn.Module):
         """Find boxes for a phrase, as ``groundingdino.util.inference.predict`` does.
 
         Args:
-            image: RGB.
             phrase: what to look for; several, parted by ``" . "``, share one pass.
             box_threshold: a box is kept if the score of its best token is above.
             text_threshold: a token belongs to a box's phrase if its score is above.
@@ -286,3 +292,54 @@ def _best(found: Detections, num_queries: int) -> GroundedFeatures:
         boxes_cxcywh=found.boxes_cxcywh[rows],
         scores=scores,
     )
+
+
+def resize(image: Image.Image) -> Image.Image:
+    """Resize as ``RandomResize([800], max_size=1333)`` of groundingdino/datasets/transforms.py."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    edge = SHORTEST_EDGE_PX
+    if long / short * edge > LONGEST_EDGE_PX:
+        edge = round(LONGEST_EDGE_PX * short / long)
+    if short == edge:
+        return image
+    scaled = int(edge * long / short)
+    size = (edge, scaled) if width < height else (scaled, edge)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def normalise(image: Image.Image) -> Pixels:
+    """Turn an RGB image into ``[3, h, w]``, each channel with about zero mean and unit spread."""
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255)  # [h, w, 3]
+    return np.ascontiguousarray(((pixels - IMAGE_MEAN) / IMAGE_STD).transpose(2, 0, 1))
+
+
+def to_pixels(box_cxcywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Round outwards to whole pixels inside the image, at least one wide and high."""
+    edges = []
+    for centre, extent, size in zip(box_cxcywh[:2], box_cxcywh[2:], size_wh, strict=True):
+        low = math.floor((centre - extent / 2) * size)
+        high = math.ceil((centre + extent / 2) * size)
+        low = min(max(low, 0), size - 1)
+        edges.append((low, min(max(high, low + 1), size)))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
+
+
+def pad(arrays: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+    """Batch images of several sizes, padded right and bottom to the largest.
+
+    Args:
+        arrays: ``[3, h, w]`` each.
+
+    Returns:
+        ``[B, 3, H, W]`` float32, zeros where padded, and ``[B, H, W]`` bool, False there.
+    """
+    height = max(array.shape[1] for array in arrays)
+    width = max(array.shape[2] for array in arrays)
+    pixel_values = torch.zeros(len(arrays), 3, height, width)
+    pixel_mask = torch.zeros(len(arrays), height, width, dtype=torch.bool)
+    for i, array in enumerate(arrays):
+        pixel_values[i, :, : array.shape[1], : array.shape[2]] = torch.from_numpy(array)
+        pixel_mask[i, : array.shape[1], : array.shape[2]] = True
+    return pixel_values, pixel_mask

@@ -15,9 +15,9 @@ from transformers import (
     SwinConfig,
 )
 
-from vpt.branches import Branch, BranchError, Features, GroundingBranch, crop, grounding_pixels
-from vpt.branches.grounding_pixels import normalise, resize, to_pixels
-from vpt.branches.groundingdino_transformers import load_encoder, transformers_port_is_right
+from vpt.branches import Branch, BranchError, Features, GroundingBranch, crop, grounding
+from vpt.branches.grounding import normalise, resize, to_pixels
+from vpt.branches.groundingdino import load_port, transformers_port_is_right
 
 # groundingdino-py 0.4.0 and its timm warn at import and at each position grid.
 pytestmark = [
@@ -98,8 +98,8 @@ def tokenizer():
 
 @pytest.fixture
 def small_images(monkeypatch):
-    monkeypatch.setattr(grounding_pixels, "SHORTEST_EDGE_PX", 64)
-    monkeypatch.setattr(grounding_pixels, "LONGEST_EDGE_PX", 96)
+    monkeypatch.setattr(grounding, "SHORTEST_EDGE_PX", 64)
+    monkeypatch.setattr(grounding, "LONGEST_EDGE_PX", 96)
 
 
 def tiny_swin():
@@ -316,8 +316,8 @@ def test_proposals_equal_those_of_the_package(branch):
 @pytest.mark.parametrize("edges", [(64, 96), (800, 1333)])
 def test_pixels_equal_those_of_the_package(monkeypatch, size, edges):
     pytest.importorskip("groundingdino")
-    monkeypatch.setattr(grounding_pixels, "SHORTEST_EDGE_PX", edges[0])
-    monkeypatch.setattr(grounding_pixels, "LONGEST_EDGE_PX", edges[1])
+    monkeypatch.setattr(grounding, "SHORTEST_EDGE_PX", edges[0])
+    monkeypatch.setattr(grounding, "LONGEST_EDGE_PX", edges[1])
     transforms = importlib.import_module("groundingdino.datasets.transforms")
     package_resize = transforms.RandomResize([edges[0]], max_size=edges[1])
     normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -435,7 +435,7 @@ def test_the_port_is_judged_by_what_it_computes(tokenizer):
 
 
 def test_a_wrong_port_is_refused(monkeypatch):
-    port = sys.modules[load_encoder.__module__]
+    port = sys.modules[load_port.__module__]
     monkeypatch.setattr(port, "transformers_port_is_right", lambda: False)
     with pytest.raises(BranchError, match=r"gives each word .* use groundingdino-py instead"):
         GroundingBranch.from_transformers("nowhere")
@@ -443,7 +443,7 @@ def test_a_wrong_port_is_refused(monkeypatch):
 
 def test_eager_attention_of_the_port_is_refused(tmp_path, port_branch):
     with pytest.raises(BranchError, match="sdpa attention; got eager"):
-        load_encoder(tmp_path, attn_implementation="eager")
+        load_port(tmp_path, attn_implementation="eager")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,12 @@ from recorded import IMAGES, encoder_weights, golden_output, open_image, read_js
 from transformers import SamConfig, SamModel, SamVisionConfig
 
 from vpt.branches import Branch, BranchError, SamBranch
-from vpt.branches.sam import RELEASED_CONFIG, RELEASED_PREPROCESS
-from vpt.branches.sam_weights import config_from_shapes, resize_sam_state_dict
+from vpt.branches.sam import (
+    RELEASED_CONFIG,
+    RELEASED_PREPROCESS,
+    config_from_shapes,
+    resize_sam_state_dict,
+)
 
 
 def tiny_config(**changes):
@@ -237,7 +241,7 @@ def test_released_sizes_are_read_off_the_shapes():
     pytest.importorskip("segment_anything")
     from segment_anything import sam_model_registry
 
-    from vpt.branches.sam_weights import rename_segment_anything
+    from vpt.branches.sam import rename_segment_anything
 
     with torch.device("meta"):
         model = sam_model_registry["vit_l"]()

@@ -268,7 +268,7 @@ def test_verbose_shows_where_an_error_came_from(ask, tmp_path):
 def test_a_branch_the_model_lacks_is_told(ask, scene, goldens):
     model = goldens / "checkpoints" / "dino"
     code, _, err = ask(scene, "q", "--model", model, "--perception", "sam")
-    assert code == 2 and "this model cannot do perception='sam'; it has: region, dino" in err
+    assert code == 2 and "this model cannot do perception='sam'; it has: crop, dino" in err
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_init_makes_a_model_that_can_be_asked(ask, base, scene, tmp_path):
         command="init",
     )
     assert code == 0, err
-    assert "branches    region, clip, dino" in out and "for perception, untrained" in out
+    assert "branches    crop, clip, dino" in out and "for perception, untrained" in out
     assert f"vpt ask --model '{out_folder}' photo.jpg" in out
     code, _, err = ask(
         *(scene, "q", "--model", out_folder, "--perception", "dino", "--max-new-tokens", 4)

@@ -208,7 +208,7 @@ def test_bad_requests_are_refused_with_words(processor, vocabulary, options, wor
 def test_a_mode_the_model_lacks_is_refused(processor):
     tokenizer = tiny_model(("clip",))[1].tokenizer
     vocabulary = Vocabulary.from_tokenizer(tokenizer, ("reencode",))
-    with pytest.raises(PromptError, match="cannot do perception='sam'; it has: region, clip"):
+    with pytest.raises(PromptError, match="cannot do perception='sam'; it has: crop, clip"):
         Script(processor, vocabulary, "x", perception="sam")
 
 

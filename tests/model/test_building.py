@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.sam.configuration_sam import SamVisionConfig
 
 import vpt
-from vpt.branches.sam_weights import rename_segment_anything
+from vpt.branches.sam import rename_segment_anything
 from vpt.errors import CheckpointError
 from vpt.model.building import branches_named, build_from_base
 from vpt.model.config import VPTConfig

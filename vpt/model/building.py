@@ -82,7 +82,6 @@ def build_from_base(
         content: what it shall write by itself.
         codebook: ``[K, D]``, vectors of the depth codes, by which their rows begin in order.
         dtype: of the weights; ``"auto"`` for the base model's.
-        seed: of everything drawn.
 
     Raises:
         CheckpointError: if a branch is unknown, or a part cannot be loaded.
@@ -293,8 +292,6 @@ def draw_embeddings(
 
     Args:
         old: ``[N, H]``, what there is.
-        tokens: to draw rows for.
-        seed: of what is drawn.
         codebook: ``[K, D]``, vectors of the depth codes; without it these are drawn like others.
 
     Returns:

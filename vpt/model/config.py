@@ -139,6 +139,16 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
 
     model_type = "qwen2_vl_vpt"
 
+    # Of the released branches; what hashes a model reads these. Other rows bring their own.
+    clip_image_token_id: int | None = None
+    clip_action_id: int | None = None
+    clip_action_start_id: int | None = None
+    detection_image_token_id: int | None = None
+    detection_action_id: int | None = None
+    detection_action_start_id: int | None = None
+    seg_image_token_id: int | None = None
+    seg_action_id: int | None = None
+    seg_action_start_id: int | None = None
     para_start_id: int | None = None
     para_end_id: int | None = None
     para_mask_id: int = 0
@@ -164,8 +174,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         self.branch_configs = dict(self.branch_configs or {})
         kinds = self.perception_content or []
         self.perception_content = kinds.split(",") if isinstance(kinds, str) else list(kinds)
-        ids = {field: None for row in BRANCH_TOKENS.values() for field in row.id_fields}
-        super().__post_init__(**{**ids, **kwargs})
+        super().__post_init__(**kwargs)
         text = self.text_config
         if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
             # The class default of a field that small or old configurations leave out.
@@ -416,7 +425,6 @@ def check_tokenizer(
     """Refuse a tokenizer whose ids are not those of the model.
 
     Args:
-        tokenizer: a transformers tokenizer.
         config: of a VPT model, or of a Qwen2-VL one.
         name: of the model, for the message.
         end_ids: ``eos_token_id`` of the generation configuration.

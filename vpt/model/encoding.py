@@ -35,10 +35,6 @@ IGNORE_INDEX = -100
 def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
     """Open an image of a row, its crop suffix understood.
 
-    Args:
-        path: as in the row.
-        root: folder of relative paths.
-
     Raises:
         ImageError: if it cannot be read.
         RegionError: if the box is empty. One that reaches out of the image is filled with
@@ -57,8 +53,6 @@ class Pixels:
     """Opens and preprocesses images as the model of a configuration wants them.
 
     Args:
-        config: of the model.
-        processor: of the model.
         open_image: path in a row, or whatever stands for one -> image.
     """
 
@@ -192,8 +186,6 @@ class RowEncoder:
     """Encodes rows for a model.
 
     Args:
-        config: of the model.
-        processor: of the model.
         open_image: path in a row -> image.
     """
 
@@ -213,7 +205,6 @@ class RowEncoder:
         """Encode one row.
 
         Args:
-            row: in the released format.
             predict: leave the last answer out of the ids and make it the labels.
             cutoff_len: tokens at most, in training; each turn is cut as :func:`share_room`
                 says, and turns without room are left out. An image may lose placeholders: the
@@ -273,7 +264,6 @@ def drop_cut_images(
     Args:
         ids: of the row; what is left of the cut image becomes padding tokens, in place.
         sizes: kind of image -> number of tokens of each before the cut.
-        tokenizer: of the model.
 
     Returns:
         Kind -> number of images that are whole, which are the first ones.
@@ -315,7 +305,6 @@ def collate(
     """Make a padded batch of samples.
 
     Args:
-        samples: encoded rows.
         pad_token_id: fills ``input_ids``; ``labels`` are filled with -100.
         side: ``"right"`` for training, ``"left"`` for generation.
         pad_to_multiple_of: round the length up to a multiple of this.

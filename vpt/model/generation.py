@@ -78,7 +78,6 @@ class PerceptionLogitsProcessor(LogitsProcessor):
     beam search's reordering, are read anew.
 
     Args:
-        grammar: the automaton.
         prompt_length: tokens in front of the generated ones; the turn begins behind them.
         permitted: branches that may be called, and kinds of content that may be written; all of
             the vocabulary by default.

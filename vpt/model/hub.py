@@ -86,7 +86,6 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
 
     Args:
         path_or_id: folder, or id of a repository.
-        name: of the file.
         **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ...; others are left aside.
 
     Raises:
@@ -158,7 +157,6 @@ def check_weights(
     """Look at a folder's weights before any are read; files that the hub gives are let pass.
 
     Args:
-        path_or_id: folder or hub id.
         make: builds the model; called with tensors that take no memory.
         key_mapping: patterns of stored names -> names in the model.
 
@@ -254,7 +252,6 @@ def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLi
     Args:
         folder: of the model, or an id: nothing is copied of that.
         name: of the part, relative to ``folder``; one outside of it stays where it is.
-        target: folder to copy into.
     """
     source, copy = Path(folder, name), Path(target, name)
     if not folder or not source.exists() or os.path.lexists(copy) or ".." in Path(name).parts:
@@ -283,9 +280,6 @@ def key_mapping(branches: Iterable[str]) -> dict[str, str]:
     """Patterns and replacements from the names in folders to those of the installed model.
 
     Names that are already ours are left alone.
-
-    Args:
-        branches: of the model.
     """
     names = {
         r"^model\.(layers|embed_tokens|norm)\b": r"model.language_model.\1",
@@ -325,7 +319,6 @@ def check_account(path_or_id: str, account: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose weights are not exactly those of the model.
 
     Args:
-        path_or_id: for the message.
         account: ``loading_info`` of ``from_pretrained``.
 
     Raises:

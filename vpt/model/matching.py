@@ -51,7 +51,6 @@ def find_calls(
     ``position`` -1.
 
     Args:
-        config: of the model.
         input_ids: ``[B, S]``.
         features: branch -> features of all its images, in reading order.
 

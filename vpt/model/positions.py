@@ -23,9 +23,7 @@ def mrope_positions(
     ``max(h, w)``. Re-encoded features are numbered like text, as released.
 
     Args:
-        token_ids: the piece.
         grids_hw: of each image in the piece, in order, ``(h, w)`` in *tokens* (merged patches).
-        image_token_id: placeholder of images.
         start: position at which the piece begins.
 
     Returns:
@@ -83,8 +81,6 @@ def batch_mrope_positions(
         attention_mask: ``[B, S]``, 0 at padding on either side; ``None`` for no padding.
         image_grid_thw: ``[num_images, 3]`` in patches, all rows' images in reading order. An image
             may lie in the padding: LLaMA-Factory puts one there when a batch has none.
-        image_token_id: placeholder of images.
-        merge_size: patches per token side.
 
     Returns:
         ``[3, B, S]``; padding is given position 0.

@@ -125,7 +125,6 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         """Load from a model folder or hub id, in the released layout or our own.
 
         Args:
-            pretrained_model_name_or_path: folder or hub id.
             **kwargs: where the files are (``revision``, ``cache_dir``, ``token``, ``subfolder``,
                 ...); settings of the image processor (``min_pixels``, ``max_pixels``, ``size``)
                 and the tokenizer (``padding_side``, by default ``"left"``, as ``generate`` needs
@@ -177,7 +176,6 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         """Refuse to serve a model that this is not the processor of.
 
         Args:
-            config: of the model.
             name: of the model, for the message.
             end_ids: ``eos_token_id`` of its generation configuration.
 
@@ -244,9 +242,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         """Pieces of a first turn: system words, images, question, and the opened answer.
 
         Args:
-            question: plain text, invitation included.
             images: in front of the question, each on a line of its own.
-            system: the system turn.
 
         Raises:
             PromptError: if the question is empty, or it or ``system`` holds control tokens.

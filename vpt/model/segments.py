@@ -133,7 +133,6 @@ class SegmentBatch:
     Args:
         sizes: tokens and past tokens of each segment.
         position_embeddings: of all segments, as the layers take them.
-        dtype: of the hidden states.
         is_last: whether keys and values need not be kept.
     """
 
@@ -163,7 +162,6 @@ def run_layer(
 
     Args:
         layer: of transformers' Qwen2-VL, whatever is wrapped around it.
-        batch: what is run.
         hidden: ``[1, N, D]``, segments end to end.
         past: keys and values ``[1, H_kv, K, d]`` of each segment that has a past.
 
@@ -267,8 +265,6 @@ def _attend_over_past(
         keys: ``[1, H_kv, K, d]``.
         values: like ``keys``.
         mask: ``[L, K]``, added to the scores; ``None`` for a single query, which sees everything.
-        scale: factor of the scores.
-        dropout: probability.
     """
     num_kv_heads = keys.shape[1]
     grouped = query[0].unflatten(0, (num_kv_heads, -1))  # [H_kv, G, L, d]

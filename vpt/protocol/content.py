@@ -24,11 +24,6 @@ def format_depth(
 ) -> str:
     """Write the codes of a depth map as tokens.
 
-    Args:
-        codes: in reading order.
-        num_codes: of the codebook.
-        num_cells: codes of a map.
-
     Raises:
         DataError: for another number of codes, or one that the codebook lacks.
     """
@@ -43,8 +38,6 @@ def parse_depth(
 
     Args:
         text: as :func:`format_depth` writes it.
-        num_codes: of the codebook.
-        num_cells: codes of a map.
 
     Raises:
         DataError: if something else stands in it, for another number of codes, or one that the
@@ -74,7 +67,6 @@ def format_pixel_box(box: Sequence[int], num_pixels: int = RELEASED_PIXELS) -> s
     Args:
         box: left, top, right, bottom, in pixels of the image brought to ``num_pixels`` a side;
             all four are pixels of the image.
-        num_pixels: side of that image.
 
     Raises:
         RegionError: if this is no box of that image.

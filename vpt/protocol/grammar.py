@@ -76,7 +76,6 @@ class PerceptionGrammar:
 
     Args:
         vocabulary: ids of the control tokens.
-        max_regions: regions in one turn.
     """
 
     def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
@@ -132,7 +131,6 @@ class PerceptionGrammar:
         """What may come next.
 
         Args:
-            state: where the turn stands.
             permitted: branches that may be called now (``"crop"`` for regions), and kinds of
                 content that may be written.
             must_call: in free text, permit nothing but a call.

@@ -302,7 +302,6 @@ def content_value(token: str, kind: str) -> int | None:
     """The code or pixel that a token names; ``None`` if it is no such token of this kind.
 
     Args:
-        token: any.
         kind: a key of :data:`CONTENT_TOKENS`.
     """
     found = {"depth": DEPTH_CODE, "boxes": PIXEL}[kind].fullmatch(token)
@@ -329,7 +328,6 @@ def invite(question: str, perception: str) -> str:
     """Add the words that invite a kind of perception, as in the released training data.
 
     Args:
-        question: what the person asks.
         perception: one of :data:`PERCEPTION_MODES`, or another name of it.
 
     Raises:
@@ -459,7 +457,6 @@ class Vocabulary:
         """Look the control tokens up.
 
         Args:
-            tokenizer: a transformers tokenizer.
             branches: re-encoding branches the model has; their tokens must be there.
             grid_size: cells per side; ``"crop"`` is permitted if the region tokens are there.
             content: what the model writes by itself; its tokens must be there.

@@ -1,13 +1,15 @@
-"""An adapter that lets the unchanged groundingdino-py run on transformers 5."""
+"""GroundingDINO in its two implementations: groundingdino-py, and the port in transformers."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from vpt.branches.base import BranchError
-from vpt.branches.grounding_detector import Caption, Detections
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase
@@ -31,6 +32,87 @@ _KNOWN_SOURCES = {
 _WITHOUT_PLACE = {"label_enc.weight", "bert.embeddings.position_ids"}
 # Building substitutes names in a module, detecting hooks into one: one thread at a time.
 _LOCK = threading.Lock()
+
+# A caption of two phrases in ids of bert-base-uncased: [CLS] a cat . a dog . [SEP]
+_INPUT_IDS = [101, 1037, 4937, 1012, 1037, 3899, 1012, 102]
+# Positions start anew in each phrase and go on through its full stop; so says
+# groundingdino/models/GroundingDINO/bertwarper.py, with which the released weights were trained.
+_POSITION_IDS = [0, 0, 1, 2, 0, 1, 2, 0]
+# A token sees the tokens of its own phrase, full stop included.
+_PHRASE_OF_TOKEN = [0, 1, 1, 1, 2, 2, 2, 3]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a GroundingDINO says of one image and one caption, for each of Q queries."""
+
+    hidden_states: Tensor  # [Q, C], of the last decoder layer
+    token_scores: Tensor  # [Q, T] 0 to 1, T >= tokens of the caption; 0 behind them
+    boxes_cxcywh: Tensor  # [Q, 4], 0 to 1 of the image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is looked for, as the text encoder takes it."""
+
+    text: str
+    tokens: Mapping[str, Tensor]  # "input_ids", "token_type_ids", "attention_mask": [1, L]
+
+
+# (encoder, pixel_values [1, 3, h, w] without padding, caption) -> Detections
+Detect = Callable[[Any, Tensor, Caption], Detections]
+
+
+def make_caption(tokenizer: PreTrainedTokenizerBase, phrase: str, max_text_len: int) -> Caption:
+    """Write a phrase as ``preprocess_caption`` of groundingdino/util/inference.py, and tokenize.
+
+    Raises:
+        BranchError: if there is no word in it, or more than ``max_text_len`` tokens.
+    """
+    text = phrase.lower().strip()
+    if not text.strip(". ?"):
+        raise BranchError(f"expected a phrase to look for; got {phrase!r}")
+    text = text if text.endswith(".") else text + "."
+    tokens = tokenizer([text], return_tensors="pt")
+    if (num_tokens := tokens["input_ids"].shape[1]) > max_text_len:
+        raise BranchError(
+            f"a phrase may have {max_text_len} tokens; got {num_tokens}: {text[:40]}..."
+        )
+    return Caption(text, dict(tokens))
+
+
+def decode_phrase(tokenizer: PreTrainedTokenizerBase, caption: Caption, chosen: Tensor) -> str:
+    """Spell the chosen tokens of a caption, delimiters left out.
+
+    Args:
+        chosen: ``[T]`` bool, T >= L.
+
+    Returns:
+        The words, or ``""`` if none is chosen.
+    """
+    delimiters = delimiter_ids(tokenizer)
+    input_ids = caption.tokens["input_ids"][0].tolist()
+    words = [
+        token
+        for token, is_chosen in zip(input_ids, chosen.tolist(), strict=False)
+        if is_chosen and token not in delimiters
+    ]
+    return str(tokenizer.decode(words))
+
+
+def delimiter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokens between which GroundingDINO reads phrases."""
+    return list(tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"]))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `BranchError` if the tokenizer does not know the delimiters."""
+    ids = delimiter_ids(tokenizer)
+    if None in ids or tokenizer.unk_token_id in ids or len(set(ids)) < len(ids):
+        raise BranchError(
+            "expected a BERT tokenizer that knows the tokens [CLS] [SEP] . ?; got ids "
+            f"{ids}; use that of bert-base-uncased"
+        )
 
 
 class TextEncoder(nn.Module):
@@ -77,7 +159,7 @@ class TextEncoder(nn.Module):
         return {"last_hidden_state": hidden_states}
 
 
-def build_encoder(
+def build_package_encoder(
     config: str | Path | Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     text_config: BertConfig | None = None,
@@ -114,7 +196,7 @@ def build_encoder(
         return module.build_groundingdino(args)
 
 
-def load_weights(encoder: nn.Module, weights_path: str | Path) -> None:
+def load_package_weights(encoder: nn.Module, weights_path: str | Path) -> None:
     """Load a released checkpoint into the package's model.
 
     Raises:
@@ -132,8 +214,8 @@ def load_weights(encoder: nn.Module, weights_path: str | Path) -> None:
         )
 
 
-def detect(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
-    """Run the package's model; a `vpt.branches.grounding_detector.Detect`.
+def detect_by_package(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
+    """Run the package's model; a `Detect`.
 
     Raises:
         BranchError: if the encoder is in half precision, in which its forward fails.
@@ -191,3 +273,65 @@ def _substituted(module: ModuleType, substitutes: Mapping[str, object]) -> Itera
     finally:
         for name, original in originals.items():
             setattr(module, name, original)
+
+
+@functools.cache
+def transformers_port_is_right() -> bool:
+    """Tell whether the installed transformers feeds GroundingDINO's text encoder correctly.
+
+    Its function is run on a caption of two phrases and compared with masks and positions worked
+    out by hand. It gave a full stop position 0 in 5.0 to 5.17.
+    """
+    from transformers.models.grounding_dino import modeling_grounding_dino as port
+
+    build_masks = port.generate_masks_with_special_tokens_and_transfer_map
+    kwargs = {}
+    if "special_tokens" in inspect.signature(build_masks).parameters:  # since 5.23 or before
+        kwargs["special_tokens"] = torch.tensor(port.SPECIAL_TOKENS)
+    attention_mask, position_ids = build_masks(torch.tensor([_INPUT_IDS]), **kwargs)
+    phrases = torch.tensor(_PHRASE_OF_TOKEN)
+    return bool(
+        torch.equal(position_ids[0], torch.tensor(_POSITION_IDS))
+        and torch.equal(attention_mask[0], phrases[:, None] == phrases[None])
+    )
+
+
+def load_port(path_or_id: str | Path, **kwargs: Any) -> Any:
+    """Load a ``GroundingDinoForObjectDetection``; see `GroundingBranch.from_transformers`.
+
+    Raises:
+        BranchError: if the port is wrong in the installed transformers, or if its text encoder
+            would run in eager attention, which reads the mask wrongly.
+    """
+    import transformers
+
+    if not transformers_port_is_right():
+        raise BranchError(
+            "expected a transformers whose GroundingDINO gives each word of a phrase its position; "
+            f"{transformers.__version__} does not; use groundingdino-py instead "
+            '(pip install "vpt-runtime[grounding]", GroundingBranch.from_checkpoint) '
+            "or another transformers (5.23 is right)"
+        )
+    encoder = transformers.GroundingDinoForObjectDetection.from_pretrained(path_or_id, **kwargs)
+    attention = encoder.model.text_backbone.config._attn_implementation
+    if attention != "sdpa":
+        raise BranchError(
+            f"expected the text encoder to run in sdpa attention; got {attention}, which reads its "
+            "mask wrongly; leave attn_implementation out"
+        )
+    return encoder
+
+
+def load_tokenizer(path_or_id: str | Path, **kwargs: Any) -> Any:
+    """Load the tokenizer beside the weights, of the same revision."""
+    from transformers import AutoTokenizer
+
+    named = {"revision", "cache_dir", "token", "local_files_only", "subfolder"} & set(kwargs)
+    return AutoTokenizer.from_pretrained(path_or_id, **{name: kwargs[name] for name in named})
+
+
+def detect_by_port(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
+    """Run the port; a `Detect`."""
+    outputs = encoder(pixel_values=pixel_values, **caption.tokens)
+    token_scores = outputs.logits.sigmoid()
+    return Detections(outputs.last_hidden_state[0], token_scores[0], outputs.pred_boxes[0])

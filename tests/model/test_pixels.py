@@ -39,7 +39,14 @@ def pixels(made):
 @pytest.mark.parametrize("size", SIZES)
 def test_tokens_are_counted_without_preprocessing(pixels, kind, size):
     images = [(kind, f"{size[0]}x{size[1]}"), (kind, "60x61")]
-    assert pixels.count(images) == pixels(images)[1]
+    values, sizes = pixels(images)
+    assert pixels.count(images) == sizes
+    if kind == "dino":
+        height, width = values["detection_images"].shape[-2:]
+        assert sizes == {kind: [(height // 14) * (width // 14)] * 2}
+    else:
+        grids = values[forward_arguments(kind)[1]]
+        assert sizes == {kind: (grids.prod(-1) // 4).tolist()}
 
 
 def test_an_image_that_two_branches_see_is_opened_once(pixels):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from factory import IGNORE_TYING, arguments, export_arguments, save_images, save_rows
 from safetensors.torch import load_file
+from tiny_model import tiny_model
 
 import vpt
 from vpt.data.content_rows import CategoryBoxes, counting_rows, with_note
-from tiny_model import tiny_model
 from vpt.protocol.tokens import ContentTokens
 
 yaml = pytest.importorskip("yaml")

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vpt.model.processing import VPTProcessor
 
 _BROKEN = "broken"
-_TOWER_KINDS = ("image", "reencode")
 
 
 @dataclass(frozen=True)
@@ -232,9 +231,7 @@ class RowLengths:
 
         self._config = config
         self._processor = processor
-        self._pixels = Pixels(config, processor, _blank)
-        self._num_tower_tokens = cache(self._count_tower_tokens)
-        self._num_encoder_tokens = cache(self._count_encoder_tokens)
+        self._num_image_tokens = cache(Pixels(config, processor, _open_none).num_tokens)
 
     def num_tokens(self, view: RowView, images: Images) -> int | None:
         """Number of tokens; ``None`` if the row cannot be encoded, or an image size is unknown."""
@@ -247,42 +244,16 @@ class RowLengths:
             for path in paths:
                 if (size_wh := _size_wh(path, images)) is None:
                     return None
-                if kind in _TOWER_KINDS:
-                    num_beyond += self._num_tower_tokens(kind, size_wh) - 1
-                else:
-                    num_beyond += self._num_encoder_tokens(kind) - 1
+                num_beyond += self._num_image_tokens(kind, size_wh) - 1
         ones = {kind: [1] * len(paths) for kind, paths in view.images.items()}
         asked = write_placeholders([turn.asked for turn in view.turns], ones)
         written = write_turns(view.system, asked, [turn.answered for turn in view.turns])
         texts = [text for pair in written for text in pair]
         return num_beyond + sum(len(self._processor.encode_text(text).ids) for text in texts)
 
-    def _count_tower_tokens(self, kind: str, size_wh: tuple[int, int]) -> int:
-        """Tokens of an image under the backbone's tower, which depend on its size."""
-        from PIL import Image
 
-        from vpt.images import fit_for_tower
-
-        processor = self._processor.image_processor
-        factor = processor.patch_size * processor.merge_size
-        outline = Image.new("1", size_wh)
-        fitted = fit_for_tower(outline, min_side=factor, max_side=self._config.max_side(kind))
-        width, height = fitted.size
-        num_patches: int = processor.get_number_of_image_patches(height, width, {})
-        return num_patches // processor.merge_size**2
-
-    def _count_encoder_tokens(self, kind: str) -> int:
-        """Tokens of an image under an encoder, which resizes all images to one size."""
-        _, sizes = self._pixels([(kind, "blank")])
-        return sizes[kind][0]
-
-
-def _blank(path: str) -> LoadedImage:
-    from PIL import Image
-
-    from vpt.images import from_pixels
-
-    return from_pixels(Image.new("RGB", (64, 64)), path)
+def _open_none(path: str) -> LoadedImage:
+    raise AssertionError(f"{path} is counted by its size")
 
 
 def _size_wh(path: str, images: Images) -> tuple[int, int] | None:

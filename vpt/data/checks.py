@@ -21,13 +21,13 @@ from vpt.protocol.rows import KINDS, list_images, read_turns, shorten, split_cro
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_START,
-    ENCODER_TO_BRANCH,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,
     TURN_END,
     TURN_START,
     VISION_END,
     VISION_START,
+    encoder_names,
     perception_tokens,
 )
 
@@ -68,11 +68,10 @@ FINDINGS = {
 }
 """Kinds of findings, in the order of the report, with their meanings."""
 
-ROW_KINDS = ("region", *ENCODER_TO_BRANCH, "direct")
+ROW_KINDS = ("region", *encoder_names(), "direct")
 """Kinds of rows: the model asks for a crop, for a re-encoding by an encoder, or for neither."""
 
 _CONTENT = {DEPTH_START: "depth map", "<PIXEL_": "boxes"}
-_NAMES = {"crop": "region", **{row.branch: row.encoder for row in BRANCH_TOKENS.values()}}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = {TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD}
 _MARKS |= {"<|video_pad|>", "<|endoftext|>"}
@@ -104,6 +103,10 @@ class Turn:
         return f"messages[{self.number}]", f"messages[{self.number + 1}]"
 
 
+def _kind_of_call(branch: str) -> str:
+    return BRANCH_TOKENS[branch].encoder if branch in BRANCH_TOKENS else "region"
+
+
 @dataclass(frozen=True)
 class RowView:
     """A row whose turns are in order."""
@@ -120,9 +123,9 @@ class RowView:
         branches = {call.branch for turn in self.turns for call in turn.calls}
         answers = " ".join(turn.answered for turn in self.turns)
         content = [word for token, word in _CONTENT.items() if token in answers]
-        if names := [*sorted(_NAMES[branch] for branch in branches), *content]:
+        if names := [*sorted(_kind_of_call(branch) for branch in branches), *content]:
             return "+".join(names)
-        if shown := [_NAMES[branch] for branch in BRANCH_TOKENS if self.images[branch]]:
+        if shown := [_kind_of_call(branch) for branch in BRANCH_TOKENS if self.images[branch]]:
             return f"{'+'.join(shown)} alignment"
         return "direct" if self.images["image"] else "text only"
 

@@ -93,7 +93,8 @@ class Pixels:
         sizes: dict[str, list[int]] = {}
         for kind in dict.fromkeys(kind for kind, _ in opened):
             of_kind = [image for other, image in opened if other == kind]
-            values, sizes[kind] = self._preprocess(kind, of_kind)
+            sizes[kind] = [self.num_tokens(kind, image.size_wh) for image in of_kind]
+            values = self._preprocess(kind, of_kind)
             pixels |= zip(forward_arguments(kind), values, strict=True)
         return pixels, sizes
 
@@ -104,7 +105,7 @@ class Pixels:
         """
         sizes: dict[str, list[int]] = {}
         for kind, image in self._open(images):
-            sizes.setdefault(kind, []).append(self._count(kind, image))
+            sizes.setdefault(kind, []).append(self.num_tokens(kind, image.size_wh))
         return sizes
 
     def _open(self, images: Sequence[tuple[str, Hashable]]) -> list[tuple[str, LoadedImage]]:
@@ -126,32 +127,25 @@ class Pixels:
         }
         return [(kind, self._opened[source]) for kind, source in images]
 
-    def _count(self, kind: str, image: LoadedImage) -> int:
-        """Tokens of an image, by its size alone."""
-        encoder = self._encoder(kind)
-        return self._num_tokens(kind, encoder.grid_hw(self._fit(kind, image).size))
+    def num_tokens(self, kind: str, size_wh: tuple[int, int]) -> int:
+        """Placeholder tokens of an image of this size, which need not be there."""
+        fitted = self._fit(kind, Image.new("1", size_wh))
+        height, width = self._encoder(kind).grid_hw(fitted.size)
+        if kind in BRANCH_TOKENS:
+            height, width = token_grid(BRANCH_TOKENS[kind].stem, (height, width))
+        return height * width
 
-    def _preprocess(
-        self, kind: str, images: Sequence[LoadedImage]
-    ) -> tuple[list[Tensor], list[int]]:
-        """Pixels of images of one kind, and how many tokens each will take."""
-        encoder = self._encoder(kind)
-        fitted = [self._fit(kind, image) for image in images]
-        sizes = [self._num_tokens(kind, encoder.grid_hw(image.size)) for image in fitted]
-        return list(encoder.preprocess(fitted).values()), sizes
+    def _preprocess(self, kind: str, images: Sequence[LoadedImage]) -> list[Tensor]:
+        """Pixels of images of one kind."""
+        fitted = [self._fit(kind, image.pixels) for image in images]
+        return list(self._encoder(kind).preprocess(fitted).values())
 
     def _encoder(self, kind: str) -> ModelBranch:
         return self._branches[TOWER if kind == "image" else kind]
 
-    def _fit(self, kind: str, image: LoadedImage) -> Image.Image:
+    def _fit(self, kind: str, pixels: Image.Image) -> Image.Image:
         min_side, max_side = self._encoder(kind).min_side, self.config.max_side(kind)
-        return fit_for_tower(image.pixels, min_side=min_side, max_side=max_side)
-
-    @staticmethod
-    def _num_tokens(kind: str, grid_hw: tuple[int, int]) -> int:
-        if kind in BRANCH_TOKENS:
-            grid_hw = token_grid(BRANCH_TOKENS[kind].stem, grid_hw)
-        return grid_hw[0] * grid_hw[1]
+        return fit_for_tower(pixels, min_side=min_side, max_side=max_side)
 
 
 def forward_arguments(kind: str) -> tuple[str, ...]:

@@ -170,9 +170,6 @@ def check_complete(path_or_id: str | Path, missing: Iterable[str]) -> None:
 
     Args:
         missing: names of weights the checkpoint does not have.
-
-    Raises:
-        BranchError: if there are any.
     """
     if names := sorted(missing):
         raise BranchError(

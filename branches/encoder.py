@@ -147,9 +147,6 @@ def complete_settings(
 
     Returns:
         A JSON-able dict with exactly the keys of ``defaults``, sharing nothing with the arguments.
-
-    Raises:
-        BranchError: if ``given`` has a key that is not in ``defaults``.
     """
     chosen = {key: value for key, value in (given or {}).items() if key not in _WITHOUT_EFFECT}
     if unknown := sorted(set(chosen) - set(defaults)):
@@ -166,9 +163,6 @@ def check_values(settings: Mapping[str, Any]) -> None:
 
     Args:
         settings: any; those that are not known here, or null, are let pass.
-
-    Raises:
-        BranchError: naming the setting, what was expected and what came.
     """
     for name, value in settings.items():
         if value is None:
@@ -228,17 +222,12 @@ def read_settings(
     """Read ``preprocessor_config.json`` of a model folder or hub id.
 
     Args:
-        path_or_id: folder, or id of a repository.
         known: the settings we honour, as for `complete_settings`.
         hub_kwargs: arguments of ``from_pretrained``; those that say which file are used.
 
     Returns:
         The settings in the file, or None if the folder has no such file. transformers 5 writes
         entries that are empty (null); these, too, are left out.
-
-    Raises:
-        BranchError: if the file has a filled entry that is neither known nor without effect.
-        OSError: if the hub cannot be reached, as ``from_pretrained`` of transformers.
     """
     from transformers.utils import cached_file
 
@@ -259,11 +248,7 @@ def read_settings(
 
 
 def check_images(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Check what a branch is asked to preprocess.
-
-    Raises:
-        BranchError: if there is no image, or one that is not an RGB `PIL.Image.Image`.
-    """
+    """Check what a branch is asked to preprocess."""
     if not images:
         raise BranchError("a branch needs at least one image; got none")
     for image in images:

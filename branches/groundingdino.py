@@ -64,11 +64,7 @@ Detect = Callable[[Any, Tensor, Caption], Detections]
 
 
 def make_caption(tokenizer: PreTrainedTokenizerBase, phrase: str, max_text_len: int) -> Caption:
-    """Write a phrase as ``preprocess_caption`` of groundingdino/util/inference.py, and tokenize.
-
-    Raises:
-        BranchError: if there is no word in it, or more than ``max_text_len`` tokens.
-    """
+    """Write a phrase as ``preprocess_caption`` of groundingdino/util/inference.py, and tokenize."""
     text = phrase.lower().strip()
     if not text.strip(". ?"):
         raise BranchError(f"expected a phrase to look for; got {phrase!r}")
@@ -167,10 +163,6 @@ def build_package_encoder(
     """Build the package's ``GroundingDINO`` with random weights; see `GroundingBranch.from_config`.
 
     Nothing is downloaded: the tokenizer is given, and the text encoder made from its config.
-
-    Raises:
-        BranchError: if the package is missing, of an unknown version, or the config asks for a
-            text encoder that sees all phrases at once.
     """
     from transformers import BertConfig, BertModel
 
@@ -197,11 +189,7 @@ def build_package_encoder(
 
 
 def load_package_weights(encoder: nn.Module, weights_path: str | Path) -> None:
-    """Load a released checkpoint into the package's model.
-
-    Raises:
-        BranchError: if a parameter is missing, or there is one without a place.
-    """
+    """Load a released checkpoint into the package's model."""
     checkpoint = torch.load(weights_path, map_location="cpu", weights_only=True)
     weights = checkpoint.get("model", checkpoint)
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
@@ -215,11 +203,7 @@ def load_package_weights(encoder: nn.Module, weights_path: str | Path) -> None:
 
 
 def detect_by_package(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
-    """Run the package's model; a `Detect`.
-
-    Raises:
-        BranchError: if the encoder is in half precision, in which its forward fails.
-    """
+    """Run the package's model; a `Detect`."""
     if pixel_values.dtype not in (torch.float32, torch.float64):
         raise BranchError(
             f"groundingdino-py runs in float32 only; its weights are {pixel_values.dtype}; "
@@ -241,11 +225,7 @@ def detect_by_package(encoder: Any, pixel_values: Tensor, caption: Caption) -> D
 
 
 def _import_package() -> ModuleType:
-    """Import the package's model, late: it takes seconds.
-
-    Raises:
-        BranchError: if it, or what it needs, is missing, or its source is not the known one.
-    """
+    """Import the package's model, late: it takes seconds."""
     try:
         module = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
     except ModuleNotFoundError as exc:
@@ -297,12 +277,7 @@ def transformers_port_is_right() -> bool:
 
 
 def load_port(path_or_id: str | Path, **kwargs: Any) -> Any:
-    """Load a ``GroundingDinoForObjectDetection``; see `GroundingBranch.from_transformers`.
-
-    Raises:
-        BranchError: if the port is wrong in the installed transformers, or if its text encoder
-            would run in eager attention, which reads the mask wrongly.
-    """
+    """Load a ``GroundingDinoForObjectDetection``; see `GroundingBranch.from_transformers`."""
     import transformers
 
     if not transformers_port_is_right():

@@ -133,10 +133,6 @@ def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) 
 
     Returns:
         B features of ``[(h // merge_size) * (w // merge_size), D]``.
-
-    Raises:
-        BranchError: if a grid is a video's or cannot be merged, or if the number of tokens is
-            other than the grids say.
     """
     grids = []
     for frames, height, width in image_grid_thw.tolist():

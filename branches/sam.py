@@ -232,9 +232,6 @@ def rename_segment_anything(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 
     Returns:
         The same tensors under the names of transformers' ``SamVisionEncoder``.
-
-    Raises:
-        BranchError: if there is no image encoder among the weights.
     """
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in state_dict) else ""
     if f"{prefix}patch_embed.proj.weight" not in state_dict:
@@ -260,10 +257,6 @@ def config_from_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Returns:
         Arguments of ``SamVisionConfig``.
-
-    Raises:
-        BranchError: if absolute or relative positions are missing: without them neither the image
-            size nor the number of heads can be known.
     """
     if "pos_embed" not in state_dict or "layers.0.attn.rel_pos_h" not in state_dict:
         raise BranchError(
@@ -302,14 +295,10 @@ def resize_sam_state_dict(
     of the global layers (linear), as segment-anything's ``get_rel_pos`` does for the latter.
 
     Args:
-        state_dict: in transformers' names, without prefix.
         image_size: pixels per side wanted, a multiple of ``config.patch_size``.
 
     Returns:
         A new dict, in the given dtypes.
-
-    Raises:
-        BranchError: if ``image_size`` is not such a multiple.
     """
     if image_size < config.patch_size or image_size % config.patch_size:
         raise BranchError(

@@ -246,8 +246,6 @@ def vpt_config(
         base: a ``Qwen2VLConfig``.
         tokenizer: with the perception tokens in it.
         branches: keys of ``BRANCH_TOKENS``.
-        grid_size: cells per side of the region grid.
-        content: what the model writes by itself.
     """
     ids = tokenizer.get_vocab()
     rows = [BRANCH_TOKENS[branch] for branch in branches]
@@ -296,9 +294,6 @@ def draw_embeddings(
 
     Returns:
         ``[len(tokens), H]`` float32.
-
-    Raises:
-        CheckpointError: if the codebook has fewer vectors than there are codes.
     """
     generator = torch.Generator().manual_seed(seed)
     width = old.shape[1]

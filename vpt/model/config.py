@@ -335,10 +335,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
     Args:
         settings: content of a ``config.json``, of a VPT model, a base model or an encoder.
-
-    Raises:
-        CheckpointError: for a quantised model, weights in a file of another name, or a number
-            out of its range.
     """
     if method := settings.get("quantization_config"):
         method = method.get("quant_method") if isinstance(method, Mapping) else method
@@ -360,9 +356,6 @@ def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:
     Args:
         settings: content of a configuration file; settings within settings are looked at too.
         where: in front of the names in the message.
-
-    Raises:
-        CheckpointError: naming the setting and its range.
     """
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -407,11 +400,7 @@ def _mrope_section(text: Any) -> list[int]:
 
 
 def check_generation_config(path_or_id: str, **hub_kwargs: Any) -> GenerationConfig | None:
-    """Read ``generation_config.json``, which transformers passes over where it is broken.
-
-    Raises:
-        CheckpointError: if there is one that cannot be read.
-    """
+    """Read ``generation_config.json``, which transformers passes over where it is broken."""
     if (file := find_file(path_or_id, "generation_config.json", **hub_kwargs)) is None:
         return None
     content = read_json(file)
@@ -426,11 +415,7 @@ def check_tokenizer(
 
     Args:
         config: of a VPT model, or of a Qwen2-VL one.
-        name: of the model, for the message.
         end_ids: ``eos_token_id`` of the generation configuration.
-
-    Raises:
-        CheckpointError: naming the token, the setting and both ids.
     """
     ids: dict[str, int] = tokenizer.get_vocab()
     wanted = {

@@ -83,10 +83,6 @@ class Pixels:
         Returns:
             Arguments of forward, in which images of one kind keep their order; and per kind how
             many placeholder tokens each image takes.
-
-        Raises:
-            PromptError: if the model lacks a branch.
-            ImageError: if an image cannot be read.
         """
         opened = self._open(images)
         pixels: dict[str, Tensor] = {}
@@ -261,9 +257,6 @@ def drop_cut_images(
 
     Returns:
         Kind -> number of images that are whole, which are the first ones.
-
-    Raises:
-        FeatureCountError: if the row has other placeholders than a cut would have left.
     """
     vision_end = tokenizer.convert_tokens_to_ids(VISION_END)
     kind_of_pad = {tokenizer.convert_tokens_to_ids(KINDS[k].pad): k for k in KINDS}

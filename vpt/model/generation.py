@@ -127,11 +127,7 @@ class ActionProcessor(LogitsProcessor):
         self.action_of_start = action_of_start
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave only the action token; ``scores`` is ``[B, V]``.
-
-        Raises:
-            NonFiniteError: if the largest of a row is NaN or infinite.
-        """
+        """Leave only the action token; ``scores`` is ``[B, V]``."""
         is_finite = likeliest(scores) != NOT_FINITE
         scores = scores.clone()
         read = torch.stack([input_ids[:, -1], is_finite]).T  # comes from the device at once

@@ -85,11 +85,7 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
     """Where a file of a model lies; ``None`` if the model has no such file.
 
     Args:
-        path_or_id: folder, or id of a repository.
         **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ...; others are left aside.
-
-    Raises:
-        CheckpointError: if the model itself cannot be found, or the name is that of a folder.
     """
     path_or_id = str(path_or_id)
     folder = Path(path_or_id)
@@ -114,11 +110,7 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: if it cannot be read, or holds something else.
-    """
+    """Content of a JSON file that holds an object."""
     check_file(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -130,11 +122,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path) -> None:
-    """Refuse what is not the file that it is named for.
-
-    Raises:
-        CheckpointError: if it is missing, a folder, empty, or a pointer of git LFS.
-    """
+    """Refuse what is not the file that it is named for."""
     try:
         with file.open("rb") as stream:
             head = stream.read(len(_LFS_POINTER))
@@ -159,10 +147,6 @@ def check_weights(
     Args:
         make: builds the model; called with tensors that take no memory.
         key_mapping: patterns of stored names -> names in the model.
-
-    Raises:
-        CheckpointError: naming the file that is missing, outside the folder, damaged or an
-            adapter, the weight that is there twice, or the sizes that do not fit.
     """
     folder = Path(path_or_id)
     if not folder.is_dir():
@@ -190,11 +174,7 @@ def check_weights(
 
 
 def refuse_adapter(path_or_id: str, **hub_kwargs: Any) -> None:
-    """Refuse a folder of LoRA weights, which transformers would put on a model from elsewhere.
-
-    Raises:
-        CheckpointError: saying which model it was trained on, and to merge the two.
-    """
+    """Refuse a folder of LoRA weights, which transformers would put on a model from elsewhere."""
     if file := find_file(path_or_id, "adapter_config.json", **hub_kwargs):
         base = read_json(file).get("base_model_name_or_path") or "the model it was trained on"
         raise CheckpointError(
@@ -205,11 +185,7 @@ def refuse_adapter(path_or_id: str, **hub_kwargs: Any) -> None:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Files of the weights that would be read from a folder; none if it has none.
-
-    Raises:
-        CheckpointError: if a list of shards cannot be read, or names a file that is not there.
-    """
+    """Files of the weights that would be read from a folder; none if it has none."""
     for name in _WHOLE:
         if (file := folder / name).exists():
             return [file]
@@ -233,11 +209,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def stored_names(file: Path) -> list[str]:
-    """Names of the weights in a file, which is not read beyond them.
-
-    Raises:
-        CheckpointError: if it is not a whole file of tensors.
-    """
+    """Names of the weights in a file, which is not read beyond them."""
     check_file(file)
     with as_checkpoint_error(f"cannot read the weights {file}"):
         if file.suffix == ".safetensors":
@@ -266,7 +238,6 @@ def other_weights(folder: Path, draft: Path) -> list[Path]:
     """Weights that would be read in place of those that are about to be moved into a folder.
 
     Args:
-        folder: of a model that is saved again.
         draft: holds the new files; without weights among them the old ones stay current.
     """
     old, new = (
@@ -320,9 +291,6 @@ def check_account(path_or_id: str, account: Mapping[str, Any]) -> None:
 
     Args:
         account: ``loading_info`` of ``from_pretrained``.
-
-    Raises:
-        CheckpointError: naming what is missing, unknown or of another shape.
     """
     problems = {
         "missing": sorted(account["missing_keys"]),

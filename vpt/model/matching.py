@@ -53,10 +53,6 @@ def find_calls(
     Args:
         input_ids: ``[B, S]``.
         features: branch -> features of all its images, in reading order.
-
-    Raises:
-        FeatureCountError: if placeholders and features differ in number.
-        PositionError: if calls and images do not fit each other.
     """
     calls: list[Call] = []
     unconditioned = config.alignment or config.num_inner_forward_run == 1

@@ -503,11 +503,7 @@ def backbone_of(config: VPTConfig, **parts: Any) -> Backbone:
 
 
 def _take_pixels(arguments: dict[str, Any]) -> dict[str, list[Tensor]]:
-    """Take the pixels of branches out of the arguments of ``forward``.
-
-    Raises:
-        PositionError: if a part of them is missing.
-    """
+    """Take the pixels of branches out of the arguments of ``forward``."""
     pixels = {}
     for name, row in BRANCH_TOKENS.items():
         first, *others = [arguments.pop(argument, None) for argument in row.arguments]

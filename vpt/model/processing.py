@@ -347,11 +347,7 @@ def _sort_options(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_tokenizer_files(path_or_id: str, hub: dict[str, Any]) -> None:
-    """Refuse a folder without a tokenizer; transformers would make one that knows no words.
-
-    Raises:
-        CheckpointError: naming the files.
-    """
+    """Refuse a folder without a tokenizer; transformers would make one that knows no words."""
     names = ("tokenizer.json", "vocab.json", "merges.txt")
     files = {name: find_file(path_or_id, name, **hub) for name in names}
     for file in filter(None, files.values()):
@@ -371,9 +367,6 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
     Args:
         settings: content of a ``preprocessor_config.json``. Versions up to 4.45 kept the pixel
             limits under ``size`` by names that newer image processors refuse.
-
-    Raises:
-        CheckpointError: naming the setting that is impossible.
     """
     with as_checkpoint_error(
         "cannot use the settings of the image processor (preprocessor_config.json)"

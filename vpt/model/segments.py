@@ -43,9 +43,6 @@ class SegmentReader:
         language_model: the LLM without its head; its layers are run one by one.
         attention_mask: ``[B, S]``, 0 at padding; ``None`` for no padding.
         position_ids: ``[3, B, S]``.
-
-    Raises:
-        PositionError: if the LLM has sliding-window layers.
     """
 
     def __init__(
@@ -96,11 +93,7 @@ class SegmentReader:
             row.num_read += len(span)
 
     def last_state(self, row: int) -> Tensor:
-        """``[D]`` final hidden state of the last token that was read of a row.
-
-        Raises:
-            PositionError: if nothing of it was.
-        """
+        """``[D]`` final hidden state of the last token that was read of a row."""
         if not (states := self._rows[row].states):
             raise PositionError(f"a call stands at the start of row {row}; nothing precedes it")
         return states[-1][-1]

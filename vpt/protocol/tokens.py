@@ -397,9 +397,6 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
     Args:
         perception: one of :data:`PERCEPTION_MODES`, or another name of it.
         available: branches of the model, ``"crop"`` among them if it knows region tokens.
-
-    Raises:
-        PromptError: for an unknown mode, or one that needs a branch the model lacks.
     """
     mode = perception_mode(perception)
     available = tuple(available)

@@ -17,8 +17,7 @@ from vpt.data.rows import read_entries
 from vpt.errors import PromptError, TrainingError, VPTError
 from vpt.images import LoadedImage, load_image
 from vpt.model.config import load_config
-from vpt.model.encoding import drop_cut_images
-from vpt.model.encoding import Pixels, join_pixels, open_row_image
+from vpt.model.encoding import Pixels, drop_cut_images, join_pixels, open_row_image
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix, write_placeholders
 from vpt.protocol.tokens import RELEASED_GRID_SIZE

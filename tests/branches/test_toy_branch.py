@@ -18,7 +18,7 @@ from vpt.evaluation.evaluation import main as evaluate
 from vpt.model.encoding import RowEncoder, collate
 from vpt.protocol.tokens import BRANCH_TOKENS, BranchRow
 from vpt.view.heat import seen_box_px
-from vpt.view.layout import draw
+from vpt.view.picture import draw
 from vpt.view.timeline import timeline_html
 
 SIDE, PATCH = 64, 16

@@ -216,9 +216,7 @@ class Engine:
             values, reused = next(features)
             if isinstance(piece, ImagePiece):
                 builder.add_image(values.values, values.grid_hw)
-                results.append(
-                    LookResult(TOWER, values.grid_hw, len(values.values), reused, None)
-                )
+                results.append(LookResult(TOWER, values.grid_hw, len(values.values), reused, None))
                 continue
             new = self._project(stream, piece.branch, values)
             builder.add_features(piece.branch, new)

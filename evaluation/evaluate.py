@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -152,24 +152,24 @@ def evaluate(
             **judged,
         }
         folder.write_results(results)
-        write_report(results, records, folder.path, open_photos=_Photos(plan))
+        write_report(results, records, folder.path, open_photos=_photo_opener(plan))
     return results
 
 
-class _Photos:
-    """Opens the images of a record as its sample names them."""
+def _photo_opener(plan: Plan) -> Callable[[Record], list[LoadedImage]]:
+    """A function that opens the images of a record as its sample names them."""
+    samples = {
+        (planned.split.name, sample.id): sample
+        for planned in plan.splits
+        for sample in planned.samples
+        if isinstance(sample, Sample)
+    }
 
-    def __init__(self, plan: Plan) -> None:
-        self._samples = {
-            (planned.split.name, sample.id): sample
-            for planned in plan.splits
-            for sample in planned.samples
-            if isinstance(sample, Sample)
-        }
-
-    def __call__(self, record: Record) -> list[LoadedImage]:
-        sample = self._samples.get((record.split, record.id))  # none of a bad row
+    def open_photos(record: Record) -> list[LoadedImage]:
+        sample = samples.get((record.split, record.id))  # none of a bad row
         return [image.open() for image in sample.images] if sample else []
+
+    return open_photos
 
 
 class _Part:

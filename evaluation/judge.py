@@ -32,6 +32,46 @@ if TYPE_CHECKING:
     from vpt.evaluation.judge_client import Failure, JudgeClient
 
 
+SCORE = "judge"
+"""Name of the judge's score in a record."""
+
+MAX_FAILURES_IN_A_ROW = 8
+"""Consecutive failed calls, each with all its retries, that end a run."""
+
+_RECORDED = ("model", "base_url", "temperature", "max_tokens")  # settings, but not the key
+_PLACEHOLDER_KEY = "no-key"
+
+
+class JudgeError(ServiceError):
+    """The judge cannot do its work at all: it is down, or refuses the key or the model."""
+
+
+@dataclass(frozen=True)
+class JudgeItem:
+    """An answer to be scored: the question as the judge should see it, and both answers."""
+
+    question: str
+    reference: str
+    prediction: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The judge's verdict on one answer.
+
+    Attributes:
+        score: from 0 to 1; ``None`` if there is none, which is never the same as 0.
+        reason: why there is none; empty if there is one.
+        reply: of the judge, as it came; empty if none came.
+        from_cache: whether the reply is from the file of an earlier run.
+    """
+
+    score: float | None
+    reason: str = ""
+    reply: str = ""
+    from_cache: bool = False
+
+
 class ReplyCache:
     """A file of replies, one JSON line each, so that nothing is asked twice.
 
@@ -87,42 +127,6 @@ def _read_line(line: str, place: str) -> tuple[str, str]:
     if not isinstance(key, str) or not isinstance(reply, str):
         raise DataError(f"{place}: key and reply must be strings; delete the line")
     return key, reply
-
-
-MAX_FAILURES_IN_A_ROW = 8
-"""Consecutive failed calls, each with all its retries, that end a run."""
-
-_PLACEHOLDER_KEY = "no-key"
-
-
-class JudgeError(ServiceError):
-    """The judge cannot do its work at all: it is down, or refuses the key or the model."""
-
-
-@dataclass(frozen=True)
-class JudgeItem:
-    """An answer to be scored: the question as the judge should see it, and both answers."""
-
-    question: str
-    reference: str
-    prediction: str
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The judge's verdict on one answer.
-
-    Attributes:
-        score: from 0 to 1; ``None`` if there is none, which is never the same as 0.
-        reason: why there is none; empty if there is one.
-        reply: of the judge, as it came; empty if none came.
-        from_cache: whether the reply is from the file of an earlier run.
-    """
-
-    score: float | None
-    reason: str = ""
-    reply: str = ""
-    from_cache: bool = False
 
 
 def judge_all(
@@ -198,10 +202,7 @@ def summary(judgements: Sequence[Judgement], settings: JudgeSettings) -> dict[st
         "n": len(scores),
         "unscored": len(judgements) - len(scores),
         "from_cache": sum(judgement.from_cache for judgement in judgements),
-        "model": settings.model,
-        "base_url": settings.base_url,
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
+        **{name: getattr(settings, name) for name in _RECORDED},
         "prompt": PROMPT,
         "prompt_hash": PROMPT_HASH,
     }
@@ -213,7 +214,7 @@ async def _ask_all(
     cache: ReplyCache,
     settle: Callable[[str, Judgement], None],
 ) -> None:
-    """Ask with as many workers as calls may be under way; they share one iterator."""
+    """Ask with as many workers as there may be concurrent calls; they share one iterator."""
     waiting = iter(messages)
     num_failures = 0  # in a row
 
@@ -246,24 +247,26 @@ async def _ask_all(
 def _check_hope(
     failure: Failure, num_failures: int, num_messages: int, settings: JudgeSettings
 ) -> None:
-    """Raise a JudgeError if going on would only fail again."""
-    where = f"judge at {settings.base_url}"
-    again = "Replies that came are in the cache file, if you gave one: run again to resume."
+    """Raise a JudgeError if further calls would only fail again."""
+    in_a_row = f"{num_failures} calls in a row failed, the last by: {failure.reason}."
     if failure.is_final:
-        raise JudgeError(
-            f"{where}: {failure.reason}. Check model, base_url (it mostly ends in /v1) and "
-            f"{settings.key_variable}. {again}"
+        problem = (
+            f"{failure.reason}. Check model, base_url (it mostly ends in /v1) and "
+            f"{settings.key_variable}."
         )
-    if failure.is_unreachable and num_failures >= min(MAX_FAILURES_IN_A_ROW, num_messages):
-        raise JudgeError(
-            f"{where}: it cannot be reached; {num_failures} calls in a row failed, the last by: "
-            f"{failure.reason}. Check that the server runs, that base_url is right, and the "
-            f"proxy variables. {again}"
+    elif failure.is_unreachable and num_failures >= min(MAX_FAILURES_IN_A_ROW, num_messages):
+        problem = (
+            f"it cannot be reached; {in_a_row} Check that the server runs, that base_url is "
+            "right, and the proxy variables."
         )
-    if num_failures >= MAX_FAILURES_IN_A_ROW:
-        raise JudgeError(
-            f"{where}: {num_failures} calls in a row failed, the last by: {failure.reason}. {again}"
-        )
+    elif num_failures >= MAX_FAILURES_IN_A_ROW:
+        problem = in_a_row
+    else:
+        return
+    raise JudgeError(
+        f"judge at {settings.base_url}: {problem} Replies that came are in the cache file, if you "
+        "gave one: run again to resume."
+    )
 
 
 def _connect(settings: JudgeSettings) -> JudgeClient:
@@ -302,9 +305,6 @@ def _judge(reply: str, *, from_cache: bool) -> Judgement:
         return Judgement(read_score(reply), reply=reply, from_cache=from_cache)
     except ValueError as exc:
         return Judgement(None, str(exc), reply, from_cache)
-
-
-SCORE = "judge"
 
 
 def judge_records(

@@ -5,12 +5,14 @@ from drivers import IMAGE, Script
 from tiny_model import tiny_model
 
 from vpt.errors import PromptError
+from vpt.inference import looks
 from vpt.inference.events import (
     CallEvent,
     ResultEvent,
     StopEvent,
     TokenEvent,
 )
+from vpt.inference.request import REPLACED_LOOKS
 from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.calls import format_region, parse_turn
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
@@ -218,3 +220,7 @@ def test_a_call_for_a_branch_the_model_lacks_is_malformed(processor):
     run = Script(processor, vocabulary, text, constrain=False)
     assert [bad.reason for bad in run.trace.malformed] == ["this model has no branch 'sam'"]
     assert (run.trace.calls, run.trace.answer) == ([], "hm")
+
+
+def test_each_way_to_replace_looks_has_a_name_in_requests():
+    assert set(looks.SHOWN) == {None, *REPLACED_LOOKS}

@@ -12,6 +12,7 @@ from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
 from vpt.images import load_image
+from vpt.inference.cache import SlotPlan
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import StopEvent
@@ -253,7 +254,7 @@ def test_a_slot_that_is_full_grows_while_decoding(runtime):
     stream = engine.open()
     engine.extend(stream, [TokenPiece((1, 2, 3, 4))])
     with pytest.raises(BudgetError, match="needs room for 5 tokens, its slot holds 4"):
-        engine.cache.step([stream.slot])
+        SlotPlan(engine.cache, [stream.slot], 1)
     grown = engine.step([stream], [5])[0]
     roomy = runtime.engine()
     other = roomy.open()

@@ -7,7 +7,6 @@ The cache is an attention function of transformers (``slot_sdpa``): Qwen2-VL's l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -46,7 +45,7 @@ class SlotCache:
 
     def _new_buffer(self, capacity: int) -> Tensor:
         # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
-        # ``truncate`` sees to it that places after a stream's end stay zero.
+        # ``clear`` sees to it that places after a stream's end stay zero.
         num_slots, num_kv_heads, head_dim = self._shape
         return torch.zeros(num_slots, num_kv_heads, capacity, head_dim, **self._options)
 
@@ -66,22 +65,13 @@ class SlotCache:
                 buffers[layer][:, :, :filled] = old[:, :, :filled]
         self.capacity = capacity
 
-    def extend(self, slot: int, num_new: int) -> SlotPlan:
-        """Plan to append tokens to one stream; raise ``BudgetError`` if its slot has no room."""
-        return SlotPlan(self, [slot], num_new)
-
-    def step(self, slots: Sequence[int]) -> SlotPlan:
-        """Like :meth:`extend`, one token for each of several streams; ``slots`` ascending."""
-        return SlotPlan(self, list(slots), 1)
-
     @torch.inference_mode()  # buffers that have grown are tensors of that mode
-    def truncate(self, slot: int, length: int = 0) -> None:
-        """Forget the tokens of a stream after ``length``: write zeros there."""
-        length = min(length, self.lengths[slot])
-        if (end := self._written[slot]) > length:
+    def clear(self, slot: int) -> None:
+        """Forget a stream: write zeros where its keys and values are."""
+        if end := self._written[slot]:
             for buffer in (*self.keys, *self.values):
-                buffer[slot, :, length:end] = 0
-        self.lengths[slot] = self._written[slot] = length
+                buffer[slot, :, :end] = 0
+        self.lengths[slot] = self._written[slot] = 0
 
     def note_written(self, slot: int, end: int) -> None:
         """Note that places of a slot up to ``end`` are about to be written."""
@@ -100,11 +90,15 @@ class _Run:
 
 @dataclass
 class SlotPlan:
-    """Where one pass writes keys and values, and what it reads: ``num_new`` tokens per slot."""
+    """Where one pass writes keys and values, and what it reads.
+
+    Raises:
+        BudgetError: if a slot has no room for the new tokens.
+    """
 
     cache: SlotCache
-    slots: list[int]
-    num_new: int
+    slots: list[int]  # ascending
+    num_new: int  # tokens per slot; 1 if there are several slots
     _runs: list[_Run] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

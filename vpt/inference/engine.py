@@ -154,12 +154,12 @@ class Engine:
         if not self._free_slots:
             raise BudgetError("all slots are taken; close a stream, or make an engine with more")
         slot = self._free_slots.pop(0)
-        self.cache.truncate(slot)
+        self.cache.clear(slot)
         return Stream(slot, max_position=self._max_position)
 
     def close(self, stream: Stream) -> None:
         """End a stream; its slot is free at once."""
-        self.cache.truncate(stream.slot)
+        self.cache.clear(stream.slot)
         self._free_slots.append(stream.slot)
         self._free_slots.sort()
 
@@ -248,7 +248,7 @@ class Engine:
         positions = torch.tensor([[s.position] for s in sorted_streams], device=self._device)
         if (needed := max(s.length for s in streams) + 1) > self.cache.capacity:
             self.cache.reserve(needed + _GROWTH)
-        plan = self.cache.step([s.slot for s in sorted_streams])
+        plan = SlotPlan(self.cache, [s.slot for s in sorted_streams], 1)
         hidden = self._run(self._embed_tokens(ids), positions.expand(3, -1, -1), plan)
         logits = self.model.lm_head(hidden)
         # Counted in at the very end: a step that fails can be taken again.
@@ -364,7 +364,7 @@ class _ChunkBuilder:
         positions, following = mrope_positions(
             self._ids, self._grids, engine.model.config.image_token_id, stream.position
         )
-        plan = engine.cache.extend(stream.slot, len(self._ids))
+        plan = SlotPlan(engine.cache, [stream.slot], len(self._ids))
         hidden = engine._run(embeds, positions[:, None].to(engine._device), plan)
         plan.commit()
         stream.hidden = hidden[0]

@@ -33,7 +33,7 @@ class Looks:
         self._images = list(request.images)
         self._request = request
         self._grid_size = grid_size
-        self._show = _SHOWN[request.replace_looks]
+        self._show = SHOWN[request.replace_looks]
 
     @property
     def source(self) -> int:
@@ -78,7 +78,7 @@ def _show_elsewhere(image: LoadedImage, box: PixelBox | None, seed: int) -> _Sho
     return _show(image, box, seed)
 
 
-_SHOWN: dict[str | None, Callable[[LoadedImage, PixelBox | None, int], _Shown]] = {
+SHOWN: dict[str | None, Callable[[LoadedImage, PixelBox | None, int], _Shown]] = {
     None: _show,
     "blank": _show_blank,
     "random": _show_elsewhere,

@@ -141,19 +141,6 @@ class VPTPlugin(BasePlugin):
             for message in messages
         ]
 
-    def process_token_ids(
-        self,
-        input_ids: list[int],
-        labels: list[int] | None,
-        images: Sequence[Any],
-        videos: Sequence[Any],
-        audios: Sequence[Any],
-        tokenizer: Any,
-        processor: Any,
-    ) -> tuple[list[int], list[int] | None]:
-        """Leave the ids as they are."""
-        return input_ids, labels
-
     def get_mm_inputs(
         self,
         images: Sequence[Any],
@@ -169,11 +156,11 @@ class VPTPlugin(BasePlugin):
 
         Args:
             images: of all rows, end to end.
-            videos: must be empty, as must ``audios``.
+            videos: must be empty, as must ``audios``; their lengths are not used.
             audios: see ``videos``.
             imglens: number of images in each row.
-            vidlens: not used, as is ``audlens``.
-            audlens: see ``vidlens``.
+            vidlens: see ``videos``.
+            audlens: see ``videos``.
             batch_ids: ids of each row. Placeholders of an image that ``cutoff_len`` has cut are
                 replaced in place: these lists are what LLaMA-Factory pads next.
             processor: a :class:`VPTProcessor`.

@@ -125,17 +125,6 @@ def find_lack(checkpoint: Path, *, with_optimizer: bool = True) -> str:
     return ""
 
 
-def install_trainer() -> None:
-    """Make LLaMA-Factory's fine-tuning use :class:`VPTTrainer`; harmless when done twice.
-
-    Raises:
-        TrainingError: if it does not use its own trainer as the tested version does.
-    """
-    replace_in_workflow(
-        "CustomSeq2SeqTrainer", CustomSeq2SeqTrainer, VPTTrainer, lambda one: one is VPTTrainer
-    )
-
-
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
@@ -226,12 +215,15 @@ def token_classes(tokenizer: Any) -> dict[int, int]:
     return {vocabulary[t]: CLASSES.index(name) for t, name in names.items() if t in vocabulary}
 
 
-def install_accuracy(tokenizer: Any) -> None:
-    """Make ``compute_accuracy: true`` report by kind of token.
+def install_trainer() -> None:
+    """Make LLaMA-Factory's fine-tuning use :class:`VPTTrainer`; harmless when done twice."""
+    replace_in_workflow(
+        "CustomSeq2SeqTrainer", CustomSeq2SeqTrainer, VPTTrainer, lambda one: one is VPTTrainer
+    )
 
-    Raises:
-        TrainingError: if it does not use that name as the tested version does.
-    """
+
+def install_accuracy(tokenizer: Any) -> None:
+    """Make ``compute_accuracy: true`` report by kind of token."""
     replace_in_workflow(
         "ComputeAccuracy",
         metric.ComputeAccuracy,

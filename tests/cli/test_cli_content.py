@@ -110,7 +110,11 @@ def test_init_without_a_depth_tokenizer_says_so(run, base, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--base", "b"], 2, "give --branches to make a VPT model of a Qwen2-VL one, or --content"),
+        (
+            ["--base", "b"],
+            2,
+            "give --branches to make a VPT model from a Qwen2-VL one, or --content",
+        ),
         (["--base", "b", "--content", "maps"], 2, "unknown perception content 'maps'; available:"),
         (["--base", "/none", "--content", "boxes"], 4, "cannot load the base model /none"),
         (

@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base",
         required=True,
         metavar="ID_OR_FOLDER",
-        help="a Qwen2-VL model to start from; or a VPT one, to give it --content",
+        help="a Qwen2-VL model to start from, or a VPT one to extend by --content",
     )
     parser.add_argument(
         "--branches",
@@ -101,7 +101,7 @@ def _print_summary(
 ) -> None:
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
-    print_out(f"made {args.out} of {args.base}")
+    print_out(f"made {args.out} from {args.base}")
     print_out(f"  branches    {', '.join(['crop', *model.config.vision_encoder_ls])}")
     if kinds := model.config.content_tokens.kinds:
         is_undecoded = "depth" in kinds and not can_decode
@@ -140,7 +140,7 @@ def _build(
 
 
 def _read_depth_tokenizer(args: argparse.Namespace) -> DepthTokenizer | None:
-    """The one that is given, or that of a VPT base in a folder; it is copied."""
+    """The given tokenizer, or that in the folder of a VPT base; it is copied."""
     from vpt.depth.tokenizer import load_depth_tokenizer
 
     if args.depth_tokenizer is not None:
@@ -150,7 +150,7 @@ def _read_depth_tokenizer(args: argparse.Namespace) -> DepthTokenizer | None:
 
 
 def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
-    """Encoders that are not the released ones, once folder and branches are found to be fine."""
+    """Check folder and branches; return the encoders that are not the released ones."""
     check_out_folder(args.out)
     if args.out.is_dir() and any(args.out.iterdir()) and not args.force:
         raise PromptError(
@@ -158,8 +158,8 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
         )
     if args.branches is None and not args.content.kinds:
         raise PromptError(
-            "give --branches to make a VPT model of a Qwen2-VL one, or --content to have a VPT "
-            "model write it"
+            "give --branches to make a VPT model from a Qwen2-VL one, or --content to add content "
+            "tokens to a VPT model"
         )
     if args.depth_tokenizer is not None and "depth" not in args.content.kinds:
         raise PromptError("--depth-tokenizer needs depth among --content")
@@ -173,11 +173,11 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
 
 
 COMMAND = Command(
-    help="make a VPT model of a Qwen2-VL one",
+    help="make a VPT model from a Qwen2-VL one",
     description=(
-        "Make a VPT model of a Qwen2-VL one: add perception tokens, vision branches and\n"
-        "projectors. Or give a VPT model the tokens by which it writes depth maps and boxes.\n"
-        "What is added is untrained."
+        "Make a VPT model from a Qwen2-VL one: add perception tokens, vision branches and\n"
+        "projectors. Or add to a VPT model the tokens for depth maps and boxes.\n"
+        "All additions are untrained."
     ),
     examples=(
         "examples:\n"

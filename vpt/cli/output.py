@@ -43,12 +43,12 @@ def report_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
-    """Pass items through and show how many have passed, on stderr if that is a terminal.
+    """Pass items through and show on stderr, if that is a terminal, how many have passed.
 
     Args:
-        items: of a long list.
-        total: how many there are.
-        what: they are, as ``"images"``.
+        items: to iterate over.
+        total: number of items.
+        what: what they are, e.g. ``"images"``.
     """
     from tqdm import tqdm
 

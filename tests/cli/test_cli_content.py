@@ -75,7 +75,7 @@ def test_init_gives_a_vpt_model_content_and_keeps_its_depth_tokenizer(
     words = ("--content", "depth", "--depth-tokenizer", tokenizer_folder)
     code, out, err = run("init", "--base", first, *words, "--out", second)
     assert code == 0, err
-    assert "branches    region, clip" in out and "tokens      10 for perception" in out
+    assert "branches    crop, clip" in out and "tokens      10 for perception" in out
     code, out, err = run("init", "--base", second, "--content", "boxes", "--out", third)
     assert code == 0, err
     assert "content     depth, boxes\n" in out

@@ -70,7 +70,6 @@ def test_help_imports_nothing_heavy():
         "import sys, vpt.cli;"
         "[vpt.cli.main(['depth-tokenizer', name, '--help'])"
         " for name in ('train', 'encode', 'decode', 'report')];"
-        "vpt.cli.main(['data', 'make-scenes', '--help']);"
         "print([m for m in ('torch', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -311,7 +311,7 @@ def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, 
         named = (split_crop_suffix(path)[0] for row in rows for path in image_paths(row))
         files = {path: target.find_image(path) for path in named}
         distinct = dict.fromkeys(files.values())
-        facts = dict(progress(measure_images(distinct, None), len(distinct), "images"))
+        facts = dict(progress(measure_images(distinct), len(distinct), "images"))
         images = {path: facts[file] for path, file in files.items()}
     watched = progress(rows, len(rows), "rows")
     report = check_rows(watched, make_checker(images), args.ignore, loading)

@@ -80,24 +80,17 @@ class Part:
 class RowMaking:
     """Makes files of rows from many sources, in parts, so that a stopped command can resume.
 
-    Attributes:
-        folder: to write into.
-        recipe: what decides the content.
-        names: of the files of rows, in the order of the entries; then come questions and answers.
-        sources: each with its name in messages.
-        make: takes number, source and counts; returns entries for all files, several times if need
-            be; raises `DataError` or `ImageError` if the source cannot be used.
-        noun: for a source, in messages.
-        skip_bad: skip sources that cannot be used, instead of stopping at the first.
+    ``make`` takes number and source, adds to the counts, and returns any number of tuples with one
+    entry for each file. It raises `DataError` or `ImageError` if the source cannot be used.
     """
 
     folder: Path
-    recipe: Mapping[str, Any]
-    names: tuple[str, ...]
-    sources: Sequence[tuple[str, Any]]
+    recipe: Mapping[str, Any]  # what decides the content
+    names: tuple[str, ...]  # of the files of rows; questions and answers come after them
+    sources: Sequence[tuple[str, Any]]  # with their names in messages
     make: Callable[[int, Any, Counter[str]], Sequence[tuple[dict[str, Any], ...]]]
-    noun: str
-    skip_bad: bool
+    noun: str  # for a source, in messages
+    skip_bad: bool  # skip sources that cannot be used, instead of stopping at the first
 
     def run(self) -> Iterator[int]:
         """Process all sources, except those of parts that an earlier run has finished.

@@ -200,20 +200,19 @@ Images = Mapping[str, ImageFacts]
 
 
 def measure_images(
-    paths: Iterable[str], root: Path | None, num_threads: int | None = None
+    paths: Iterable[str], root: Path | None = None
 ) -> Iterator[tuple[str, ImageFacts]]:
     """Open every distinct image on several threads, and decode it, so that damage is found.
 
     Args:
         paths: without crop suffix.
         root: folder of relative paths.
-        num_threads: by default one per processor.
 
     Yields:
         ``(path, facts)``, in the order of their first mention.
     """
     distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(distinct), _CHUNK):
             chunk = distinct[start : start + _CHUNK]
             yield from zip(chunk, pool.map(lambda path: _measure(path, root), chunk), strict=True)

@@ -80,7 +80,7 @@ def test_every_row_passes_the_check(scenes, tmp_path):
     made = make(scenes, folder)
     for name in FILES:
         rows = read_entries(folder / f"{name}.jsonl")
-        facts = dict(measure_images((p for row in rows for p in image_paths(row)), folder, 1))
+        facts = dict(measure_images((p for row in rows for p in image_paths(row)), folder))
         report = check_rows(rows, RowChecker(facts))
         assert report.findings == {}
         assert len(report.row_kinds) == 1 and report.num_rows == len(made.lines[name])

@@ -247,7 +247,7 @@ def test_every_row_passes_the_check_and_tells_the_number(scenes, tmp_path):
     for name in FILES:
         rows = read_entries(tmp_path / f"rows/{name}.jsonl")
         named = (p for row in rows for p in image_paths(row))
-        facts = dict(measure_images(named, tmp_path / "rows", 1))
+        facts = dict(measure_images(named, tmp_path / "rows"))
         report = check_rows(rows, RowChecker(facts))
         assert report.findings == {} and report.num_rows == 10
         for number, row in enumerate(rows):

@@ -23,6 +23,7 @@ from vpt.view.renderers import (
     Album,
     Mark,
     base_name,
+    boxes_legend,
     call_colour,
     chip_width,
     draw_look,
@@ -340,9 +341,8 @@ class CardMaker:
         """A given image with its marks; on the first, where the evidence is."""
         seen, marks = album.trace.images[index], marks_on(album, index)
         words = f"{base_name(seen.source)} · {seen.size_wh[0]}x{seen.size_wh[1]}"
-        if boxes := [mark.words for mark in marks if mark.kind == "box"]:
-            names = boxes[0] if len(boxes) == 1 else f"{boxes[0]} to {boxes[-1]}"
-            words += f" · {names}: written by the model"
+        if boxes := boxes_legend(marks):
+            words += f" · {boxes}"
         thumbnail = self.pictures.add(album.given[index], seen.digest)
         labels = tuple(_labels(marks, seen.size_wh, thumbnail))
         outlines = [*_outlines(marks, seen.size_wh)]

@@ -20,7 +20,7 @@ from vpt.cli.parser import Command
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
-from vpt.view.wording import STOP_WORDS, call_words, content_words, count_words
+from vpt.view.wording import STOP_WORDS, call_words, content_words, count_words, tokens_words
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
@@ -150,8 +150,7 @@ def _note_content(trace: Trace, runtime: Runtime) -> None:
 def _summarise(trace: Trace) -> None:
     counts, timings = trace.counts, trace.timings
     print_err(
-        f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
-        f"{counts.generated_tokens} generated tokens, {counts.llm_tokens} read by the LLM; "
+        f"{tokens_words(counts)}, {counts.llm_tokens} read by the LLM; "
         f"{count_words(len(trace.calls), 'call')}; "
         f"{count_words(counts.images_encoded, 'image')} encoded, {counts.images_reused} reused"
     )

@@ -19,6 +19,7 @@ from vpt.view.renderers import (
     CHIP_HEIGHT,
     Album,
     base_name,
+    boxes_legend,
     call_colour,
     chip_width,
     draw_chip,
@@ -30,10 +31,12 @@ from vpt.view.renderers import (
 from vpt.view.wording import (
     OUTCOME_WORDS,
     STOP_WORDS,
+    call_facts,
     call_words,
     content_words,
     count_words,
     printable,
+    tokens_words,
 )
 
 WIDTH, PAD, GAP, BAR_HEIGHT = 1200, 28, 20, 30
@@ -107,11 +110,9 @@ def _end(trace: Trace) -> Iterator[Image.Image]:
             said[MOST_MALFORMED:] = [f"… and {len(said) - MOST_MALFORMED} more"]
         head = Text("Malformed calls, read as text", 14, FAULT_INK)
         yield _banner([head, *(Text(one, 15, FAULT_INK, 3) for one in said)], FAULT_PAPER)
-    counts = trace.counts
     numbers = (
         f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason or 'not ended')}",
-        f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
-        f"{counts.generated_tokens} generated tokens",
+        tokens_words(trace.counts),
         count_words(len(trace.calls), "call"),
         f"{trace.timings.total:,.0f} ms",
     )
@@ -132,9 +133,8 @@ def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image
     if any(mark.kind == "region" for mark in marks):
         key = "tinted: the cells it named; outlined: what was cut out, one cell wider"
         texts.append(Text(key, 14, QUIET, 2))
-    if boxes := [mark.words for mark in marks if mark.kind == "box"]:
-        names = " to ".join(dict.fromkeys((boxes[0], boxes[-1])))
-        texts.append(Text(f"{names}: written by the model", 14, QUIET, 2))
+    if boxes := boxes_legend(marks):
+        texts.append(Text(boxes, 14, QUIET, 2))
     shown = marked_photo(album, index, (width, max_height))
     row = Image.new("RGB", (width, shown.height), PAPER)
     row.paste(shown, ((width - shown.width) // 2, 0))
@@ -194,10 +194,7 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
     fill, facts = FAULT_INK, OUTCOME_WORDS.get(call.outcome, call.outcome)
     if call.outcome == "executed":
         siblings = sum(other.turn == call.turn for other in album.trace.calls)
-        shared = f" (all {siblings})" if siblings > 1 else ""
-        tokens = count_words(call.num_tokens, "token")
-        facts = f"executed  ·  {tokens}  ·  {call.encode_ms + call.run_ms:,.0f} ms{shared}"
-        fill = QUIET
+        fill, facts = QUIET, call_facts(call, siblings)
     words = set_text([Text(facts, 14, fill), Text(_place_words(album, call), 14)], width)
     return _grid([head, words], 1, gap=0)
 

@@ -211,6 +211,16 @@ def _boxes_on(album: Album, index: int) -> Iterator[Mark]:
         yield Mark("box", box, box, [number], call_colour(len(album.trace.calls) + number))
 
 
+def boxes_legend(marks: Sequence[Mark]) -> str:
+    """``"b1 to b3: written by the model"``; empty without boxes."""
+    words = [mark.words for mark in marks if mark.kind == "box"]
+    return (
+        f"{' to '.join(dict.fromkeys((words[0], words[-1])))}: written by the model"
+        if words
+        else ""
+    )
+
+
 def marked_photo(
     album: Album, index: int, room_wh: tuple[int, int], drawn_box: Box | None = None
 ) -> Image.Image:

@@ -13,10 +13,12 @@ from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
     OUTCOME_WORDS,
     STOP_WORDS,
+    call_facts,
     call_words,
     content_words,
     count_words,
     html_environment,
+    tokens_words,
 )
 
 MOST_TOKENS = 400  # of a turn that are drawn one by one; of more, the last ones
@@ -124,12 +126,7 @@ def _call(number: int, call: CallRecord, num_siblings: int) -> _Line:
         return _Line("call refused", "asks for", number, name, text, colour=colour)
     if call.grid_hw is None:
         return _Line("call pending", "looks again", number, name, " …", colour=colour)
-    together = f" for all {num_siblings}" if num_siblings > 1 else ""
-    facts = (
-        f"executed · {count_words(call.num_tokens, 'token')} · "
-        f"{call.encode_ms + call.run_ms:,.0f} ms{together}"
-    )
-    text = f" {_brought(call)}"
+    text, facts = f" {_brought(call)}", call_facts(call, num_siblings)
     return _Line("call", "looks again", number, name, text, facts=facts, colour=colour)
 
 
@@ -157,10 +154,6 @@ def _drawn(one: ContentRecord) -> str:
 
 def _end(trace: Trace) -> Iterator[_Line]:
     if trace.stop_reason:
-        counts = trace.counts
-        facts = (
-            f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
-            f"{counts.generated_tokens} written tokens · {trace.timings.total:,.0f} ms"
-        )
+        facts = f"{tokens_words(trace.counts)} · {trace.timings.total:,.0f} ms"
         why = STOP_WORDS.get(trace.stop_reason, trace.stop_reason)
         yield _Line("end", "ends", text=why, facts=facts)

@@ -11,7 +11,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from vpt.trace.records import CallRecord, ContentRecord
+    from vpt.trace.records import CallRecord, ContentRecord, Counts
 
 STOP_WORDS = {
     "stop": "the model finished",
@@ -60,6 +60,21 @@ def call_words(call: CallRecord) -> str:
         return f"region x {_span(x_min, x_max)}, y {_span(y_min, y_max)}"
     row = BRANCH_TOKENS.get(call.branch)
     return row.encoder if row else call.branch
+
+
+def call_facts(call: CallRecord, num_siblings: int) -> str:
+    """What an executed call cost; the time is that of all ``num_siblings`` calls of its turn."""
+    together = f" for all {num_siblings}" if num_siblings > 1 else ""
+    tokens = count_words(call.num_tokens, "token")
+    return f"executed · {tokens} · {call.encode_ms + call.run_ms:,.0f} ms{together}"
+
+
+def tokens_words(counts: Counts) -> str:
+    """The tokens of a run, by what brought them."""
+    return (
+        f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
+        f"{counts.generated_tokens} generated tokens"
+    )
 
 
 def content_words(content: ContentRecord) -> str:

@@ -30,13 +30,11 @@ class Condition:
 
     Attributes:
         name: as on the command line.
-        about: what it does, in a line.
         options: of :class:`vpt.inference.request.Request`.
         true_region: whether the first call is the region around the sample's evidence.
     """
 
     name: str
-    about: str
     options: Mapping[str, Any]
     true_region: bool = False
 
@@ -61,37 +59,21 @@ class Condition:
         return {**self.options, "region": region}
 
 
-_MODE_WORDS = {
-    "auto": "the model's own calls",
-    "none": "no calls",
-    "crop": "a region is asked for",
-    "reencode": "a re-encoding is asked for",
-}
-
-
-def _condition_of_mode(mode: str) -> Condition:
-    about = _MODE_WORDS.get(mode, f"a re-encoding by {mode} is asked for")
-    return Condition(mode, about, {"perception": mode})
-
-
-CONDITIONS: Mapping[str, Condition] = {
-    **{mode: _condition_of_mode(mode) for mode in PERCEPTION_MODES},
-    "blank": Condition(
-        "blank",
-        "own calls, each brings a gray picture",
-        {"perception": "auto", "replace_looks": "blank"},
-    ),
-    "random": Condition(
-        "random",
-        "own calls, each region is cut from a random place",
-        {"perception": "auto", "replace_looks": "random"},
-    ),
-    "truth": Condition(
-        "truth", "the first call is the region of the evidence", {"perception": "auto"}, True
-    ),
-}
+_CONTROLS = (
+    # the model's own calls, which return a gray picture or a crop of a random place
+    Condition("blank", {"perception": "auto", "replace_looks": "blank"}),
+    Condition("random", {"perception": "auto", "replace_looks": "random"}),
+    # the first call is the region of the evidence
+    Condition("truth", {"perception": "auto"}, true_region=True),
+)
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
-"""What it takes to see whether looking again helps."""
+"""Conditions that together measure whether looking again helps."""
+
+
+def known_conditions() -> dict[str, Condition]:
+    """Conditions by name: every perception mode, and the controls of :data:`TOOL_VALUE`."""
+    modes = (Condition(mode, {"perception": mode}) for mode in PERCEPTION_MODES)
+    return {condition.name: condition for condition in (*modes, *_CONTROLS)}
 
 
 def find_conditions(names: Sequence[str]) -> list[Condition]:
@@ -100,9 +82,9 @@ def find_conditions(names: Sequence[str]) -> list[Condition]:
     Raises:
         PromptError: for an unknown name, or no names.
     """
+    known = known_conditions()
     if not names:
-        raise PromptError(f"name at least one perception; available: {', '.join(CONDITIONS)}")
-    known = {**{mode: _condition_of_mode(mode) for mode in PERCEPTION_MODES}, **CONDITIONS}
+        raise PromptError(f"name at least one perception; available: {', '.join(known)}")
     for name in names:
         if canonical_mode(name) not in known:
             raise PromptError(f"unknown perception {name!r}; available: {', '.join(known)}")

@@ -241,3 +241,12 @@ def test_results_come_back(tmp_path):
         folder.read_results()
     folder.write_results({"n": 1})
     assert folder.read_results() == {"n": 1}
+
+
+def test_records_of_a_condition_under_its_older_name_are_resumed(tmp_path):
+    file = tmp_path / "records" / "own--region.jsonl"
+    write(file, [Record("own", "region", "1", "?", "x")])
+    folder = RunFolder(tmp_path)
+    assert folder.records("own", "crop").path == file
+    assert folder.read("own", "crop")["1"].prediction == "x"
+    assert [record.condition for record in folder.read_all()] == ["crop"]

@@ -10,13 +10,13 @@ from tiny_model import tiny_model
 from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import ImageError, PromptError
 from vpt.evaluation.runner import (
-    CONDITIONS,
     TOOL_VALUE,
     Decoding,
     LocalAsker,
     Task,
     Work,
     find_conditions,
+    known_conditions,
     run_task,
 )
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
@@ -26,6 +26,7 @@ from vpt.protocol.tokens import PERCEPTION_MODES
 from vpt.runtime import Runtime
 from vpt.trace.records import Trace
 
+CONDITIONS = known_conditions()
 WITH_BOX = Sample("1", (), "?", box=(100, 40, 120, 60))
 
 

@@ -225,6 +225,18 @@ def test_splits_whose_names_make_one_file_are_not_mixed_up(tmp_path):
     assert list(folder.read_all()) == made
 
 
+def test_a_folder_with_the_older_name_of_a_condition_is_read_and_resumed(tmp_path):
+    older, newer = (Record("S", "region", n, "?") for n in ("1", "2"))
+    write(tmp_path / "records" / "S--region.jsonl", [older])
+    folder = RunFolder(tmp_path)
+    file = folder.records("S", "crop")
+    file.append(dataclasses.replace(newer, condition="crop").to_line())
+    file.close()
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["S--region.jsonl"]
+    assert folder.read("S", "crop").keys() == {"1", "2"}
+    assert {record.condition for record in folder.read_all()} == {"crop"}
+
+
 def test_the_last_record_of_a_sample_counts(tmp_path):
     folder = RunFolder(tmp_path)
     file = folder.records("a", "auto")

@@ -57,6 +57,8 @@ def test_without_evidence_in_the_image_there_is_no_true_region(box):
 def test_conditions_are_found_once_each_in_order():
     names = [condition.name for condition in find_conditions(["none", "auto", "none"])]
     assert names == ["none", "auto"]
+    older = find_conditions(["region", "crop", "detection"])
+    assert [condition.name for condition in older] == ["crop", "dino"]
 
 
 @pytest.mark.parametrize(

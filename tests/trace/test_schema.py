@@ -50,6 +50,11 @@ def test_a_real_trace_has_the_fields_of_the_schema(saved):
     assert Trace.from_dict(saved).to_dict()["tokens"] == saved["tokens"]
 
 
+@pytest.mark.parametrize(("stored", "mode"), [("region", "crop"), ("seg", "sam"), ("x", "x")])
+def test_an_older_name_of_a_mode_is_read_as_todays(saved, stored, mode):
+    assert Trace.from_dict({**saved, "perception": stored}).perception == mode
+
+
 def test_a_real_trace_is_valid_under_the_schema(saved):
     validator = pytest.importorskip("jsonschema").Draft202012Validator(Trace.json_schema())
     validator.validate(saved)

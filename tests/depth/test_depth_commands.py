@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_depth_estimation import depth_model  # noqa: F401
+from test_depth_maps import depth_model  # noqa: F401
 
 from vpt import cli
 from vpt.depth.maps import find_maps, find_photos, read_map, write_map

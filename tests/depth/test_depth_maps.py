@@ -1,11 +1,28 @@
-"""Depth maps in files: which are read, how, and which are refused."""
+"""Depth maps: files that are read or refused, points on maps, maps of photos."""
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from transformers import (
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTImageProcessor,
+)
 
-from vpt.depth.maps import as_map, find_maps, fit_map, read_map, write_map
-from vpt.errors import DataError
+from vpt.depth.maps import (
+    DepthEstimator,
+    answer_from_map,
+    as_map,
+    find_maps,
+    fit_map,
+    read_map,
+    write_map,
+)
+from vpt.errors import CheckpointError, DataError, ImageError
 
 RAMP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -145,3 +162,122 @@ def test_one_distance_everywhere_is_refused(tmp_path):
 def test_a_dark_map_that_was_written_here_is_read(tmp_path):
     write_map(RAMP / 10, tmp_path / "a.png")
     assert np.allclose(read_map(tmp_path / "a.png"), RAMP / 10, atol=1e-4)
+
+
+# Points
+
+RIGHT_IS_NEAR = np.tile(np.linspace(0, 1, 320, dtype=np.float32), (320, 1))
+
+
+def test_the_point_with_the_greatest_value_is_the_nearest():
+    read = answer_from_map(RIGHT_IS_NEAR, {"A": (30, 10), "B": (300, 200), "C": (168, 330)})
+    assert read.nearest == "B"
+    assert list(read.depths) == ["A", "B", "C"]
+    assert read.depths["B"] == pytest.approx(300 / 336, abs=0.01)
+    assert read.lead == pytest.approx((300 - 168) / 336, abs=0.01)
+
+
+def test_points_of_the_same_depth_have_no_nearest():
+    read = answer_from_map(RIGHT_IS_NEAR, {"A": (50, 10), "B": (50, 300), "C": (9, 9)})
+    assert read.nearest is None and read.lead == 0
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.lists(st.tuples(st.integers(0, 335), st.integers(0, 335)), min_size=2, max_size=5),
+)
+def test_every_point_of_the_grid_is_read_from_a_map_of_any_size(shape, places):
+    depth = np.random.default_rng(0).random(shape, dtype=np.float32)
+    read = answer_from_map(depth, {str(i): place for i, place in enumerate(places)})
+    assert set(read.depths.values()) <= set(depth.flatten().tolist())
+    assert read.nearest is None or read.depths[read.nearest] == max(read.depths.values())
+
+
+def test_the_corners_of_the_grid_are_the_corners_of_the_map():
+    depth = np.arange(6, dtype=np.float32).reshape(2, 3) / 5
+    corners = {"A": (0, 0), "B": (335, 0), "C": (0, 335), "D": (335, 335)}
+    read = answer_from_map(depth, corners)
+    assert list(read.depths.values()) == pytest.approx([0, 0.4, 0.6, 1])
+    assert answer_from_map(depth, {"A": (0, 0), "B": (7, 7)}, num_pixels=8).nearest == "B"
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({"A": (1, 1)}, "expected at least two points to compare, got 1"),
+        ({"A": (1, 1), "B": (336, 0)}, "point B is at 336, 0; expected 0 to 335"),
+        ({"A": (1, -1), "B": (0, 0)}, "point A is at 1, -1; expected 0 to 335"),
+    ],
+)
+def test_points_that_make_no_sense_are_refused(points, message):
+    with pytest.raises(DataError, match=message):
+        answer_from_map(RIGHT_IS_NEAR, points)
+
+
+# Photos
+
+
+@pytest.fixture(scope="module")
+def depth_model(tmp_path_factory):
+    """Folder of a Depth Anything of 28 pixels and random weights."""
+    folder = tmp_path_factory.mktemp("depth-model")
+    torch.manual_seed(0)
+    backbone = Dinov2Config(
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        out_features=["stage1", "stage2"],
+        reshape_hidden_states=False,
+        apply_layernorm=True,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=8,
+        reassemble_factors=[2, 1],
+        neck_hidden_sizes=[4, 8],
+        fusion_hidden_size=4,
+        head_hidden_size=4,
+        head_in_index=-1,
+    )
+    model = DepthAnythingForDepthEstimation(config)
+    for name, value in model.named_parameters():  # as drawn, the output hardly varies
+        if name.startswith(("neck", "head")) and value.ndim > 1:
+            torch.nn.init.normal_(value, std=0.3)
+    torch.nn.init.constant_(model.head.conv3.bias, 3.0)  # a ReLU follows
+    model.save_pretrained(folder)
+    DPTImageProcessor(
+        size={"height": 28, "width": 28}, ensure_multiple_of=14, keep_aspect_ratio=True
+    ).save_pretrained(folder)
+    return folder
+
+
+def photo(size=(60, 40)):
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_a_photo_becomes_a_map_of_its_size(depth_model):
+    depth = DepthEstimator.load(str(depth_model)).estimate(photo())
+    assert depth.shape == (40, 60) and depth.dtype == np.float32
+    assert depth.min() == 0 and depth.max() == 1
+
+
+def test_distances_are_turned_around(depth_model):
+    near = DepthEstimator.load(str(depth_model)).estimate(photo())
+    far = DepthEstimator.load(str(depth_model), gives_distances=True).estimate(photo())
+    assert np.corrcoef(near.ravel(), far.ravel())[0, 1] < -0.5
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot load the depth model"):
+        DepthEstimator.load(str(tmp_path / "none"))
+
+
+def test_a_photo_without_depth_is_told(depth_model):
+    estimator = DepthEstimator.load(str(depth_model))
+    torch.nn.init.constant_(estimator._model.head.conv3.weight, 0.0)
+    with pytest.raises(ImageError, match="finds no depth in the picture"):
+        estimator.estimate(photo())

@@ -21,6 +21,7 @@ from vpt.demo.asking import (
 from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace.records import Trace
+from vpt.view.renderers import Album, draw_look
 from vpt.view.timeline import timeline_html
 
 QUESTION = "What number is on the blue one?"
@@ -107,7 +108,8 @@ def test_a_re_encoding_shows_its_score_map(heat):
     views = draw_views(heat)
     photo, over = views.heat
     assert photo.size == over.size and photo.tobytes() != over.tobytes()
-    assert views.ends == (min(heat.calls[0].scores), max(heat.calls[0].scores))
+    ends = draw_look(Album(heat), heat.calls[0], (640, 640)).ends
+    assert ends == (min(heat.calls[0].scores), max(heat.calls[0].scores))
     assert views.crop is None and box_to_edit(heat) is None
 
 

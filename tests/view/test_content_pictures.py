@@ -121,13 +121,13 @@ def test_boxes_are_numbered_through_a_run():
 def test_the_demo_shows_the_map_beside_the_photo():
     views = draw_views(make_trace())
     before, mapped = views.heat
-    assert before.size == mapped.size and views.number == -1 and views.crop is None
-    assert has_colour(views.photo, CALL_COLOURS[0]) and views.ends is None
+    assert before.size == mapped.size and views.crop is None
+    assert has_colour(views.photo, CALL_COLOURS[0])
 
 
 def test_boxes_alone_are_on_the_photo():
     views = draw_views(make_trace(decode=None))
-    assert views.heat is None and views.number == 0
+    assert views.heat is None and views.crop is None
     assert has_colour(views.photo, CALL_COLOURS[1])
 
 

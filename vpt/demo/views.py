@@ -22,17 +22,13 @@ class Views:
     Attributes:
         photo: the given image that was looked at, with all regions and written boxes on it;
             ``None`` without images.
-        number: of the chosen call, from 1; of a depth map, from -1 downwards; 0 for none.
         crop: what it brought, if there is no map of it.
         heat: photo and score map over it, or photo and depth map.
-        ends: lowest and highest score.
     """
 
     photo: Image.Image | None = None
-    number: int = 0
     crop: Image.Image | None = None
     heat: tuple[Image.Image, Image.Image] | None = None
-    ends: tuple[float, float] | tuple[str, str] | None = None
 
 
 def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = None) -> Views:
@@ -40,7 +36,7 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
 
     Args:
         trace: of a run, finished or not.
-        number: the call or depth map to show, as in :class:`Views`; by default the latest.
+        number: of the call to show, from 1, or of the depth map, from -1 down; default: the latest.
         drawn_box: XYXY in pixels of the given image, marked on the photo by a dashed frame.
 
     Raises:
@@ -57,9 +53,8 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
     photo = marked_photo(album, trace.root(one.image), ROOM_WH, drawn_box)
     look = draw_look(album, one, ROOM_WH)
     if look.kind in ("crop", "plain"):
-        return Views(photo, number, crop=look.picture)
-    ends = look.ends if look.kind == "heat" else None
-    return Views(photo, number, heat=(look.photo, look.picture), ends=ends)
+        return Views(photo, crop=look.picture)
+    return Views(photo, heat=(look.photo, look.picture))
 
 
 def shown_looks(trace: Trace) -> list[tuple[str, int]]:

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vpt.errors import ImageError, VPTError
 
-# What may reach a decoder. JPEG includes MPO (two JPEGs in one file, as phones write them), PPM
-# the rest of its family.
+# Formats that may reach a decoder. JPEG includes MPO (two JPEGs in one file, as phones write them),
+# PPM the rest of its family.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
@@ -119,8 +119,8 @@ def load_image(
     - A damaged or cut-off file is an error, never part of an image.
 
     Args:
-        source: path or bytes of a file in one of `FORMATS`; a binary stream, read from where it
-            stands and left open; a PIL image, taken at the frame it stands at and left as it is;
+        source: path or bytes of a file in one of `FORMATS`; a binary stream, read from its
+            position and left open; a PIL image, of which the current frame is taken;
             or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA),
             uint8. Remote images are not fetched.
         limits: checked before decoding.
@@ -380,7 +380,7 @@ def _open(data: bytes, task: _Task, formats: tuple[str, ...]) -> Image.Image:
 # A progressive JPEG is gone through once per scan; encoders write about 10. libtiff and djpeg
 # suggest 100 as the limit.
 _MOST_SCANS = 64
-_IN_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # a marker, where entropy-coded data may stand
+_IN_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # a marker, among entropy-coded data
 
 
 def _jpeg_scans(data: bytes, task: _Task, start: int = 0) -> tuple[list[int], bytes]:
@@ -470,7 +470,7 @@ def _count_directories(data: bytes, task: _Task) -> int:
                     todo.append((value, False))
             if is_page:
                 todo.append((struct.unpack_from(offset_code, data, end)[0], True))
-    except struct.error:  # cut off: Pillow reads what there is, or says so
+    except struct.error:  # cut off: Pillow reads the rest, or reports it
         pass
     return num_pages
 

@@ -20,8 +20,8 @@ from vpt.cli.parser import (
     add_flag,
     add_path,
     add_value,
+    comma_list,
     whole_number,
-    words,
 )
 from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths
 from vpt.data.rows import (
@@ -106,7 +106,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(dict.fromkeys(words(text)))
+    kinds = tuple(dict.fromkeys(comma_list(text)))
     if unknown := [kind for kind in kinds if kind not in ROW_KINDS]:
         raise argparse.ArgumentTypeError(
             f"unknown kind {unknown[0]!r}; available: {', '.join(ROW_KINDS)}"
@@ -250,7 +250,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     add_value(model, "--grid-size", "K", whole_number(1), grid)
     report = parser.add_argument_group("report")
     ignore = "kinds of findings to leave out, such as duplicate-row"
-    report.add_argument("--ignore", type=words, default=(), metavar="LIST", help=ignore)
+    report.add_argument("--ignore", type=comma_list, default=(), metavar="LIST", help=ignore)
     add_value(report, "--show", "N", whole_number(0), "findings of each kind to list", 5)
     add_flag(report, "--json", "print every finding, as JSON")
 

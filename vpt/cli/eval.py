@@ -15,7 +15,7 @@ from vpt.cli.model import (
     quieten,
 )
 from vpt.cli.output import print_err, print_out
-from vpt.cli.parser import Command, whole_number, words
+from vpt.cli.parser import Command, comma_list, whole_number
 from vpt.errors import PromptError
 from vpt.protocol.tokens import PERCEPTION_MODES
 
@@ -54,14 +54,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--splits",
-        type=words,
+        type=comma_list,
         default=(),
         metavar="A,B",
         help="names from --list, or own files: a path, or FORMAT:PATH",
     )
     what.add_argument(
         "--perception",
-        type=words,
+        type=comma_list,
         default=("auto",),
         metavar="LIST",
         help=f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.model import DTYPES, quieten
 from vpt.cli.output import check_out_folder, print_out, write_file
-from vpt.cli.parser import Command, add_flag, add_path, add_value, branch_names, whole_number, words
+from vpt.cli.parser import (
+    Command,
+    add_flag,
+    add_path,
+    add_value,
+    branch_names,
+    comma_list,
+    whole_number,
+)
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.errors import CheckpointError, PromptError
 from vpt.protocol.tokens import (
@@ -71,7 +79,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _content(text: str) -> ContentTokens:
     try:
-        return ContentTokens(words(text))
+        return ContentTokens(comma_list(text))
     except CheckpointError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 

@@ -203,12 +203,12 @@ def number(least: float, most: float = math.inf) -> Callable[[str], float]:
 def branch_names(text: str) -> tuple[str, ...]:
     """Type of argument: names of re-encoding branches, with commas between them."""
     try:
-        branches = [branches_named([name])[0] for name in words(text)]
+        branches = [branches_named([name])[0] for name in comma_list(text)]
     except CheckpointError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
     return tuple(BRANCH_TOKENS[branch].encoder for branch in branches)
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Type of argument: words with commas between them; empty ones do not count."""
+def comma_list(text: str) -> tuple[str, ...]:
+    """Type of argument: values separated by commas; empty ones are dropped."""
     return tuple(word.strip() for word in text.split(",") if word.strip())

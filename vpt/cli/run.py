@@ -110,7 +110,7 @@ def run(program: Command | CommandGroup, prog: str, argv: Sequence[str] | None =
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep warnings of libraries off stderr, where they would bury what is meant for people."""
+    """Keep warnings of libraries off stderr, where they would hide our own lines."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from vpt.data.build import region_to_show
+from vpt.boxes import region_to_show
 from vpt.errors import DataError, ImageError, PromptError, RegionError, as_vpt_error
 from vpt.evaluation.provenance import describe_model, describe_surroundings
 from vpt.evaluation.records import Record

@@ -16,7 +16,9 @@ order. Every function here is pure and raises `RegionError` for a box outside it
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
+from typing import NamedTuple
 
 from vpt.errors import RegionError
 
@@ -111,6 +113,62 @@ def grid_box_covering(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: 
     x_min, x_max = cells(x0, x1, width)
     y_min, y_max = cells(y0, y1, height)
     return GridBox(x_min, y_min, x_max, y_max)
+
+
+def region_to_show(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int = 8) -> GridBox:
+    """Find the smallest region whose crop, as :func:`crop_box_px` cuts it, covers a box.
+
+    The crop is wider than the region, so the region may be smaller than the box. Size is counted
+    in cells, first of the crop, then of the region. Among equals, the crop whose centre is nearest
+    to that of the box is chosen, then the one further left or up.
+
+    Args:
+        box_xyxy_px: XYXY in original pixels; parts outside the image are ignored.
+        size_wh: ``(W, H)`` of the original image.
+        grid_size: cells along each side.
+
+    Raises:
+        RegionError: if the box is empty, reversed, not finite or wholly outside the image.
+    """
+    grid_box_covering(box_xyxy_px, size_wh, grid_size=grid_size)  # refuses what covers nothing
+
+    def smallest(low: float, high: float, length: int) -> tuple[int, int]:
+        def rank(span: _Span) -> tuple[int, int, float, int]:
+            off_centre = abs((span.start_px + span.end_px) - (low + high))
+            return span.num_shown, span.last - span.first, off_centre, span.first
+
+        spans = _spans(length, grid_size)
+        best = min((s for s in spans if s.start_px <= low and high <= s.end_px), key=rank)
+        return best.first, best.last
+
+    x0, y0, x1, y1 = clamp(box_xyxy_px, size_wh)
+    x_min, x_max = smallest(x0, x1, size_wh[0])
+    y_min, y_max = smallest(y0, y1, size_wh[1])
+    return GridBox(x_min, y_min, x_max, y_max)
+
+
+class _Span(NamedTuple):
+    """Cells of a region along one axis, and the extent of its crop."""
+
+    first: int
+    last: int
+    start_px: int
+    end_px: int
+    num_shown: int  # cells
+
+
+@lru_cache(maxsize=4096)
+def _spans(length_px: int, grid_size: int) -> tuple[_Span, ...]:
+    """Every region along an axis, taken from those of a square image."""
+    square = (length_px, length_px)
+    spans = []
+    for first in range(grid_size):
+        for last in range(first, grid_size):
+            region = GridBox(first, first, last, last)
+            crop = crop_box_px(region, square, grid_size=grid_size)
+            shown = grid_box_covering(crop, square, grid_size=grid_size)
+            spans.append(_Span(first, last, crop[0], crop[2], shown.x_max - shown.x_min + 1))
+    return tuple(spans)
 
 
 def check_box_px(box_xyxy_px: Box, size_wh: tuple[int, int] | None = None) -> None:

@@ -10,19 +10,11 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
-from vpt.boxes import (
-    Box,
-    GridBox,
-    PixelBox,
-    check_box_px,
-    clamp,
-    crop_box_px,
-    grid_box_covering,
-)
+from vpt.boxes import Box, PixelBox, check_box_px, crop_box_px, region_to_show
 from vpt.data.checks import ROW_KINDS
 from vpt.data.rows import Images, Row, clean_cell
 from vpt.errors import DataError, RegionError
@@ -246,63 +238,3 @@ def _with_crop_suffix(path: str, box: PixelBox) -> str:
     if split_crop_suffix(written) != (path, box):
         raise DataError(f"image {path!r} needs an extension like .png, for a crop to be named")
     return written
-
-
-# Regions
-
-
-def region_to_show(
-    box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int = RELEASED_GRID_SIZE
-) -> GridBox:
-    """Find the smallest region whose crop, as :func:`vpt.boxes.crop_box_px` cuts it, covers a box.
-
-    The crop is wider than the region, so the region may be smaller than the box. Size is counted
-    in cells, first of the crop, then of the region. Among equals, the crop whose centre is nearest
-    to that of the box is chosen, then the one further left or up.
-
-    Args:
-        box_xyxy_px: XYXY in original pixels; parts outside the image are ignored.
-        size_wh: ``(W, H)`` of the original image.
-        grid_size: cells along each side.
-
-    Raises:
-        RegionError: if the box is empty, reversed, not finite or wholly outside the image.
-    """
-    grid_box_covering(box_xyxy_px, size_wh, grid_size=grid_size)  # refuses what covers nothing
-    x0, y0, x1, y1 = clamp(box_xyxy_px, size_wh)
-    across = _smallest(x0, x1, size_wh[0], grid_size)
-    down = _smallest(y0, y1, size_wh[1], grid_size)
-    return GridBox(across.first, down.first, across.last, down.last)
-
-
-class _Span(NamedTuple):
-    """Cells of a region along one axis, and the extent of its crop."""
-
-    first: int
-    last: int
-    start_px: int
-    end_px: int
-    num_shown: int  # cells
-
-
-def _smallest(low_px: float, high_px: float, length_px: int, grid_size: int) -> _Span:
-    def rank(span: _Span) -> tuple[int, int, float, int]:
-        off_centre = abs((span.start_px + span.end_px) - (low_px + high_px))
-        return span.num_shown, span.last - span.first, off_centre, span.first
-
-    spans = _spans(length_px, grid_size)
-    return min((s for s in spans if s.start_px <= low_px and high_px <= s.end_px), key=rank)
-
-
-@lru_cache(maxsize=4096)
-def _spans(length_px: int, grid_size: int) -> tuple[_Span, ...]:
-    """Every region along an axis, taken from those of a square image."""
-    square = (length_px, length_px)
-    spans = []
-    for first in range(grid_size):
-        for last in range(first, grid_size):
-            region = GridBox(first, first, last, last)
-            crop = crop_box_px(region, square, grid_size=grid_size)
-            shown = grid_box_covering(crop, square, grid_size=grid_size)
-            spans.append(_Span(first, last, crop[0], crop[2], shown.x_max - shown.x_min + 1))
-    return tuple(spans)

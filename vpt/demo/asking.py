@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.boxes import Box, check_box_px
-from vpt.data.build import region_to_show
+from vpt.boxes import Box, check_box_px, region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.boxes import GridBox, contains, crop_box_px
-from vpt.data.build import region_to_show
+from vpt.boxes import GridBox, contains, crop_box_px, region_to_show
 from vpt.errors import RegionError
 
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))

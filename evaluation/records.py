@@ -18,7 +18,7 @@ from typing import IO, Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from vpt.errors import DataError
-from vpt.files import write_whole
+from vpt.files import write_atomic
 from vpt.protocol.tokens import canonical_mode
 from vpt.trace.records import Trace
 
@@ -268,7 +268,7 @@ class RunFolder:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 if not file.exists():
-                    write_whole(json.dumps(wanted, indent=1) + "\n", file)
+                    write_atomic(json.dumps(wanted, indent=1) + "\n", file)
                     return
                 known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as exc:
@@ -319,7 +319,7 @@ class RunFolder:
             DataError: if they cannot be written.
         """
         with writing(self.results_file):
-            write_whole(json.dumps(results, indent=1) + "\n", self.results_file)
+            write_atomic(json.dumps(results, indent=1) + "\n", self.results_file)
 
     def _file(self, split: str, condition: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)

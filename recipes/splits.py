@@ -83,7 +83,7 @@ def write_split(
         PromptError: if the folder holds other scenes.
     """
     from vpt.data.making import keep_recipe
-    from vpt.files import write_whole
+    from vpt.files import write_atomic
 
     keep_recipe(folder, recipe)
     for name in subfolders:
@@ -92,4 +92,4 @@ def write_split(
     for number in range(num_scenes):
         descriptions.append(write_scene(number))
         yield number
-    write_whole(describe(descriptions), folder / described)
+    write_atomic(describe(descriptions), folder / described)

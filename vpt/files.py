@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 
-def write_whole(text: str, file: Path) -> None:
+def write_atomic(text: str, file: Path) -> None:
     """Write a file wholly or not at all: no reader ever sees a part of it.
 
     A link is replaced by a file; what it points to, such as a blob of the hub's cache that other
@@ -30,10 +30,10 @@ def write_whole(text: str, file: Path) -> None:
 
 
 @contextmanager
-def replacing_files(folder: Path) -> Iterator[Path]:
+def replace_atomically(folder: Path) -> Iterator[Path]:
     """Let a library write several files, each of which then replaces its namesake whole.
 
-    Links are replaced as by :func:`write_whole`. Files that are mapped into memory keep their
+    Links are replaced as by :func:`write_atomic`. Files that are mapped into memory keep their
     content for those who read them.
 
     Args:

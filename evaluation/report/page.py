@@ -31,7 +31,7 @@ from vpt.evaluation.report.cards import (
 )
 from vpt.evaluation.report.overview import axis_around_zero, overview_of
 from vpt.evaluation.results import BASELINE
-from vpt.files import write_whole
+from vpt.files import write_atomic
 from vpt.view.wording import html_environment
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def _write_page(
         )
     )
     try:
-        write_whole(page, path)
+        write_atomic(page, path)
     except OSError as exc:
         raise DataError(f"cannot write {path}: {exc.strerror or exc}") from exc
     return path

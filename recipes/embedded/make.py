@@ -24,7 +24,7 @@ from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.boxes import crop_box_px
 from vpt.data.making import save_picture
 from vpt.data.rows import dataset_entry, write_dataset_info
-from vpt.files import write_whole
+from vpt.files import write_atomic
 from vpt.protocol.calls import format_region
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named, invite
 
@@ -211,7 +211,7 @@ def make_part(part: Part, folder: Path, num_workers: int) -> Iterator[int]:
                 lines[name] += made[name]
             yield min(_CHUNK, part.num_scenes - first)
     for name in part.files:
-        write_whole("".join(lines[name]), folder / f"{name}.jsonl")
+        write_atomic("".join(lines[name]), folder / f"{name}.jsonl")
 
 
 def write_index(folder: Path) -> None:

@@ -205,13 +205,13 @@ def _finish(trainer: Trainer, heldout: list[Path], folder: Path) -> None:
     """Write the tokenizer, then its scores, which mark the end."""
     from vpt.depth.measures import measured_words
     from vpt.depth.training import STATE
-    from vpt.files import write_whole
+    from vpt.files import write_atomic
 
     tokenizer = trainer.tokenizer
     write_file(tokenizer.save, folder)
     measured = _measure(tokenizer, heldout, trainer.distances, folder / _PICTURE)
     content = {"run": trainer.identity, "heldout": asdict(measured), "history": trainer.history}
-    write_file(partial(write_whole, json.dumps(content, indent=1) + "\n"), folder / _METRICS)
+    write_file(partial(write_atomic, json.dumps(content, indent=1) + "\n"), folder / _METRICS)
     (folder / STATE).unlink(missing_ok=True)
     print_out(measured_words(measured))
     print_err(f"wrote the tokenizer, {_METRICS} and {_PICTURE} to {folder}")

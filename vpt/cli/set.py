@@ -15,7 +15,7 @@ from vpt.cli.model import quieten
 from vpt.cli.output import print_err, print_out, write_file
 from vpt.cli.parser import Command, add_path, add_value, branch_names, number, whole_number
 from vpt.errors import CheckpointError, PromptError
-from vpt.files import replacing_files, write_whole
+from vpt.files import replace_atomically, write_atomic
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _write_config(folder: Path, settings: dict[str, Any], config_class: type) ->
 
     file = folder / "config.json"
     content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}
-    write_whole(json.dumps(content, indent=2) + "\n", file)
+    write_atomic(json.dumps(content, indent=2) + "\n", file)
     write_processor_entry(folder)
     write_shim(folder)
 
@@ -206,7 +206,7 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
     processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
 
     def save(folder: Path) -> None:
-        with replacing_files(folder) as draft:
+        with replace_atomically(folder) as draft:
             processor.save_pretrained(draft)
 
     write_file(save, folder)
@@ -230,7 +230,10 @@ def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
     """Replace the weights alone; config.json stays as it was written."""
     from vpt.model.hub import WEIGHTS, other_weights
 
-    with TemporaryDirectory(dir=folder, prefix=".draft-") as name, replacing_files(folder) as draft:
+    with (
+        TemporaryDirectory(dir=folder, prefix=".draft-") as name,
+        replace_atomically(folder) as draft,
+    ):
         model.save_pretrained(name)
         for file in (file for pattern in WEIGHTS for file in Path(name).glob(pattern)):
             file.replace(draft / file.name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.data.rows import DATASET_INFO, dataset_entry, write_dataset_info, write_rows
 from vpt.errors import DataError, ImageError, PromptError
-from vpt.files import write_whole
+from vpt.files import write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +38,7 @@ def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     file = folder / RECIPE
     wanted = json.dumps(recipe, ensure_ascii=False) + "\n"
     if not file.exists():
-        write_whole(wanted, file)
+        write_atomic(wanted, file)
     elif (found := file.read_text(encoding="utf-8")) != wanted:
         raise PromptError(
             f"{folder} holds data made by {found.strip()}, not by {wanted.strip()}; "
@@ -116,7 +116,7 @@ class RowMaking:
             for number in numbers:
                 self._add(number, part)
                 yield 1
-            write_whole(json.dumps(vars(part), ensure_ascii=False), file)
+            write_atomic(json.dumps(vars(part), ensure_ascii=False), file)
 
     def finish(self) -> Part:
         """Write the files of rows and ``dataset_info.json``, and remove the parts.

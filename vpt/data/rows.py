@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.errors import DataError, ImageError
-from vpt.files import write_whole
+from vpt.files import write_atomic
 from vpt.protocol.rows import KINDS
 
 Row = dict[str, Any]
@@ -123,7 +123,7 @@ def write_rows(rows: Iterable[Any], file: Path) -> None:
         text = "".join(f"{line}\n" for line in lines)
     else:
         text = "[\n" + ",\n".join(lines) + "\n]\n"
-    write_whole(text, file)
+    write_atomic(text, file)
 
 
 def clean_cell(value: Any) -> Any:
@@ -180,7 +180,7 @@ def write_dataset_info(info: Mapping[str, Any], info_file: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    write_whole(json.dumps(info, indent=2, ensure_ascii=False) + "\n", info_file)
+    write_atomic(json.dumps(info, indent=2, ensure_ascii=False) + "\n", info_file)
 
 
 # Images

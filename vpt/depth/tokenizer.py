@@ -18,7 +18,7 @@ from torch import Tensor
 from vpt.depth.maps import Floats, as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
-from vpt.files import replacing_files
+from vpt.files import replace_atomically
 from vpt.model.hub import as_checkpoint_error, check_file, read_json
 from vpt.protocol.content import format_depth, parse_depth
 
@@ -159,7 +159,7 @@ class DepthTokenizer:
         """
         target = Path(folder)
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
-        with replacing_files(target) as draft:
+        with replace_atomically(target) as draft:
             save_file(weights, draft / WEIGHTS, metadata={"format": "pt"})
             content = {"model_type": MODEL_TYPE, **asdict(self.config)}
             (draft / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
-from vpt.files import replacing_files
+from vpt.files import replace_atomically
 from vpt.model.hub import (
     ShimSavingMixin,
     as_checkpoint_error,
@@ -213,7 +213,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save ``config.json``, and the shim by which transformers finds this class."""
         self.auto_map = auto_map(type(self))
-        with replacing_files(Path(save_directory)) as draft:
+        with replace_atomically(Path(save_directory)) as draft:
             super().save_pretrained(draft, **kwargs)
             write_shim(draft)
 

@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 from vpt.branches.base import branch_class
 from vpt.branches.encoder import HUB_ARGUMENTS, EncoderBranch
 from vpt.errors import CheckpointError, VPTError, is_out_of_memory
-from vpt.files import write_whole
+from vpt.files import write_atomic
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
@@ -320,7 +320,7 @@ def auto_map(config_class: type) -> dict[str, str]:
 
 def write_shim(folder: str | os.PathLike[str]) -> None:
     """Write the module into a model folder."""
-    write_whole(SHIM_TEXT, Path(folder) / f"{SHIM_NAME}.py")
+    write_atomic(SHIM_TEXT, Path(folder) / f"{SHIM_NAME}.py")
 
 
 def write_processor_entry(folder: str | os.PathLike[str]) -> None:
@@ -328,7 +328,7 @@ def write_processor_entry(folder: str | os.PathLike[str]) -> None:
     file = Path(folder) / "processor_config.json"
     known = read_json(file) if file.exists() else {}
     entry = {**known, "processor_class": "VPTProcessor", "auto_map": _PROCESSOR_ENTRY}
-    write_whole(json.dumps(entry, indent=2) + "\n", file)
+    write_atomic(json.dumps(entry, indent=2) + "\n", file)
 
 
 class ShimSavingMixin:

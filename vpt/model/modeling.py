@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vpt.branches import Features
 from vpt.branches.base import Backbone, ModelBranch, branch_class
 from vpt.errors import FeatureCountError, PositionError, PromptError
-from vpt.files import replacing_files
+from vpt.files import replace_atomically
 from vpt.model.config import (
     VPTConfig,
     VRTConfig,
@@ -143,7 +143,7 @@ class VPTForConditionalGeneration(
             kwargs["state_dict"] = stored
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
-        with replacing_files(Path(save_directory)) as draft:
+        with replace_atomically(Path(save_directory)) as draft:
             super().save_pretrained(draft, *args, **kwargs)
             stale = [] if kwargs.get("variant") else other_weights(Path(save_directory), draft)
         for file in stale:

@@ -25,7 +25,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from vpt.branches.encoder import HUB_ARGUMENTS, check_values
 from vpt.errors import CheckpointError, PromptError
-from vpt.files import replacing_files
+from vpt.files import replace_atomically
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model.config import (
     VPTConfig,
@@ -210,7 +210,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         folder = Path(save_directory)
         if self.chat_template is not None:
             self.tokenizer.chat_template = self.chat_template
-        with replacing_files(folder) as draft:
+        with replace_atomically(folder) as draft:
             self.image_processor.save_pretrained(draft)
             saved = [Path(file) for file in self.tokenizer.save_pretrained(draft)]
             write_shim(draft)

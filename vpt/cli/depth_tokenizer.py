@@ -65,11 +65,7 @@ def _add_distances_argument(group: argparse._ActionsContainer) -> None:
 
 
 def load_estimator(args: argparse.Namespace) -> DepthEstimator:
-    """Load the depth model that the arguments name.
-
-    Raises:
-        CheckpointError: if it cannot be loaded.
-    """
+    """Load the depth model that the arguments name."""
     quieten(args)
     from vpt.depth.maps import DEFAULT_MODEL, DepthEstimator
 
@@ -77,22 +73,7 @@ def load_estimator(args: argparse.Namespace) -> DepthEstimator:
 
 
 def estimate_maps(photos: Path, target: Path, args: argparse.Namespace) -> list[Path]:
-    """Estimate the depth of photos and keep the maps; existing maps are not estimated again.
-
-    Args:
-        photos: folder.
-        target: folder of the maps, which are named after the photos.
-        args: name the depth model.
-
-    Returns:
-        The maps, in the order of the photos.
-
-    Raises:
-        DataError: if there are no photos.
-        PromptError: if a map cannot be written.
-        CheckpointError: if the depth model cannot be loaded.
-        ImageError: if a photo cannot be used.
-    """
+    """Estimate the depth of photos; maps, named after them, are kept and not made again."""
     from vpt.depth.maps import find_photos, write_map
     from vpt.images import load_image
 

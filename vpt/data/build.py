@@ -33,7 +33,6 @@ class Annotation:
     Attributes:
         image: path, relative to the folder of the images, or absolute.
         question: without invitation and placeholders.
-        answer: as the model shall write it.
         box: of the evidence, XYXY in pixels of the image as seen, that is after EXIF orientation.
         kind: one of :data:`vpt.data.checks.ROW_KINDS`, if only a row of that kind is wanted.
     """
@@ -52,10 +51,8 @@ class Recipe:
     Attributes:
         kinds: of :data:`vpt.data.checks.ROW_KINDS`, in the order of the rows.
         draw: choose one of the kinds at random for each annotation, instead of a row of each.
-        seed: of that choice.
         invited: add the text that invites a call, as the runtime does for a named perception
             mode. Without it the model learns to choose by itself, as in mode ``auto``.
-        grid_size: cells per side of the model's region grid.
     """
 
     kinds: tuple[str, ...] = ("region", "direct")
@@ -90,15 +87,10 @@ def read_annotations(entries: Sequence[object]) -> list[Annotation | DataError]:
 
 
 def read_annotation(entry: object) -> Annotation:
-    """Read an annotation of a file.
+    """Read an annotation: a JSON object with the keys of :data:`KEYS`; `DataError` for a bad one.
 
-    Args:
-        entry: a JSON object with ``image``, ``question`` and ``answer``, and optionally ``box``
-            and ``kind``. An answer may be a number, which is written as its digits. NaN is a
-            missing value, as pandas writes it. Other keys are ignored.
-
-    Raises:
-        DataError: if a value is missing, or cannot be used.
+    An answer may be a number, which is written as its digits. NaN is a missing value, as pandas
+    writes it. Other keys are ignored.
     """
     if not isinstance(entry, Mapping):
         raise DataError(f"expected a JSON object, got {type(entry).__name__}")
@@ -152,10 +144,7 @@ def _box(box: object) -> Box:
 def build_rows(
     annotations: Sequence[Annotation | DataError], images: Images, recipe: Recipe
 ) -> Built:
-    """Build rows; an annotation that cannot be used is listed as bad.
-
-    ``images`` has the facts of every image that the annotations name.
-    """
+    """Build rows; ``images`` has the facts of every image that the annotations name."""
     built = Built()
     for number, annotation in enumerate(annotations):
         try:
@@ -197,14 +186,7 @@ def build_row(
     invited: bool = True,
     grid_size: int = RELEASED_GRID_SIZE,
 ) -> Row:
-    """Build one row.
-
-    Args:
-        annotation: with a box, for kind ``"region"``.
-        kind: one of :data:`vpt.data.checks.ROW_KINDS`.
-        size_wh: ``(W, H)`` of its image, after EXIF orientation.
-        invited: see :class:`Recipe`.
-        grid_size: see :class:`Recipe`.
+    """Build one row; ``size_wh`` is that of its image, after EXIF orientation.
 
     Raises:
         DataError: if there is no box, or the path of the image permits no crop suffix.

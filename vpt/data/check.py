@@ -53,14 +53,7 @@ class ModelFacts:
 
 
 class RowChecker:
-    """Checks rows, one by one.
-
-    Args:
-        images: facts of the files that rows name; empty where none was opened.
-        grid_size: cells per side of the region grid.
-        known: control tokens; by default those of VPT models.
-        model: for checks that need one.
-    """
+    """Checks rows, one by one; ``images`` is empty where no file was opened."""
 
     def __init__(
         self,
@@ -142,9 +135,6 @@ class Report:
     """Result of checking rows.
 
     Attributes:
-        num_rows: that were checked.
-        num_with_findings: rows that have any.
-        row_kinds: number of rows of each kind.
         findings: kind of finding -> ``(number of the row, counted from 0, detail)``; the number is
             ``None`` for findings about the file as a whole.
         epochs: of a curriculum: epoch -> task -> rows.
@@ -163,14 +153,7 @@ def check_rows(
     ignored: Iterable[str] = (),
     loading: Sequence[Found] = (),
 ) -> Report:
-    """Check rows, and find duplicates among those that are not broken.
-
-    Args:
-        rows: as read from a file.
-        checker: of single rows.
-        ignored: kinds of findings to leave out.
-        loading: findings of :func:`vpt.data.loading.check_loading`.
-    """
+    """Check rows, and find duplicates among sound ones; ``loading`` is of `check_loading`."""
     report = Report()
     found: dict[str, list[tuple[int | None, str]]] = {kind: [] for kind in FINDINGS}
     of_rows: dict[int, list[Finding]] = {}
@@ -221,10 +204,7 @@ def _note_of(row: object) -> Mapping[str, Any]:
 
 
 class RowLengths:
-    """Counts the tokens that :class:`vpt.model.encoding.RowEncoder` makes of rows.
-
-    The sizes of images suffice; no image is opened.
-    """
+    """Counts the tokens of rows as `RowEncoder` makes them, from the sizes of images alone."""
 
     def __init__(self, config: VPTConfig, processor: VPTProcessor) -> None:
         from vpt.model.encoding import Pixels

@@ -40,10 +40,7 @@ _POINT_KEYS: Mapping[str, type | tuple[type, ...]] = {
 
 
 def check_content(view: RowView, added_tokens: Collection[str] | None = None) -> Iterator[Finding]:
-    """Find malformed depth maps and boxes, and tokens of them that are unknown or misplaced.
-
-    ``added_tokens`` are those of the model's tokenizer, if a model is known.
-    """
+    """Find malformed depth maps and boxes, and tokens of them that are unknown or misplaced."""
     for turn in view.turns:
         asked, answered = turn.names
         if found := _LIKE_CONTENT.findall(turn.asked):

@@ -90,10 +90,7 @@ _IRREGULAR = {
 
 
 def build_content_row(question: str, answer: str, image: str, note: Mapping[str, Any]) -> Row:
-    """A row of the released format with one picture, one question and one answer.
-
-    The ``task`` of the note is a key of :data:`TASKS`.
-    """
+    """A row with one picture, question and answer; the ``task`` of the note is one of `TASKS`."""
     messages = [
         {"role": ROLES[0], "content": f"{KINDS['image'].placeholder}\n{question}"},
         {"role": ROLES[1], "content": answer},
@@ -104,11 +101,7 @@ def build_content_row(question: str, answer: str, image: str, note: Mapping[str,
 
 
 def read_note(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The note of a row; empty where there is none, or one of another origin.
-
-    Raises:
-        DataError: if it is damaged, or its task is unknown.
-    """
+    """The note of a row; empty where there is none of ours. `DataError` for a damaged one."""
     text = row.get(NOTE)
     if not isinstance(text, str) or not text.startswith(_BEGINNING):
         return {}
@@ -122,11 +115,7 @@ def read_note(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_note(row: Row, **changes: object) -> Row:
-    """A copy of a row with keys added to its note.
-
-    Raises:
-        DataError: if the row has no note that can be read.
-    """
+    """A copy of a row with keys added to its note; `DataError` if it has none."""
     note = read_note(row)
     if not note:
         raise DataError(f"the row has no {NOTE}; expected rows made by `vpt data make-...-rows`")
@@ -137,28 +126,17 @@ def with_note(row: Row, **changes: object) -> Row:
 
 
 def map_row(image: str, codes: Sequence[int], note: dict[str, Any]) -> Row:
-    """A row whose answer is the depth map of a photo.
-
-    Raises:
-        DataError: if the codes are not 100 of 0 to 127.
-    """
+    """A row whose answer is the depth map of a photo."""
     return build_content_row(MAP_QUESTION, format_depth(codes), image, {"task": DEPTH_MAP, **note})
 
 
 def point_rows(
     image: str, points: Sequence[Point], codes: Sequence[int], drawn: Floats, note: dict[str, Any]
 ) -> tuple[Row, Row]:
-    """The same question answered in steps, and at once.
+    """The same question about marked points, in the order of their letters, in steps and at once.
 
-    Args:
-        image: with the marked points.
-        points: in the order of their letters.
-        codes: of the depth map.
-        drawn: ``[H, W]``, the map decoded from these codes, which the steps read.
-        note: of the photo.
-
-    Raises:
-        DataError: if another point is nearest on the drawn map than on the true one.
+    The steps read ``drawn`` ``[H, W]``, the map decoded from the codes. A `DataError` is raised if
+    another point is nearest on it than on the true map.
     """
     answer = nearest(points).letter
     levels = {point.letter: level(depth_at(drawn, point.x, point.y)) for point in points}
@@ -214,10 +192,8 @@ def read_letter(answer: str) -> str | None:
 class CategoryBoxes:
     """All objects of one category in a picture.
 
-    Attributes:
-        category: its name, in words.
-        boxes: left, top, right, bottom on the 336 grid, all four pixels of the object; from left
-            to right.
+    Boxes are left, top, right, bottom on the 336 grid, all four pixels of the object, from left to
+    right.
     """
 
     category: str
@@ -230,11 +206,7 @@ class CategoryBoxes:
 
 
 def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
-    """Rows about a category of a picture: boxes, count in steps, count at once.
-
-    Raises:
-        RegionError: if a box is not on the 336 grid.
-    """
+    """Rows about a category of a picture: boxes, count in steps, count at once."""
     written = ", ".join(format_pixel_box(box) for box in found.boxes)
     count, boxes = len(found.boxes), [list(box) for box in found.boxes]
     note = {"category": found.category, "count": count, "boxes": boxes}

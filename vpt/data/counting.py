@@ -36,10 +36,7 @@ class AnnotatedPicture:
 
 @dataclass
 class Annotations:
-    """Content of a file of annotations.
-
-    ``left_out`` counts the categories of pictures that cannot be used, by reason.
-    """
+    """Content of a file; ``left_out`` counts unusable categories of pictures, by reason."""
 
     pictures: list[AnnotatedPicture] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -97,14 +94,8 @@ class _File(_Entry):
 def read_lvis(file: Path, *, max_boxes: int = 10, min_side: int = 4) -> Annotations:
     """Read annotations in the format of LVIS, which is COCO's with a few more keys.
 
-    If one box of a category in a picture cannot be used, the number of its objects is not known,
-    and the whole category is left out of that picture.
-
-    Args:
-        file: JSON with ``images``, ``annotations`` (``bbox`` is left, top, width, height in
-            pixels) and ``categories``.
-        max_boxes: categories with more in a picture are left out.
-        min_side: of a box on the 336 grid; categories with smaller ones are left out.
+    A category with more than ``max_boxes``, a box smaller than ``min_side`` on the 336 grid, or one
+    that cannot be used, is left out of that picture, because its number is not known.
 
     Raises:
         DataError: if the file cannot be read, or has another format.
@@ -160,8 +151,7 @@ def _collect(content: _File, max_boxes: int, min_side: int) -> Annotations:
 def to_pixel_grid(box: Box, size_wh: tuple[int, int]) -> PixelBox:
     """Convert a box in pixels, the last two exclusive, to the 336 grid of ``<PIXEL_n>``.
 
-    Returns:
-        Left, top, right, bottom: the first and last pixels that it touches, all four in 0 to 335.
+    The result names the first and last pixels that it touches, all four in 0 to 335.
     """
     grid = []
     for start, end, side in zip(box[:2], box[2:], size_wh, strict=True):
@@ -225,11 +215,7 @@ class CountingRecipe:
 def make_counting_rows(
     annotations: Annotations, pictures: Path, recipe: CountingRecipe, folder: Path
 ) -> RowMaking:
-    """Prepare rows about boxes and numbers in ``folder``.
-
-    Raises:
-        DataError: if there is nothing to ask about.
-    """
+    """Prepare rows about boxes and numbers; `DataError` if there is nothing to ask about."""
     annotated = [one for one in annotations.pictures if one.categories]
     if not annotated:
         raise DataError("no picture has a category whose objects can be counted")

@@ -23,11 +23,7 @@ from vpt.protocol.rows import KINDS
 
 @dataclass(frozen=True)
 class Annealing:
-    """Shares of the atomic task, which decrease from epoch to epoch by equal steps.
-
-    Raises:
-        DataError: if a number is impossible.
-    """
+    """Shares of the atomic task, which decrease from epoch to epoch by equal steps."""
 
     num_epochs: int = 10
     first_share: float = 1.0
@@ -56,15 +52,8 @@ def anneal(
 ) -> Iterator[Row]:
     """Mix rows; no row occurs twice in an epoch, and all occur about equally often.
 
-    Args:
-        atomic: rows of the atomic task.
-        others: rows of the tasks that use it.
-        annealing: the shares.
-        num_per_epoch: rows; by default as many as the rows suffice for.
-        seed: of the order.
-
-    Yields:
-        Rows in the order of the curriculum, each with its epoch in its note.
+    Each epoch has ``num_per_epoch`` rows, by default as many as the rows suffice for. Yields rows
+    in the order of the curriculum, each with its epoch in its note.
 
     Raises:
         DataError: if there are too few rows, or a row belongs to the other list.
@@ -95,14 +84,7 @@ def anneal(
 
 
 def count_epochs(rows: Iterable[Row]) -> dict[int, Counter[str]]:
-    """Number of rows of each task in each epoch, for files that :func:`anneal` made.
-
-    Returns:
-        Epoch -> task -> rows; empty if no row names its epoch.
-
-    Raises:
-        DataError: if a note cannot be read.
-    """
+    """Rows of each task in each epoch, for files that `anneal` made: epoch -> task -> rows."""
     epochs: dict[int, Counter[str]] = {}
     for row in rows:
         note = read_note(row)
@@ -127,11 +109,7 @@ def atomic_share(tasks: Counter[str]) -> float:
 
 
 def read_rows(file: Path, folder: Path) -> list[Row]:
-    """Rows of a file, with the relative paths of their images made relative to another folder.
-
-    Raises:
-        DataError: if the file cannot be read, or contains something else.
-    """
+    """Rows of a file, with relative paths of images made relative to another folder."""
     rows = []
     for number, row in enumerate(read_entries(file)):
         if not isinstance(row, dict) or not isinstance(row.get("messages"), list):

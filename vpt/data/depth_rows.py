@@ -53,11 +53,7 @@ class DepthSource:
 
 
 def scene_sources(folder: Path) -> list[DepthSource]:
-    """Pictures and maps of a folder that ``python -m recipes make-scenes`` wrote.
-
-    Raises:
-        DataError: for another folder.
-    """
+    """Pictures and maps of a folder that ``python -m recipes make-scenes`` wrote."""
     file = folder / OBJECTS
     if not file.is_file():
         raise DataError(
@@ -76,13 +72,10 @@ def scene_sources(folder: Path) -> list[DepthSource]:
 def photo_sources(
     photos: list[Path], root: Path, maps: Path, distances: bool = False
 ) -> list[DepthSource]:
-    """Photos in a folder ``root``, and their maps in another, named after them.
+    """Photos in a folder ``root``, and their maps in another; `DataError` if one is missing.
 
     The map of ``a/b.jpg`` is ``a/b.jpg.png``, as ``vpt depth-tokenizer train --photos`` keeps it,
     or ``a/b.png`` or ``a/b.npy``.
-
-    Raises:
-        DataError: if a map is missing.
     """
     sources = []
     for photo in photos:
@@ -98,15 +91,7 @@ def photo_sources(
 
 
 def open_source(source: DepthSource) -> tuple[Image.Image, Floats]:
-    """Read photo and map.
-
-    Returns:
-        RGB, and ``[H, W]``, 0 (farthest) to 1 (nearest), which may have another size.
-
-    Raises:
-        DataError: if the map cannot be read, or has another aspect ratio than the photo.
-        ImageError: if the photo cannot be read.
-    """
+    """Read photo (RGB) and map ``[H, W]``, which may differ in size, but not in shape."""
     photo = load_image(source.photo).pixels
     depth = read_map(source.depth, distances=source.distances)
     stretch = (photo.width / photo.height) / (depth.shape[1] / depth.shape[0])
@@ -129,11 +114,7 @@ def describe(sources: Sequence[DepthSource]) -> str:
 
 @dataclass(frozen=True)
 class DepthRecipe:
-    """Options of rows about depth.
-
-    Raises:
-        DataError: if circles and letters of this size could cover each other.
-    """
+    """Options of rows about depth; `DataError` if circles and letters could cover each other."""
 
     seed: int = 0  # of all random choices
     num_points: tuple[int, int] = NUM_POINTS  # fewest and most
@@ -152,11 +133,7 @@ class DepthRecipe:
 def make_depth_rows(
     sources: Sequence[DepthSource], tokenizer: DepthTokenizer, recipe: DepthRecipe, folder: Path
 ) -> RowMaking:
-    """Prepare rows about depth in ``folder``; marked photos are written as it runs.
-
-    Raises:
-        DataError: if the tokenizer makes other codes than models can write.
-    """
+    """Prepare rows about depth in ``folder``; marked photos are written as it runs."""
     config = tokenizer.config
     if (config.num_cells, config.num_codes) != (RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES):
         raise DataError(

@@ -30,15 +30,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_loading(file: Path, rows: Sequence[object]) -> list[Found]:
-    """Find what prevents training from loading a file.
-
-    Args:
-        file: of rows.
-        rows: all of them, as :func:`vpt.data.rows.read_entries` reads them.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
+    """Find what prevents training from loading a file; ``rows`` are all of its entries."""
     if file.suffix not in SUFFIXES:
         endings = " or ".join(SUFFIXES)
         return [_found(None, f"expected a name that ends in {endings}, got {file.name}")]

@@ -28,12 +28,7 @@ _PART_SIZE = 100  # sources
 
 
 def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Write what decides the content of a folder; the folder is made if need be.
-
-    Raises:
-        PromptError: if the folder holds data of another recipe.
-        OSError: if it cannot be written.
-    """
+    """Write what decides the content of a folder; `PromptError` if it holds another recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECIPE
     wanted = json.dumps(recipe, ensure_ascii=False) + "\n"
@@ -47,11 +42,7 @@ def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def save_picture(picture: Image.Image, file: Path) -> None:
-    """Write a picture as JPEG, whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a picture as JPEG, whole or not at all."""
     draft = file.with_name(f".{file.name}.part")
     picture.save(draft, "JPEG", **_JPEG)
     draft.replace(file)
@@ -93,15 +84,11 @@ class RowMaking:
     skip_bad: bool  # skip sources that cannot be used, instead of stopping at the first
 
     def run(self) -> Iterator[int]:
-        """Process all sources, except those of parts that an earlier run has finished.
-
-        Yields:
-            How many more sources are done.
+        """Process all sources, except those of finished parts; yields how many more are done.
 
         Raises:
             DataError: if there are no sources, or one cannot be used and is not to be skipped.
             ImageError: likewise.
-            OSError: if something cannot be written.
             PromptError: if the folder holds other data.
         """
         if not self.sources:
@@ -119,12 +106,7 @@ class RowMaking:
             write_atomic(json.dumps(vars(part), ensure_ascii=False), file)
 
     def finish(self) -> Part:
-        """Write the files of rows and ``dataset_info.json``, and remove the parts.
-
-        Raises:
-            DataError: if no source could be used.
-            OSError: if a file cannot be written.
-        """
+        """Write the files of rows and ``dataset_info.json``, and remove the parts."""
         whole = Part({name: [] for name in self._all_names})
         files = [file for file, _ in self._parts()]
         for file in files:

@@ -51,11 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class PointRule:
-    """Limits on the points of a question.
-
-    Raises:
-        DataError: if a number is impossible.
-    """
+    """Limits on the points of a question; `DataError` if a number is impossible."""
 
     layout: str = "spread"  # one of :data:`LAYOUTS`
     min_distance: float = 0.12  # between two points, as a share of the picture's side
@@ -75,10 +71,8 @@ def place_points(
     """Choose points at random, in the order of their letters.
 
     The nearest point is equally often the lowest, the second lowest, and so on, as far as the
-    picture permits, so that height in the picture reveals little.
-
-    Raises:
-        DataError: if the picture has too few possible points.
+    picture permits, so that height in the picture reveals little. A `DataError` is raised if the
+    picture has too few possible points.
     """
     if not NUM_POINTS[0] <= num_points <= NUM_POINTS[1]:
         raise DataError(f"expected {NUM_POINTS[0]} to {NUM_POINTS[1]} points, got {num_points}")

@@ -29,11 +29,7 @@ _CHUNK = 256  # paths handed to the threads at a time
 
 
 def read_text(file: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """Read a UTF-8 file, with or without a byte order mark; `DataError` if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as exc:
@@ -47,10 +43,8 @@ def read_text(file: Path) -> str:
 def read_entries(file: Path) -> list[Any]:
     """Read the entries of a JSON list, or of a file with one JSON value per line.
 
-    The first character decides: a list begins with ``[``. Empty lines are skipped.
-
-    Raises:
-        DataError: if the file cannot be read, naming the line.
+    The first character decides: a list begins with ``[``. Empty lines are skipped. A `DataError`
+    names the line that cannot be read.
     """
     text = read_text(file)
     if is_list(text):
@@ -72,11 +66,7 @@ def read_entries(file: Path) -> list[Any]:
 
 
 def read_object(file: Path, expected: str = "one") -> dict[str, Any]:
-    """Read a JSON object; the message of an error names ``expected`` keys.
-
-    Raises:
-        DataError: if the file cannot be read, or holds something else.
-    """
+    """Read a JSON object; the `DataError` for another file names ``expected`` keys."""
     text = read_text(file)
     try:
         content = parse_json(text)
@@ -94,11 +84,7 @@ def is_list(text: str) -> bool:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON in which each key of an object is given once.
-
-    Raises:
-        ValueError: for other text, and if one key of an object is given twice.
-    """
+    """Parse JSON in which each key of an object is given once; `ValueError` for other text."""
     return json.loads(text, object_pairs_hook=_without_repetition)
 
 
@@ -113,11 +99,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_rows(rows: Iterable[Any], file: Path) -> None:
-    """Write rows, one per line: a JSON list, or JSON lines if the name ends in ``.jsonl``.
-
-    Raises:
-        OSError: if it cannot be written; the file is then as it was before.
-    """
+    """Write rows, one per line: a JSON list, or JSON lines if the name ends in ``.jsonl``."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if file.suffix == ".jsonl":
         text = "".join(f"{line}\n" for line in lines)
@@ -129,8 +111,7 @@ def write_rows(rows: Iterable[Any], file: Path) -> None:
 def clean_cell(value: Any) -> Any:
     """Undo what pandas does to a column with gaps, in lists and mappings too.
 
-    Returns:
-        ``None`` for NaN; an int for a float without a fraction; everything else unchanged.
+    NaN becomes ``None``, a float without a fraction an int; everything else is unchanged.
     """
     if isinstance(value, float):
         if math.isnan(value):
@@ -159,11 +140,6 @@ def dataset_entry(file_name: str) -> dict[str, Any]:
 def add_dataset_entry(info_file: Path, name: str, rows_file: Path) -> dict[str, Any]:
     """Return the content of a ``dataset_info.json`` with an entry added; nothing is written.
 
-    Args:
-        info_file: may not exist yet.
-        name: of the data set, as ``dataset:`` in a training config names it.
-        rows_file: of the data set.
-
     Raises:
         DataError: if the file cannot be read, or another entry has that name.
     """
@@ -175,11 +151,7 @@ def add_dataset_entry(info_file: Path, name: str, rows_file: Path) -> dict[str, 
 
 
 def write_dataset_info(info: Mapping[str, Any], info_file: Path) -> None:
-    """Write a ``dataset_info.json``, whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a ``dataset_info.json``, whole or not at all."""
     write_atomic(json.dumps(info, indent=2, ensure_ascii=False) + "\n", info_file)
 
 
@@ -204,12 +176,7 @@ def measure_images(
 ) -> Iterator[tuple[str, ImageFacts]]:
     """Open every distinct image on several threads, and decode it, so that damage is found.
 
-    Args:
-        paths: without crop suffix.
-        root: folder of relative paths.
-
-    Yields:
-        ``(path, facts)``, in the order of their first mention.
+    Yields ``(path, facts)``, in the order of their first mention; paths have no crop suffix.
     """
     distinct = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

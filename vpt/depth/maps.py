@@ -34,20 +34,12 @@ _LEAST_RANGE = 1e-5  # of the output of a depth model, as a share of its largest
 
 
 def find_maps(folder: Path) -> list[Path]:
-    """Depth maps of a folder and its subfolders, sorted by name.
-
-    Raises:
-        DataError: if there is no such folder, or no map in it.
-    """
+    """Depth maps of a folder and its subfolders, sorted; `DataError` if there is none."""
     return _find(folder, SUFFIXES, "depth maps")
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """Photos of a folder and its subfolders, sorted by name.
-
-    Raises:
-        DataError: if there is no such folder, or no photo in it.
-    """
+    """Photos of a folder and its subfolders, sorted; `DataError` if there is none."""
     return _find(folder, PHOTO_SUFFIXES, "photos")
 
 
@@ -68,18 +60,11 @@ def _find(folder: Path, suffixes: Sequence[str], noun: str) -> list[Path]:
 
 
 def read_map(file: Path, *, distances: bool = False) -> Floats:
-    """Read a depth map.
+    """Read a depth map as ``[H, W]`` float32, 0 far to 1 near, in the size of the file.
 
-    PNG with 8 or 16 bits, grey or with three equal channels; ``.npy`` with uint8, uint16, or
-    floats of 0 to 1.
-
-    Args:
-        file: to read.
-        distances: whether it contains distances, in any unit, as depth cameras write them; they
-            are inverted and stretched to 0 to 1.
-
-    Returns:
-        ``[H, W]`` float32, 0 (farthest) to 1 (nearest), in the size of the file.
+    PNG with 8 or 16 bits, grey or with three equal channels; ``.npy`` with uint8, uint16, or floats
+    of 0 to 1. With ``distances`` it contains distances, in any unit, as depth cameras write them;
+    they are inverted and stretched to 0 to 1.
 
     Raises:
         DataError: if it cannot be read, is not a depth map, or seems to contain distances
@@ -103,15 +88,10 @@ def read_map(file: Path, *, distances: bool = False) -> Floats:
 
 
 def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
-    """Scale the values of a depth map to 0 to 1.
+    """Scale the values of a depth map to ``[H, W]`` float32 of 0 to 1.
 
-    Args:
-        values: ``[H, W]``, ``[H, W, 1]``, ``[1, H, W]`` or ``[H, W, 3]`` with equal channels;
-            uint8 and uint16 are divided by their largest number.
-        name: for messages.
-
-    Returns:
-        ``[H, W]`` float32.
+    Accepts ``[H, W]``, ``[H, W, 1]``, ``[1, H, W]``, and ``[H, W, 3]`` with equal channels; uint8
+    and uint16 are divided by their largest number.
 
     Raises:
         DataError: if this is not a depth map, or seems to contain distances: 16 bits of which
@@ -175,15 +155,7 @@ def fit_map(depth: Floats, size_px: int) -> Floats:
 
 
 def write_map(depth: Floats, file: Path) -> None:
-    """Write a map as PNG with 16 bits, whole or not at all.
-
-    Args:
-        depth: ``[H, W]``, clipped to 0 to 1.
-        file: to write.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write a map ``[H, W]``, clipped to 0 to 1, as PNG with 16 bits, whole or not at all."""
     values = np.rint(np.clip(depth, 0, 1) * 65535).astype(np.uint16)
     draft = file.with_name(f".{file.name}.part")
     info = PngInfo()
@@ -232,10 +204,7 @@ class MapAnswer:
 
 
 def depth_at(depth: Floats, x: float, y: float, num_pixels: int = RELEASED_PIXELS) -> float:
-    """Value of a map ``[H, W]`` at column and row of a grid over the whole image.
-
-    The side of the grid is ``num_pixels``, by default that of box tokens.
-    """
+    """Value of a map ``[H, W]`` at column and row of a square grid over the whole image."""
     height, width = depth.shape
     row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)
     return float(depth[min(row, height - 1), min(column, width - 1)])
@@ -272,10 +241,7 @@ def answer_from_map(
 class DepthEstimator:
     """A depth model of transformers that predicts inverse depth, such as Depth Anything or DPT.
 
-    Args:
-        model: of ``AutoModelForDepthEstimation``.
-        processor: its image processor.
-        gives_distances: whether it predicts distances, as ZoeDepth does; they are inverted.
+    With ``gives_distances`` it predicts distances, as ZoeDepth does; they are inverted.
     """
 
     def __init__(self, model: Any, processor: Any, *, gives_distances: bool = False) -> None:
@@ -291,12 +257,7 @@ class DepthEstimator:
         gives_distances: bool = False,
         **hub_kwargs: Any,
     ) -> DepthEstimator:
-        """Load a depth model.
-
-        Args:
-            path_or_id: folder, or id on the hub.
-            gives_distances: whether it predicts distances, as ZoeDepth does.
-            **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
+        """Load a depth model from a folder or the hub; ``hub_kwargs`` are those of transformers.
 
         Raises:
             CheckpointError: if it cannot be loaded, or is no depth model.
@@ -315,11 +276,8 @@ class DepthEstimator:
     def estimate(self, image: Image.Image) -> Floats:
         """Predict the depth of an RGB photo, stretched to its own range as Depth Anything does.
 
-        Returns:
-            ``[H, W]`` float32 in the size of the photo, 0 (farthest) to 1 (nearest).
-
-        Raises:
-            ImageError: if the prediction is constant or not finite.
+        Returns ``[H, W]`` float32 in the size of the photo, 0 far to 1 near. An `ImageError` is
+        raised if the prediction is constant or not finite.
         """
         import torch
 

@@ -43,11 +43,7 @@ class Measured:
 
 
 def measure(tokenizer: DepthTokenizer, maps: Iterable[Floats]) -> Measured:
-    """Encode and decode maps ``[H, W]`` of 0 to 1, and compare.
-
-    Raises:
-        DataError: if there are no maps.
-    """
+    """Encode and decode maps ``[H, W]`` of 0 to 1, and compare; `DataError` for no maps."""
     config = tokenizer.config
     side, grid, cell = config.size_px, config.grid_size, config.size_px // config.grid_size
     counts = np.zeros(config.num_codes, np.int64)
@@ -114,9 +110,6 @@ def draw_reconstructions(
     """Draw maps ``[H, W]`` of 0 to 1, one per column, above their decoded ones; near is bright.
 
     Differences are red where the decoded map is too near, blue where it is too far.
-
-    Raises:
-        DataError: if there are no maps.
     """
     if not maps:
         raise DataError("there are no depth maps to draw")

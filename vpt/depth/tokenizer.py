@@ -41,10 +41,8 @@ _NUM_NAMED = 4  # keys to list in a message
 class DepthTokenizerConfig:
     """Shape of a depth tokenizer; the defaults are Aurora's (arXiv 2412.03548, section 4.1).
 
-    The side of the maps, and the arguments of :class:`vpt.depth.vqvae.DepthVQVAE`.
-
-    Raises:
-        CheckpointError: if a number is impossible.
+    The side of the maps, and the arguments of :class:`vpt.depth.vqvae.DepthVQVAE`. A
+    `CheckpointError` names an impossible number.
     """
 
     size_px: int = 320
@@ -91,12 +89,7 @@ class DepthTokenizerConfig:
 
 
 class DepthTokenizer:
-    """Encodes depth maps as codes and decodes codes to depth maps.
-
-    Args:
-        network: trained; it is set to evaluation mode.
-        config: its shape.
-    """
+    """Encodes depth maps as codes and decodes codes to depth maps."""
 
     def __init__(self, network: DepthVQVAE, config: DepthTokenizerConfig) -> None:
         self.network = network.eval()
@@ -105,12 +98,8 @@ class DepthTokenizer:
     def encode(self, depth: NDArray[np.generic]) -> tuple[int, ...]:
         """Encode a map as ``num_cells`` codes, in reading order.
 
-        Args:
-            depth: ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` accepts it; stretched
-                to a square.
-
-        Raises:
-            DataError: if this is not a depth map.
+        ``depth`` is ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` accepts it. It is
+        stretched to a square. A `DataError` is raised if it is not a depth map.
         """
         square = fit_map(as_map(depth), self.config.size_px)
         with torch.inference_mode():
@@ -118,10 +107,7 @@ class DepthTokenizer:
         return tuple(codes.flatten().tolist())
 
     def decode(self, codes: Sequence[int]) -> Floats:
-        """Decode ``num_cells`` codes, in reading order.
-
-        Returns:
-            ``[size_px, size_px]`` float32, 0 (farthest) to 1 (nearest).
+        """Decode ``num_cells`` codes to ``[size_px, size_px]`` float32, 0 far to 1 near.
 
         Raises:
             DataError: for another number of codes, or an unknown one.
@@ -136,27 +122,15 @@ class DepthTokenizer:
         return decoded.float().cpu().numpy()
 
     def to_text(self, depth: NDArray[np.generic]) -> str:
-        """Encode a map as a model writes it: ``<DEPTH_START><DEPTH_12>...<DEPTH_END>``.
-
-        Raises:
-            DataError: if this is not a depth map.
-        """
+        """Encode a map as a model writes it: ``<DEPTH_START><DEPTH_12>...<DEPTH_END>``."""
         return format_depth(self.encode(depth), self.config.num_codes, self.config.num_cells)
 
     def from_text(self, text: str) -> Floats:
-        """Decode the text of a map to ``[size_px, size_px]``.
-
-        Raises:
-            DataError: if the text is not exactly one map.
-        """
+        """Decode the text of one map to ``[size_px, size_px]``; `DataError` for any other text."""
         return self.decode(parse_depth(text, self.config.num_codes, self.config.num_cells))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
-
-        Raises:
-            OSError: if a file cannot be written.
-        """
+        """Write ``config.json`` and ``model.safetensors``."""
         target = Path(folder)
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         with replace_atomically(target) as draft:

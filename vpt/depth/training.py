@@ -39,10 +39,7 @@ class TrainingSettings:
     """Hyperparameters; together with the maps and the shape they decide the result.
 
     Most steps use crops, which are cheaper and more varied than whole maps. A step has fewer whole
-    maps than crops, so that it costs the same.
-
-    Raises:
-        PromptError: if a number is impossible.
+    maps than crops, so that it costs the same. A `PromptError` names an impossible number.
     """
 
     steps: int = 3000
@@ -72,18 +69,9 @@ class TrainingSettings:
 
 @dataclass
 class Trainer:
-    """A network in training, whose state can be saved and resumed.
+    """A network in training on depth maps, whose state can be saved and resumed.
 
-    Args:
-        files: the maps.
-        settings: how to train.
-        config: shape of the tokenizer.
-        device: where to train; two runs are bitwise equal on a CPU only.
-        distances: whether the maps contain distances, see :func:`vpt.depth.maps.read_map`.
-
-    Raises:
-        DataError: if there are no maps.
-        PromptError: if crops are larger than maps.
+    Two runs are bitwise equal on a CPU only.
     """
 
     files: Sequence[Path]
@@ -217,11 +205,7 @@ class Trainer:
     # State
 
     def save_state(self, folder: Path) -> None:
-        """Write the file that :meth:`load_state` reads, whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Write the file that :meth:`load_state` reads, whole or not at all."""
         state = {
             "run": self.identity,
             "step": self.step,
@@ -235,11 +219,7 @@ class Trainer:
         draft.replace(folder / STATE)
 
     def load_state(self, folder: Path) -> bool:
-        """Resume a stopped run; returns whether there is one in the folder.
-
-        Raises:
-            PromptError: if the run in this folder is another one, or its file is damaged.
-        """
+        """Resume a stopped run of the same settings; returns whether there is one."""
         file = folder / STATE
         if not file.exists():
             return False
@@ -276,11 +256,7 @@ def run_identity(
 
 
 def check_same_run(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Refuse a run in a folder that is not the wanted one.
-
-    Raises:
-        PromptError: naming the first difference.
-    """
+    """Refuse a run in a folder that is not the wanted one, naming the first difference."""
     for name, value in wanted.items():
         if found.get(name) != value:
             raise PromptError(

@@ -44,11 +44,7 @@ class Codebook(nn.Module):
         return (squares - 2 * vectors @ self._embedding.T).argmin(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors ``[..., D]`` of int64 codes ``[...]``.
-
-        Raises:
-            DataError: if there is no such code.
-        """
+        """Vectors ``[..., D]`` of int64 codes ``[...]``; `DataError` if there is no such code."""
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise DataError(
                 f"expected codes of 0 to {self.num_codes - 1}, "
@@ -87,11 +83,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start_from(self, vectors: Tensor, generator: torch.Generator, num_rounds: int = 20) -> None:
-        """Initialise the codes from vectors ``[N, D]`` by k-means.
-
-        Raises:
-            DataError: if there are fewer vectors than codes.
-        """
+        """Initialise the codes from at least K vectors ``[N, D]`` by k-means."""
         if len(vectors) < self.num_codes:
             raise DataError(
                 f"expected at least {self.num_codes} vectors to start the codebook from, "
@@ -138,14 +130,8 @@ class DepthVQVAE(nn.Module):
     """VQ-VAE of depth maps (arXiv 2412.03548), of the shape of AiT's (arXiv 2301.02229).
 
     Layers are in the order of https://github.com/SwinTransformer/AiT `vae/models/VQVAE.py`
-    (``residul_type='v1'``, ``use_norm=False``), so that weights trained there fit.
-
-    Args:
-        num_codes: K, vectors of the codebook.
-        code_dim: D, their width.
-        hidden_dim: channels after the first convolution; each further one doubles them.
-        num_downsamplings: a code stands for ``2**num_downsamplings`` pixels a side.
-        num_residual_blocks: of encoder and decoder each.
+    (``residul_type='v1'``, ``use_norm=False``), so that weights trained there fit. Each convolution
+    after the first doubles the channels; a code stands for ``2**num_downsamplings`` pixels a side.
     """
 
     def __init__(
@@ -184,20 +170,13 @@ class DepthVQVAE(nn.Module):
         return self._vq_vae
 
     def encode(self, maps: Tensor) -> Tensor:
-        """Encode maps ``[B, 1, H, W]`` as int64 codes ``[B, h, w]``.
-
-        Values are 0 to 1; sides are multiples of ``2**num_downsamplings``.
-        """
+        """Encode maps ``[B, 1, H, W]`` of 0 to 1 as int64 codes ``[B, h, w]``."""
         vectors = self.encoder(maps)  # [B, D, h, w]
         batch, _, height, width = vectors.shape
         return self.codebook.nearest(_flatten(vectors)).view(batch, height, width)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes ``[B, h, w]`` to maps ``[B, 1, H, W]`` of about 0 to 1.
-
-        Raises:
-            DataError: if there is no such code.
-        """
+        """Decode codes ``[B, h, w]`` to maps ``[B, 1, H, W]`` of about 0 to 1."""
         return self.decoder(self.codebook.lookup(codes).permute(0, 3, 1, 2))
 
     def forward(self, maps: Tensor, *, quantise: bool = True) -> Forward:

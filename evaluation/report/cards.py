@@ -30,13 +30,7 @@ from vpt.view.renderers import (
     marks_on,
     place_chips,
 )
-from vpt.view.wording import (
-    OUTCOME_WORDS,
-    STOP_WORDS,
-    boxes_words,
-    call_words,
-    content_words,
-)
+from vpt.view.wording import OUTCOME_WORDS, STOP_WORDS, boxes_words, call_words, content_words
 
 ROOM_WH = (320, 260)  # in which every picture fits
 MOST_PHOTOS = 4
@@ -51,14 +45,8 @@ PhotoSource = Callable[[Record], Sequence[LoadedImage]]
 """Returns the images of a sample, in order; raises ``ImageError`` if it cannot."""
 
 
-# --- pictures ---------------------------------------------------------------------------------
-
-
 class Thumbnail(NamedTuple):
-    """A picture of the page's table, and its size in CSS pixels.
-
-    Where it ``is_grown``, it is shown larger than it is, so that its pixels can be seen.
-    """
+    """A picture of the page's table, in CSS pixels; a grown one is shown larger than it is."""
 
     key: str
     width: int
@@ -74,15 +62,10 @@ class PictureTable:
         self._keys: dict[str, str] = {}  # hash of the encoded bytes -> key
         self._known: dict[str, Thumbnail] = {}
 
-    def add(self, picture: Image.Image, digest: str | None = None) -> Thumbnail:
+    def add(self, picture: Image.Image, digest: str = "") -> Thumbnail:
         """Shrink an RGB picture and hold it; one whose digest is known is shrunk once."""
-        if digest is None:
-            return self._shrink(picture)
-        if digest not in self._known:
-            self._known[digest] = self._shrink(picture)
-        return self._known[digest]
-
-    def _shrink(self, picture: Image.Image) -> Thumbnail:
+        if digest in self._known:
+            return self._known[digest]
         width, height = shown_size(picture.size)
         small = picture
         if picture.width > width:
@@ -93,7 +76,10 @@ class PictureTable:
         data = buffer.getvalue()
         key = self._keys.setdefault(hashlib.sha256(data).hexdigest(), f"p{len(self._keys)}")
         self.uris[key] = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-        return Thumbnail(key, width, height, width >= 2 * small.width)
+        thumbnail = Thumbnail(key, width, height, width >= 2 * small.width)
+        if digest:
+            self._known[digest] = thumbnail
+        return thumbnail
 
 
 def shown_size(size_wh: tuple[int, int]) -> tuple[int, int]:
@@ -103,25 +89,15 @@ def shown_size(size_wh: tuple[int, int]) -> tuple[int, int]:
 
 
 def open_by_name(record: Record) -> list[LoadedImage]:
-    """Open a sample's images by their names, which are paths for most splits.
-
-    Raises:
-        ImageError: if one cannot be opened.
-    """
+    """Open a sample's images by their names, which are paths for most splits."""
     return [load_image(name) for name in record.images]
 
 
-# --- figures ----------------------------------------------------------------------------------
-
-
 class Outline(NamedTuple):
-    """A box over a figure: ``"cells"``, what was ``"cut"``, a ``"box"`` or ``"evidence"``.
+    """A box over a figure."""
 
-    Its place is left, top, width and height in percent of the figure.
-    """
-
-    kind: str
-    place: tuple[float, float, float, float]
+    kind: str  # "cells", "cut", "box" or "evidence"
+    place: tuple[float, float, float, float]  # left, top, width, height in percent of the figure
     colour: str
 
 
@@ -135,23 +111,16 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with words under it, and marks over it.
+    """A picture with words under it, and marks over it."""
 
-    Attributes:
-        kind: ``"photo"``, ``"crop"``, ``"heat"`` or ``"depth"``.
-        number: of the call that brought it, from 1; else 0.
-        colour: of that call.
-        ends: as of :class:`vpt.view.renderers.DrawnLook`.
-    """
-
-    kind: str
+    kind: str  # "photo", "crop", "heat" or "depth"
     thumbnail: Thumbnail
     words: str
     outlines: tuple[Outline, ...] = ()
     labels: tuple[Label, ...] = ()
-    number: int = 0
-    colour: str = ""
-    ends: tuple[float, float] | tuple[str, str] | None = None
+    number: int = 0  # of the call that brought it, from 1
+    colour: str = ""  # of that call
+    ends: tuple[float, float] | tuple[str, str] | None = None  # of its colour scale
 
 
 def _outlines(marks: Sequence[Mark], size_wh: tuple[int, int]) -> Iterator[Outline]:
@@ -179,29 +148,17 @@ def _share(value: float, whole: float) -> float:
     return round(100 * value / whole, 2)
 
 
-# --- cards ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Card:
-    """What is shown of a sample.
-
-    Attributes:
-        score: name of the score that decides.
-        verdict: ``"right"``, ``"wrong"``, ``"unscored"`` or ``"error"``.
-        change: against not looking again: ``"better"``, ``"worse"``, ``"same"`` or empty.
-        trace: of the run; ``None`` if there is none.
-        figures: photos first, then what calls brought, then depth maps the model wrote.
-        problem: why figures are missing; empty if none are.
-    """
+    """What is shown of a sample."""
 
     record: Record
-    score: str
-    verdict: str
-    change: str
+    score: str  # name of the score that decides
+    verdict: str  # see verdict_of
+    change: str  # see change_of
     trace: Trace | None
-    figures: tuple[Figure, ...]
-    problem: str
+    figures: tuple[Figure, ...]  # photos, then what calls brought, then depth maps it wrote
+    problem: str  # why figures are missing
 
     @property
     def called(self) -> str:
@@ -218,12 +175,11 @@ class Card:
     @property
     def calls(self) -> list[str]:
         """Each call in words, and what came of it."""
-        calls = self.trace.calls if self.trace else []
-        ends = [OUTCOME_WORDS.get(call.outcome, call.outcome) for call in calls]
-        return [
-            call_words(call) + ("" if call.outcome == "executed" else f" ({end})")
-            for call, end in zip(calls, ends, strict=True)
-        ]
+        words = []
+        for call in self.trace.calls if self.trace else []:
+            outcome = OUTCOME_WORDS.get(call.outcome, call.outcome)
+            words.append(call_words(call) + (f" ({outcome})" if outcome != "executed" else ""))
+        return words
 
     @property
     def drawings(self) -> list[str]:
@@ -270,16 +226,12 @@ class CardMaker:
         self._photos: Sequence[LoadedImage] = ()
 
     def make(self, record: Record, score: str, baseline: float | None = None) -> Card:
-        """Make a card; what is wrong with a sample is said on it, never raised.
+        """Make a card; problems of a sample are written on it, never raised.
 
-        Args:
-            record: of the sample.
-            score: name of the score that decides.
-            baseline: value of that score without looking again, if there is one.
+        ``score`` names the score that decides; ``baseline`` is its value without looking again.
         """
-        trace: Trace | None = None
+        trace, problem = None, ""
         figures: list[Figure] = []
-        problem = ""
         try:
             if record.trace is not None:
                 trace = record.read_trace()
@@ -293,16 +245,11 @@ class CardMaker:
             problem = f"The record cannot be drawn: {exc}"
             with suppress(ImageError):
                 figures = figures or self._plain_photos(record)
-        change = change_of(record.scores.get(score), baseline)
-        verdict = verdict_of(record, score)
+        verdict, change = verdict_of(record, score), change_of(record.scores.get(score), baseline)
         return Card(record, score, verdict, change, trace, tuple(figures), problem)
 
     def photos(self, record: Record) -> Sequence[LoadedImage]:
-        """The photos of a sample.
-
-        Raises:
-            ImageError: if one cannot be opened.
-        """
+        """Open the photos of a sample; raises ``ImageError`` if one cannot be opened."""
         if self._last != (record.split, record.id):
             self._photos = self.source(record)
             self._last = (record.split, record.id)

@@ -16,34 +16,22 @@ _QUESTIONS = {
 
 
 class ScoreRow(NamedTuple):
-    """A split under a condition.
+    """A split under a condition."""
 
-    Attributes:
-        entry: as in ``results.json``.
-        opens_split: whether it is the first row of its split.
-        colour: of the condition, from 0 below `NUM_COLOURS`.
-        main: the score that decides, with its interval; ``None`` if nothing was scored.
-        num_failed: samples without an answer.
-        tokens_per_sample: read by the LLM; without that count, of prompt, calls and answer.
-    """
-
-    entry: Mapping[str, Any]
+    entry: Mapping[str, Any]  # as in results.json
     opens_split: bool
-    colour: int
-    main: Mapping[str, float] | None
+    colour: int  # of the condition, from 0 below NUM_COLOURS
+    main: Mapping[str, float] | None  # the score that decides; None if nothing was scored
     num_failed: int
-    tokens_per_sample: float | None
+    tokens_per_sample: float | None  # read by the LLM, or else of prompt, calls and answer
 
 
 class ToolRow(NamedTuple):
-    """What a condition brings against another, as in ``results.json``.
+    """What a condition brings against another."""
 
-    ``question`` is what the pair answers; empty where it is the question of them all.
-    """
-
-    value: Mapping[str, Any]
+    value: Mapping[str, Any]  # as in results.json
     opens_pair: bool
-    question: str
+    question: str  # that the pair answers; empty where it is the question of all pairs
 
 
 class Overview(NamedTuple):
@@ -61,13 +49,9 @@ def overview_of(results: Mapping[str, Any]) -> Overview:
     rows, tools = list(_score_rows(results["splits"])), list(_tool_rows(results))
     intervals = [row.main for row in rows if row.main is not None]
     differences = [t.value["difference"] for t in tools if t.value["difference"] is not None]
-    return Overview(
-        facts=facts_of(results),
-        rows=rows,
-        score_axis=axis_from_zero(i[end] for i in intervals for end in ("low", "high")),
-        tools=tools,
-        difference_axis=axis_around_zero(d[end] for d in differences for end in ("low", "high")),
-    )
+    score_axis = axis_from_zero(i[end] for i in intervals for end in ("low", "high"))
+    difference_axis = axis_around_zero(d[end] for d in differences for end in ("low", "high"))
+    return Overview(facts_of(results), rows, score_axis, tools, difference_axis)
 
 
 def facts_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -106,13 +90,9 @@ def _score_rows(entries: Iterable[Mapping[str, Any]]) -> Iterator[ScoreRow]:
 def _tool_rows(results: Mapping[str, Any]) -> Iterator[ToolRow]:
     before = None
     for value in results.get("tool_value") or ():
-        pair = value["condition"], value["baseline"]
-        opens_pair = (value["split"], *pair) != before
-        yield ToolRow(value, opens_pair, _QUESTIONS.get(pair, ""))
-        before = (value["split"], *pair)
-
-
-# --- axes -------------------------------------------------------------------------------------
+        split, *pair = value["split"], value["condition"], value["baseline"]
+        yield ToolRow(value, (split, pair) != before, _QUESTIONS.get(tuple(pair), ""))
+        before = split, pair
 
 
 class Axis(NamedTuple):

@@ -9,7 +9,7 @@ import base64
 import hashlib
 from bisect import insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -42,20 +42,18 @@ PAGE_SIZE = 24
 MOST_CHARACTERS = 2000
 SEED = 0
 _MINUS, _NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
-_LABELS = {
-    "split": "Split",
-    "condition": "Condition",
-    "verdict": "Answer",
-    "called": "Looked again",
-    "change": "Against none",
-    "fate": "Fate",
-    "group": "Group",
+_CHANGES = {"better": "became better", "worse": "became worse", "same": "same score"}
+_FILTERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "split": ("Split", {}),
+    "condition": ("Condition", {}),
+    "verdict": ("Answer", VERDICT_WORDS),
+    "called": ("Looked again", {"yes": "called", "no": "did not call"}),
+    "change": ("Against none", _CHANGES),
+    "fate": ("Fate", {}),
+    "group": ("Group", {}),
 }
-_WORDS = {
-    "verdict": VERDICT_WORDS,
-    "called": {"yes": "called", "no": "did not call"},
-    "change": {"better": "became better", "worse": "became worse", "same": "same score"},
-}
+"""Name of a fact -> label of its filter, and words for its values."""
+
 Item = TypeVar("Item")
 
 
@@ -67,17 +65,11 @@ def write_report(
     *,
     open_photos: PhotoSource = open_by_name,
 ) -> Path:
-    """Write ``report.html``.
+    """Write ``report.html`` into an existing folder; raises ``DataError`` if it cannot be written.
 
-    Args:
-        results: as in ``results.json``.
-        records: of the run, read once; no more than ``2 * max_samples`` are held.
-        folder: that exists.
-        max_samples: in the gallery, spread evenly over splits, conditions and right or wrong.
-        open_photos: returns the images of a sample, where its names are no paths.
-
-    Raises:
-        DataError: if it cannot be written.
+    ``results`` are as in ``results.json``. Records are read once, and no more than ``2 *
+    max_samples`` are held: the gallery spreads its samples evenly over splits, conditions, and
+    right or wrong. ``open_photos`` returns the images of a sample whose names are not paths.
     """
     pictures = PictureTable()
     scores = {entry["split"]: entry["score"] for entry in results["splits"]}
@@ -90,15 +82,14 @@ def write_report(
         group = (record.split, record.condition, verdict_of(record, score))
         choice.offer(group, f"{record.split} {record.id}", record)
     maker = CardMaker(open_photos, pictures)
-    cards = [
-        maker.make(
-            record,
-            scores.get(record.split, ""),
-            None if record.condition == BASELINE else baselines.get((record.split, record.id)),
-        )
-        for record in sorted(choice.chosen(), key=lambda record: (record.split, record.id))
-    ]
-    gallery = make_gallery(cards, _facts, choice.num_offered)
+    entries = []
+    for record in sorted(choice.chosen(), key=lambda record: (record.split, record.id)):
+        baseline = baselines.get((record.split, record.id))
+        if record.condition == BASELINE:
+            baseline = None
+        card = maker.make(record, scores.get(record.split, ""), baseline)
+        entries.append((card, _facts(card)))
+    gallery = make_gallery(entries, choice.num_offered)
     content = {"results": results, "overview": overview_of(results), "gallery": gallery}
     return _write_page("report.html", folder / REPORT_NAME, pictures, content)
 
@@ -114,14 +105,6 @@ def _facts(card: Card) -> dict[str, str]:
     }
 
 
-class _CardPair(NamedTuple):
-    """The two cards of a sample that was fixed or broken."""
-
-    fate: str
-    a: Card
-    b: Card
-
-
 def write_comparison(
     comparison: Comparison,
     path: Path,
@@ -129,16 +112,10 @@ def write_comparison(
     *,
     open_photos: PhotoSource = open_by_name,
 ) -> Path:
-    """Write a comparison as one HTML file.
+    """Write a comparison of two runs as one HTML file; raises ``DataError`` if it cannot.
 
-    Args:
-        comparison: of two runs.
-        path: of the file; its folder exists.
-        max_samples: in the gallery, spread evenly over splits, conditions, and fixed or broken.
-        open_photos: returns the images of a sample, where its names are no paths.
-
-    Raises:
-        DataError: if it cannot be written.
+    The gallery spreads ``max_samples`` evenly over splits, conditions, and fixed or broken.
+    ``open_photos`` returns the images of a sample whose names are not paths.
     """
     choice: EvenChoice[ChangedSample] = EvenChoice(max_samples)
     for sample in comparison.changed:
@@ -146,36 +123,29 @@ def write_comparison(
         choice.offer(group, f"{sample.a.split} {sample.a.id}", sample)
     pictures = PictureTable()
     maker = CardMaker(open_photos, pictures)
-    pairs = [
-        _CardPair(s.fate, maker.make(s.a, s.score), maker.make(s.b, s.score))
-        for s in sorted(choice.chosen(), key=lambda s: (s.a.split, s.a.id))
-    ]
+    entries = []
+    for sample in sorted(choice.chosen(), key=lambda sample: (sample.a.split, sample.a.id)):
+        cards = maker.make(sample.a, sample.score), maker.make(sample.b, sample.score)
+        known = {name: _facts(cards[0])[name] for name in ("split", "condition", "group")}
+        entries.append(((sample.fate, *cards), {"fate": sample.fate, **known}))
     differences = [row.difference for row in comparison.splits]
     content = {
         "comparison": comparison,
         "axis": axis_around_zero(end for d in differences for end in (d.low, d.high)),
-        "gallery": make_gallery(pairs, _facts_of_pair, choice.num_offered),
+        "gallery": make_gallery(entries, choice.num_offered),
     }
     return _write_page("compare.html", path, pictures, content)
-
-
-def _facts_of_pair(pair: _CardPair) -> dict[str, str]:
-    facts = _facts(pair.a)
-    return {"fate": pair.fate, **{name: facts[name] for name in ("split", "condition", "group")}}
 
 
 # --- the gallery ------------------------------------------------------------------------------
 
 
 class EvenChoice(Generic[Item]):
-    """Takes items one by one and keeps a bounded number of them.
+    """Takes items one by one and keeps ``most`` of them; up to twice as many are held meanwhile.
 
     Each group ends with as many items as every other, as far as it has them. Within a group those
     stay whose key has the lowest hash: the same keys in each group, so that a sample is shown
     under all conditions or none.
-
-    Args:
-        most: items to keep at most; up to twice as many are held meanwhile.
     """
 
     def __init__(self, most: int) -> None:
@@ -213,30 +183,19 @@ class Filter(NamedTuple):
     options: tuple[tuple[str, str, int], ...]
 
 
-class Entry(NamedTuple):
-    """A card, or two, with the facts it is filtered by."""
-
-    card: Any
-    facts: Mapping[str, str]
-
-
 class Gallery(NamedTuple):
-    """Cards, the filters that leave a choice, and the number of which the cards were chosen."""
+    """Cards with their facts, the filters that leave a choice, and the number of all samples."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[tuple[object, Mapping[str, str]]]
     filters: Sequence[Filter]
     num_all: int
 
 
-def make_gallery(
-    cards: Iterable[Item], facts: Callable[[Item], Mapping[str, str]], num_all: int
-) -> Gallery:
-    """Give cards their filters, by the facts of each; an empty fact is none."""
-    entries = [Entry(card, facts(card)) for card in cards]
+def make_gallery(entries: Sequence[tuple[object, Mapping[str, str]]], num_all: int) -> Gallery:
+    """Derive the filters of cards from the facts of each; an empty fact is none."""
     filters = []
-    for name, label in _LABELS.items():
-        counts = Counter(entry.facts[name] for entry in entries if entry.facts.get(name))
-        known = _WORDS.get(name, {})
+    for name, (label, known) in _FILTERS.items():
+        counts = Counter(facts[name] for _, facts in entries if facts.get(name))
         values = [*(v for v in known if v in counts), *sorted(v for v in counts if v not in known)]
         options = tuple((value, known.get(value, value), counts[value]) for value in values)
         if len(options) > 1:
@@ -255,25 +214,17 @@ def _write_page(
     The page forbids itself all connections, and all scripts and styles but its own, which are
     named by their hashes: text that slipped through the escaping still could not run.
     """
-    style, script = _asset("page.css"), _asset("gallery.js")
+    folder = resources.files("vpt.evaluation.report") / "templates"
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    script = (folder / "gallery.js").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
-    page = (
-        _environment()
-        .get_template(template)
-        .render(
-            policy=policy,
-            # Both are files of this package, not content.
-            style=Markup(style),
-            script=Markup(script),
-            pictures=pictures.uris,
-            page_size=PAGE_SIZE,
-            verdict_words=VERDICT_WORDS,
-            **content,
-        )
-    )
+    known = {"page_size": PAGE_SIZE, "verdict_words": VERDICT_WORDS, "pictures": pictures.uris}
+    # Style and script are files of this package, not content.
+    own = {"policy": policy, "style": Markup(style), "script": Markup(script)}
+    page = _environment().get_template(template).render(**own, **known, **content)
     try:
         write_atomic(page, path)
     except OSError as exc:
@@ -313,12 +264,6 @@ def _cut(text: str) -> str:
     """At most `MOST_CHARACTERS`, saying how many more there are."""
     rest = len(text) - MOST_CHARACTERS
     return text if rest <= 0 else f"{text[:MOST_CHARACTERS]} … ({rest:,} more characters)"
-
-
-@cache
-def _asset(name: str) -> str:
-    folder = resources.files("vpt.evaluation.report") / "templates"
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -409,7 +409,7 @@ def test_filters_offer_what_is_there_and_only_where_there_is_a_choice():
         {"split": "a", "called": "no", "group": "y"},
         {"split": "a", "called": "", "group": "x"},
     ]
-    called, group = make_gallery(facts, lambda card: card, 10).filters
+    called, group = make_gallery([(None, one) for one in facts], 10).filters
     assert (called.name, called.label) == ("called", "Looked again")
     assert called.options == (("yes", "called", 1), ("no", "did not call", 1))
     assert group.options == (("x", "x", 2), ("y", "y", 1))

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vpt.branches import Features
-from vpt.inference.engine import Encoded, Extension, LookResult, Stream, as_look
+from vpt.inference.engine import AppendedImage, Encoded, Extension, Stream, branch_and_image
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.model.generation import CACHE
 from vpt.model.modeling import VPTForConditionalGeneration
@@ -82,7 +82,7 @@ class TwoPassEngine:
         """Rebuild the stream with these pieces behind it; as ``Engine.extend``."""
         assert isinstance(stream, _History)
         num_before = stream.length
-        num_looks_before = sum(not isinstance(p, TokenPiece) for p in stream.pieces)
+        num_images_before = sum(not isinstance(p, TokenPiece) for p in stream.pieces)
         started = time.perf_counter()
         if stream.length and isinstance(pieces[0], TokenPiece):
             for token_id in pieces[0].ids[:-1]:
@@ -94,8 +94,8 @@ class TwoPassEngine:
         ids, spans = self._lay_out(stream.pieces, features)
         logits, results = self._run_rounds(stream, ids, features, spans)
         run_ms = decode_ms + (time.perf_counter() - started) * 1e3
-        looks = results[num_looks_before:]
-        return Extension(ids[num_before:], logits, looks, run_ms)
+        images = results[num_images_before:]
+        return Extension(ids[num_before:], logits, images, run_ms)
 
     @torch.inference_mode()
     def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:
@@ -123,13 +123,13 @@ class TwoPassEngine:
         return self.model.get_input_embeddings().weight.device
 
     def _encode_all(self, pieces: Sequence[Piece]) -> list[Features]:
-        looks = [as_look(piece) for piece in pieces if not isinstance(piece, TokenPiece)]
-        return [self.encoders.encode([look])[0][0] for look in looks]
+        images = [branch_and_image(piece) for piece in pieces if not isinstance(piece, TokenPiece)]
+        return [self.encoders.encode([image])[0][0] for image in images]
 
     def _lay_out(
         self, pieces: Sequence[Piece], features: Sequence[Features]
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of the whole stream, and where in them each look stands."""
+        """Ids of the whole stream, and where in them each image stands."""
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         waiting = iter(features)
@@ -151,12 +151,12 @@ class TwoPassEngine:
         ids: list[int],
         features: Sequence[Features],
         spans: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, list[LookResult]]:
-        looks = [p for p in stream.pieces if not isinstance(p, TokenPiece)]
+    ) -> tuple[Tensor, list[AppendedImage]]:
+        images = [p for p in stream.pieces if not isinstance(p, TokenPiece)]
         embeds = self.model.get_input_embeddings()(torch.tensor([ids], device=self._device))
         grids = []
-        for look, seen, (start, end) in zip(looks, features, spans, strict=True):
-            if isinstance(look, ImagePiece):
+        for image, seen, (start, end) in zip(images, features, spans, strict=True):
+            if isinstance(image, ImagePiece):
                 embeds[0, start:end] = seen.values.to(embeds)
                 grids.append(seen.grid_hw)
         image_token_id = self.model.config.image_token_id
@@ -168,10 +168,10 @@ class TwoPassEngine:
                 continue
             conditions[place] = self._run(embeds, positions, None)[0, place - 1]
             embeds[0, place] = conditions[place]
-            self._write_features(embeds, ids, looks, features, spans, conditions)
+            self._write_features(embeds, ids, images, features, spans, conditions)
         if not conditions:
             self._run(embeds, positions, None)  # the released forward runs twice all the same
-        results = self._write_features(embeds, ids, looks, features, spans, conditions)
+        results = self._write_features(embeds, ids, images, features, spans, conditions)
         stream.past = DynamicCache(config=self._language_model.config)
         hidden = self._run(embeds, positions, stream.past)
         stream.hidden, stream.length, stream.position = hidden[0, -1], len(ids), following
@@ -181,24 +181,26 @@ class TwoPassEngine:
         self,
         embeds: Tensor,
         ids: list[int],
-        looks: Sequence[ImagePiece | FeaturePiece],
+        images: Sequence[ImagePiece | FeaturePiece],
         features: Sequence[Features],
         spans: Sequence[tuple[int, int]],
         conditions: dict[int, Tensor],
-    ) -> list[LookResult]:
+    ) -> list[AppendedImage]:
         results = []
-        for look, seen, (start, end) in zip(looks, features, spans, strict=True):
-            if isinstance(look, ImagePiece):
-                results.append(LookResult("reencode", seen.grid_hw, end - start, False, None))
+        for image, seen, (start, end) in zip(images, features, spans, strict=True):
+            if isinstance(image, ImagePiece):
+                results.append(AppendedImage("reencode", seen.grid_hw, end - start, False, None))
                 continue
             own = [
-                p for p in conditions if p < start and self._branch_of_action[ids[p]] == look.branch
+                p
+                for p in conditions
+                if p < start and self._branch_of_action[ids[p]] == image.branch
             ]
             condition = conditions[max(own)] if own else None
-            projected = self.model.projector(look.branch)(seen, condition)
+            projected = self.model.projector(image.branch)(seen, condition)
             embeds[0, start:end] = projected.values.to(embeds)
             results.append(
-                LookResult(look.branch, projected.grid_hw, end - start, False, projected.scores)
+                AppendedImage(image.branch, projected.grid_hw, end - start, False, projected.scores)
             )
         return results
 

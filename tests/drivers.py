@@ -5,7 +5,7 @@ from transformers import LogitsProcessor
 
 from vpt.images import load_image
 from vpt.inference.conversation import Conversation
-from vpt.inference.engine import LookResult
+from vpt.inference.engine import AppendedImage
 from vpt.inference.events import Append, Step
 from vpt.inference.request import Request
 from vpt.model.processing import TokenPiece
@@ -34,12 +34,12 @@ class Script:
                 continue
             self.appended.append(list(item.pieces))
             self.rules.append(item.rule)
-            looks = [
-                LookResult("reencode", (2, 2), 4, False, None)
+            appended = [
+                AppendedImage("reencode", (2, 2), 4, False, None)
                 for piece in item.pieces
                 if not isinstance(piece, TokenPiece)
             ]
-            step = Step(next(given), num_tokens=10, looks=looks)
+            step = Step(next(given), num_tokens=10, images=appended)
         self.trace = self.events[-1].trace
 
     def of_type(self, kind):

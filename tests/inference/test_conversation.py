@@ -1,11 +1,12 @@
 """The loop, driven by plain lists of tokens: no model is needed to see what it does."""
 
+import numpy as np
 import pytest
 from drivers import IMAGE, Script
 from tiny_model import tiny_model
 
 from vpt.errors import PromptError
-from vpt.inference import looks
+from vpt.images import load_image
 from vpt.inference.events import (
     CallEvent,
     ResultEvent,
@@ -222,5 +223,13 @@ def test_a_call_for_a_branch_the_model_lacks_is_malformed(processor):
     assert (run.trace.calls, run.trace.answer) == ([], "hm")
 
 
-def test_each_way_to_replace_looks_has_a_name_in_requests():
-    assert set(looks.SHOWN) == {None, *REPLACED_LOOKS}
+@pytest.mark.parametrize("replaced", REPLACED_LOOKS)
+def test_each_way_to_replace_looks_shows_other_pixels(processor, vocabulary, replaced):
+    image = load_image(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    crops = set()
+    for option in (None, replaced):
+        texts = region(3, 3, 4, 4) + TURN_END, f"x{TURN_END}"
+        run = Script(processor, vocabulary, *texts, images=[image], replace_looks=option)
+        (crop,) = [p.image for one in run.appended[1:] for p in one if isinstance(p, ImagePiece)]
+        crops.add(crop.digest)
+    assert len(crops) == 2

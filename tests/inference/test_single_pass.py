@@ -240,7 +240,7 @@ def test_a_reencoding_without_a_call_is_refused(runtime):
     engine = runtime.engine()
     stream = engine.open()
     pieces = pieces_of(runtime, "a", ("dino", noise(8, 8, 0)))
-    with pytest.raises(PositionError, match=r"no <\|detection_action\|> token to steer it"):
+    with pytest.raises(PositionError, match=r"no <\|detection_action\|> token to condition it"):
         engine.extend(stream, pieces)
     with pytest.raises(PositionError, match="nothing to append"):
         engine.extend(stream, [TokenPiece(())])

@@ -8,10 +8,16 @@ and one stream or many are driven the same way.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
+from vpt.boxes import PixelBox, crop_box_px
+from vpt.branches import crop
 from vpt.errors import PromptError, RegionError
+from vpt.images import LoadedImage, from_pixels
 from vpt.inference.events import (
     Append,
     CallEvent,
@@ -22,15 +28,15 @@ from vpt.inference.events import (
     Step,
     StopEvent,
 )
-from vpt.inference.looks import Looks
 from vpt.inference.recorder import DecodeMap, Recorder
 from vpt.inference.request import Request
-from vpt.model.processing import Piece, TokenPiece, VPTProcessor
+from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, branches_of_mode, invite
 from vpt.trace.records import CallRecord
 
+_BLANK_RGB = (127, 127, 127)
 _MOST_RESERVED = 2048  # tokens; a limit reserves no memory that may never be used
 
 
@@ -69,7 +75,7 @@ class Conversation:
             for branch in vocabulary.branches
             if branch in BRANCH_TOKENS
         }
-        self._looks = Looks(request, vocabulary.grid_size)
+        self._images = list(request.images)  # of the stream: given and cut out
         self._branches = branches_of_mode(
             request.perception, vocabulary.branches if request.images else ()
         )
@@ -94,7 +100,7 @@ class Conversation:
         calls: list[CallRecord] = []
         while True:
             ids = yield from self._write_turn(pieces, calls)
-            source = self._looks.source
+            source = 0 if self.request.look_at == "first" else len(self._images) - 1
             parsed = parse_turn(self.vocabulary.symbols(ids), self.vocabulary.grid_size)
             for content in self.recorder.end_turn(ids, parsed, source):
                 yield ContentEvent(content)
@@ -106,11 +112,9 @@ class Conversation:
                 yield CallEvent(record)
             if reason:
                 break
-            looks = [self._looks.bring(call, source) for call in wanted]
-            for record, look in zip(calls, looks, strict=True):
-                self.recorder.add_look(record, look)
-            reply = self._processor.reply([look.piece for look in looks])
-            pieces = [self._closing(ids[-1]), *reply]
+            pairs = zip(wanted, calls, strict=True)
+            results = [self._execute(call, source, record) for call, record in pairs]
+            pieces = [self._closing(ids[-1]), *self._processor.reply(results)]
             self._num_rounds += 1
         yield StopEvent(self.recorder.stop(reason))
 
@@ -139,6 +143,20 @@ class Conversation:
             if is_last:
                 return ids
             pieces, calls, reserve = [TokenPiece((step.token_id,))], (), 0
+
+    def _execute(
+        self, call: PerceptionCall, source: int, record: CallRecord
+    ) -> ImagePiece | FeaturePiece:
+        """Make the result of a call on an image; a crop becomes an image of the stream."""
+        image, box = self._images[source], None
+        if call.region is not None:
+            box = crop_box_px(call.region, image.size_wh, grid_size=self.vocabulary.grid_size)
+        shown, box = _show(image, box, self.request)
+        if box is None:
+            return FeaturePiece(call.branch, shown)
+        self._images.append(shown)
+        self.recorder.add_crop(record, shown, box)
+        return ImagePiece(shown)
 
     def _rule(self, state: TurnState, num_written: int) -> TokenRule | None:
         is_first = self._num_rounds == 0
@@ -196,6 +214,21 @@ class Conversation:
             per_call = max(area // (processor.patch_size * processor.merge_size) ** 2, 256) + 64
             num_tokens += (self.request.max_calls - self._num_rounds) * per_call
         return min(num_tokens, _MOST_RESERVED)
+
+
+def _show(
+    image: LoadedImage, box: PixelBox | None, request: Request
+) -> tuple[LoadedImage, PixelBox | None]:
+    """Crop of a box, or the whole image, or their replacement; and the box that is shown."""
+    if request.replace_looks == "random" and box is not None:
+        draw = random.Random(f"{image.digest} {box} {request.sampling.seed}")
+        (width, height), (x0, y0, x1, y1) = image.size_wh, box
+        x, y = draw.randint(0, width - (x1 - x0)), draw.randint(0, height - (y1 - y0))
+        box = x, y, x + x1 - x0, y + y1 - y0
+    shown = image if box is None else from_pixels(crop(image.pixels, box), image.source)
+    if request.replace_looks == "blank":
+        shown = from_pixels(Image.new("RGB", shown.size_wh, _BLANK_RGB), shown.source)
+    return shown, box
 
 
 def _prescribed_ids(request: Request, vocabulary: Vocabulary) -> list[int]:

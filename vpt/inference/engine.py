@@ -1,7 +1,7 @@
 """Token streams over one cache: append pieces, take steps, many streams at once.
 
 This is the single-pass core. The hidden state that reads a call's start token *is* the control
-state: it replaces the embedding of the action token that follows and steers the projector, and
+state: it replaces the embedding of the action token that follows and conditions the projector, and
 both are appended to the cache. Nothing is run twice (arXiv 2502.17425 runs the LLM twice).
 """
 
@@ -59,13 +59,11 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class LookResult:
-    """What appending one image or re-encoded image brought.
+class AppendedImage:
+    """An image, plain or re-encoded, that was appended to a stream.
 
     Attributes:
         branch: the backbone's tower also for plain images.
-        grid_hw: of its tokens.
-        num_tokens: ``h * w``.
         reused: whether its features were cached.
         scores: ``[h * w]`` answers to the control state, ``None`` for a plain image.
     """
@@ -79,18 +77,17 @@ class LookResult:
 
 @dataclass(frozen=True)
 class Extension:
-    """What appending pieces to a stream brought.
+    """The result of appending pieces to a stream.
 
     Attributes:
         token_ids: all appended ids, placeholders included.
         logits: ``[V]`` after the last of them.
-        looks: one result per image or re-encoded image.
         run_ms: wall time of the LLM.
     """
 
     token_ids: list[int]
     logits: Tensor
-    looks: list[LookResult]
+    images: list[AppendedImage]
     run_ms: float
 
 
@@ -169,9 +166,9 @@ class Engine:
 
     def encode(self, groups: Sequence[Sequence[Piece]]) -> list[Encoded]:
         """Encode the images of several extensions in common batches; one result per extension."""
-        looks = [[as_look(p) for p in group if not isinstance(p, TokenPiece)] for group in groups]
-        encoded = iter(self.encoders.encode([look for group in looks for look in group]))
-        return [[next(encoded) for _ in group] for group in looks]
+        images = [[branch_and_image(p) for p in g if not isinstance(p, TokenPiece)] for g in groups]
+        encoded = iter(self.encoders.encode([one for group in images for one in group]))
+        return [[next(encoded) for _ in group] for group in images]
 
     @torch.inference_mode()
     def extend(
@@ -197,7 +194,7 @@ class Engine:
             (encoded,) = self.encode([pieces])
         started = time.perf_counter()
         builder = _ChunkBuilder(self, stream)
-        results: list[LookResult] = []
+        results: list[AppendedImage] = []
         features = iter(encoded)
         # Placeholders are counted first, so that the buffers grow once at most.
         num_tokens, num_positions = self._count(pieces, [f.grid_hw for f, _ in encoded])
@@ -216,12 +213,14 @@ class Engine:
             values, reused = next(features)
             if isinstance(piece, ImagePiece):
                 builder.add_image(values.values, values.grid_hw)
-                results.append(LookResult(TOWER, values.grid_hw, len(values.values), reused, None))
+                results.append(
+                    AppendedImage(TOWER, values.grid_hw, len(values.values), reused, None)
+                )
                 continue
             new = self._project(stream, piece.branch, values)
             builder.add_features(piece.branch, new)
             results.append(
-                LookResult(piece.branch, new.grid_hw, len(new.values), reused, new.scores)
+                AppendedImage(piece.branch, new.grid_hw, len(new.values), reused, new.scores)
             )
         builder.flush()
         assert stream.hidden is not None
@@ -287,10 +286,11 @@ class Engine:
         if condition is None and not self.model.config.alignment:
             raise PositionError(
                 f"a {BRANCH_TOKENS[branch].encoder} re-encoding is to be appended, "
-                f"but the stream holds no {BRANCH_TOKENS[branch].action} token to steer it"
+                f"but the stream holds no {BRANCH_TOKENS[branch].action} token to condition it"
             )
-        steer = None if self.model.config.alignment else condition
-        return self.model.projector(branch)(features, steer)
+        if self.model.config.alignment:
+            condition = None
+        return self.model.projector(branch)(features, condition)
 
     def _count(
         self, pieces: Sequence[Piece], grids_hw: Sequence[tuple[int, int]]
@@ -374,7 +374,7 @@ class _ChunkBuilder:
         self._start_chunk()
 
 
-def as_look(piece: Piece) -> tuple[str, LoadedImage]:
+def branch_and_image(piece: Piece) -> tuple[str, LoadedImage]:
     """Branch and image of a piece that is not tokens."""
     assert not isinstance(piece, TokenPiece)
     return (TOWER if isinstance(piece, ImagePiece) else piece.branch), piece.image

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from vpt.errors import VPTError
-from vpt.inference.engine import LookResult
+from vpt.inference.engine import AppendedImage
 from vpt.model.processing import Piece
 from vpt.protocol.grammar import TokenRule
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
@@ -34,7 +34,6 @@ class Step:
     Attributes:
         token_id: chosen.
         num_tokens: appended, placeholders included.
-        looks: one result per image or re-encoded image appended.
         encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
         is_last: whether the stream has no room for the chosen token, nor for any other.
@@ -42,7 +41,7 @@ class Step:
 
     token_id: int
     num_tokens: int = 1
-    looks: Sequence[LookResult] = ()
+    images: Sequence[AppendedImage] = ()
     encode_ms: float = 0.0
     run_ms: float = 0.0
     is_last: bool = False

@@ -91,18 +91,18 @@ class Encoders:
         mode = image.pixels.mode
         return FeatureKey(branch, image.digest, image.size_wh, mode, self._settings[branch])
 
-    def encode(self, looks: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
+    def encode(self, images: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
         """Features of images, each under a branch; plain images are under ``TOWER``.
 
         Images that are not kept are encoded in one batch per branch, equal ones once.
 
         Returns:
-            For each look its features, and whether they were there already.
+            For each image its features, and whether they were there already.
         """
-        keys = [self.key(branch, image) for branch, image in looks]
+        keys = [self.key(branch, image) for branch, image in images]
         found = {key: features for key in keys if (features := self.cache.get(key)) is not None}
         known = set(found)
-        missing = {key: look for key, look in zip(keys, looks, strict=True) if key not in found}
+        missing = {key: one for key, one in zip(keys, images, strict=True) if key not in found}
         for branch in dict.fromkeys(branch for branch, _ in missing.values()):
             group = [key for key in missing if key.branch == branch]
             encoded = self._encode_batch(branch, [missing[key][1] for key in group])
@@ -110,7 +110,7 @@ class Encoders:
                 found[key] = features
                 self.cache.put(key, features)
         self.num_encoded += len(missing)
-        self.num_reused += len(looks) - len(missing)
+        self.num_reused += len(images) - len(missing)
         return [(found[key], key in known) for key in keys]
 
     def _encode_batch(self, branch: str, images: list[LoadedImage]) -> list[Features]:

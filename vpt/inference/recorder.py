@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.boxes import compose
+from vpt.boxes import PixelBox, compose
+from vpt.images import LoadedImage
 from vpt.inference.events import Step, TokenEvent
-from vpt.inference.looks import Look
 from vpt.inference.request import Request
-from vpt.model.processing import ImagePiece, VPTProcessor
+from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
 from vpt.protocol.tokens import BRANCH_TOKENS, NO_CONTENT, Vocabulary
 from vpt.trace.content import parse_content, record_content
@@ -63,24 +63,28 @@ class Recorder:
         """Record what an ``Append`` brought: sizes, times, and results of the calls it answered."""
         trace, counts = self.trace, self.trace.counts
         counts.llm_tokens += step.num_tokens
-        counts.images_encoded += sum(not look.reused for look in step.looks)
-        counts.images_reused += sum(look.reused for look in step.looks)
+        counts.images_encoded += sum(not image.reused for image in step.images)
+        counts.images_reused += sum(image.reused for image in step.images)
         if not self._text.is_empty:
             return
         if not trace.turns:
             counts.prompt_tokens = step.num_tokens
             trace.timings.prefill = step.encode_ms + step.run_ms
-            for record, look in zip(trace.images, step.looks, strict=True):
-                record.num_tokens = look.num_tokens
+            for record, image in zip(trace.images, step.images, strict=True):
+                record.num_tokens = image.num_tokens
             return
         counts.appended_tokens += step.num_tokens
-        for call, look in zip(calls, step.looks, strict=True):
-            call.grid_hw, call.num_tokens, call.reused = look.grid_hw, look.num_tokens, look.reused
+        for call, image in zip(calls, step.images, strict=True):
+            call.grid_hw, call.num_tokens, call.reused = (
+                image.grid_hw,
+                image.num_tokens,
+                image.reused,
+            )
             call.encode_ms, call.run_ms = step.encode_ms, step.run_ms
-            if look.scores is not None:
-                call.scores = look.scores.float().cpu().tolist()
+            if image.scores is not None:
+                call.scores = image.scores.float().cpu().tolist()
             if call.result_image is not None:
-                trace.images[call.result_image].num_tokens = look.num_tokens
+                trace.images[call.result_image].num_tokens = image.num_tokens
 
     def add_token(self, token_id: int, is_last: bool) -> TokenEvent:
         """Record a chosen token; ``is_last`` in its turn."""
@@ -145,14 +149,12 @@ class Recorder:
         self.trace.calls.append(record)
         return record
 
-    def add_look(self, call: CallRecord, look: Look) -> None:
-        """Record the crop that a call results in, if it does."""
-        if look.box_xyxy_px is None or not isinstance(look.piece, ImagePiece):
-            return
+    def add_crop(self, call: CallRecord, crop: LoadedImage, box_xyxy_px: PixelBox) -> None:
+        """Record the crop that a call results in; its box is in pixels of the image cut."""
         frame = self.trace.images[call.image].box_xyxy_px
-        call.box_xyxy_px = look.box_xyxy_px if frame is None else compose(frame, look.box_xyxy_px)
+        call.box_xyxy_px = box_xyxy_px if frame is None else compose(frame, box_xyxy_px)
         call.result_image = self.trace.add_image(
-            look.piece.image, parent=call.image, box_xyxy_px=call.box_xyxy_px
+            crop, parent=call.image, box_xyxy_px=call.box_xyxy_px
         )
 
     def stop(self, reason: str) -> Trace:

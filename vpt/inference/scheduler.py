@@ -235,7 +235,7 @@ class _Scheduler:
         return Step(
             token_id,
             num_tokens=len(extension.token_ids),
-            looks=extension.looks,
+            images=extension.images,
             encode_ms=encode_ms,
             run_ms=extension.run_ms,
             is_last=one.stream.is_full,

@@ -19,27 +19,17 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vpt.errors import DataError, PromptError, ServiceError
-from vpt.evaluation.judge_protocol import (
-    PROMPT,
-    PROMPT_HASH,
-    JudgeSettings,
-    read_score,
-    write_message,
-)
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, JudgeSettings, read_score
 from vpt.evaluation.records import LineFile, Record, read_lines
 
 if TYPE_CHECKING:
     from vpt.evaluation.judge_client import Failure, JudgeClient
-
 
 SCORE = "judge"
 """Name of the judge's score in a record."""
 
 MAX_FAILURES_IN_A_ROW = 8
 """Consecutive failed calls, each with all its retries, that end a run."""
-
-_RECORDED = ("model", "base_url", "temperature", "max_tokens")  # settings, but not the key
-_PLACEHOLDER_KEY = "no-key"
 
 
 class JudgeError(ServiceError):
@@ -48,7 +38,7 @@ class JudgeError(ServiceError):
 
 @dataclass(frozen=True)
 class JudgeItem:
-    """An answer to be scored: the question as the judge should see it, and both answers."""
+    """An answer to be scored: what fills the fields of ``PROMPT``."""
 
     question: str
     reference: str
@@ -57,14 +47,7 @@ class JudgeItem:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judge's verdict on one answer.
-
-    Attributes:
-        score: from 0 to 1; ``None`` if there is none, which is never the same as 0.
-        reason: why there is none; empty if there is one.
-        reply: of the judge, as it came; empty if none came.
-        from_cache: whether the reply is from the file of an earlier run.
-    """
+    """The judge's verdict: a score from 0 to 1, or ``None``, which is not 0, and the reason."""
 
     score: float | None
     reason: str = ""
@@ -73,11 +56,7 @@ class Judgement:
 
 
 class ReplyCache:
-    """A file of replies, one JSON line each, so that nothing is asked twice.
-
-    Args:
-        path: of the file; it and its folder are made by the first :meth:`put`. ``None`` to keep
-            replies in memory only.
+    """A file of replies, one JSON line each, so that nothing is asked twice; ``None`` for no file.
 
     Raises:
         DataError: if the file cannot be read, or a whole line of it is not a reply.
@@ -87,24 +66,14 @@ class ReplyCache:
         self._replies: dict[str, str] = {}
         self._lines = None if path is None else LineFile(path)
         for number, line in enumerate(read_lines(path) if path else (), 1):
-            key, reply = _read_line(line, f"{path}, line {number}")
-            self._replies[key] = reply
+            self._read(line, f"{path}, line {number}")
 
     def get(self, key: str) -> str | None:
         """The reply under a key, or ``None``."""
         return self._replies.get(key)
 
     def put(self, key: str, reply: str, **about: str) -> None:
-        """Store a reply; it is on disk when this returns.
-
-        Args:
-            key: to find it by.
-            reply: as it came.
-            about: further content of the line, for a human reader; it is not read back.
-
-        Raises:
-            DataError: if it cannot be written; the replies before it stay.
-        """
+        """Store a reply; it is on disk when this returns. ``about`` is for a human reader only."""
         self._replies[key] = reply
         if self._lines is not None:
             self._lines.append(json.dumps({"key": key, **about, "reply": reply}) + "\n")
@@ -114,19 +83,18 @@ class ReplyCache:
         if self._lines is not None:
             self._lines.close()
 
-
-def _read_line(line: str, place: str) -> tuple[str, str]:
-    try:
-        content = json.loads(line)
-        key, reply = content["key"], content["reply"]
-    except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise DataError(
-            f"{place} is not a judge's reply ({type(exc).__name__}: {exc}); delete the line to "
-            "have the judge asked again"
-        ) from exc
-    if not isinstance(key, str) or not isinstance(reply, str):
-        raise DataError(f"{place}: key and reply must be strings; delete the line")
-    return key, reply
+    def _read(self, line: str, place: str) -> None:
+        try:
+            content = json.loads(line)
+            key, reply = content["key"], content["reply"]
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
+            raise DataError(
+                f"{place} is not a judge's reply ({type(exc).__name__}: {exc}); delete the line to "
+                "have the judge asked again"
+            ) from exc
+        if not isinstance(key, str) or not isinstance(reply, str):
+            raise DataError(f"{place}: key and reply must be strings; delete the line")
+        self._replies[key] = reply
 
 
 def judge_all(
@@ -139,17 +107,8 @@ def judge_all(
 
     Equal items are asked once. Each reply is stored in the cache file as it comes, also one without
     a readable score: at temperature 0 asking again gives the same. So a second run makes no call,
-    and needs no key, except for the calls that failed.
-
-    Args:
-        items: to be scored.
-        settings: of the judge.
-        cache_file: of replies, made if missing; a reply is found by the whole request (endpoint,
-            model, message, temperature, max_tokens). ``None`` for no file.
-        on_done: called with the index in ``items`` and the judgement, as each one comes.
-
-    Returns:
-        One judgement per item, in order.
+    and needs no key, except for the calls that failed. ``on_done`` is called with an index in
+    ``items`` and its judgement, as each one comes.
 
     Raises:
         PromptError: if the ``openai`` package or the key is missing.
@@ -168,8 +127,7 @@ async def judge_all_async(
     """As :func:`judge_all`, inside a running event loop."""
     places: dict[str, list[int]] = {}  # message -> where it is in items
     for index, item in enumerate(items):
-        message = write_message(item.question, item.reference, item.prediction)
-        places.setdefault(message, []).append(index)
+        places.setdefault(PROMPT.format(**vars(item)), []).append(index)
     judgements: dict[int, Judgement] = {}
 
     def settle(message: str, judgement: Judgement) -> None:
@@ -192,17 +150,15 @@ async def judge_all_async(
 
 
 def summary(judgements: Sequence[Judgement], settings: JudgeSettings) -> dict[str, Any]:
-    """Numbers and settings of a judged run for ``results.json``; the key is not among them.
-
-    ``mean`` is over the scored answers, ``None`` without any.
-    """
+    """Numbers of the scored answers and settings, without the key, for ``results.json``."""
     scores = [judgement.score for judgement in judgements if judgement.score is not None]
+    recorded = ("model", "base_url", "temperature", "max_tokens")
     return {
         "mean": math.fsum(scores) / len(scores) if scores else None,
         "n": len(scores),
         "unscored": len(judgements) - len(scores),
         "from_cache": sum(judgement.from_cache for judgement in judgements),
-        **{name: getattr(settings, name) for name in _RECORDED},
+        **{name: getattr(settings, name) for name in recorded},
         "prompt": PROMPT,
         "prompt_hash": PROMPT_HASH,
     }
@@ -273,16 +229,15 @@ def _connect(settings: JudgeSettings) -> JudgeClient:
     try:
         from vpt.evaluation.judge_client import JudgeClient  # openai is optional and slow to import
     except ImportError as exc:
-        raise PromptError(
-            f'a judge needs the openai package ({exc}): pip install -e ".[eval]"'
-        ) from exc
+        words = f'a judge needs the openai package ({exc}): pip install -e ".[eval]"'
+        raise PromptError(words) from exc
     return JudgeClient(settings, _read_key(settings))
 
 
 def _read_key(settings: JudgeSettings) -> str:
     key = os.environ.get(settings.key_variable, "").strip()
     if not key and settings.is_loopback:
-        return _PLACEHOLDER_KEY
+        return "no-key"
     if not key:
         raise PromptError(
             f"no key: set the environment variable {settings.key_variable} (to any word if "
@@ -310,16 +265,12 @@ def _judge(reply: str, *, from_cache: bool) -> Judgement:
 def judge_records(
     records: Sequence[Record], settings: JudgeSettings, cache_file: Path
 ) -> tuple[list[Record], dict[str, Any], list[dict[str, str]]]:
-    """Have the answers of a run judged.
+    """Have the answers of a run judged; raises as :func:`judge_all`.
 
     Returns:
-        The records, with :data:`SCORE` among their scores if the judge scored them; the entry
-        ``judge`` of ``results.json``: :func:`summary` and ``reasons``, reason for no score ->
-        number; the answers without a score: ``split``, ``condition``, ``id``, ``reason`` of each.
-
-    Raises:
-        PromptError: if the key or the ``openai`` package is missing.
-        JudgeError: if the judge cannot do its work at all.
+        The records, with :data:`SCORE` among their scores if the judge scored them; the entries
+        ``judge`` (:func:`summary`, and reason for no score -> number) and ``unscored`` of
+        ``results.json``.
     """
     places = [i for i, record in enumerate(records) if record.error is None and record.answers]
     items = [

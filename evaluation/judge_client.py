@@ -7,7 +7,7 @@ The package retries after 408, 409, 429, 5xx, time-outs and broken connections, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ import httpx
 import openai
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vpt.evaluation.judge_protocol import JudgeSettings
 
 _MAX_SAID = 300  # characters of a server's own words that go into a reason
@@ -27,9 +25,8 @@ class Failure:
     """Why there is no reply; the reason never contains the key.
 
     Attributes:
-        reason: in words.
         is_unreachable: no connection to the server could be made, or it broke.
-        is_final: the next question would fail too: wrong key or unknown model.
+        is_final: the next question would fail as well: wrong key or unknown model.
     """
 
     reason: str
@@ -48,24 +45,18 @@ class JudgeClient:
         self._settings = settings
         self._key = key
         # A proxy cannot reach our own machine's loopback.
-        http_client = _DeadlineClient(settings.timeout_s, trust_env=not settings.is_loopback)
         self._client = openai.AsyncOpenAI(
             api_key=key,
             base_url=settings.base_url,
             timeout=settings.timeout_s,
             max_retries=settings.max_retries,
-            http_client=http_client,
+            http_client=_DeadlineClient(settings.timeout_s, trust_env=not settings.is_loopback),
         )
 
     async def __aenter__(self) -> JudgeClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._client.close()
 
     async def ask(self, message: str) -> str | Failure:
@@ -106,8 +97,7 @@ class JudgeClient:
             content, reason = choice.message.content, choice.finish_reason
         except (AttributeError, IndexError, TypeError):
             return Failure(f"the response is not a chat completion ({self._quote(completion)})")
-        text = "".join(_texts(content))
-        if text.strip():
+        if (text := _text_of(content)).strip():
             return text
         hint = ": raise max_tokens" if reason == "length" else ""
         return Failure(f"the reply is empty (finish_reason {reason!r}{hint})")
@@ -131,12 +121,12 @@ class _DeadlineClient(openai.DefaultAsyncHttpxClient):
             raise httpx.ReadTimeout("the reply took too long", request=request) from exc
 
 
-def _texts(content: object) -> Iterator[str]:
-    """Yield the texts of a message's content: a string, or a list of parts."""
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Sequence):
-        for part in content:
-            text = part.get("text") if isinstance(part, Mapping) else getattr(part, "text", None)
-            if isinstance(text, str):
-                yield text
+def _text_of(content: object) -> str:
+    """The text of a message's content: a string, or a list of parts."""
+    if isinstance(content, str) or not isinstance(content, Sequence):
+        return content if isinstance(content, str) else ""
+    texts = (
+        part.get("text") if isinstance(part, Mapping) else getattr(part, "text", None)
+        for part in content
+    )
+    return "".join(text for text in texts if isinstance(text, str))

@@ -36,13 +36,9 @@ class JudgeSettings:
 
     Attributes:
         model: name at the endpoint; the released scores are from ``gpt-4o``.
-        base_url: of the endpoint, up to and with ``/v1``.
-        key_variable: name of the environment variable that holds the key.
-        max_concurrency: concurrent calls.
+        base_url: of the endpoint, up to and including ``/v1``.
         max_retries: of one call, after 429, 5xx, a time-out or a broken connection.
         timeout_s: for one attempt, reply included.
-        temperature: 0 for greedy.
-        max_tokens: of the reply.
     """
 
     model: str
@@ -112,11 +108,6 @@ _BARE = re.compile(rf"{_MARKS} (?P<number> {_NUMBER} ) {_ENDS} {_OUT_OF} [\s*_`\
 _NAMED = re.compile(
     rf"\b score {_MARKS} : {_MARKS} (?P<number> {_NUMBER} ) {_ENDS} {_OUT_OF}", re.I | re.X
 )
-
-
-def write_message(question: str, reference: str, prediction: str) -> str:
-    """Fill the prompt: the content of the one user message."""
-    return PROMPT.format(question=question, reference=reference, prediction=prediction)
 
 
 def read_score(reply: str) -> float:

@@ -23,7 +23,7 @@ from vpt.evaluation.judge import (
     judge_records,
     summary,
 )
-from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, JudgeSettings, write_message
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, JudgeSettings
 from vpt.evaluation.records import Record
 from vpt.evaluation.table import shortfalls
 
@@ -154,7 +154,7 @@ def test_the_request_follows_the_protocol(serve):
             "messages": [
                 {
                     "role": "user",
-                    "content": write_message("What colour is flower 0?", "red", "red"),
+                    "content": PROMPT.format(**vars(items(1)[0])),
                 }
             ],
             "temperature": 0.0,

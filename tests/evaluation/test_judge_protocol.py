@@ -2,12 +2,14 @@
 
 import pytest
 
-from vpt.evaluation.judge_protocol import PROMPT_HASH, read_score, write_message
+from vpt.evaluation.judge import JudgeItem
+from vpt.evaluation.judge_protocol import PROMPT, PROMPT_HASH, read_score
 
 
 def test_the_message_is_the_released_one_to_the_letter():
     # evaluation_prompt of evaluation.py, then genquery of gpt.py, at commit fb5aa5c.
-    assert write_message("What colour?", "red", "dark red") == (
+    item = JudgeItem("What colour?", "red", "dark red")
+    assert PROMPT.format(**vars(item)) == (
         "You are responsible for proofreading the answers, you need to give a score to the "
         "model's answer by referring to the standard answer, based on the given question. The "
         "full score is 1 point and the minimum score is 0 points. Please output the score in the "
@@ -19,7 +21,8 @@ def test_the_message_is_the_released_one_to_the_letter():
 
 
 def test_braces_in_an_item_stay_as_they_are():
-    assert "Question: {prediction} {0}\n" in write_message("{prediction} {0}", "a", "b")
+    item = JudgeItem("{prediction} {0}", "a", "b")
+    assert "Question: {prediction} {0}\n" in PROMPT.format(**vars(item))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vpt.errors import DataError
 from vpt.evaluation.intervals import Interval, PairedTest, difference_interval, paired_test
@@ -27,20 +27,13 @@ Task = tuple[str, str]
 
 @dataclass(frozen=True)
 class SplitComparison:
-    """A split under a condition, in both runs.
+    """A split under a condition, in both runs; means are over the pairs.
 
     Attributes:
-        split: name.
-        condition: name.
         score: name of the score that decides.
-        mean_a: of the first run, over the pairs.
-        mean_b: of the second run, over the pairs.
         difference: mean of B minus A.
-        test: of "equally good".
-        fixed: ids of samples that only the second run got right (a score of at least 0.5).
+        fixed: ids of samples that only the second run got right.
         broken: ids of samples that only the first run got right.
-        both_right: ids.
-        both_wrong: ids.
         unpaired: samples left out: absent, in error or without the score in one of the runs.
         num_changed: samples left out because their images or accepted answers differ.
     """
@@ -66,28 +59,20 @@ class SplitComparison:
 
 
 @dataclass(frozen=True)
-class ChangedSample:
-    """A sample that one run got right and the other did not.
+class SamplePair:
+    """A sample that both runs scored: the name of the score, and its record in each run."""
 
-    Attributes:
-        fate: ``"fixed"`` or ``"broken"``.
-        score: name of the score that decides.
-        a: its record in the first run.
-        b: its record in the second run.
-    """
-
-    fate: str
     score: str
     a: Record
     b: Record
 
-
-class Setting(NamedTuple):
-    """A setting that is not the same in both runs, with words for its value in each."""
-
-    name: str
-    a: str
-    b: str
+    @property
+    def fate(self) -> str:
+        """``"fixed"``, ``"broken"``, ``"both_right"`` or ``"both_wrong"``."""
+        was_right, is_right = (r.scores[self.score] >= RIGHT_SCORE for r in (self.a, self.b))
+        if was_right == is_right:
+            return "both_right" if is_right else "both_wrong"
+        return "fixed" if is_right else "broken"
 
 
 @dataclass(frozen=True)
@@ -95,20 +80,17 @@ class Comparison:
     """Two runs side by side.
 
     Attributes:
-        name_a: of the first run.
-        name_b: of the second.
         splits: one row per split and condition that both have.
-        settings: those that differ.
+        settings: name, value in A and value in B of those that differ.
         left_out: what could not be compared, in words.
-        changed: every sample that was fixed or broken, with both records.
     """
 
     name_a: str
     name_b: str
     splits: tuple[SplitComparison, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...]
-    changed: tuple[ChangedSample, ...] = field(repr=False)
+    changed: tuple[SamplePair, ...] = field(repr=False)
 
     def table(self) -> str:
         """Plain text for a terminal."""
@@ -119,8 +101,7 @@ class Comparison:
         lines += ["p is not corrected for the number of rows."]
         lines += [f"not compared: {words}" for words in self.left_out]
         if self.settings:
-            told = [["differs", "A", "B"], *([s.name, s.a, s.b] for s in self.settings)]
-            lines += ["", *aligned(told, num_left=3)]
+            lines += ["", *aligned([("differs", "A", "B"), *self.settings], num_left=3)]
         return "\n".join(map(printable, lines))
 
 
@@ -130,9 +111,7 @@ def compare(
     results_b: Mapping[str, Any],
     records_b: Iterable[Record],
 ) -> Comparison:
-    """Set two runs side by side, over the samples that both answered.
-
-    ``results_a`` is the ``results.json`` of the first run.
+    """Set two runs (``results.json`` and records) side by side, over samples that both answered.
 
     Raises:
         DataError: if the runs have no scored sample in common.
@@ -141,7 +120,7 @@ def compare(
     first, second = _by_task(records_a), _by_task(records_b)
     left_out: list[str] = []
     rows: list[SplitComparison] = []
-    changed: list[ChangedSample] = []
+    changed: list[SamplePair] = []
     for task in dict.fromkeys([*scores_a, *scores_b]):
         split, condition = task
         if task not in scores_a or task not in scores_b:
@@ -157,11 +136,7 @@ def compare(
                 left_out.append(f"{split} under {condition}: no sample scored in both")
                 continue
             rows.append(_row(task, score, pairs, *left))
-            changed += [
-                ChangedSample(pair.fate, score, pair.a, pair.b)
-                for pair in pairs
-                if pair.fate in ("fixed", "broken")
-            ]
+            changed += [pair for pair in pairs if pair.fate in ("fixed", "broken")]
     name_a, name_b = results_a["model"]["name"], results_b["model"]["name"]
     if not rows:
         raise DataError(
@@ -187,49 +162,37 @@ def compare_folders(a: Path, b: Path) -> Comparison:
     )
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A sample in both runs, with its scores."""
-
-    a: Record
-    b: Record
-    score_a: float
-    score_b: float
-
-    @property
-    def fate(self) -> str:
-        """Whether it was right in A and in B."""
-        was_right, is_right = self.score_a >= RIGHT_SCORE, self.score_b >= RIGHT_SCORE
-        if was_right == is_right:
-            return "both_right" if is_right else "both_wrong"
-        return "fixed" if is_right else "broken"
-
-
 def _pair_up(
     score: str, a: Mapping[str, Record], b: Mapping[str, Record]
-) -> tuple[list[_Pair], int, int]:
+) -> tuple[list[SamplePair], int, int]:
     """Samples that both runs scored; how many only one did; how many differ in their data."""
     pairs = []
     unpaired = num_changed = 0
     for id in sorted({*a, *b}):
-        first, second = _scored(a.get(id), score), _scored(b.get(id), score)
-        if first is None or second is None:
+        first, second = a.get(id), b.get(id)
+        if (
+            first is None
+            or second is None
+            or any(
+                record.error is not None or score not in record.scores for record in (first, second)
+            )
+        ):
             unpaired += 1
         elif _data_of(first) != _data_of(second):
             num_changed += 1
         else:
-            pairs.append(_Pair(first, second, first.scores[score], second.scores[score]))
+            pairs.append(SamplePair(score, first, second))
     return pairs, unpaired, num_changed
 
 
 def _row(
-    task: Task, score: str, pairs: Sequence[_Pair], unpaired: int, num_changed: int
+    task: Task, score: str, pairs: Sequence[SamplePair], unpaired: int, num_changed: int
 ) -> SplitComparison:
-    values_a, values_b = [pair.score_a for pair in pairs], [pair.score_b for pair in pairs]
-    ids = {
-        fate: tuple(pair.a.id for pair in pairs if pair.fate == fate)
-        for fate in ("fixed", "broken", "both_right", "both_wrong")
-    }
+    values_a = [pair.a.scores[score] for pair in pairs]
+    values_b = [pair.b.scores[score] for pair in pairs]
+    ids: dict[str, list[str]] = defaultdict(list)
+    for pair in pairs:
+        ids[pair.fate].append(pair.a.id)
     return SplitComparison(
         *task,
         score=score,
@@ -237,10 +200,10 @@ def _row(
         mean_b=sum(values_b) / len(values_b),
         difference=difference_interval(values_b, values_a),
         test=paired_test(values_b, values_a),
-        fixed=ids["fixed"],
-        broken=ids["broken"],
-        both_right=ids["both_right"],
-        both_wrong=ids["both_wrong"],
+        fixed=tuple(ids["fixed"]),
+        broken=tuple(ids["broken"]),
+        both_right=tuple(ids["both_right"]),
+        both_wrong=tuple(ids["both_wrong"]),
         unpaired=unpaired,
         num_changed=num_changed,
     )
@@ -254,20 +217,10 @@ def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
 def _by_task(records: Iterable[Record]) -> Mapping[Task, Mapping[str, Record]]:
     found: dict[Task, dict[str, Record]] = defaultdict(dict)
     for record in records:
-        found[record.split, record.condition][record.id] = _without_tokens(record)
+        if record.trace is not None:  # both runs are held in memory: leave out the longest part
+            record = dataclasses.replace(record, trace={**record.trace, "tokens": []})
+        found[record.split, record.condition][record.id] = record
     return found
-
-
-def _without_tokens(record: Record) -> Record:
-    """A record without its longest part, which is not shown: both runs are held in memory."""
-    if record.trace is None:
-        return record
-    return dataclasses.replace(record, trace={**record.trace, "tokens": []})
-
-
-def _scored(record: Record | None, score: str) -> Record | None:
-    is_scored = record is not None and record.error is None and score in record.scores
-    return record if is_scored else None
 
 
 def _data_of(record: Record) -> tuple[Any, ...]:
@@ -289,13 +242,15 @@ def _cells(row: SplitComparison) -> list[str]:
     ]
 
 
-def _differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Setting]:
+def _differing_settings(
+    a: Mapping[str, Any], b: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
     """Model, decoding, code, libraries, machine, and versions of splits, where they differ."""
     first, second = dict(_flat(a)), dict(_flat(b))
     for name in dict.fromkeys([*first, *second]):
-        values = [of.get(name, "(not recorded)") for of in (first, second)]
-        if values[0] != values[1]:
-            yield Setting(name, *values)
+        value_a, value_b = (of.get(name, "(not recorded)") for of in (first, second))
+        if value_a != value_b:
+            yield name, value_a, value_b
 
 
 def _flat(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from markupsafe import Markup
 
 from vpt.errors import DataError
-from vpt.evaluation.compare import ChangedSample, Comparison
+from vpt.evaluation.compare import Comparison, SamplePair
 from vpt.evaluation.records import Record
 from vpt.evaluation.report.cards import (
     VERDICT_WORDS,
@@ -117,7 +117,7 @@ def write_comparison(
     The gallery spreads ``max_samples`` evenly over splits, conditions, and fixed or broken.
     ``open_photos`` returns the images of a sample whose names are not paths.
     """
-    choice: EvenChoice[ChangedSample] = EvenChoice(max_samples)
+    choice: EvenChoice[SamplePair] = EvenChoice(max_samples)
     for sample in comparison.changed:
         group = (sample.a.split, sample.a.condition, sample.fate)
         choice.offer(group, f"{sample.a.split} {sample.a.id}", sample)

@@ -25,27 +25,19 @@ from vpt.trace.records import Trace
 ERRORS = ("image", "row", "run")
 """Why a sample has no score: its image or its row cannot be used, or the run of it failed."""
 
-RUN_VERSION = 1
-
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome of one sample under one condition.
+    """The outcome of one sample under one condition: a trace and scores, or an error.
 
     Attributes:
-        split: name.
-        condition: name, such as ``"auto"``.
-        id: of the sample.
         question: as it was put to the model.
-        prediction: the model's answer; empty if there is an error.
         answers: accepted ones.
-        scores: name of a score -> value; empty if there is an error.
-        group: of the sample.
         box: of the evidence, XYXY in pixels of the first image.
         images: names of the sample's images.
-        trace: of the run, as ``Trace.to_dict`` returns it; ``None`` if there is an error.
+        trace: of the run, as ``Trace.to_dict`` returns it.
         error: ``{"kind": one of ERRORS, "message": ...}``, or ``None``.
     """
 
@@ -76,11 +68,7 @@ class Record:
         return sum(call["outcome"] == "executed" for call in calls)
 
     def read_trace(self) -> Trace:
-        """The trace as an object.
-
-        Raises:
-            DataError: if there is none.
-        """
+        """The trace as an object; raises ``DataError`` if there is none."""
         if self.trace is None:
             raise DataError(f"sample {self.id} of {self.split} has no trace: {self.error}")
         return Trace.from_dict(self.trace)
@@ -91,11 +79,7 @@ class Record:
 
     @classmethod
     def from_line(cls, line: str) -> Record:
-        """Read what :meth:`to_line` wrote.
-
-        Raises:
-            ValueError: if it is not JSON, or a field is missing, unknown or of a wrong type.
-        """
+        """Read what :meth:`to_line` wrote; raises ``ValueError`` for anything else."""
         # Parsed by json: pydantic's own parser refuses half of a surrogate pair.
         record = _record_adapter().validate_python(json.loads(line))
         return dataclasses.replace(record, condition=canonical_mode(record.condition))
@@ -107,36 +91,26 @@ def _record_adapter() -> TypeAdapter[Record]:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Read a file of records; a missing file has none.
-
-    Raises:
-        DataError: if the file cannot be read, or a whole line is not a record.
-    """
+    """Read a file of records, none if it is missing; ``DataError`` if a line is not a record."""
     for number, line in enumerate(read_lines(path), 1):
         try:
             yield Record.from_line(line)
         except (ValueError, RecursionError) as exc:
+            reason = str(exc)
+            if isinstance(exc, ValidationError):
+                first = exc.errors(include_url=False)[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise DataError(
-                f"{path}, line {number} is no record ({_reason(exc)}); delete the line to have its "
+                f"{path}, line {number} is no record ({reason}); delete the line to have its "
                 "sample run again"
             ) from exc
-
-
-def _reason(exc: Exception) -> str:
-    if not isinstance(exc, ValidationError):
-        return str(exc)
-    first = exc.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 class LineFile:
     """A file of lines that is only appended to, and survives a kill and a full disk.
 
     Each line is on disk before :meth:`append` returns. A line that a kill cut in two is removed
-    when the file is opened again; all lines before it stay.
-
-    Args:
-        path: of the file; it and its folder are made when first needed.
+    when the file is opened again; all lines before it stay. File and folder are made when needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,11 +118,7 @@ class LineFile:
         self._file: FileIO | None = None
 
     def append(self, line: str) -> None:
-        """Write a line, which ends with a newline.
-
-        Raises:
-            DataError: if it cannot be written; the lines before it stay whole.
-        """
+        """Write a line with its newline; if that fails (``DataError``), those before it stay."""
         with writing(self.path):
             if self._file is None:
                 self._file = _open(self.path)
@@ -181,11 +151,7 @@ def _open(path: Path) -> FileIO:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Read the whole lines of a file; a missing file has none.
-
-    Raises:
-        DataError: if it cannot be read, or is not in UTF-8.
-    """
+    """Read the whole lines of a file, none if it is missing; ``DataError`` if it is not UTF-8."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -215,25 +181,15 @@ def writing(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder that a run writes, and in which the same run resumes.
-
-    Attributes:
-        path: of the folder.
-    """
+    """The folder that a run writes, and in which the same run resumes."""
 
     path: Path
 
-    @property
-    def results_file(self) -> Path:
-        """Numbers of the run."""
-        return self.path / "results.json"
-
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder against other runs during the block. The lock ends with the process.
+        """Lock the folder during the block; ``DataError`` if another run (which one) has it.
 
-        Raises:
-            DataError: if another run holds the folder, naming its process, or it cannot be written.
+        The lock ends with the process.
         """
         file = self.path / "run.lock"
         with ExitStack() as stack:
@@ -253,17 +209,12 @@ class RunFolder:
             yield
 
     def start(self, identity: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder, or check that its content belongs to the same run.
+        """Make the folder, or check that it holds the same run; ``DataError`` if it does not.
 
-        Args:
-            identity: what makes records comparable: weights, decoding, seed.
-            resume: whether existing records may be kept.
-
-        Raises:
-            DataError: if it cannot be written, or holds another run.
+        The identity is what makes records comparable: weights, decoding, seed.
         """
         file = self.path / "run.json"
-        wanted = {"version": RUN_VERSION, **json.loads(json.dumps(identity))}
+        wanted = {"version": 1, **json.loads(json.dumps(identity))}
         try:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -299,13 +250,9 @@ class RunFolder:
             yield from {record.key: record for record in read_records(file)}.values()
 
     def read_results(self) -> dict[str, Any]:
-        """Read what :meth:`write_results` wrote.
-
-        Raises:
-            DataError: if there are none.
-        """
+        """Read what :meth:`write_results` wrote; ``DataError`` if it did not."""
         try:
-            results: dict[str, Any] = json.loads(self.results_file.read_text(encoding="utf-8"))
+            results: dict[str, Any] = json.loads((self.path / "results.json").read_text("utf-8"))
         except (OSError, ValueError) as exc:
             raise DataError(
                 f"{self.path} holds no results ({exc}); give the --out folder of a finished run"
@@ -313,13 +260,10 @@ class RunFolder:
         return results
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write the numbers.
-
-        Raises:
-            DataError: if they cannot be written.
-        """
-        with writing(self.results_file):
-            write_atomic(json.dumps(results, indent=1) + "\n", self.results_file)
+        """Write the numbers."""
+        file = self.path / "results.json"
+        with writing(file):
+            write_atomic(json.dumps(results, indent=1) + "\n", file)
 
     def _file(self, split: str, condition: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in split)

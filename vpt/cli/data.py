@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ from vpt.cli.parser import (
     comma_list,
     whole_number,
 )
+from vpt.data.build import KEYS, Annotation, Built, Recipe, build_rows, read_annotations
 from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths
+from vpt.data.loading import check_loading, predict_loading
 from vpt.data.rows import (
     DATASET_INFO,
     SUFFIXES,
@@ -41,8 +43,7 @@ from vpt.protocol.tokens import RELEASED_GRID_SIZE
 from vpt.view.wording import count_words
 
 if TYPE_CHECKING:
-    from vpt.data.build import Built
-    from vpt.data.check import Report, RowChecker
+    from vpt.data.check import Report
     from vpt.evaluation.doctor import CheckTarget
 
 _NUM_LISTED = 20
@@ -107,21 +108,16 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(comma_list(text)))
-    if unknown := [kind for kind in kinds if kind not in ROW_KINDS]:
-        raise argparse.ArgumentTypeError(
-            f"unknown kind {unknown[0]!r}; available: {', '.join(ROW_KINDS)}"
-        )
-    if not kinds:
-        raise argparse.ArgumentTypeError(f"no kind given; available: {', '.join(ROW_KINDS)}")
+    unknown = [kind for kind in kinds if kind not in ROW_KINDS]
+    if unknown or not kinds:
+        problem = f"unknown kind {unknown[0]!r}" if unknown else "no kind given"
+        raise argparse.ArgumentTypeError(f"{problem}; available: {', '.join(ROW_KINDS)}")
     return kinds
 
 
 def _build(args: argparse.Namespace) -> int | None:
     """Read annotations, measure images, build and write rows; report what was built."""
     _check_build_arguments(args)
-    from vpt.data.build import Annotation, Recipe, build_rows, read_annotations
-    from vpt.data.loading import predict_loading
-
     name = args.name or args.out.stem
     if args.dataset_info:
         info = add_dataset_entry(args.dataset_info, name, args.out)
@@ -135,8 +131,7 @@ def _build(args: argparse.Namespace) -> int | None:
     images = dict(progress(measure_images(paths, args.images), len(paths), "images"))
     recipe = Recipe(args.kinds, args.draw, args.seed, args.invited, args.grid_size)
     built = build_rows(annotations, images, recipe)
-    _report_ignored_keys(entries)
-    _report_bad(built, args)
+    _report_unused(entries, built, args)
     if not built.rows or (built.bad and not args.skip_bad):
         print_err(f"nothing was written to {args.out}")
         return EXIT_FAULTS
@@ -170,16 +165,12 @@ def _check_build_arguments(args: argparse.Namespace) -> None:
         raise PromptError(f"--name: expected a name without commas, got {args.name!r}")
 
 
-def _report_ignored_keys(entries: Sequence[Any]) -> None:
-    from vpt.data.build import KEYS
-
+def _report_unused(entries: Sequence[Any], built: Built, args: argparse.Namespace) -> None:
+    """Report the keys of annotations that are ignored, and annotations that cannot be used."""
     keys = (key for entry in entries if isinstance(entry, dict) for key in entry)
     if ignored := Counter(key for key in keys if key not in KEYS):
         named = ", ".join(f"{key} ({number})" for key, number in ignored.items())
         print_err(f"note: ignored keys, with the number of annotations that have them: {named}")
-
-
-def _report_bad(built: Built, args: argparse.Namespace) -> None:
     if not built.bad:
         return
     number = count_words(len(built.bad), "annotation")
@@ -297,15 +288,25 @@ def _check_check_arguments(args: argparse.Namespace, target: CheckTarget) -> Non
 
 def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, int, int]:
     """Read rows, open their images, check: the report, images opened, rows left out."""
-    from vpt.data.check import check_rows
-    from vpt.data.loading import check_loading
+    from vpt.data.check import RowChecker, check_rows
 
     rows = read_entries(target.file)
     if not rows:
         raise DataError(f"{target.file} holds no rows")
     loading = check_loading(target.file, rows)
     num_all, rows = len(rows), rows[: args.limit]
-    make_checker = _checker_of(args)
+    make_checker = partial(RowChecker, grid_size=args.grid_size or RELEASED_GRID_SIZE)
+    if args.model:
+        quieten(args)
+        from vpt.model.config import load_config
+        from vpt.model.processing import VPTProcessor
+
+        make_checker = partial(
+            RowChecker.for_model,
+            config=load_config(args.model),
+            processor=VPTProcessor.from_pretrained(args.model),
+            cutoff_len=args.cutoff_len,
+        )
     images: Images = {}
     if args.open_images:
         named = (split_crop_suffix(path)[0] for row in rows for path in image_paths(row))
@@ -316,24 +317,6 @@ def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, 
     watched = progress(rows, len(rows), "rows")
     report = check_rows(watched, make_checker(images), args.ignore, loading)
     return report, len(images), num_all - len(rows)
-
-
-def _checker_of(args: argparse.Namespace) -> Callable[[Images], RowChecker]:
-    """Load what the checks need of a model; the facts of images can follow."""
-    from vpt.data.check import RowChecker
-
-    if not args.model:
-        return partial(RowChecker, grid_size=args.grid_size or RELEASED_GRID_SIZE)
-    quieten(args)
-    from vpt.model.config import load_config
-    from vpt.model.processing import VPTProcessor
-
-    return partial(
-        RowChecker.for_model,
-        config=load_config(args.model),
-        processor=VPTProcessor.from_pretrained(args.model),
-        cutoff_len=args.cutoff_len,
-    )
 
 
 def _unchecked(args: argparse.Namespace, num_left: int, *, is_rows: bool) -> list[str]:

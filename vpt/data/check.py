@@ -110,23 +110,17 @@ class RowChecker:
         if not outside:
             yield from check_crops(view, self.known, self.images, self.grid_size)
         if self.model is not None:
-            yield from _check_branches(view, self.model)
-            yield from _check_length(view, self.images, self.model)
+            yield from _check_model(view, self.images, self.model)
 
 
-def _check_branches(view: RowView, model: ModelFacts) -> Iterator[Finding]:
+def _check_model(view: RowView, images: Images, model: ModelFacts) -> Iterator[Finding]:
     calls = {call.branch for turn in view.turns for call in turn.calls}
     has = ", ".join(BRANCH_TOKENS[branch].encoder for branch in model.branches) or "none"
     for branch, tokens in BRANCH_TOKENS.items():
         if branch not in model.branches and (branch in calls or view.images[branch]):
             yield Finding("missing-branch", f"the row uses {tokens.encoder}; the model has: {has}")
-
-
-def _check_length(view: RowView, images: Images, model: ModelFacts) -> Iterator[Finding]:
-    if model.cutoff_len is None:
-        return
-    num_tokens = model.lengths.num_tokens(view, images)
-    if num_tokens is not None and num_tokens > model.cutoff_len:
+    num_tokens = None if model.cutoff_len is None else model.lengths.num_tokens(view, images)
+    if num_tokens is not None and num_tokens > (model.cutoff_len or 0):
         yield Finding("too-long", f"{num_tokens} tokens")
 
 

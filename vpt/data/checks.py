@@ -220,26 +220,23 @@ def check_turns(view: RowView, known: KnownTokens) -> Iterator[Finding]:
     """Find empty turns, control tokens that are unknown or misplaced, and malformed calls."""
     yield from _check_text("the system message", view.system, known)
     for turn in view.turns:
-        asked, answered = turn.names
-        for name, text in ((asked, turn.asked), (answered, turn.answered)):
+        texts = turn.asked, turn.answered
+        for name, text, is_answer in zip(turn.names, texts, (False, True), strict=True):
             if not text.strip():
                 yield Finding("empty-turn", f"{name} is empty")
-        yield from _check_text(asked, turn.asked, known)
-        unknown = known.unknown(turn.answered)
-        for symbol in dict.fromkeys(unknown):
-            yield Finding("unknown-token", f"{answered} contains {symbol}")
-        for symbol in dict.fromkeys(s for s in turn.symbols if s in known.reserved):
-            yield Finding("misplaced-token", f"{answered} contains {symbol}")
-        yield from _check_form(turn, unknown)
+            yield from _check_text(name, text, known, is_answer=is_answer)
+        yield from _check_form(turn, known.unknown(turn.answered))
 
 
-def _check_text(name: str, text: str, known: KnownTokens) -> Iterator[Finding]:
-    """Check a text that the model does not write: perception tokens are misplaced there."""
+def _check_text(
+    name: str, text: str, known: KnownTokens, *, is_answer: bool = False
+) -> Iterator[Finding]:
+    """Check symbols; perception tokens are misplaced in texts that the model does not write."""
     unknown = known.unknown(text)
     for symbol in dict.fromkeys(find_symbols(text)):
         if symbol in unknown:
             yield Finding("unknown-token", f"{name} contains {symbol}")
-        elif symbol not in known.others:
+        elif symbol in known.reserved or (symbol in known.writable and not is_answer):
             yield Finding("misplaced-token", f"{name} contains {symbol}")
 
 

@@ -65,25 +65,12 @@ _PLACE = re.compile(r"([A-E]) at x (\d+) y (\d+)")
 _ANSWER = re.compile(r"\(([A-E])\)")
 _NUMBER = re.compile(r"\d+")
 _FEW = 4  # boxes; more are "many"
-_IRREGULAR = {
-    "child": "children",
-    "fish": "fish",
-    "foot": "feet",
-    "goose": "geese",
-    "half": "halves",
-    "knife": "knives",
-    "leaf": "leaves",
-    "loaf": "loaves",
-    "man": "men",
-    "mouse": "mice",
-    "person": "people",
-    "scissors": "scissors",
-    "sheep": "sheep",
-    "shelf": "shelves",
-    "tooth": "teeth",
-    "wolf": "wolves",
-    "woman": "women",
-}
+_PLURALS = (
+    "child children, fish fish, foot feet, goose geese, half halves, knife knives, leaf leaves, "
+    "loaf loaves, man men, mouse mice, person people, scissors scissors, sheep sheep, "
+    "shelf shelves, tooth teeth, wolf wolves, woman women"
+)
+_IRREGULAR = dict(pair.split() for pair in _PLURALS.split(", "))
 
 
 # Rows and notes

@@ -21,9 +21,6 @@ from vpt.errors import DataError, RegionError
 from vpt.images import load_image
 from vpt.protocol.tokens import RELEASED_PIXELS
 
-BOX_ROWS, STEPS, DIRECT = "boxes", "count_steps", "count_direct"
-"""Names of the files of rows."""
-
 
 @dataclass(frozen=True)
 class AnnotatedPicture:
@@ -223,7 +220,7 @@ def make_counting_rows(
     return RowMaking(
         folder,
         content,
-        (BOX_ROWS, STEPS, DIRECT),
+        ("boxes", "count_steps", "count_direct"),
         [(one.path, one) for one in annotated],
         partial(_make_one, pictures, recipe, folder),
         "picture",

@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 OBJECTS = "objects.jsonl"
 """File that names the pictures and maps of generated scenes."""
 
-MARKED = "marked"
-"""Folder of the photos with marked points."""
-
-MAPS, STEPS, DIRECT = "depth_maps", "depth_steps", "depth_direct"
-"""Names of the files of rows."""
-
 _MOST_STRETCH = 0.02  # by which the aspect ratios of photo and map may differ
 _REACH, _MOST_OVERLAP = 0.0875, 0.02  # of a circle and its letter, as shares of the side
 _LEAST_LEAD = 0.02  # of the nearest point on the drawn map: two of the 100 levels
@@ -149,7 +143,7 @@ def make_depth_rows(
     return RowMaking(
         folder,
         content,
-        (MAPS, STEPS, DIRECT),
+        ("depth_maps", "depth_steps", "depth_direct"),
         [(str(source.photo), source) for source in sources],
         partial(_make_one, tokenizer, recipe, folder),
         "photo",
@@ -170,23 +164,17 @@ def _make_one(
     codes = tokenizer.encode(depth)
     drawn = tokenizer.decode(codes)
     points = _place(depth, drawn, recipe, np.random.default_rng([recipe.seed, number]))
-    path = f"{MARKED}/{number:06d}.jpg"
+    path = f"marked/{number:06d}.jpg"
     if not (folder / path).exists():
-        (folder / MARKED).mkdir(exist_ok=True)
+        (folder / path).parent.mkdir(exist_ok=True)
         save_picture(draw_points(photo, points, recipe.scale), folder / path)
     plain = path_from(folder, source.photo)
     note = {"photo": plain, "map": path_from(folder, source.depth)}
     rows = (map_row(plain, codes, note), *point_rows(path, points, codes, drawn, note))
     first = nearest(points)
     about = {"category": f"{recipe.rule.layout}, {len(points)} points"}
-    question = {
-        "question_id": number,
-        "image": path,
-        "text": POINT_QUESTION,
-        **about,
-        "points": [asdict(point) for point in points],
-        **note,
-    }
+    question = {"question_id": number, "image": path, "text": POINT_QUESTION, **about}
+    question |= {"points": [asdict(point) for point in points], **note}
     answer = {"question_id": number, "text": f"({first.letter})", **about}
     counts.update({f"{len(points)} points": 1, f"answer {first.letter}": 1})
     counts["lowest is nearest"] += max(points, key=lambda point: point.y) == first

@@ -84,10 +84,12 @@ def read_map(file: Path, *, distances: bool = False) -> Floats:
         raise DataError(f"{file} holds several arrays; expected one depth map per file")
     if distances:
         return _invert(_one_channel(values, str(file)), str(file))
-    return _scale(values, str(file), may_be_dark=is_marked)
+    return as_map(values, str(file), may_be_dark=is_marked)
 
 
-def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
+def as_map(
+    values: NDArray[np.generic], name: str = "the array", *, may_be_dark: bool = False
+) -> Floats:
     """Scale the values of a depth map to ``[H, W]`` float32 of 0 to 1.
 
     Accepts ``[H, W]``, ``[H, W, 1]``, ``[1, H, W]``, and ``[H, W, 3]`` with equal channels; uint8
@@ -95,12 +97,8 @@ def as_map(values: NDArray[np.generic], name: str = "the array") -> Floats:
 
     Raises:
         DataError: if this is not a depth map, or seems to contain distances: 16 bits of which
-            only the lowest third is used.
+            only the lowest third is used, unless it ``may_be_dark``.
     """
-    return _scale(values, name, may_be_dark=False)
-
-
-def _scale(values: NDArray[np.generic], name: str, *, may_be_dark: bool) -> Floats:
     flat = _one_channel(values, name)
     if flat.dtype in (np.uint8, np.uint16):
         largest = int(flat.max())

@@ -24,7 +24,7 @@ from vpt.protocol.content import format_depth, parse_depth
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "vpt_depth_tokenizer"
-RELEASED_SUFFIXES = (".pt", ".pth", ".bin")
+_RELEASED = (".pt", ".pth", ".bin")
 
 _LARGEST = {
     "size_px": 2**12,
@@ -101,9 +101,10 @@ class DepthTokenizer:
         ``depth`` is ``[H, W]`` of any size, as :func:`vpt.depth.maps.as_map` accepts it. It is
         stretched to a square. A `DataError` is raised if it is not a depth map.
         """
-        square = fit_map(as_map(depth), self.config.size_px)
+        square = np.ascontiguousarray(fit_map(as_map(depth), self.config.size_px))
+        weight = next(self.network.parameters())
         with torch.inference_mode():
-            codes = self.network.encode(self._to_tensor(square[None]))
+            codes = self.network.encode(torch.from_numpy(square)[None, None].to(weight))
         return tuple(codes.flatten().tolist())
 
     def decode(self, codes: Sequence[int]) -> Floats:
@@ -138,11 +139,6 @@ class DepthTokenizer:
             content = {"model_type": MODEL_TYPE, **asdict(self.config)}
             (draft / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def _to_tensor(self, maps: Floats) -> Tensor:
-        """``[B, H, W]`` as ``[B, 1, H, W]`` where the network is."""
-        weight = next(self.network.parameters())
-        return torch.from_numpy(np.ascontiguousarray(maps))[:, None].to(weight)
-
 
 def load_depth_tokenizer(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu"
@@ -163,8 +159,8 @@ def load_depth_tokenizer(
     if source.is_dir():
         config, weights = _read_config(source / CONFIG), _read_weights(source / WEIGHTS)
     elif source.is_file():
-        if source.suffix not in RELEASED_SUFFIXES:
-            endings = ", ".join(RELEASED_SUFFIXES)
+        if source.suffix not in _RELEASED:
+            endings = ", ".join(_RELEASED)
             raise CheckpointError(f"{source} is neither a folder nor a file that ends in {endings}")
         config, weights = DepthTokenizerConfig(), _read_weights(source)
     else:

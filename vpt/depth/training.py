@@ -151,14 +151,11 @@ class Trainer:
 
     def _start_codebook(self) -> None:
         vectors: list[Tensor] = []
-        wanted, draw = _VECTORS_PER_CODE * self.config.num_codes, 0
         with torch.no_grad():
-            while sum(map(len, vectors)) < wanted:
+            while sum(map(len, vectors)) < _VECTORS_PER_CODE * self.config.num_codes:
                 # Batches after the last one of the training.
-                maps = self._batch(self.settings.steps + draw)
-                encoded = self._network.encoder(maps)
-                vectors.append(encoded.permute(0, 2, 3, 1).reshape(-1, encoded.shape[1]))
-                draw += 1
+                maps = self._batch(self.settings.steps + len(vectors))
+                vectors.append(self._network(maps, quantise=False).vectors)
         self._network.codebook.start_from(torch.cat(vectors), self._generator(-1))
 
     def _batch(self, step: int) -> Tensor:

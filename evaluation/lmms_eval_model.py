@@ -42,7 +42,6 @@ class VPT(lmms):
         perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: as for :func:`vpt.runtime.load`.
-        revision: of a hub id.
         image_resolution: longer side to which images are shrunk, 0 for no limit; by default
             what the model's configuration says.
         batch_size: questions at once.
@@ -50,7 +49,7 @@ class VPT(lmms):
         max_new_tokens: tokens per answer at most, also where a task allows more.
         constrain: whether the grammar forbids malformed calls.
         look_at: which image a call concerns, ``"first"`` or ``"latest"``.
-        seed: of sampling, where a task asks for it.
+        seed: of sampling, where a task samples.
 
     Raises:
         ValueError: for a batch size that is not a number.
@@ -102,14 +101,13 @@ class VPT(lmms):
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Answer requests of all tasks, in order; a new one starts as soon as another ends.
 
-        Raises:
-            VPTError: if a request cannot be used or fails, naming the task and document of the
-                first, after all others are answered and in the cache.
+        The first request that cannot be used or fails is raised, with its task and document, after
+        all others are answered and in the cache.
         """
         results: dict[int, GenerationResult] = {}
         errors: dict[int, VPTError] = {}
         asked: list[int] = []  # places in ``requests``, without those that cannot be asked
-        sizes: list[_Sizes] = []
+        numbers: Counter[str] = Counter()
         started = time.perf_counter()
         batch_size = min(self.batch_size, max(len(requests), 1))
         stream = self.runtime.stream_many(self._make_requests(requests, asked, errors), batch_size)
@@ -117,12 +115,12 @@ class VPT(lmms):
             for index, event in stream:
                 if isinstance(event, StopEvent):
                     results[asked[index]] = self._finish(requests[asked[index]], event.trace)
-                    sizes.append(_Sizes.of(event.trace))
+                    numbers.update(_numbers_of(event.trace))
                 elif isinstance(event, ErrorEvent):
                     errors[asked[index]] = event.error
                 bar.update(len(results) + len(errors) - bar.n)
-        if sizes:
-            _log(sizes, time.perf_counter() - started)
+        if results:
+            _log(numbers, len(results), time.perf_counter() - started)
         if errors:
             raise _first_error(requests, errors)
         return [results[index] for index in range(len(requests))]
@@ -212,21 +210,22 @@ class Prompt:
 
 
 def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Make one question of the messages that ``doc_to_messages`` of a task returns.
+    """Make one question of a task's messages; ``PromptError`` for video, sound or several turns.
 
-    Where text precedes an image, ``<image 1>`` marks the place of the first image, and so on;
-    otherwise the text stays as it is.
-
-    Raises:
-        PromptError: if they contain video or sound, or more than one user turn.
+    Where text precedes an image, ``<image 1>`` marks the place of the first image, and so on.
     """
     turns = ChatMessages(messages=list(messages)).messages
     asked = [turn for turn in turns if turn.role != "system"]
     if [turn.role for turn in asked] != ["user"]:
         roles = ", ".join(turn.role for turn in turns)
         raise PromptError(f"expected one user turn, got {roles}; conversations are not supported")
-    system = [part.text for turn in turns if turn.role == "system" for part in _plain(turn.content)]
-    content = _plain(asked[0].content, images=True)
+    system = [
+        part.text
+        for turn in turns
+        if turn.role == "system"
+        for part in _checked(turn.content, "a system turn", "text")
+    ]
+    content = _checked(asked[0].content, "a question", "text", "image")
     kinds = [part.type for part in content]
     is_mixed = kinds != sorted(kinds)  # "image" sorts before "text"
     images: list[Any] = []
@@ -241,12 +240,9 @@ def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
     return Prompt(images, "\n".join(words), "\n".join(system) if system else None)
 
 
-def _plain(content: Sequence[Any], images: bool = False) -> Sequence[Any]:
-    """The content; ``PromptError`` unless it is text, or ``images`` if they are permitted."""
-    permitted = ("text", "image") if images else ("text",)
+def _checked(content: Sequence[Any], where: str, *permitted: str) -> Sequence[Any]:
     for part in content:
         if part.type not in permitted:
-            where = "a question" if images else "a system turn"
             raise PromptError(
                 f"{where} holds {part.type}, model 'vpt' takes {' and '.join(permitted)} there"
             )
@@ -254,13 +250,10 @@ def _plain(content: Sequence[Any], images: bool = False) -> Sequence[Any]:
 
 
 def decoding_options(gen_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a request from the generation settings of a task; ``None`` counts as not given.
+    """Options of a request from a task's generation settings; ``None`` counts as not given.
 
     Tokens are sampled if ``do_sample`` is true, or, where it is missing, if the temperature is
-    above 0. ``until`` is not among the options, see :func:`stop_words`.
-
-    Raises:
-        PromptError: for a setting that would change the answer and is not supported.
+    above 0. A setting that would change the answer and is not supported is a ``PromptError``.
     """
     for name, value in gen_kwargs.items():
         if name not in (*_HONOURED, *_IGNORED) and value not in _NEUTRAL.get(name, ()):
@@ -292,30 +285,23 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text.strip()
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Numbers of an answer for the log."""
-
-    num_tokens: int
-    num_calls: int
-    is_cut_off: bool
-
-    @classmethod
-    def of(cls, trace: Trace) -> _Sizes:
-        num_calls = sum(call.outcome == "executed" for call in trace.calls)
-        return cls(trace.counts.generated_tokens, num_calls, trace.stop_reason == "length")
+def _numbers_of(trace: Trace) -> dict[str, int]:
+    return {
+        "tokens": trace.counts.generated_tokens,
+        "calls": sum(call.outcome == "executed" for call in trace.calls),
+        "cut_off": int(trace.stop_reason == "length"),
+    }
 
 
-def _log(answers: Sequence[_Sizes], elapsed_s: float) -> None:
+def _log(numbers: Mapping[str, int], num_answers: int, elapsed_s: float) -> None:
     """Add speed, calls and the share of truncated answers to lmms-eval's results."""
-    num_tokens = sum(answer.num_tokens for answer in answers)
     log_metrics(
         total_elapsed_time=elapsed_s,
-        total_gen_tokens=num_tokens,
-        avg_speed=num_tokens / elapsed_s,
+        total_gen_tokens=numbers["tokens"],
+        avg_speed=numbers["tokens"] / elapsed_s,
         additional_metrics={
-            "total_requests": len(answers),
-            "calls_per_answer": sum(answer.num_calls for answer in answers) / len(answers),
-            "share_cut_off": sum(answer.is_cut_off for answer in answers) / len(answers),
+            "total_requests": num_answers,
+            "calls_per_answer": numbers["calls"] / num_answers,
+            "share_cut_off": numbers["cut_off"] / num_answers,
         },
     )

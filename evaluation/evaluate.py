@@ -18,7 +18,7 @@ from vpt.evaluation.report import write_report
 from vpt.evaluation.results import RESULTS_VERSION, summarize, tool_value, totals
 from vpt.evaluation.runner import TOOL_VALUE, Condition, Decoding, Task, Work, find_conditions
 from vpt.evaluation.samples import BadRow, ImageRoots, Sample
-from vpt.evaluation.scores.table import SCORES, Score
+from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import SPLITS, Split, find_split, read_split
 from vpt.images import LoadedImage
 
@@ -33,7 +33,7 @@ class Asker(Protocol):
         """``model``: what it is; ``surroundings``: code, libraries and machine."""
 
     def check(self, conditions: Sequence[Condition]) -> None:
-        """Raise ``PromptError`` if the model cannot look as a condition wants."""
+        """Raise ``PromptError`` if the model lacks what a condition needs."""
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
         """Records of all work, in the order in which they end; see ``vpt.evaluation.runner``."""
@@ -45,11 +45,6 @@ class PlannedSplit:
 
     split: Split
     samples: tuple[Sample | BadRow, ...]
-
-    @property
-    def score(self) -> Score:
-        """Of its answers."""
-        return SCORES[self.split.score]
 
 
 @dataclass(frozen=True)
@@ -76,10 +71,6 @@ def make_plan(
         data: folder of the splits' files.
         image_roots: ``FROM=TO`` each.
         limit: rows per split.
-
-    Raises:
-        PromptError: for an unknown name or a malformed root.
-        DataError: if data is missing or cannot be read.
     """
     names = [n for name in conditions for n in (TOOL_VALUE if name == "tool-value" else (name,))]
     found = find_conditions(names)
@@ -103,23 +94,14 @@ def evaluate(
     resume: bool = True,
     judge: JudgeSettings | None = None,
 ) -> dict[str, Any]:
-    """Ask what has no record yet, and write results and report.
+    """Ask what has no record yet, write results and report; return what ``results.json`` holds.
 
-    Args:
-        asker: of the model.
-        plan: what to ask.
-        decoding: how answers are chosen.
-        folder: to write into, or to resume in.
-        batch_size: samples at once.
-        resume: whether the folder may hold a part of this run.
-        judge: scores the free-form splits.
-
-    Returns:
-        What is in ``results.json``.
+    ``resume`` says whether the folder may hold a part of this run; a ``judge`` scores the free-form
+    splits.
 
     Raises:
         DataError: if the folder cannot be written, is that of another run, or a run is using it.
-        PromptError: if the model cannot look as a condition wants, or there is nothing to judge.
+        PromptError: if the model lacks what a condition needs, or there is nothing to judge.
         JudgeError: if the judge cannot do its work.
     """
     if judge is not None and not any(planned.split.judged for planned in plan.splits):
@@ -157,19 +139,14 @@ def evaluate(
 
 
 def _photo_opener(plan: Plan) -> Callable[[Record], list[LoadedImage]]:
-    """A function that opens the images of a record as its sample names them."""
-    samples = {
-        (planned.split.name, sample.id): sample
+    """A function that opens the images of a record as its sample names them; a bad row has none."""
+    images = {
+        (planned.split.name, sample.id): sample.images
         for planned in plan.splits
         for sample in planned.samples
         if isinstance(sample, Sample)
     }
-
-    def open_photos(record: Record) -> list[LoadedImage]:
-        sample = samples.get((record.split, record.id))  # none of a bad row
-        return [image.open() for image in sample.images] if sample else []
-
-    return open_photos
+    return lambda record: [image.open() for image in images.get((record.split, record.id), ())]
 
 
 class _Part:
@@ -178,10 +155,10 @@ class _Part:
     def __init__(self, planned: PlannedSplit, condition: Condition, folder: RunFolder) -> None:
         split = planned.split
         self.planned = planned
-        self.condition = condition
+        self.score = SCORES[split.score]
         self.key = (split.name, condition.name)
         self.file = folder.records(*self.key)
-        self.task = Task(split.name, condition, split.prompt, planned.score, split.max_new_tokens)
+        self.task = Task(split.name, condition, split.prompt, self.score, split.max_new_tokens)
         known = folder.read(*self.key)
         _check_unchanged(known, planned, folder)
         self.done = {s.id: known[s.id] for s in planned.samples if s.id in known}
@@ -197,9 +174,8 @@ class _Part:
 
     def _count(self, record: Record) -> None:
         self._num_failed += record.error is not None
-        if (value := record.scores.get(self.planned.score.name)) is not None:
-            self._total += value
-            self._num_scored += 1
+        self._num_scored += self.score.name in record.scores
+        self._total += record.scores.get(self.score.name, 0)
 
     @property
     def records(self) -> list[Record]:
@@ -208,13 +184,13 @@ class _Part:
 
     def summarize(self) -> dict[str, Any]:
         """As it stands in ``results.json``."""
-        split = self.planned.split
+        split, condition = self.key
         return summarize(
             self.records,
-            self.planned.score,
-            split=split.name,
-            split_version=split.version,
-            condition=self.condition.name,
+            self.score,
+            split=split,
+            split_version=self.planned.split.version,
+            condition=condition,
             num_not_asked=len(self.planned.samples) - len(self.done),
         )
 
@@ -222,7 +198,7 @@ class _Part:
         """For the bar."""
         words = [" ".join(self.key)]
         if self._num_scored:
-            words.append(f"{self.planned.score.name} {self._total / self._num_scored:.3f}")
+            words.append(f"{self.score.name} {self._total / self._num_scored:.3f}")
         if self._num_failed:
             words.append(f"failed {self._num_failed}")
         return ", ".join(words)
@@ -269,10 +245,8 @@ def _judge(
 def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder: RunFolder) -> None:
     for sample in planned.samples:
         record = known.get(sample.id)
-        if record is None or record.error is not None:
-            continue
         answers = () if isinstance(sample, BadRow) else sample.answers
-        if record.answers != answers:
+        if record is not None and record.error is None and record.answers != answers:
             raise DataError(
                 f"{folder.path} holds records of another {planned.split.name}: sample "
                 f"{sample.id} had the answers {list(record.answers)}, now "

@@ -107,8 +107,7 @@ class Cost:
 
     def to_dict(self) -> dict[str, float | None]:
         """JSON-serialisable content."""
-        derived = {"difference": self.difference, "ratio": self.ratio}
-        return {**dataclasses.asdict(self), **derived}
+        return {**vars(self), "difference": self.difference, "ratio": self.ratio}
 
 
 @dataclass(frozen=True)
@@ -116,22 +115,17 @@ class ToolValue:
     """Benefit and cost of a condition against a baseline, on the same samples of a split.
 
     Attributes:
-        split: name.
-        score: name.
-        condition: name.
-        baseline: name of the condition it is compared with.
         among: one of `AMONG`. A sample counts as called by the run with the model's own calls,
             which is ``auto`` where it is one of the two, else the condition.
         n: pairs.
         unpaired: samples left out: absent, in error or without the score under either of the two.
-        difference: mean of score minus baseline's score; ``None`` without pairs.
-        test: of "equally good"; ``None`` without pairs.
+        difference: mean of score minus baseline's score; like `test`, `tokens` and `milliseconds`
+            ``None`` without pairs.
         num_better: pairs whose score is higher than the baseline's.
-        num_worse: pairs whose score is lower.
         num_called: pairs on which the condition made a call.
-        tokens: read by the LLM; ``None`` without pairs.
+        tokens: read by the LLM.
         milliseconds: from start to stop, of a run that may have shared the machine with others of
-            its batch; ``None`` without pairs.
+            its batch.
     """
 
     split: str
@@ -149,28 +143,12 @@ class ToolValue:
     tokens: Cost | None = None
     milliseconds: Cost | None = None
 
-    @property
-    def better_share(self) -> float | None:
-        """Gain: share of pairs that became better."""
-        return self.num_better / self.n if self.n else None
-
-    @property
-    def worse_share(self) -> float | None:
-        """Harm: share of pairs that became worse."""
-        return self.num_worse / self.n if self.n else None
-
-    @property
-    def called_share(self) -> float | None:
-        """Share of pairs on which the condition made a call."""
-        return self.num_called / self.n if self.n else None
-
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable content."""
+        """JSON-serialisable content, with shares of the pairs: gain, harm and calls."""
+        counts = {"better": self.num_better, "worse": self.num_worse, "called": self.num_called}
         return {
             **dataclasses.asdict(self),
-            "better_share": self.better_share,
-            "worse_share": self.worse_share,
-            "called_share": self.called_share,
+            **{f"{name}_share": num / self.n if self.n else None for name, num in counts.items()},
             "tokens": self.tokens and self.tokens.to_dict(),
             "milliseconds": self.milliseconds and self.milliseconds.to_dict(),
         }
@@ -195,13 +173,8 @@ def tool_value(
     """Compare conditions with each other, split by split, as far as there are records of both.
 
     Every condition is compared with ``none``, and the pairs of `CONTENT_PAIRS` with each other;
-    each over all samples and over those on which the model called.
-
-    Args:
-        records: in any order; iterated once.
-        scores: split -> name of the score to compare; by default the first of each split's
-            records.
-        seed: of the resampling.
+    each over all samples and over those on which the model called. ``scores`` names the score of
+    each split; the default is the first of its records.
     """
     splits: dict[str, _Outcomes] = defaultdict(lambda: defaultdict(dict))
     names = dict(scores or {})
@@ -213,7 +186,7 @@ def tool_value(
     return [
         _compare(split, names.get(split, ""), conditions, pair, among, seed)
         for split, conditions in splits.items()
-        for pair in _pairs(conditions)
+        for pair in _pairs(list(conditions))
         for among in AMONG
     ]
 
@@ -229,8 +202,7 @@ def _outcome(record: Record, score: str) -> _Outcome | None:
     )
 
 
-def _pairs(conditions: Iterable[str]) -> list[tuple[str, str]]:
-    present = list(conditions)
+def _pairs(present: Sequence[str]) -> list[tuple[str, str]]:
     against_none = [(name, BASELINE) for name in present if name != BASELINE]
     content = [pair for pair in CONTENT_PAIRS if set(pair) <= set(present)]
     return [*(against_none if BASELINE in present else []), *content]

@@ -29,7 +29,6 @@ class Condition:
     """One way to ask every sample of a split.
 
     Attributes:
-        name: as on the command line.
         options: of :class:`vpt.inference.request.Request`.
         true_region: whether the first call is the region around the sample's evidence.
     """
@@ -41,13 +40,7 @@ class Condition:
     def request_options(
         self, sample: Sample, size_wh: tuple[int, int], grid_size: int
     ) -> dict[str, Any] | None:
-        """Options for one sample, or ``None`` if it cannot be asked so.
-
-        Args:
-            sample: to ask.
-            size_wh: of its first image, in pixels.
-            grid_size: cells along each side of the model's region grid.
-        """
+        """Options for one sample, or ``None`` if it cannot be asked so; the size is in pixels."""
         if not self.true_region:
             return dict(self.options)
         if sample.box is None:
@@ -70,19 +63,10 @@ TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""
 
 
-def known_conditions() -> dict[str, Condition]:
-    """Conditions by name: every perception mode, and the controls of :data:`TOOL_VALUE`."""
-    modes = (Condition(mode, {"perception": mode}) for mode in PERCEPTION_MODES)
-    return {condition.name: condition for condition in (*modes, *_CONTROLS)}
-
-
 def find_conditions(names: Sequence[str]) -> list[Condition]:
-    """Look conditions up by their names, each once, in the order given.
-
-    Raises:
-        PromptError: for an unknown name, or no names.
-    """
-    known = known_conditions()
+    """Look conditions up by their names, each once; ``PromptError`` if one is unknown, or none."""
+    known = {mode: Condition(mode, {"perception": mode}) for mode in PERCEPTION_MODES}
+    known |= {control.name: control for control in _CONTROLS}
     if not names:
         raise PromptError(f"name at least one perception; available: {', '.join(known)}")
     for name in names:
@@ -93,19 +77,11 @@ def find_conditions(names: Sequence[str]) -> list[Condition]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen; a change of it is another run.
+    """How answers are chosen, as in a ``Request``, and with its checks; a change is another run.
 
     Attributes:
         max_new_tokens: per answer, calls included; ``None`` for what the split says.
-        max_calls: perception calls at most.
-        constrain: whether the grammar forbids malformed calls.
-        temperature: 0 for greedy.
-        top_p: share of probability to choose from.
-        top_k: tokens to choose from, 0 for all.
-        seed: of the choice, if it is one, and of random crops.
-
-    Raises:
-        PromptError: naming the attribute that has another type or is out of bounds.
+        seed: of sampling and of random crops.
     """
 
     max_new_tokens: int | None = None
@@ -122,15 +98,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Task:
-    """A split under a condition.
-
-    Attributes:
-        split: name.
-        condition: how to ask.
-        prompt: sample -> text put to the model.
-        score: of the answers.
-        max_new_tokens: per answer.
-    """
+    """A split (its name) under a condition; ``prompt`` makes the text put to the model."""
 
     split: str
     condition: Condition
@@ -157,14 +125,8 @@ def run_task(
     """Ask samples; yield their records in the order in which they end.
 
     A sample that cannot be asked under the condition (no evidence for ``truth``) has no record.
-    Rows and images that cannot be used, and runs that fail, have one with an error.
-
-    Args:
-        runtime: of the model.
-        task: what is asked, and how it is scored.
-        samples: iterated as slots of the batch become free.
-        decoding: how answers are chosen.
-        batch_size: samples at once.
+    Rows and images that cannot be used, and runs that fail, have one with an error. ``samples`` is
+    iterated as slots of the batch become free.
     """
     asked: list[Sample] = []
     failed: list[Record] = []
@@ -197,8 +159,7 @@ def run_task(
 def _request(runtime: Runtime, task: Task, sample: Sample, decoding: Decoding) -> Request | None:
     images = [image.open() for image in sample.images]
     size_wh = images[0].size_wh if images else (0, 0)
-    grid_size = runtime.vocabulary.grid_size
-    condition = task.condition.request_options(sample, size_wh, grid_size)
+    condition = task.condition.request_options(sample, size_wh, runtime.vocabulary.grid_size)
     if condition is None:
         return None
     options = {
@@ -289,11 +250,7 @@ class LocalAsker:
 
 
 def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -> None:
-    """Check that a model with these branches can look as conditions require.
-
-    Raises:
-        PromptError: if it cannot.
-    """
+    """Raise ``PromptError`` unless a model with these branches can look as conditions require."""
     for condition in conditions:
         mode = "crop" if condition.true_region else condition.options["perception"]
         branches_of_mode(mode, branches)

@@ -30,7 +30,7 @@ def test_gain_and_harm_are_counted_apart():
     auto = [record("auto", i, s) for i, s in zip("abcdef", [1, 1, 0, 1, 0, 0.5], strict=True)]
     value = find(tool_value(none + auto), "auto")
     assert (value.n, value.num_better, value.num_worse) == (6, 2, 1)
-    assert (value.better_share, value.worse_share) == (2 / 6, 1 / 6)
+    assert (value.to_dict()["better_share"], value.to_dict()["worse_share"]) == (2 / 6, 1 / 6)
     assert value.difference.mean == pytest.approx(1 / 6)
     assert value.difference.low <= 1 / 6 <= value.difference.high
     assert value.test.name == "sign_flip"
@@ -62,7 +62,7 @@ def test_only_samples_with_a_call_count_among_those_called():
     ]
     values = tool_value(records)
     everyone, called = find(values, "auto"), find(values, "auto", among="called")
-    assert (everyone.n, everyone.num_called, everyone.called_share) == (2, 1, 0.5)
+    assert (everyone.n, everyone.num_called, everyone.to_dict()["called_share"]) == (2, 1, 0.5)
     assert (called.n, called.num_called, called.unpaired) == (1, 1, 1)
     assert called.difference.mean == 1
 
@@ -115,11 +115,16 @@ def test_without_a_second_condition_there_is_nothing_to_compare():
 
 def test_a_model_that_never_called_has_no_pairs_among_those_called():
     value = find(tool_value([record("none", "a", 1), record("auto", "a", 1)]), "auto", "none")
-    assert value.called_share == 0
+    assert value.to_dict()["called_share"] == 0
     never = find(
         tool_value([record("none", "a", 1), record("auto", "a", 1)]), "auto", among="called"
     )
-    assert (never.n, never.unpaired, never.difference, never.called_share) == (0, 0, None, None)
+    assert (never.n, never.unpaired, never.difference, never.to_dict()["called_share"]) == (
+        0,
+        0,
+        None,
+        None,
+    )
 
 
 def test_the_result_is_plain_json():

@@ -16,7 +16,6 @@ from vpt.evaluation.runner import (
     Task,
     Work,
     find_conditions,
-    known_conditions,
     run_task,
 )
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
@@ -26,7 +25,7 @@ from vpt.protocol.tokens import PERCEPTION_MODES
 from vpt.runtime import Runtime
 from vpt.trace.records import Trace
 
-CONDITIONS = known_conditions()
+CONDITIONS = {name: find_conditions([name])[0] for name in (*PERCEPTION_MODES, *TOOL_VALUE)}
 WITH_BOX = Sample("1", (), "?", box=(100, 40, 120, 60))
 
 

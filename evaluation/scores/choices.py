@@ -38,15 +38,9 @@ def extract_choice(prediction: str, choices_or_num: Sequence[str] | int) -> str 
     bare "A" before a word is an article, not option A. Chinese ("答案是B。", "选B") and full-width
     letters are read likewise.
 
-    Args:
-        prediction: the answer.
-        choices_or_num: texts of the options A, B, ..., or how many there are.
-
-    Returns:
-        A capital letter, or ``None`` if no option, or more than one, is named.
-
-    Raises:
-        DataError: if there are not 1 to 26 options.
+    ``choices_or_num`` are the texts of the options A, B, ..., or their number. Returns a capital
+    letter, or ``None`` if no option, or more than one, is named. Raises ``DataError`` if there are
+    not 1 to 26 options.
     """
     num = choices_or_num if isinstance(choices_or_num, int) else len(choices_or_num)
     if isinstance(choices_or_num, str) or not 1 <= num <= len(ascii_uppercase):
@@ -58,14 +52,10 @@ def extract_choice(prediction: str, choices_or_num: Sequence[str] | int) -> str 
 def multiple_choice(prediction: str, choices: Sequence[str], references: Sequence[str]) -> float:
     """1 if the prediction names a right option, else 0.
 
-    Args:
-        prediction: the answer.
-        choices: texts of the options A, B, ...
-        references: the right ones, each as a letter or as the text of an option. A letter means
-            the option that has it, even where another option's text is that letter.
-
-    Raises:
-        DataError: if a reference is not an option, or if there are not 1 to 26 options.
+    ``choices`` are the texts of the options A, B, ..., ``references`` the right ones, each as a
+    letter or as a text. A letter means the option that has it, even where another option's text
+    is that letter. Raises ``DataError`` if a reference is not an option, or if there are not 1 to
+    26 options.
     """
     choice = extract_choice(prediction, choices)
     if not references:
@@ -74,17 +64,14 @@ def multiple_choice(prediction: str, choices: Sequence[str], references: Sequenc
 
 
 class _ChoiceReader:
-    """Reads answers to one question; the patterns know its letters.
-
-    Args:
-        texts: of the options; empty strings where they are not known.
-    """
+    """Reads answers to one question by patterns for its letters; unknown texts are empty."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.letters = ascii_uppercase[: len(texts)]
-        self.texts = [normalize_text(_clean(text)) for text in texts]
-        upper = f"[{self.letters}]"
-        either = f"[{self.letters}{self.letters.lower()}]"
+        letters = ascii_uppercase[: len(texts)]
+        named = zip(letters, (normalize_text(_clean(text)) for text in texts), strict=True)
+        self.options = [(letter, text) for letter, text in named if text]
+        upper = f"[{letters}]"
+        either = f"[{letters}{letters.lower()}]"
         wrapped = rf"(?:\({either}\)|\[{either}\])"
         # A bare letter needs a mark or a reason after it; "D.C." is not one.
         bare = (
@@ -120,7 +107,7 @@ class _ChoiceReader:
         if sole := self._sole.fullmatch(text):
             return sole[1].upper()
         whole = normalize_text(text)
-        same = [letter for letter, option in self._options() if option == whole]
+        same = [letter for letter, option in self.options if option == whole]
         if len(same) == 1:
             return same[0]
         if statements := sorted(self._statements(text)):
@@ -150,20 +137,16 @@ class _ChoiceReader:
                     yield lead.end(), named.pop()
 
     def _named(self, text: str) -> set[str]:
-        """Options whose text occurs in a text, not counting those inside a longer option's text."""
+        """Options whose text occurs, not counting those inside a longer option's text."""
         rest = normalize_text(text)
         named: set[str] = set()
-        for option in sorted(dict.fromkeys(self.texts), key=len, reverse=True):
+        texts = [text for _, text in self.options]
+        for option in sorted(dict.fromkeys(texts), key=len, reverse=True):
             if len(option) > 1 or option.isdigit():  # "a" is rather an article
                 rest, num_found = whole_words(option).subn("\n", rest)
                 if num_found:
-                    named.update(letter for letter, text in self._options() if text == option)
+                    named.update(letter for letter, text in self.options if text == option)
         return named
-
-    def _options(self) -> list[tuple[str, str]]:
-        return [
-            (letter, text) for letter, text in zip(self.letters, self.texts, strict=True) if text
-        ]
 
     def _letter(self, mark: str) -> str:
         return re.sub(r"(?i:option|choice)|\W", "", mark).upper()
@@ -181,11 +164,9 @@ def _right_letter(reference: str, choices: Sequence[str]) -> str:
     letter = _clean(reference).strip("()[].: ").upper()
     if len(letter) == 1 and letter in letters:
         return letter
-    same = [
-        letter
-        for letter, text in zip(letters, choices, strict=True)
-        if normalize_text(text) == normalize_text(reference)
-    ]
+    right = normalize_text(reference)
+    options = zip(letters, choices, strict=True)
+    same = [letter for letter, text in options if normalize_text(text) == right]
     if len(same) != 1:
         raise DataError(
             f"expected the letter or the text of one option, got {reference!r}; "
@@ -214,10 +195,8 @@ def extract_yes_no(prediction: str) -> str | None:
 
     In this order: the last statement "the answer is ..." or "answer: ..."; the first word; the only
     one of the two words that occurs ("There is no dog." says no). Chinese ("是的", "答案是否") and
-    full-width letters are read likewise.
-
-    Returns:
-        ``None`` if the answer uses both words undecidedly or neither ("There is a dog.").
+    full-width letters are read likewise. Returns ``None`` if the answer uses both words
+    undecidedly or neither ("There is a dog.").
     """
     text = unify(prediction.replace("\N{NUMERO SIGN}", "#"))  # NFKC makes "No" of that sign
     if stated := list(_STATED.finditer(text)):
@@ -244,28 +223,20 @@ def true_answer(references: Sequence[str]) -> str:
 def yes_no_accuracy(prediction: str, references: Sequence[str]) -> float:
     """1 if the prediction says what the references say, else 0; unreadable is wrong.
 
-    Raises:
-        DataError: if the references do not agree on yes or no.
+    Raises ``DataError`` if the references do not agree on yes or no.
     """
     return float(extract_yes_no(prediction) == true_answer(references))
 
 
 def pope(said: Sequence[str | None], truth: Sequence[str]) -> dict[str, float]:
-    """Summarise yes/no answers, "yes" being the positive class.
+    """Summarise yes/no answers, one per sample, "yes" being the positive class.
 
-    An unreadable answer is neither yes nor no, so it is wrong: it lowers accuracy and, where the
-    truth is yes, recall. A ratio of nothing is 0.
+    An unreadable answer (``None``) is neither yes nor no, so it is wrong: it lowers accuracy and,
+    where the truth is yes, recall. A ratio of nothing is 0.
 
-    Args:
-        said: "yes", "no" or ``None`` (unreadable), one per sample.
-        truth: "yes" or "no", one per sample.
-
-    Returns:
-        ``accuracy``, ``precision``, ``recall``, ``f1``; ``yes_ratio``, the share of yes among the
-        readable answers; ``unparsed``, the share of unreadable ones. Empty if there is no sample.
-
-    Raises:
-        DataError: if the two differ in length.
+    Returns ``accuracy``, ``precision``, ``recall``, ``f1``; ``yes_ratio``, the share of yes among
+    the readable answers; ``unparsed``, the share of unreadable ones. Empty if there is no sample.
+    Raises ``DataError`` if the two differ in length.
     """
     if len(said) != len(truth):
         raise DataError(f"expected one answer per sample, got {len(said)} for {len(truth)}")

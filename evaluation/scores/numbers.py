@@ -60,45 +60,32 @@ _WHOLE = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with what was written around it.
+    """A number with what was written around it."""
 
-    Attributes:
-        value: as written, without its scale: 5 for "5 million" and for "5%".
-        scale: what to multiply it by (1e6, 0.01), or ``None`` if nothing was written.
-        unit: in lower case and singular, a currency by its sign; empty if there is none.
-    """
-
-    value: float
-    scale: float | None = None
-    unit: str = ""
+    value: float  # as written, without its scale: 5 for "5 million" and for "5%"
+    scale: float | None = None  # what to multiply it by (1e6, 0.01), if it was written
+    unit: str = ""  # in lower case and singular, a currency by its sign
 
 
 def read_quantity(text: str) -> Quantity | None:
     """Read a text that is one number and, at most, a currency, a scale and a unit of three words.
 
-    A comma separates thousands, a period decimals. Words go up to 999.
-
-    Returns:
-        ``None`` if the text is anything else: a range, a date, a sentence.
+    A comma separates thousands, a period decimals. Words go up to 999. Returns ``None`` for any
+    other text: a range, a date, a sentence.
     """
     found = _WHOLE.fullmatch(_plain(text).strip().rstrip(".!。"))
-    if found is None:
+    if found is None or (value := _value(found["digits"], found["words"])) is None:
         return None
-    value = _value(found["digits"], found["words"])
-    if value is None:
-        return None
-    return Quantity(
-        value=-value if found["sign"] == "-" else value,
-        scale=_scale(found["letter"], found["scale"]),
-        unit=_unit(found["currency"], found["unit"]),
-    )
+    value = -value if found["sign"] == "-" else value
+    scale = _scale(found["letter"], found["scale"])
+    return Quantity(value, scale, _unit(found["currency"], found["unit"]))
 
 
 def first_number(text: str) -> float | None:
     """Find the first number of a text, in digits or words, magnitude included.
 
     "one" as a pronoun ("no one", "the one") is passed over, and so are digits that belong to a word
-    ("3D", "2nd"). ``None`` if there is no number.
+    ("3D", "2nd").
     """
     text = _plain(text)
     for found in _ANYWHERE.finditer(text):
@@ -161,8 +148,7 @@ def count_accuracy(prediction: str, references: Sequence[str]) -> float:
     count = extract_count(prediction)
 
     def is_same(reference: str) -> float:
-        accepted = extract_count(reference)
-        if accepted is None:
+        if (accepted := extract_count(reference)) is None:
             return exact_match(prediction, (reference,))
         return float(count == accepted)
 
@@ -170,7 +156,6 @@ def count_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 
 TOLERANCE = 0.05
-_ROUNDING = 1e-9
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
@@ -200,13 +185,10 @@ def _agree(predicted: Quantity, accepted: Quantity) -> bool:
         return False
     if predicted.scale is not None and accepted.scale is not None:
         return _close(predicted.value * predicted.scale, accepted.value * accepted.scale)
-    return any(_close(a, b) for a in _readings(predicted) for b in _readings(accepted))
-
-
-def _readings(quantity: Quantity) -> set[float]:
-    return {quantity.value, quantity.value * (quantity.scale or 1)}
+    readings = [{one.value, one.value * (one.scale or 1)} for one in (predicted, accepted)]
+    return any(_close(a, b) for a in readings[0] for b in readings[1])
 
 
 def _close(predicted: float, accepted: float) -> bool:
-    margin = TOLERANCE * abs(accepted) * (1 + _ROUNDING)
+    margin = TOLERANCE * abs(accepted) * (1 + 1e-9)  # for rounding
     return isfinite(margin) and abs(predicted - accepted) <= margin

@@ -21,29 +21,17 @@ ROUNDING_PX = 1.0
 def is_shown(crops: Sequence[Box], evidence: Box) -> bool:
     """Whether some crop contains the evidence, within `ROUNDING_PX` on each side.
 
-    Raises:
-        RegionError: if the evidence has no area.
+    Raises ``RegionError`` if the evidence has no area.
     """
-    x0, y0, x1, y1 = _checked(evidence)
-    return any(
-        contains(
-            (
-                crop[0] - ROUNDING_PX,
-                crop[1] - ROUNDING_PX,
-                crop[2] + ROUNDING_PX,
-                crop[3] + ROUNDING_PX,
-            ),
-            (x0, y0, x1, y1),
-        )
-        for crop in crops
-    )
+    box, room = _checked(evidence), ROUNDING_PX
+    widened = [(x0 - room, y0 - room, x1 + room, y1 + room) for x0, y0, x1, y1 in crops]
+    return any(contains(crop, box) for crop in widened)
 
 
 def share_shown(crops: Sequence[Box], evidence: Box) -> float:
     """Share of the evidence's area inside the best crop, in [0, 1]; 0 without crops.
 
-    Raises:
-        RegionError: if the evidence has no area.
+    Raises ``RegionError`` if the evidence has no area.
     """
     box = _checked(evidence)
     return max((coverage(crop, box) for crop in crops), default=0.0)
@@ -52,10 +40,8 @@ def share_shown(crops: Sequence[Box], evidence: Box) -> float:
 def best_iou(crops: Sequence[Box], evidence: Box) -> float:
     """Intersection over union of the best crop with the evidence, in [0, 1]; 0 without crops.
 
-    It is low for a generous crop, even if all the evidence is shown.
-
-    Raises:
-        RegionError: if the evidence has no area.
+    It is low for a generous crop, even if all the evidence is shown. Raises ``RegionError`` if the
+    evidence has no area.
     """
     box = _checked(evidence)
     return max((iou(crop, box) for crop in crops), default=0.0)
@@ -75,25 +61,15 @@ Decode = Callable[[Sequence[int]], "Floats"]
 def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> float | None:
     """1 if the nearest point on the last complete map is the answer, else 0.
 
-    Args:
-        trace: of the run.
-        sample: its fact ``points`` is a list of ``{"letter", "x", "y"}``, column and row on the
-            336 grid of box tokens.
-        decode: of the model's depth tokenizer.
-
-    Returns:
-        ``None`` without points, map, tokenizer or a letter in the answer.
-
-    Raises:
-        DataError: if the points are malformed.
+    The sample's fact ``points`` is as :func:`read_points` takes it, column and row on the 336 grid
+    of box tokens. ``None`` without points, map, tokenizer or a letter in the answer.
     """
     points = read_points(sample.facts.get("points"))
     if not points or trace.map_codes is None or decode is None:
         return None
     from vpt.depth.maps import answer_from_map  # imports numpy
 
-    answered = extract_choice(trace.answer, len(points))
-    if answered is None:
+    if (answered := extract_choice(trace.answer, len(points))) is None:
         return None
     return float(answer_from_map(decode(trace.map_codes), points).nearest == answered)
 
@@ -101,8 +77,7 @@ def map_supports_answer(trace: Trace, sample: Sample, decode: Decode | None) -> 
 def read_points(value: object) -> dict[str, tuple[float, float]]:
     """Points of a question by letter, from a list of ``{"letter", "x", "y"}``; none for ``None``.
 
-    Raises:
-        DataError: if it is something else, or the letters are not A, B, ... in this order.
+    Raises ``DataError`` for anything else, or if the letters are not A, B, ... in this order.
     """
     if value is None:
         return {}

@@ -28,16 +28,13 @@ Aggregate = Callable[[Sequence["Record"]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Score:
-    """How predictions of a split are scored.
+    """How predictions of a split are scored; of several values the main one, ``name``, is first.
 
     Attributes:
-        name: key into `SCORES`.
-        about: one line for a report.
-        per_sample: (prediction, sample) -> values; the main one comes first and has the score's
-            name, another may be "unparsed": 1 if the answer could not be read. Raises `DataError`
-            for a sample that the score cannot be used on.
-        aggregate: records of one split and condition -> values; the main one comes first and has
-            the score's name. Records with an error are skipped; empty if none is left.
+        per_sample: (prediction, sample) -> values, "unparsed" is 1 if the answer could not be
+            read. Raises `DataError` for a sample that the score cannot be used on.
+        aggregate: records of one split and condition -> values. Records with an error are skipped;
+            empty if none is left.
     """
 
     name: str
@@ -47,10 +44,9 @@ class Score:
 
 
 def _by_answers(name: str, about: str, score: Callable[[str, Sequence[str]], float]) -> Score:
-    def per_sample(prediction: str, sample: Sample) -> Mapping[str, float]:
-        return {name: score(prediction, sample.answers)}
-
-    return Score(name, about, per_sample, _means(name))
+    return Score(
+        name, about, lambda said, sample: {name: score(said, sample.answers)}, _means(name)
+    )
 
 
 def _means(*names: str) -> Aggregate:
@@ -99,13 +95,10 @@ def _yes_no(prediction: str, sample: Sample) -> Mapping[str, float]:
 
 
 def _yes_no_summary(records: Sequence[Record]) -> Mapping[str, float]:
-    columns = [_column(records, name) for name in ("said_yes", "is_yes", "unparsed")]
-    said: list[str | None] = []
-    truth = []
-    for said_yes, is_yes, unparsed in zip(*columns, strict=True):
-        said.append(None if unparsed else "yes" if said_yes else "no")
-        truth.append("yes" if is_yes else "no")
-    summary = pope(said, truth)
+    said_yes, is_yes, unparsed = (_column(records, n) for n in ("said_yes", "is_yes", "unparsed"))
+    said = ["yes" if value else "no" for value in said_yes]
+    readable = [None if bad else word for word, bad in zip(said, unparsed, strict=True)]
+    summary = pope(readable, ["yes" if value else "no" for value in is_yes])
     return {"yes_no" if name == "accuracy" else name: value for name, value in summary.items()}
 
 

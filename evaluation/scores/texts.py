@@ -33,6 +33,7 @@ _CLOSING = " \"'`)]}*.,;:!?。、」』》】"
 
 UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Characters of Chinese and Japanese, which are written without spaces; for a pattern's ``[]``."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _SEAM = re.compile(rf"(?<=[{UNSPACED}])(?=[^\W{UNSPACED}])|(?<=[^\W{UNSPACED}])(?=[{UNSPACED}])")
 
 
@@ -73,13 +74,9 @@ def whole_words(text: str) -> re.Pattern[str]:
     if text[:1].isdigit():
         before += r"(?<!(?<!\w)-)"  # "5" is not in "-5", but in "3-5"
     if len(text) > 1:
-        before = "" if _is_unspaced(text[0]) else before
-        after = "" if _is_unspaced(text[-1]) else after
+        before = "" if _UNSPACED.match(text[0]) else before
+        after = "" if _UNSPACED.match(text[-1]) else after
     return re.compile(before + re.escape(text) + after)
-
-
-def _is_unspaced(character: str) -> bool:
-    return re.match(f"[{UNSPACED}]", character) is not None
 
 
 FEWEST_ANNOTATORS = 4
@@ -94,16 +91,10 @@ def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
     single answer) the result is 1 if any reference is the same, else 0.
 
     The published evaluation leaves annotators who all wrote the same unspelled; here, as in
-    lmms-eval and VLMEvalKit, all answers are spelled alike.
+    lmms-eval and VLMEvalKit, all answers are spelled alike. ``references`` hold one answer per
+    annotator, repetitions included.
 
-    Args:
-        prediction: the answer.
-        references: one answer per annotator, repetitions included.
-
-    Returns:
-        In [0, 1].
-
-    Raises `DataError` without references.
+    Returns a value in [0, 1]. Raises `DataError` without references.
     """
     predicted = normalize_vqa(prediction)
     agrees = [normalize_vqa(answer) == predicted for answer in checked_references(references)]
@@ -162,18 +153,15 @@ THRESHOLD = 0.5
 
 
 def anls(prediction: str, references: Sequence[str]) -> float:
-    """Score one prediction; case and runs of blanks do not matter.
+    """Score one prediction in [0, 1]; case and runs of blanks do not matter.
 
-    Returns:
-        The best over the references of ``1 - distance / length of the longer string``, or 0 where
-        that distance is `THRESHOLD` or more; in [0, 1].
-
-    Raises `DataError` without references.
+    It is the best over the references of ``1 - distance / length of the longer string``, or 0 where
+    that distance is `THRESHOLD` or more. Raises `DataError` without references.
     """
-    predicted = _normalize(prediction)
+    predicted = " ".join(prediction.lower().split())
 
     def similarity(reference: str) -> float:
-        accepted = _normalize(reference)
+        accepted = " ".join(reference.lower().split())
         length = max(len(predicted), len(accepted))
         distance = edit_distance(predicted, accepted) / length if length else 0.0
         return 1 - distance if distance < THRESHOLD else 0.0
@@ -196,20 +184,13 @@ def edit_distance(a: str, b: str) -> int:
     return above[-1]
 
 
-def _normalize(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """F-measure of the longest common subsequence of words, best of the references; in [0, 1].
 
     rouge-score without stemming. Only words of a-z and 0-9 count: a text without any scores 0.
+    Raises `DataError` without references, `PromptError` if rouge-score is not installed.
 
     Source: Lin, "ROUGE", 2004.
-
-    Raises:
-        DataError: if there is no reference.
-        PromptError: if rouge-score is not installed.
     """
     scorer = _load("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     return best_over(references, lambda text: float(scorer.score(text, prediction)["rougeL"][2]))
@@ -218,11 +199,9 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 def chrf(prediction: str, references: Sequence[str]) -> float:
     """Sentence chrF (character n-grams up to 6, recall counted double), best reference; in [0, 1].
 
-    Source: Popović, "chrF", WMT 2015, as sacrebleu has it (there 0 to 100).
+    Raises `DataError` without references, `PromptError` if sacrebleu is not installed.
 
-    Raises:
-        DataError: if there is no reference.
-        PromptError: if sacrebleu is not installed.
+    Source: Popović, "chrF", WMT 2015, as sacrebleu has it (there 0 to 100).
     """
     texts = list(checked_references(references))
     return float(_load("sacrebleu").sentence_chrf(prediction, texts).score) / 100
@@ -231,17 +210,11 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
 def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 of a whole split, sacrebleu's defaults (13a tokens, case counts); in [0, 1].
 
-    Not a mean over samples: n-grams and lengths are summed first.
+    Not a mean over samples: n-grams and lengths are summed first. Samples may differ in the number
+    of references. Raises `DataError` if there is no sample, one has no reference, or the two differ
+    in length; `PromptError` if sacrebleu is not installed.
 
     Source: Papineni et al., ACL 2002; Post, "A Call for Clarity in Reporting BLEU Scores", 2018.
-
-    Args:
-        predictions: one per sample.
-        references: those of each sample; their numbers may differ.
-
-    Raises:
-        DataError: if there is no sample, one has no reference, or the two differ in length.
-        PromptError: if sacrebleu is not installed.
     """
     if not predictions or len(predictions) != len(references):
         raise DataError(
@@ -250,10 +223,8 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]])
         )
     most = max(len(checked_references(texts)) for texts in references)
     # sacrebleu wants the first references of all samples, then the second ones, None for gaps.
-    streams = [
-        [texts[place] if place < len(texts) else None for texts in references]
-        for place in range(most)
-    ]
+    padded = [[*texts, *[None] * (most - len(texts))] for texts in references]
+    streams = [list(stream) for stream in zip(*padded, strict=True)]
     # Rounding can lift a perfect score a hair above 100.
     return min(float(_load("sacrebleu").corpus_bleu(list(predictions), streams).score) / 100, 1.0)
 

@@ -10,7 +10,7 @@ from typing import Any
 from vpt.cli.output import check_out_folder, print_err, progress
 from vpt.cli.parser import add_path, add_value, whole_number
 from vpt.errors import PromptError
-from vpt.view.wording import count_words
+from vpt.view.wording import count_text
 
 WriteScenes = Callable[[Path, str, int, int, int], Iterator[int]]
 """Folder, split, number, seed and side in pixels -> the number of each scene, when it is done."""
@@ -51,7 +51,7 @@ def write_both_splits(
                 pass
         except OSError as exc:
             raise PromptError(f"cannot write {folder}: {exc.strerror or exc}") from exc
-        number = count_words(num_scenes, "scene")
+        number = count_text(num_scenes, "scene")
         print_err(f"{number} in {folder}, described in {folder / described}")
 
 

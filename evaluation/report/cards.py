@@ -30,7 +30,7 @@ from vpt.view.renderers import (
     marks_on,
     place_chips,
 )
-from vpt.view.wording import OUTCOME_WORDS, STOP_WORDS, boxes_words, call_words, content_words
+from vpt.view.wording import OUTCOME_TEXT, STOP_TEXT, boxes_text, call_text, content_text
 
 ROOM_WH = (320, 260)  # in which every picture fits
 MOST_PHOTOS = 4
@@ -140,8 +140,8 @@ def _percent(box: Box, size_wh: tuple[int, int]) -> tuple[float, float, float, f
 def _labels(marks: Sequence[Mark], size_wh: tuple[int, int], shown: Thumbnail) -> Iterator[Label]:
     width, height = shown.width // 2 + 1, shown.height // 2 + 1  # as small as figures get
     for mark, (left, top) in zip(marks, place_chips(marks, size_wh, (width, height)), strict=False):
-        x, y = left + chip_width(mark.words) / 2, top + CHIP_HEIGHT / 2
-        yield Label(mark.words, mark.colour, (_share(x, width), _share(y, height)))
+        x, y = left + chip_width(mark.label) / 2, top + CHIP_HEIGHT / 2
+        yield Label(mark.label, mark.colour, (_share(x, width), _share(y, height)))
 
 
 def _share(value: float, whole: float) -> float:
@@ -177,24 +177,24 @@ class Card:
         """Each call in words, and what came of it."""
         words = []
         for call in self.trace.calls if self.trace else []:
-            outcome = OUTCOME_WORDS.get(call.outcome, call.outcome)
-            words.append(call_words(call) + (f" ({outcome})" if outcome != "executed" else ""))
+            outcome = OUTCOME_TEXT.get(call.outcome, call.outcome)
+            words.append(call_text(call) + (f" ({outcome})" if outcome != "executed" else ""))
         return words
 
     @property
     def drawings(self) -> list[str]:
         """Each depth map that the model wrote, in words, and how many boxes in all."""
         written = self.trace.content if self.trace else []
-        words = [content_words(one) for one in written if one.kind == "depth"]
+        words = [content_text(one) for one in written if one.kind == "depth"]
         if boxes := [len(one.boxes or ()) for one in written if one.kind == "boxes"]:
-            words.append(boxes_words(sum(boxes)))
+            words.append(boxes_text(sum(boxes)))
         return words
 
     @property
     def stop_words(self) -> str:
         """Why the run ended."""
         reason = self.trace.stop_reason if self.trace else ""
-        return STOP_WORDS.get(reason, reason)
+        return STOP_TEXT.get(reason, reason)
 
 
 def verdict_of(record: Record, score: str) -> str:
@@ -279,10 +279,10 @@ class CardMaker:
         calls = enumerate(album.trace.calls, 1)
         executed = [(number, call) for number, call in calls if call.outcome == "executed"]
         for number, call in executed[:MOST_LOOKS]:
-            yield self._look(album, call, call_words(call), number)
+            yield self._look(album, call, call_text(call), number)
         drawn = [one for one in album.trace.content if one.picture is not None]
         for one in drawn[:MOST_LOOKS]:
-            yield self._look(album, one, f"{content_words(one)}, written by the model")
+            yield self._look(album, one, f"{content_text(one)}, written by the model")
 
     def _photo(self, record: Record, album: Album, index: int) -> Figure:
         """A given image with its marks; on the first, where the evidence is."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vpt.cli.output import check_out_folder, print_err
 from vpt.cli.parser import Command, whole_number
-from vpt.view.wording import count_words
+from vpt.view.wording import count_text
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def _make(args: argparse.Namespace) -> None:
             for done in make_part(part, args.out, args.workers):
                 bar.update(done)
         files = ", ".join(f"{name}.jsonl" for name in part.files)
-        drawn = count_words(part.num_scenes, "picture")
+        drawn = count_text(part.num_scenes, "picture")
         print_err(f"{drawn} in {args.out / part.name}, asked about in {files}")
     write_index(args.out)
 

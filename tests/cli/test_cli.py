@@ -25,7 +25,7 @@ from vpt.cli.run import COMMANDS
 from vpt.errors import BudgetError, PositionError
 from vpt.inference.request import OPTIONS
 from vpt.trace.records import Trace
-from vpt.view.wording import STOP_WORDS, printable
+from vpt.view.wording import STOP_TEXT, printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ def test_each_option_of_a_request_has_an_argument_with_its_default(name):
 
 
 def test_every_stop_but_the_good_one_is_explained():
-    assert set(cli_ask.CUT_SHORT) == set(STOP_WORDS) - {"stop"}
+    assert set(cli_ask.CUT_SHORT) == set(STOP_TEXT) - {"stop"}
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_re_encoding_shows_photo_and_map_with_a_slider_between(visit, picture)
     visit.choose("dino")
     visit.ask()
     visit.ended()
-    expect(visit.stream.locator("li.call")).to_contain_text("DINOv2 on the whole picture")
+    expect(visit.stream.locator("li.call")).to_contain_text("DINOv2 on the whole image")
     images = visit.page.locator("#heat img")
     expect(images).to_have_count(2)
     assert visit.size(images.first) == visit.size(images.last) == [640, 640]

@@ -125,7 +125,7 @@ def test_a_trace_without_pictures_of_it_is_refused_with_words(region):
     bare = copy.deepcopy(region)
     for record in bare.images:
         record.thumbnail = None
-    with pytest.raises(ImageError, match=r"the trace holds no picture of tags.jpg"):
+    with pytest.raises(ImageError, match=r"the trace holds no image of tags.jpg"):
         draw_views(bare)
 
 

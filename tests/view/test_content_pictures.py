@@ -17,7 +17,7 @@ from vpt.view.heat import VIRIDIS
 from vpt.view.picture import draw, shown_in_panels
 from vpt.view.renderers import CALL_COLOURS, Album, draw_look, marks_on
 from vpt.view.timeline import timeline_html
-from vpt.view.wording import content_words
+from vpt.view.wording import content_text
 
 RAMP = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))  # near on the right
 BOXES = [(20, 30, 60, 90), (100, 10, 150, 60)]
@@ -111,7 +111,7 @@ def test_boxes_are_numbered_through_a_run():
     trace = make_trace()
     trace.content.append(trace.content[1])
     marks = marks_on(Album(trace), 0)
-    assert [mark.words for mark in marks] == ["b1", "b2", "b3", "b4"]
+    assert [mark.label for mark in marks] == ["b1", "b2", "b3", "b4"]
     assert [mark.outline for mark in marks] == BOXES * 2
 
 
@@ -162,4 +162,4 @@ def test_the_terminal_says_what_was_drawn(capsys):
 )
 def test_content_in_words(fields, words):
     plain = {"kind": "depth", "turn": 0, "image": 0, "start": 0, "end": 1, "is_whole": True}
-    assert content_words(ContentRecord(**{**plain, **fields})) == words
+    assert content_text(ContentRecord(**{**plain, **fields})) == words

@@ -18,7 +18,7 @@ from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
 from vpt.view.heat import VIRIDIS, heat_over, seen_box_px
 from vpt.view.picture import draw
 from vpt.view.renderers import CALL_COLOURS, Album, marks_on
-from vpt.view.wording import STOP_WORDS, call_words, printable
+from vpt.view.wording import STOP_TEXT, call_text, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}
 
@@ -239,7 +239,7 @@ def test_thumbnails_take_the_place_of_images():
     photo = noise(1000, 500)
     trace = make_trace(photo)
     region_call(trace, (0, 0, 3, 3))
-    with pytest.raises(ImageError, match=r"no picture of 0\.png; pass images="):
+    with pytest.raises(ImageError, match=r"no image of 0\.png; pass images="):
         draw(trace)
     trace.keep_thumbnails([from_pixels(photo, "x")])
     with_thumbnail = draw(Trace.from_dict(trace.to_dict()))
@@ -330,13 +330,13 @@ def test_control_characters_become_visible_and_text_stays():
 
 
 def test_calls_are_named_as_a_person_would():
-    assert call_words(CallRecord("crop", "", 0, 0, "executed", (2, 1, 5, 1))) == "region x 2-5, y 1"
-    assert call_words(CallRecord("reencode", "", 0, 0, "executed")) == "clip"
-    assert call_words(CallRecord("grounding", "", 0, 0, "executed")) == "grounding"
+    assert call_text(CallRecord("crop", "", 0, 0, "executed", (2, 1, 5, 1))) == "region x 2-5, y 1"
+    assert call_text(CallRecord("reencode", "", 0, 0, "executed")) == "clip"
+    assert call_text(CallRecord("grounding", "", 0, 0, "executed")) == "grounding"
 
 
 def test_every_stop_reason_has_words():
-    assert set(STOP_WORDS) == {"stop", "length", "max_calls", "repeated_call"}
+    assert set(STOP_TEXT) == {"stop", "length", "max_calls", "repeated_call"}
 
 
 def test_released_settings_are_those_of_the_branches():

@@ -20,7 +20,7 @@ from vpt.cli.parser import Command
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
-from vpt.view.wording import STOP_WORDS, call_words, content_words, count_words, tokens_words
+from vpt.view.wording import STOP_TEXT, call_text, content_text, count_text, tokens_text
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
@@ -77,7 +77,7 @@ def _ask(args: argparse.Namespace) -> None:
     _write_outputs(trace, images, args)
     _note_content(trace, runtime)
     if trace.malformed:
-        print_err(f"note: {count_words(len(trace.malformed), 'malformed call')} read as text")
+        print_err(f"note: {count_text(len(trace.malformed), 'malformed call')} read as text")
     if trace.stop_reason in CUT_SHORT:
         print_err(f"note: {CUT_SHORT[trace.stop_reason]}")
     if args.verbose:
@@ -138,7 +138,7 @@ def _note_content(trace: Trace, runtime: Runtime) -> None:
             continue
         most = runtime.vocabulary.content.num_cells
         of = f" of {most}" if one.kind == "depth" else ""
-        print_err(f"note: {content_words(one)}{of}; allow more with --max-new-tokens")
+        print_err(f"note: {content_text(one)}{of}; allow more with --max-new-tokens")
     has_map = any(one.kind == "depth" and one.is_whole for one in trace.content)
     if has_map and runtime.depth_tokenizer is None:
         print_err(
@@ -150,15 +150,15 @@ def _note_content(trace: Trace, runtime: Runtime) -> None:
 def _summarise(trace: Trace) -> None:
     counts, timings = trace.counts, trace.timings
     print_err(
-        f"{tokens_words(counts)}, {counts.llm_tokens} read by the LLM; "
-        f"{count_words(len(trace.calls), 'call')}; "
-        f"{count_words(counts.images_encoded, 'image')} encoded, {counts.images_reused} reused"
+        f"{tokens_text(counts)}, {counts.llm_tokens} read by the LLM; "
+        f"{count_text(len(trace.calls), 'call')}; "
+        f"{count_text(counts.images_encoded, 'image')} encoded, {counts.images_reused} reused"
     )
     print_err(
         f"prefill {timings.prefill:.0f} ms, first token after {timings.first_token:.0f} ms, "
         f"{timings.total:.0f} ms in all"
     )
-    print_err(f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason)}")
+    print_err(f"end: {STOP_TEXT.get(trace.stop_reason, trace.stop_reason)}")
 
 
 class Screen:
@@ -193,7 +193,7 @@ class Screen:
             if event.call.outcome != "executed":
                 print_err(self._refusal(event.call), name="")
         elif isinstance(event, ContentEvent):
-            print_err(f"[drew: {content_words(event.content)}, {event.content.ms:.0f} ms]", name="")
+            print_err(f"[drew: {content_text(event.content)}, {event.content.ms:.0f} ms]", name="")
         elif isinstance(event, ResultEvent):
             print_err(self._result(event.call), name="")
 
@@ -220,14 +220,14 @@ class Screen:
         place = f"box {','.join(map(str, box))} of {name}" if box else name
         together = f" for all {self._num_calls} calls" if self._num_calls > 1 else ""
         return (
-            f"[looks again: {call_words(call)} → {place}, "
-            f"{count_words(call.num_tokens, 'token')}, "
+            f"[looks again: {call_text(call)} → {place}, "
+            f"{count_text(call.num_tokens, 'token')}, "
             f"{call.encode_ms + call.run_ms:.0f} ms{together}]"
         )
 
     def _refusal(self, call: CallRecord) -> str:
         why = "the same call as before" if call.outcome == "repeated" else "the run ends here"
-        return f"[does not look again: {call_words(call)}, {why}]"
+        return f"[does not look again: {call_text(call)}, {why}]"
 
 
 COMMAND = Command(

@@ -40,7 +40,7 @@ from vpt.data.rows import (
 from vpt.errors import DataError, PromptError
 from vpt.protocol.rows import split_crop_suffix
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
-from vpt.view.wording import count_words
+from vpt.view.wording import count_text
 
 if TYPE_CHECKING:
     from vpt.data.check import Report
@@ -173,7 +173,7 @@ def _report_unused(entries: Sequence[Any], built: Built, args: argparse.Namespac
         print_err(f"note: ignored keys, with the number of annotations that have them: {named}")
     if not built.bad:
         return
-    number = count_words(len(built.bad), "annotation")
+    number = count_text(len(built.bad), "annotation")
     print_err(f"{number} cannot be used (the first is number 0):")
     listed = built.bad if args.verbose else built.bad[:_NUM_LISTED]
     for index, reason in listed:
@@ -186,10 +186,10 @@ def _report_unused(entries: Sequence[Any], built: Built, args: argparse.Namespac
 
 def _report_built(built: Built, args: argparse.Namespace) -> None:
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(built.kinds.items()))
-    skipped = f"; {count_words(len(built.bad), 'bad annotation')} skipped" if built.bad else ""
-    print_err(f"wrote {count_words(len(built.rows), 'row')} to {args.out}: {kinds}{skipped}")
+    skipped = f"; {count_text(len(built.bad), 'bad annotation')} skipped" if built.bad else ""
+    print_err(f"wrote {count_text(len(built.rows), 'row')} to {args.out}: {kinds}{skipped}")
     if built.num_without_box:
-        number = count_words(built.num_without_box, "annotation")
+        number = count_text(built.num_without_box, "annotation")
         print_err(f"{number} without a box, from which no region row can be built")
     print_err(f"train with media_dir: {args.images or '.'}; paths in the rows are relative to it")
 
@@ -323,7 +323,7 @@ def _unchecked(args: argparse.Namespace, num_left: int, *, is_rows: bool) -> lis
     """What was not checked, and the options that change it."""
     unchecked = []
     if num_left:
-        unchecked.append(f"{count_words(num_left, 'further row')} (--limit)")
+        unchecked.append(f"{count_text(num_left, 'further row')} (--limit)")
     if not args.open_images:
         unchecked.append("image files and crops (--no-images)")
     if is_rows and not args.model:
@@ -361,15 +361,15 @@ def _show(
 ) -> None:
     from vpt.data.curriculum import epoch_lines
 
-    num_rows = count_words(report.num_rows, "row")
-    print_out(f"{target.file}: {num_rows}, {count_words(num_images, 'image')} opened")
+    num_rows = count_text(report.num_rows, "row")
+    print_out(f"{target.file}: {num_rows}, {count_text(num_images, 'image')} opened")
     for row_kind, num_of_kind in sorted(report.row_kinds.items()):
         print_out(f"  {num_of_kind:>7,}  {row_kind}")
     for line in epoch_lines(report.epochs):
         print_out(f"  {line}")
     for kind, entries in report.findings.items():
         num_found = len({number for number, _ in entries if number is not None})
-        counted = count_words(num_found, "row") if num_found else "the file"
+        counted = count_text(num_found, "row") if num_found else "the file"
         print_out(f"\n{kind}: {counted}: {target.findings[kind]}")
         for number, detail in entries[:num_shown]:
             place = "the file" if number is None else f"row {number}"
@@ -380,7 +380,7 @@ def _show(
     for name in unchecked:
         print_out(f"not checked: {name}")
     if report.findings:
-        found = count_words(report.num_with_findings, "row")
+        found = count_text(report.num_with_findings, "row")
         print_out(f"{found} of {report.num_rows} with findings (the first row is number 0)")
     else:
         print_out("nothing found")

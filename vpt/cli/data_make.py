@@ -29,7 +29,7 @@ from vpt.data.rows import (
     write_rows,
 )
 from vpt.errors import PromptError
-from vpt.view.wording import count_words
+from vpt.view.wording import count_text
 
 if TYPE_CHECKING:
     from vpt.data.depth_rows import DepthSource
@@ -207,7 +207,7 @@ def _make_counting_rows(args: argparse.Namespace) -> None:
     for why, times in sorted(annotations.left_out.items()):
         print_err(f"left out, categories of a picture, for {why}: {times:,}")
     if num_without := sum(not one.categories for one in annotations.pictures):
-        print_err(f"{count_words(num_without, 'picture')} with nothing left to ask about")
+        print_err(f"{count_text(num_without, 'picture')} with nothing left to ask about")
     report_left_out(made.problems, "picture")
 
 

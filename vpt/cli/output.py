@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpt.errors import PromptError
-from vpt.view.wording import count_words, printable
+from vpt.view.wording import count_text, printable
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def report_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
     """
     if not problems:
         return
-    print_err(f"{count_words(len(problems), noun)} left out:")
+    print_err(f"{count_text(len(problems), noun)} left out:")
     for which, why in problems[:_NUM_LISTED]:
         print_err(f"  {which}: {why}")
 

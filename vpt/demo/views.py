@@ -10,7 +10,7 @@ from vpt.boxes import Box, rescale
 from vpt.errors import PromptError
 from vpt.trace.records import Trace
 from vpt.view.renderers import Album, draw_look, fitted, marked_photo
-from vpt.view.wording import call_words, content_words
+from vpt.view.wording import call_text, content_text
 
 ROOM_WH = (640, 640)
 
@@ -60,12 +60,12 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
 def shown_looks(trace: Trace) -> list[tuple[str, int]]:
     """What calls brought something and what depth maps were decoded, each with its number."""
     found = [
-        (one.turn, 0, (content_words(one), -number))
+        (one.turn, 0, (content_text(one), -number))
         for number, one in enumerate(trace.content, 1)
         if one.picture is not None
     ]
     found += [
-        (call.turn, 1, (f"{number} · {call_words(call)}", number))
+        (call.turn, 1, (f"{number} · {call_text(call)}", number))
         for number, call in enumerate(trace.calls, 1)
         if call.outcome == "executed" and call.grid_hw is not None
     ]

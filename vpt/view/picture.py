@@ -29,14 +29,14 @@ from vpt.view.renderers import (
     why_no_map,
 )
 from vpt.view.wording import (
-    OUTCOME_WORDS,
-    STOP_WORDS,
+    OUTCOME_TEXT,
+    STOP_TEXT,
     call_facts,
-    call_words,
-    content_words,
-    count_words,
+    call_text,
+    content_text,
+    count_text,
     printable,
-    tokens_words,
+    tokens_text,
 )
 
 WIDTH, PAD, GAP, BAR_HEIGHT = 1200, 28, 20, 30
@@ -111,9 +111,9 @@ def _end(trace: Trace) -> Iterator[Image.Image]:
         head = Text("Malformed calls, read as text", 14, FAULT_INK)
         yield _banner([head, *(Text(one, 15, FAULT_INK, 3) for one in said)], FAULT_PAPER)
     numbers = (
-        f"end: {STOP_WORDS.get(trace.stop_reason, trace.stop_reason or 'not ended')}",
-        tokens_words(trace.counts),
-        count_words(len(trace.calls), "call"),
+        f"end: {STOP_TEXT.get(trace.stop_reason, trace.stop_reason or 'not ended')}",
+        tokens_text(trace.counts),
+        count_text(len(trace.calls), "call"),
         f"{trace.timings.total:,.0f} ms",
     )
     yield _banner([Text("  ·  ".join(numbers), 15, QUIET, 4)], PAPER)
@@ -156,7 +156,7 @@ def _panel(
     """What a call brought or a depth map shows, with words under it."""
     number, one = numbered
     if isinstance(one, CallRecord):
-        why = "" if one.outcome == "executed" else OUTCOME_WORDS.get(one.outcome, one.outcome)
+        why = "" if one.outcome == "executed" else OUTCOME_TEXT.get(one.outcome, one.outcome)
         words = _call_legend(album, number, one, width)
     else:
         why, words = why_no_map(one), _map_legend(album, one, width)
@@ -189,17 +189,17 @@ def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image
 def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Image.Image:
     chip, left = str(number), chip_width(str(number)) + 9
     head = Image.new("RGB", (width, CHIP_HEIGHT + 2), PAPER)
-    head.paste(set_text([Text(call_words(call), 17, INK)], width - left), (left, 0))
+    head.paste(set_text([Text(call_text(call), 17, INK)], width - left), (left, 0))
     draw_chip(ImageDraw.Draw(head), chip, call_colour(number), (0, 0))
-    fill, facts = FAULT_INK, OUTCOME_WORDS.get(call.outcome, call.outcome)
+    fill, facts = FAULT_INK, OUTCOME_TEXT.get(call.outcome, call.outcome)
     if call.outcome == "executed":
         siblings = sum(other.turn == call.turn for other in album.trace.calls)
         fill, facts = QUIET, call_facts(call, siblings)
-    words = set_text([Text(facts, 14, fill), Text(_place_words(album, call), 14)], width)
+    words = set_text([Text(facts, 14, fill), Text(_place_text(album, call), 14)], width)
     return _grid([head, words], 1, gap=0)
 
 
-def _place_words(album: Album, call: CallRecord) -> str:
+def _place_text(album: Album, call: CallRecord) -> str:
     """Where a call looked."""
     record, number = album.trace.images[call.image], album.number(call.image)
     if (box := call.box_xyxy_px or record.box_xyxy_px) is not None:
@@ -213,9 +213,9 @@ def _place_words(album: Album, call: CallRecord) -> str:
 
 
 def _map_legend(album: Album, one: ContentRecord, width: int) -> Image.Image:
-    facts = f"{count_words(one.end - one.start, 'token')}  ·  {one.ms:,.0f} ms"
+    facts = f"{count_text(one.end - one.start, 'token')}  ·  {one.ms:,.0f} ms"
     words = [
-        Text(content_words(one), 17, INK, 2),
+        Text(content_text(one), 17, INK, 2),
         Text(f"written  ·  {facts}", 14, QUIET if one.is_whole else FAULT_INK, 2),
         Text(f"of image {album.number(one.image)}, by the model's account", 14),
     ]

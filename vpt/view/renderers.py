@@ -120,7 +120,7 @@ def _thumbnail(record: ImageRecord) -> Image.Image:
     name = base_name(record.source)
     if record.thumbnail is None:
         raise ImageError(
-            f"the trace holds no picture of {name}; pass images=, or save traces "
+            f"the trace holds no image of {name}; pass images=, or save traces "
             "after keep_thumbnails()"
         )
     return _read_data_uri(record.thumbnail, f"the thumbnail of {name}")
@@ -159,7 +159,7 @@ class Mark:
     colour: str
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """Its label: ``"1, 3"`` for two calls, ``"b2"`` for a box."""
         return ("b" if self.kind == "box" else "") + ", ".join(map(str, self.numbers))
 
@@ -213,7 +213,7 @@ def _boxes_on(album: Album, index: int) -> Iterator[Mark]:
 
 def boxes_legend(marks: Sequence[Mark]) -> str:
     """``"b1 to b3: written by the model"``; empty without boxes."""
-    words = [mark.words for mark in marks if mark.kind == "box"]
+    words = [mark.label for mark in marks if mark.kind == "box"]
     return (
         f"{' to '.join(dict.fromkeys((words[0], words[-1])))}: written by the model"
         if words
@@ -252,7 +252,7 @@ def marked_photo(
             pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=PAPER, width=5)
             pen.rectangle((x0, y0, x1, y1), outline=mark.colour, width=3)
     for mark, left_top in zip(marks, place_chips(marks, size_wh, photo.size), strict=False):
-        draw_chip(pen, mark.words, mark.colour, left_top)
+        draw_chip(pen, mark.label, mark.colour, left_top)
     if drawn_box is not None:
         _dash(pen, rescale(drawn_box, size_wh, photo.size))
     return photo
@@ -276,7 +276,7 @@ def place_chips(
         x0, y0, x1, y1 = map(round, rescale(mark.anchor, size_wh, shown_wh))
         centres = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         centres += [(x0, y) for y in range(y0 + CHIP_HEIGHT // 2, y1, CHIP_HEIGHT)]
-        width, chips = chip_width(mark.words), []
+        width, chips = chip_width(mark.label), []
         for x, y in centres:
             left = max(min(x - width // 2, shown_wh[0] - width), 0)
             top = max(min(y - CHIP_HEIGHT // 2, shown_wh[1] - CHIP_HEIGHT), 0)

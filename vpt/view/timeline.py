@@ -11,14 +11,14 @@ from vpt.protocol.tokens import BRANCH_TOKENS, is_content
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
 from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
-    OUTCOME_WORDS,
-    STOP_WORDS,
+    OUTCOME_TEXT,
+    STOP_TEXT,
     call_facts,
-    call_words,
-    content_words,
-    count_words,
+    call_text,
+    content_text,
+    count_text,
     html_environment,
-    tokens_words,
+    tokens_text,
 )
 
 MOST_TOKENS = 400  # of a turn that are drawn one by one; of more, the last ones
@@ -70,7 +70,7 @@ def _given(trace: Trace) -> Iterator[_Line]:
         if record.parent is None:
             width, height = record.size_wh
             text = f"{base_name(record.source)} {width}x{height}"
-            facts = count_words(record.num_tokens, "token") if is_read else ""
+            facts = count_text(record.num_tokens, "token") if is_read else ""
             yield _Line("reads", "sees", text=text, facts=facts)
     facts = f"{trace.counts.prompt_tokens} tokens in all · {trace.timings.prefill:,.0f} ms"
     yield _Line("reads", "reads", text=trace.question, facts=facts if is_read else "")
@@ -80,7 +80,7 @@ def _turns(trace: Trace) -> Iterator[_Line]:
     for turn in trace.timeline():
         colour = call_colour(turn.calls[0][0]) if turn.calls else ""
         if turn.tokens:
-            facts = count_words(len(turn.tokens), "token")
+            facts = count_text(len(turn.tokens), "token")
             if len(turn.tokens) > 1:  # the time of the first is that of the look before it
                 facts += f" · {sum(token.ms for token in turn.tokens[1:]):,.0f} ms"
             tokens = tuple(_tokens(turn.tokens))
@@ -88,9 +88,9 @@ def _turns(trace: Trace) -> Iterator[_Line]:
         for bad in turn.malformed:
             yield _Line("fault", "no call", text=bad.text, reason=bad.reason)
         for _, one in turn.content:
-            facts = f"{count_words(one.end - one.start, 'token')} · {one.ms:,.0f} ms"
+            facts = f"{count_text(one.end - one.start, 'token')} · {one.ms:,.0f} ms"
             kind = "content" if one.is_whole else "content refused"
-            yield _Line(kind, "draws", name=content_words(one), text=_drawn(one), facts=facts)
+            yield _Line(kind, "draws", name=content_text(one), text=_drawn(one), facts=facts)
         for number, call in turn.calls:
             yield _call(number, call, len(turn.calls))
 
@@ -119,10 +119,10 @@ def _family(text: str) -> str:
 
 def _call(number: int, call: CallRecord, num_siblings: int) -> _Line:
     row, colour = BRANCH_TOKENS.get(call.branch), call_colour(number)
-    name = row.title if row else call_words(call)
+    name = row.title if row else call_text(call)
     if call.outcome != "executed":
         why = WHY_NOT.get(call.outcome, call.outcome)
-        text = f" {OUTCOME_WORDS.get(call.outcome, call.outcome)}: {why}"
+        text = f" {OUTCOME_TEXT.get(call.outcome, call.outcome)}: {why}"
         return _Line("call refused", "asks for", number, name, text, colour=colour)
     if call.grid_hw is None:
         return _Line("call pending", "looks again", number, name, " …", colour=colour)
@@ -134,7 +134,7 @@ def _brought(call: CallRecord) -> str:
     if call.box_xyxy_px is not None:
         x0, y0, x1, y1 = call.box_xyxy_px
         return f"and gets the crop {x0},{y0} to {x1},{y1}: {x1 - x0}x{y1 - y0} px"
-    words = "on the whole picture" + (", features known" if call.reused else "")
+    words = "on the whole image" + (", features known" if call.reused else "")
     if call.scores:
         words += f"; scores {min(call.scores):.2g} (violet) to {max(call.scores):.2g} (yellow)"
     return words
@@ -154,6 +154,6 @@ def _drawn(one: ContentRecord) -> str:
 
 def _end(trace: Trace) -> Iterator[_Line]:
     if trace.stop_reason:
-        facts = f"{tokens_words(trace.counts)} · {trace.timings.total:,.0f} ms"
-        why = STOP_WORDS.get(trace.stop_reason, trace.stop_reason)
+        facts = f"{tokens_text(trace.counts)} · {trace.timings.total:,.0f} ms"
+        why = STOP_TEXT.get(trace.stop_reason, trace.stop_reason)
         yield _Line("end", "ends", text=why, facts=facts)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from vpt.trace.records import CallRecord, ContentRecord, Counts
 
-STOP_WORDS = {
+STOP_TEXT = {
     "stop": "the model finished",
     "length": "cut off at the token limit",
     "max_calls": "the model wanted another call, but the call budget was used up",
     "repeated_call": "the model repeated one call, so looking again was ended",
 }
-OUTCOME_WORDS = {"executed": "executed", "repeated": "repeated", "not_executed": "not executed"}
+OUTCOME_TEXT = {"executed": "executed", "repeated": "repeated", "not_executed": "not executed"}
 
 # Controls, lone surrogates, and the marks that turn text around (UAX 9).
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -53,7 +53,7 @@ def _finalize(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
-def call_words(call: CallRecord) -> str:
+def call_text(call: CallRecord) -> str:
     """Name a call as a person would: ``"region x 2-5, y 1-4"``, or the encoder."""
     if call.region is not None:
         x_min, y_min, x_max, y_max = call.region
@@ -65,11 +65,11 @@ def call_words(call: CallRecord) -> str:
 def call_facts(call: CallRecord, num_siblings: int) -> str:
     """What an executed call cost; the time is that of all ``num_siblings`` calls of its turn."""
     together = f" for all {num_siblings}" if num_siblings > 1 else ""
-    tokens = count_words(call.num_tokens, "token")
+    tokens = count_text(call.num_tokens, "token")
     return f"executed · {tokens} · {call.encode_ms + call.run_ms:,.0f} ms{together}"
 
 
-def tokens_words(counts: Counts) -> str:
+def tokens_text(counts: Counts) -> str:
     """The tokens of a run, by what brought them."""
     return (
         f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
@@ -77,21 +77,21 @@ def tokens_words(counts: Counts) -> str:
     )
 
 
-def content_words(content: ContentRecord) -> str:
+def content_text(content: ContentRecord) -> str:
     """Name what a model wrote of an image: ``"depth map of 100 codes"``, ``"3 boxes"``."""
     if content.kind == "depth":
-        codes = count_words(len(content.codes or ()), "code")
+        codes = count_text(len(content.codes or ()), "code")
         return f"depth map of {codes}" if content.is_whole else f"depth map, cut off after {codes}"
-    words = boxes_words(len(content.boxes or ()))
+    words = boxes_text(len(content.boxes or ()))
     return words if content.is_whole else f"{words}, then one cut off"
 
 
-def boxes_words(number: int) -> str:
+def boxes_text(number: int) -> str:
     """``"1 box"``, ``"2 boxes"``."""
     return "1 box" if number == 1 else f"{number} boxes"
 
 
-def count_words(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
     """``"1 call"``, ``"2 calls"``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vpt.boxes import GridBox
@@ -22,13 +22,11 @@ _SYMBOL = re.compile(r"<\|[a-z_]+(?:_-?[0-9]+)?\|>")
 
 @dataclass(frozen=True)
 class PerceptionCall:
-    """One request by the model to look again.
+    """One request by the model to look again: symbols ``start`` to ``end`` (exclusive) of a turn.
 
     Attributes:
         branch: ``"crop"`` or a key of :data:`BRANCH_TOKENS`.
-        start: index of the call's first token in the parsed sequence.
-        end: index after its last token.
-        region: for ``"crop"`` the cells it names, else ``None``.
+        region: cells of a ``"crop"``.
     """
 
     branch: str
@@ -39,14 +37,7 @@ class PerceptionCall:
 
 @dataclass(frozen=True)
 class MalformedCall:
-    """Perception tokens that make no call, and why.
-
-    Attributes:
-        start: index of the first token concerned.
-        end: index after the last one.
-        text: the tokens as written.
-        reason: what is wrong with them.
-    """
+    """Perception tokens ``start`` to ``end`` (exclusive) that make no call, as written, and why."""
 
     start: int
     end: int
@@ -76,16 +67,7 @@ def format_region(region: GridBox, grid_size: int = RELEASED_GRID_SIZE) -> str:
 
 def split_symbols(text: str) -> list[str]:
     """Cut text into control tokens and the runs of plain text between them."""
-    symbols: list[str] = []
-    position = 0
-    for match in _SYMBOL.finditer(text):
-        if match.start() > position:
-            symbols.append(text[position : match.start()])
-        symbols.append(match.group())
-        position = match.end()
-    if position < len(text):
-        symbols.append(text[position:])
-    return symbols
+    return [part for part in re.split(f"({_SYMBOL.pattern})", text) if part]
 
 
 def find_symbols(text: str) -> list[str]:
@@ -96,25 +78,28 @@ def find_symbols(text: str) -> list[str]:
 def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -> ParsedTurn:
     """Find the perception calls in what the model wrote. Nothing is guessed.
 
-    A region is one or more coordinate tokens between start and end, at least one per axis; it
-    spans their extremes, in whatever order they come. A re-encoding is called by its start
-    token; the two tokens behind it, if they are there, belong to the call. All else that holds
-    perception tokens is reported as malformed.
+    A region is one or more coordinate tokens between start and end, at least one per axis, in any
+    order; it spans their extremes. A re-encoding is called by its start token; its action and end
+    tokens, if they follow, belong to the call. All other perception tokens are malformed.
 
     Args:
-        turn: text, or a sequence of symbols (one string per token; plain text may be anything
-            that is not a control token, the empty string included).
-        grid_size: cells per side of the region grid.
+        turn: text, or one string per token; plain text may be any string, the empty one included,
+            that is not a control token.
     """
-    symbols = split_symbols(turn) if isinstance(turn, str) else turn
+    symbols = split_symbols(turn) if isinstance(turn, str) else list(turn)
     rows = BRANCH_TOKENS.values()
     row_of_start = {row.start: row for row in rows}
     stray = {REGION_END, *(token for row in rows for token in (row.action, row.end))}
     calls: list[PerceptionCall] = []
     malformed: list[MalformedCall] = []
 
-    def is_stray(symbol: str) -> bool:
-        return symbol in stray or is_coordinate(symbol)
+    def skip(position: int, others: Collection[str] = ()) -> int:
+        """Index after the coordinates, or tokens of ``others``, from a position on."""
+        while position < len(symbols) and (
+            is_coordinate(symbols[position]) or symbols[position] in others
+        ):
+            position += 1
+        return position
 
     def report(start: int, end: int, reason: str) -> None:
         malformed.append(MalformedCall(start, end, "".join(symbols[start:end]), reason))
@@ -123,51 +108,42 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
     while position < len(symbols):
         symbol, start = symbols[position], position
         if symbol == REGION_START:
-            position = _end_of_coordinates(symbols, position + 1)
-            if position < len(symbols) and symbols[position] == REGION_END:
+            position = end = skip(start + 1)
+            region: GridBox | str = "region is not closed"
+            if symbols[end : end + 1] == [REGION_END]:
                 position += 1
-                region, reason = _read_region(symbols[start + 1 : position - 1], grid_size)
-                if region is not None:
-                    calls.append(PerceptionCall("crop", start, position, region))
-                else:
-                    report(start, position, reason)
+                region = _read_region(symbols[start + 1 : end], grid_size)
+            if isinstance(region, str):
+                report(start, position, region)
             else:
-                report(start, position, "region is not closed")
+                calls.append(PerceptionCall("crop", start, position, region))
         elif symbol in row_of_start:
             row = row_of_start[symbol]
             position += 1
             for rest in (row.action, row.end):
-                if position < len(symbols) and symbols[position] == rest:
-                    position += 1
+                position += symbols[position : position + 1] == [rest]
             calls.append(PerceptionCall(row.branch, start, position))
-        elif is_stray(symbol):
-            while position < len(symbols) and is_stray(symbols[position]):
-                position += 1
+        elif (position := skip(start, stray)) > start:
             report(start, position, "perception tokens outside a call")
         else:
             position += 1
     return ParsedTurn(tuple(calls), tuple(malformed))
 
 
-def _end_of_coordinates(symbols: Sequence[str], position: int) -> int:
-    while position < len(symbols) and is_coordinate(symbols[position]):
-        position += 1
-    return position
-
-
-def _read_region(symbols: Sequence[str], grid_size: int) -> tuple[GridBox | None, str]:
+def _read_region(symbols: Sequence[str], grid_size: int) -> GridBox | str:
+    """The cells that coordinate tokens span, or why they span none."""
     cells: dict[str, list[int]] = {"x": [], "y": []}
     if not symbols:
-        return None, "region names no cell"
+        return "region names no cell"
     for symbol in symbols:
         coordinate = read_coordinate(symbol)
         assert coordinate is not None  # the caller stops at the first other symbol
         axis, value = coordinate
         if value >= grid_size:
-            return None, f"{symbol} lies outside the {grid_size}x{grid_size} grid"
+            return f"{symbol} lies outside the {grid_size}x{grid_size} grid"
         cells[axis].append(value)
     for axis in "xy":
         if not cells[axis]:
-            return None, f"region has no {axis} coordinate"
+            return f"region has no {axis} coordinate"
     x, y = cells["x"], cells["y"]
-    return GridBox(min(x), min(y), max(x), max(y)), ""
+    return GridBox(min(x), min(y), max(x), max(y))

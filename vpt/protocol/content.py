@@ -25,7 +25,7 @@ def format_depth(
     """Write the codes of a depth map as tokens.
 
     Raises:
-        DataError: for another number of codes, or one that the codebook lacks.
+        DataError: for another number of codes, or an unknown one.
     """
     _check_depth_codes(codes, num_codes, num_cells)
     return "".join([DEPTH_START, *(f"<DEPTH_{code}>" for code in codes), DEPTH_END])
@@ -36,12 +36,8 @@ def parse_depth(
 ) -> tuple[int, ...]:
     """Read the codes of a text that is one depth map; space between tokens does not matter.
 
-    Args:
-        text: as :func:`format_depth` writes it.
-
     Raises:
-        DataError: if something else stands in it, for another number of codes, or one that the
-            codebook lacks.
+        DataError: for other text, another number of codes, or an unknown one.
     """
     inner = text.strip()
     if not (inner.startswith(DEPTH_START) and inner.endswith(DEPTH_END)):
@@ -65,8 +61,8 @@ def format_pixel_box(box: Sequence[int], num_pixels: int = RELEASED_PIXELS) -> s
     """Write a box as four tokens.
 
     Args:
-        box: left, top, right, bottom, in pixels of the image brought to ``num_pixels`` a side;
-            all four are pixels of the image.
+        box: left, top, right, bottom: pixels, ends included, of the image resized to
+            ``num_pixels`` a side.
 
     Raises:
         RegionError: if this is no box of that image.
@@ -78,14 +74,11 @@ def format_pixel_box(box: Sequence[int], num_pixels: int = RELEASED_PIXELS) -> s
 def parse_pixel_boxes(
     text: str, num_pixels: int = RELEASED_PIXELS
 ) -> tuple[tuple[int, int, int, int], ...]:
-    """Find the boxes of a text, in reading order; other text may stand around each.
-
-    Args:
-        text: with runs of pixel tokens, four per box; space within a run does not matter.
-        num_pixels: side of the image they lie in.
+    """Find the boxes of a text, in reading order; space within a run of tokens does not matter.
 
     Raises:
-        RegionError: if a run is no whole number of boxes, or one lies outside the image.
+        RegionError: if a run of pixel tokens is no whole number of boxes, or one lies outside the
+            image.
     """
     boxes: list[tuple[int, int, int, int]] = []
     for run in re.finditer(rf"(?:{PIXEL.pattern}\s*)+", text):

@@ -1,8 +1,7 @@
 """The grammar of perception tokens: which tokens may follow which.
 
-A grammar is a small automaton over the tokens of one assistant turn. It says which tokens may
-come next, so that every call the model makes is well formed, and no perception token stands
-outside of one. The same automaton serves the runtime and transformers' own ``generate``.
+With it every call is well formed, and no perception token stands outside of one. The same automaton
+serves the runtime and transformers' own ``generate``.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ from vpt.protocol.tokens import (
 
 @dataclass(frozen=True)
 class TokenRule:
-    """What may come next: ``only`` these ids, or all but the ``banned`` ones.
-
-    Attributes:
-        only: ids, or ``None`` for no such limit.
-        banned: ids that may not come; of no meaning beside ``only``.
-        vocabulary_end: ids from here on are banned too; ``None`` for no such limit.
-    """
+    """Ids that may come next: ``only`` these; or not ``banned`` and below ``vocabulary_end``."""
 
     only: tuple[int, ...] | None = None
     banned: tuple[int, ...] = ()
@@ -53,8 +46,8 @@ class TurnState:
     Attributes:
         name: a state of :class:`PerceptionGrammar`.
         num_regions: regions written in this turn.
-        num_written: codes of the depth map, or coordinates of the box, that is being written.
-        corner: ``(x, y)`` of the box that is being written, as far as they are there.
+        num_written: codes of the current depth map, or coordinates of the current box.
+        corner: ``(x, y)`` of the current box, as far as written.
     """
 
     name: str = "free"
@@ -66,16 +59,11 @@ class TurnState:
 class PerceptionGrammar:
     """Which tokens may follow which, within one assistant turn.
 
-    A region is start, ``x y``, optionally a second ``x y``, end; behind it only a further region
-    or the end of the turn may come. Behind a branch's start token come its action and end tokens
-    and the end of the turn, and nothing else. A depth map is start, all its codes, end; a box is
-    four pixels: left, top, then right and bottom that are no smaller; behind either text goes on.
-    Elsewhere text is free.
-
-    What may come next is found in constant time, however long the turn is.
-
-    Args:
-        vocabulary: ids of the control tokens.
+    A region is start, ``x y``, optionally a second ``x y``, end; after it only a further region
+    or the end of the turn may come. After a branch's start token come its action and end tokens
+    and the end of the turn. A depth map is start, all its codes, end; a box is four pixels: left,
+    top, then right and bottom that are no smaller; after either text continues. Elsewhere text is
+    free. What may come next is found in constant time, however long the turn is.
     """
 
     def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
@@ -98,7 +86,7 @@ class PerceptionGrammar:
                 self._forced[ids[row.action]] = ids[row.end]
                 self._forced[ids[row.end]] = self._turn_end
         self._read_content()
-        self._rules: dict[tuple[Any, ...], TokenRule] = {}  # made once, they come again
+        self._rules: dict[tuple[Any, ...], TokenRule] = {}
 
     def _read_content(self) -> None:
         """Ids of depth maps and boxes; none of what this model does not write."""
@@ -131,8 +119,7 @@ class PerceptionGrammar:
         """What may come next.
 
         Args:
-            permitted: branches that may be called now (``"crop"`` for regions), and kinds of
-                content that may be written.
+            permitted: branches that may be called now, and kinds of content that may be written.
             must_call: in free text, permit nothing but a call.
         """
         if state.name == "free":
@@ -158,16 +145,14 @@ class PerceptionGrammar:
             return TokenRule(only=tuple(self._codes) if given[0] else (self._depth_end,))
         if name == "box":
             return TokenRule(only=tuple(self._pixels)[given[0] :])
+        if name.startswith("forced:"):
+            return TokenRule(only=(int(name.removeprefix("forced:")),))
         only = {
             "x1": self._x,
-            "y1": self._y,
             "x2_or_end": (*self._x, self._region_end),
-            "y2": self._y,
             "end": (self._region_end,),
         }
-        if name in only:
-            return TokenRule(only=only[name])
-        return TokenRule(only=(int(name.removeprefix("forced:")),))
+        return TokenRule(only=only.get(name, self._y))
 
     def _free_rule(self, permitted: Sequence[str], must_call: bool) -> TokenRule:
         branches = [one for one in permitted if one in self.vocabulary.branches]
@@ -183,7 +168,7 @@ class PerceptionGrammar:
         return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
 
     def advance(self, state: TurnState, token_id: int) -> TurnState:
-        """State behind ``token_id``. Tokens that break the grammar lead back to free text."""
+        """State after ``token_id``. Tokens that break the grammar lead back to free text."""
         if token_id == self._region_start:
             return TurnState("x1", state.num_regions)
         if token_id in self._forced:
@@ -191,9 +176,12 @@ class PerceptionGrammar:
         if token_id == self._depth_start:
             return TurnState("depth", state.num_regions)
         if token_id in self._codes:
-            return self._behind_code(state)
+            num_written = state.num_written + 1
+            if state.name != "depth" or num_written > self.vocabulary.content.num_cells:
+                return TurnState("free", state.num_regions)
+            return TurnState("depth", state.num_regions, num_written)
         if token_id in self._pixels:
-            return self._behind_pixel(state, self._pixels[token_id])
+            return _after_pixel(state, self._pixels[token_id])
         follows = {
             "x1": (self._x, "y1"),
             "y1": (self._y, "x2_or_end"),
@@ -205,17 +193,12 @@ class PerceptionGrammar:
         expected, following = follows.get(state.name, ((), "free"))
         return TurnState(following if token_id in expected else "free", state.num_regions)
 
-    def _behind_code(self, state: TurnState) -> TurnState:
-        num_written = state.num_written + 1
-        if state.name != "depth" or num_written > self.vocabulary.content.num_cells:
-            return TurnState("free", state.num_regions)
-        return TurnState("depth", state.num_regions, num_written)
 
-    def _behind_pixel(self, state: TurnState, pixel: int) -> TurnState:
-        if state.name != "box":
-            return TurnState("box", state.num_regions, 1, (pixel,))
-        if state.num_written == 1:
-            return TurnState("box", state.num_regions, 2, (*state.corner, pixel))
-        if state.num_written == 2 and pixel >= state.corner[0]:
-            return TurnState("box", state.num_regions, 3, state.corner)
-        return TurnState("free", state.num_regions)  # the box is complete, or none
+def _after_pixel(state: TurnState, pixel: int) -> TurnState:
+    if state.name != "box":
+        return TurnState("box", state.num_regions, 1, (pixel,))
+    if state.num_written == 1:
+        return TurnState("box", state.num_regions, 2, (*state.corner, pixel))
+    if state.num_written == 2 and pixel >= state.corner[0]:
+        return TurnState("box", state.num_regions, 3, state.corner)
+    return TurnState("free", state.num_regions)  # the box is complete, or none

@@ -35,8 +35,8 @@ class Kind:
     Attributes:
         branch: ``"image"``, or the branch that re-encodes it.
         column: of the row, with the paths.
-        placeholder: what stands for one image in the text.
-        pad: token that stands once per feature in the ids.
+        placeholder: of one image in the text.
+        pad: token that is repeated per feature in the ids.
     """
 
     branch: str
@@ -66,10 +66,7 @@ KINDS: Mapping[str, Kind] = _Kinds()
 
 
 def split_crop_suffix(path: str) -> tuple[str, tuple[int, int, int, int] | None]:
-    """Take the box off a path that carries one, ``"a.png_1,2,3,4"`` -> ``("a.png", (1, 2, 3, 4))``.
-
-    The box is XYXY in pixels of the image.
-    """
+    """Split ``"a.png_1,2,3,4"`` into path and box: XYXY in pixels of the image, or ``None``."""
     if (match := _CROP_SUFFIX.fullmatch(path)) is None:
         return path, None
     x0, y0, x1, y1 = (int(value) for value in match.groups()[1:])
@@ -77,10 +74,10 @@ def split_crop_suffix(path: str) -> tuple[str, tuple[int, int, int, int] | None]
 
 
 def read_turns(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    """System words of a row, and what was asked and answered, turn by turn.
+    """System message of a row, and pairs of question and answer.
 
     Raises:
-        PromptError: if the turns are not user and assistant by turns.
+        PromptError: if user and assistant do not alternate.
     """
     messages = list(row.get("messages") or [])
     system = ""
@@ -115,7 +112,7 @@ def list_images(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def shorten(value: object) -> str:
-    """A value as messages quote it."""
+    """Quote a value in a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:50]}..."
 
@@ -126,9 +123,8 @@ def write_turns(
     """Write turns as the released models read them: per turn, prompt and answer.
 
     Args:
-        system: system words; empty for the usual ones.
-        asked: what the user says in each turn, placeholders written out.
-        answered: what the assistant says in each.
+        system: message; empty for the usual one.
+        asked: placeholders written out.
     """
     before = f"{TURN_START}system\n{system or DEFAULT_SYSTEM}{TURN_END}\n"
     written = []
@@ -143,7 +139,6 @@ def write_placeholders(texts: Sequence[str], sizes: Mapping[str, Sequence[int]])
     """Write each placeholder of a row's texts as tokens.
 
     Args:
-        texts: what is asked, in order.
         sizes: kind of image -> number of tokens of each, in the order of the texts.
 
     Raises:

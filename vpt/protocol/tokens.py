@@ -1,11 +1,9 @@
 """The perception vocabulary: every token by which a model looks again, or draws what it sees.
 
-One table (:data:`BRANCH_TOKENS`) and one grid describe the calls. Region Selection tokens name a
-box of cells on a ``k x k`` grid; Vision Re-Encoding tokens name a vision branch. Token strings
-are those of the released checkpoints (arXiv 2502.17425) and must not change; the code calls each
-branch by what it is, the released name survives in the strings only. Perception content, which a
-model writes by itself and reads on behind (arXiv 2412.03548), has the table
-:data:`CONTENT_TOKENS`.
+Region Selection tokens name a box of cells on a ``k x k`` grid; Vision Re-Encoding tokens name a
+vision branch (:data:`BRANCH_TOKENS`). Token strings are those of the released checkpoints (arXiv
+2502.17425) and must not change; only they use released names of branches. Perception content,
+which a model writes itself (arXiv 2412.03548), has the table :data:`CONTENT_TOKENS`.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from typing import Any
 from vpt.errors import CheckpointError, PromptError
 
 RELEASED_GRID_SIZE = 8
-_NUM_NAMED = 8  # tokens to list in a message
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_START = "<|vision_start|>"
@@ -27,7 +24,7 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-"""The system words of Qwen2-VL, where none are given."""
+"""The system message of Qwen2-VL, where none is given."""
 
 REGION_START = "<|region_token_start|>"
 REGION_END = "<|region_token_end|>"
@@ -39,15 +36,14 @@ class BranchRow:
 
     Attributes:
         branch: its name in code, traces and folders, e.g. ``"dino"``.
-        released: the word for it in the released token strings, e.g. ``"detection"``.
+        released: its name in the released token strings, e.g. ``"detection"``.
         encoder: its name on the command line and in ``config.vision_encoder_ls``.
         title: its name in sentences and on pages.
         home: ``"module:class"`` of the branch, see :class:`vpt.branches.Branch`.
         stem: of its projector, see :class:`vpt.model.projectors.Projector`.
         arguments: names of its pixels in the model's ``forward``, in the order of ``encode``.
         resolution: field of the configuration that limits the longer side of an image.
-        source: folder or hub id of the encoder in a new model, unless another is named; ``None``
-            for a branch that loads none.
+        source: folder or hub id of the encoder in a new model, if it has one.
         side_files: files beside a released checkpoint: encoder settings, preprocessing.
     """
 
@@ -171,7 +167,7 @@ ANY_REENCODING = "reencode"
 
 
 class _Modes(Sequence[str]):
-    """A view of the branch table, the modes that name no branch first."""
+    """A view of the branch table, after the modes that name no branch."""
 
     def __getitem__(self, index: Any) -> Any:
         return ("auto", "none", "crop", ANY_REENCODING, *encoder_names())[index]
@@ -205,7 +201,7 @@ def depth_tokens(num_codes: int = RELEASED_DEPTH_CODES) -> list[str]:
 
 
 def pixel_tokens(num_pixels: int = RELEASED_PIXELS) -> list[str]:
-    """Tokens of box coordinates (Aurora): one per pixel of an image brought to this side."""
+    """Tokens of box coordinates (Aurora): one per pixel of a side of the resized image."""
     return [f"<PIXEL_{pixel}>" for pixel in range(num_pixels)]
 
 
@@ -258,12 +254,8 @@ def coordinate_tokens(axis: str, grid_size: int = RELEASED_GRID_SIZE) -> list[st
 
 def region_tokens(grid_size: int = RELEASED_GRID_SIZE) -> list[str]:
     """All Region Selection tokens, in the order the released tokenizers added them."""
-    return [
-        REGION_START,
-        REGION_END,
-        *coordinate_tokens("x", grid_size),
-        *coordinate_tokens("y", grid_size),
-    ]
+    coordinates = coordinate_tokens("x", grid_size) + coordinate_tokens("y", grid_size)
+    return [REGION_START, REGION_END, *coordinates]
 
 
 def perception_tokens(
@@ -271,23 +263,15 @@ def perception_tokens(
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
 ) -> tuple[list[str], list[str]]:
-    """Tokens a model with these branches and this content needs.
-
-    Args:
-        branches: keys of :data:`BRANCH_TOKENS`.
-        grid_size: cells per side of the region grid.
-        content: what it writes by itself.
+    """Tokens that a model with these branches and this content needs.
 
     Returns:
         ``(special, ordinary)``. Pads are special tokens; those the model writes are ordinary
         added tokens, so that they survive ``skip_special_tokens=True``, as released.
     """
     rows = [BRANCH_TOKENS[branch] for branch in branches]
-    special = [row.pad for row in rows]
-    ordinary = region_tokens(grid_size)
-    for row in rows:
-        ordinary += [row.start, row.action, row.end]
-    return special, [*ordinary, *content.tokens]
+    ordinary = [token for row in rows for token in (row.start, row.action, row.end)]
+    return [row.pad for row in rows], [*region_tokens(grid_size), *ordinary, *content.tokens]
 
 
 _COORDINATE = re.compile(r"<\|([xy])_(0|[1-9][0-9]*)\|>")
@@ -299,17 +283,13 @@ def is_content(token: str) -> bool:
 
 
 def content_value(token: str, kind: str) -> int | None:
-    """The code or pixel that a token names; ``None`` if it is no such token of this kind.
-
-    Args:
-        kind: a key of :data:`CONTENT_TOKENS`.
-    """
+    """The code (kind ``"depth"``) or pixel (``"boxes"``) that a token names; else ``None``."""
     found = {"depth": DEPTH_CODE, "boxes": PIXEL}[kind].fullmatch(token)
     return None if found is None else int(found[1])
 
 
 def find_content(text: str) -> list[str]:
-    """What in a text has the form of a token of a depth map or a box."""
+    """Find what has the form of a token of a depth map or a box."""
     return _CONTENT.findall(text)
 
 
@@ -325,10 +305,10 @@ def read_coordinate(token: str) -> tuple[str, int] | None:
 
 
 def invite(question: str, perception: str) -> str:
-    """Add the words that invite a kind of perception, as in the released training data.
+    """Add the sentence that invites a kind of perception, as in the released training data.
 
     Args:
-        perception: one of :data:`PERCEPTION_MODES`, or another name of it.
+        perception: any name of a mode.
 
     Raises:
         PromptError: for an empty question or an unknown mode.
@@ -338,20 +318,17 @@ def invite(question: str, perception: str) -> str:
         raise PromptError("the question is empty; ask something about the image")
     if mode in ("auto", "none"):
         return question
-    words = INVITE_REGION if mode == "crop" else INVITE_REENCODE
-    return f"{question.rstrip()} {words}"
+    return f"{question.rstrip()} {INVITE_REGION if mode == 'crop' else INVITE_REENCODE}"
 
 
 def find_branch(name: str) -> str | None:
     """The re-encoding branch of this name: its own, its command-line or its released one."""
-    for row in BRANCH_TOKENS.values():
-        if name in (row.branch, row.encoder, row.released):
-            return row.branch
-    return None
+    rows = BRANCH_TOKENS.values()
+    return next((r.branch for r in rows if name in (r.branch, r.encoder, r.released)), None)
 
 
 def branches_named(names: Iterable[str]) -> tuple[str, ...]:
-    """Branches by any of their names, see :func:`find_branch`; in table order.
+    """Branches by any of their names, in table order.
 
     Raises:
         CheckpointError: for an unknown name.
@@ -379,11 +356,7 @@ def canonical_mode(name: str) -> str:
 
 
 def perception_mode(name: str) -> str:
-    """The perception mode of this name, see :func:`canonical_mode`.
-
-    Raises:
-        PromptError: for an unknown name.
-    """
+    """The perception mode of this name; ``PromptError`` for a name that no mode has."""
     if (mode := canonical_mode(name)) not in PERCEPTION_MODES:
         raise PromptError(
             f"unknown perception mode {name!r}; available: {', '.join(PERCEPTION_MODES)}"
@@ -392,11 +365,10 @@ def perception_mode(name: str) -> str:
 
 
 def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ...]:
-    """Branches a perception mode permits, out of those a model has.
+    """Branches that a perception mode permits, out of those a model has (``"crop"`` included).
 
-    Args:
-        perception: one of :data:`PERCEPTION_MODES`, or another name of it.
-        available: branches of the model, ``"crop"`` among them if it knows region tokens.
+    Raises:
+        PromptError: if the mode is unknown, or the model has no branch for it.
     """
     mode = perception_mode(perception)
     available = tuple(available)
@@ -428,9 +400,7 @@ class Vocabulary:
     Attributes:
         ids: token string -> id, for every control token the tokenizer has.
         branches: what the tokens permit: ``"crop"`` and keys of :data:`BRANCH_TOKENS`.
-        grid_size: cells per side of the region grid.
         size: number of ids the tokenizer can write; rows of the head beyond are unused.
-        content: what the model writes by itself.
     """
 
     ids: Mapping[str, int]
@@ -451,15 +421,10 @@ class Vocabulary:
         grid_size: int = RELEASED_GRID_SIZE,
         content: ContentTokens = NO_CONTENT,
     ) -> Vocabulary:
-        """Look the control tokens up.
-
-        Args:
-            branches: re-encoding branches the model has; their tokens must be there.
-            grid_size: cells per side; ``"crop"`` is permitted if the region tokens are there.
-            content: what the model writes by itself; its tokens must be there.
+        """Look the control tokens up; ``"crop"`` is permitted if the region tokens exist.
 
         Raises:
-            CheckpointError: if a token that the model needs is missing.
+            CheckpointError: if a token of the branches or the content is missing.
         """
         known: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
         branches = tuple(branches)
@@ -467,7 +432,7 @@ class Vocabulary:
         needed += [token for branch in branches for token in BRANCH_TOKENS[branch].tokens]
         needed += content.tokens
         if missing := [token for token in needed if token not in known]:
-            some = ", ".join(missing[:_NUM_NAMED]) + (", ..." if missing[_NUM_NAMED:] else "")
+            some = ", ".join(missing[:8]) + (", ..." if missing[8:] else "")
             raise CheckpointError(
                 f"the tokenizer lacks {some}; add them with `vpt init`, "
                 "or use the tokenizer that was saved with the model"

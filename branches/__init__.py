@@ -1,6 +1,6 @@
 """Vision branches: each turns an image into features on a grid, a crop, or boxes for a phrase.
 
-Encoders are imported when first used, because they bring transformers with them.
+Encoders are imported when first used, because they import transformers.
 """
 
 from __future__ import annotations

@@ -17,16 +17,12 @@ Tower = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class BranchError(Exception):
-    """A branch cannot be built or fed: says what was expected, what came and what to do."""
+    """A branch cannot be built or fed."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one branch saw in one image.
-
-    Raises:
-        BranchError: if the number of rows is not the number of cells of the grid.
-    """
+    """Features of one image; ``BranchError`` unless the values fill the grid."""
 
     values: Tensor  # [N, C], row-major over the grid
     grid_hw: tuple[int, int]  # N == h * w
@@ -42,24 +38,22 @@ class Features:
 
 @dataclass(frozen=True)
 class Backbone:
-    """The parts of a model that a branch may use instead of weights of its own.
+    """Parts of a model that a branch may use instead of weights of its own.
 
     Attributes:
-        tower: its vision tower; ``None`` where nothing is encoded.
-        image_processor: of the tower; ``None`` where nothing is preprocessed.
         merge_size: patches per side that the tower merges into one token.
         hidden_size: ``D``.
     """
 
-    tower: Tower | None = None
-    image_processor: Any = None
+    tower: Tower | None = None  # None where nothing is encoded
+    image_processor: Any = None  # None where nothing is preprocessed
     merge_size: int = 2
     hidden_size: int = 0
 
 
 @runtime_checkable
 class Branch(Protocol):
-    """A second pair of eyes. It knows of images, not of an LLM, tokens or projectors.
+    """Features of images, without LLM, tokens or projectors.
 
     A branch with weights is an ``nn.Module`` that holds them as its attribute ``encoder``.
     """
@@ -68,25 +62,18 @@ class Branch(Protocol):
     feature_dim: int  # C of the features
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Turn RGB images into the keyword arguments of `encode`, in their order.
-
-        Args:
-            images: one or more RGB images, any sizes.
+        """Turn RGB images of any sizes into the keyword arguments of `encode`, in their order.
 
         Returns:
-            CPU tensors by argument name; together they stand for the images in order.
+            CPU tensors by argument name, each for all images.
         """
         ...
 
     # `*args, **kwargs` of type Any let each branch name its own arguments, as `preprocess` does.
     def encode(self, *args: Any, **kwargs: Any) -> list[Features]:
-        """Encode what `preprocess` returned.
+        """Encode what `preprocess` returned: one `Features` per image, on the encoder's device.
 
-        Pixels are moved to the encoder's device and dtype here. Gradients are not switched off:
-        whoever trains decides.
-
-        Returns:
-            One `Features` per image, in order, on the encoder's device.
+        Pixels are moved to the encoder's device and dtype. Gradients are not switched off.
         """
         ...
 
@@ -106,12 +93,12 @@ class ModelBranch(Branch, Protocol):
 
         Args:
             settings: ``{"encoder": ..., "preprocess": ...}`` of the model's ``branch_configs``;
-                what is missing is as released.
+                missing ones are as released.
         """
         ...
 
     def grid_hw(self, size_wh: tuple[int, int]) -> tuple[int, int]:
-        """Grid of the features of an image of this size, which need not be there."""
+        """Grid of the features of an image of this size."""
         ...
 
     @classmethod
@@ -121,8 +108,7 @@ class ModelBranch(Branch, Protocol):
         """Part of an image of this size over which the features lie.
 
         Args:
-            size_wh: ``(W, H)`` of the image.
-            preprocess: `preprocess_config`, or what differs from the released settings.
+            preprocess: settings of `preprocess_config` that differ from the released ones.
 
         Returns:
             XYXY in pixels of the image, not rounded; with padding it reaches beyond the image.
@@ -131,15 +117,11 @@ class ModelBranch(Branch, Protocol):
 
 
 def crop(image: Image.Image, box_xyxy_px: tuple[int, int, int, int]) -> Image.Image:
-    """Cut a box out of an image, pixel for pixel.
+    """Cut a box out of an image, pixel for pixel; returns a copy.
 
     Args:
-        image: any mode; it is not changed.
-        box_xyxy_px: left, top, right, bottom in pixels of ``image``; right and bottom are outside
-            the box, so its size is ``(right - left, bottom - top)``.
-
-    Returns:
-        A new image with a copy of the pixels.
+        image: any mode.
+        box_xyxy_px: left, top, right, bottom in pixels of ``image``; right and bottom exclusive.
 
     Raises:
         BranchError: if the box is empty or reaches out of the image.
@@ -155,22 +137,14 @@ def crop(image: Image.Image, box_xyxy_px: tuple[int, int, int, int]) -> Image.Im
 
 
 def branch_class(home: str) -> type[ModelBranch]:
-    """Import the class of a branch.
-
-    Args:
-        home: ``"module:class"``.
-    """
+    """Import the class of a branch, named as ``"module:class"``."""
     module, _, name = home.partition(":")
     found: type[ModelBranch] = getattr(importlib.import_module(module), name)
     return found
 
 
 def check_complete(path_or_id: str | Path, missing: Iterable[str]) -> None:
-    """Refuse an encoder that would run on weights drawn at random.
-
-    Args:
-        missing: names of weights the checkpoint does not have.
-    """
+    """Refuse a checkpoint that lacks weights of the encoder."""
     if names := sorted(missing):
         raise BranchError(
             f"{path_or_id} lacks {len(names)} weights of the encoder, {names[0]} among them; "

@@ -54,6 +54,7 @@ _NEWER_NAMES = {
     ".attention.o_proj.": ".attention.output.dense.",
     ".mlp.down_proj.": ".mlp.weights_out.",
 }
+_HAS_NEWER_NAMES = not hasattr(modeling_dinov2, "Dinov2SelfAttention")
 _GATE, _UP, _BOTH = ".mlp.gate_proj.", ".mlp.up_proj.", ".mlp.weights_in."  # of DINOv2-giant
 
 
@@ -64,10 +65,7 @@ class DinoBranch(EncoderBranch):
 
     Args:
         config: of the encoder; any input size is interpolated from ``config.image_size``.
-        preprocess: settings that differ from `RELEASED_PREPROCESS`.
-
-    Raises:
-        BranchError: if ``preprocess`` has an unknown key.
+        preprocess: settings that differ from `RELEASED_PREPROCESS`; others are a `BranchError`.
     """
 
     name = "dino"
@@ -81,7 +79,7 @@ class DinoBranch(EncoderBranch):
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> DinoBranch:
-        """Build the branch of a model with fresh weights; see `Branch.build`."""
+        """Build the branch of a model with fresh weights."""
         config = Dinov2Config(**(settings.get("encoder") or RELEASED_CONFIG))
         return cls(config, settings.get("preprocess"))
 
@@ -98,16 +96,13 @@ class DinoBranch(EncoderBranch):
         preprocess: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> DinoBranch:
-        """Load a plain DINOv2 checkpoint.
+        """Load a plain DINOv2 checkpoint in evaluation mode.
 
         Args:
             path_or_id: folder or hub id, e.g. ``facebook/dinov2-large``.
             preprocess: settings; by default those of the checkpoint's
                 ``preprocessor_config.json``, or `RELEASED_PREPROCESS` if it has none.
             **kwargs: for ``Dinov2Model.from_pretrained`` (``revision``, ``dtype``, ...).
-
-        Returns:
-            The branch in evaluation mode.
 
         Raises:
             BranchError: if weights are missing, or settings in the file are not supported.
@@ -127,8 +122,8 @@ class DinoBranch(EncoderBranch):
         """Encode images of one size.
 
         Args:
-            pixel_values: ``[B, 3, H, W]`` normalised; H and W need not be multiples of the patch
-                size, a rest at the right and bottom is not seen.
+            pixel_values: ``[B, 3, H, W]`` normalised; a rest smaller than a patch at right
+                and bottom is not seen.
 
         Returns:
             B features of ``[H // patch * W // patch, hidden_size]``.
@@ -150,11 +145,7 @@ class DinoBranch(EncoderBranch):
 
     @staticmethod
     def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights as folders store them, whatever release of transformers is installed.
-
-        Args:
-            state_dict: under the names of any release.
-        """
+        """Weights as folders store them, from the names of any transformers release."""
         stored = {}
         for key, value in state_dict.items():
             up = state_dict.get(key.replace(_GATE, _UP)) if _GATE in key else None
@@ -166,33 +157,24 @@ class DinoBranch(EncoderBranch):
 
     @staticmethod
     def key_mapping() -> dict[str, str]:
-        """Patterns and replacements by which an older transformers reads the newer names.
-
-        A newer one converts the stored names by itself.
-        """
-        if has_newer_names():
+        """Newer names -> stored ones, for a transformers that does not convert them."""
+        if _HAS_NEWER_NAMES:
             return {}
         return {re.escape(newer): stored for newer, stored in _NEWER_NAMES.items()}
 
 
-def has_newer_names() -> bool:
-    """Whether the installed transformers uses the newer names."""
-    return not hasattr(modeling_dinov2, "Dinov2SelfAttention")
-
-
 def _take_any_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Give the entries under ``prefix`` the names of the installed transformers, in place."""
+    """Rename the entries under ``prefix`` for the installed transformers, in place."""
     own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     stored = DinoBranch.stored_weights(own)
-    state_dict.update(_newer_weights(stored) if has_newer_names() else stored)
+    state_dict.update(_newer_weights(stored) if _HAS_NEWER_NAMES else stored)
 
 
 def _newer_weights(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     newer = {}
     for key, value in stored.items():
         if _BOTH in key:
-            gate_and_up = value.chunk(2)
-            for part, half in zip((_GATE, _UP), gate_and_up, strict=True):
+            for part, half in zip((_GATE, _UP), value.chunk(2), strict=True):
                 newer[key.replace(_BOTH, part)] = half
         else:
             newer[_renamed(key, {old: new for new, old in _NEWER_NAMES.items()})] = value

@@ -39,8 +39,8 @@ class EncoderBranch(nn.Module):
 
     Args:
         encoder: a transformers model, with the ``patch_size`` in its ``config``.
-        image_processor: makes ``pixel_values`` of RGB images.
-        preprocess_config: its settings, all of them.
+        image_processor: returns ``pixel_values`` of RGB images.
+        preprocess_config: all of its settings.
         feature_dim: ``C`` of the features.
     """
 
@@ -56,23 +56,12 @@ class EncoderBranch(nn.Module):
         feature_dim: int,
     ) -> None:
         super().__init__()
-        self.preprocess_config = preprocess_config
-        self.feature_dim = feature_dim
+        self.preprocess_config, self.feature_dim = preprocess_config, feature_dim
         self.encoder: Any = encoder
         self._image_processor = image_processor
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize, crop or pad, and normalise.
-
-        Args:
-            images: one or more RGB images.
-
-        Returns:
-            ``pixel_values``: ``[B, 3, H, W]`` float32.
-
-        Raises:
-            BranchError: if there is no image or one is not RGB.
-        """
+        """Resize, crop or pad, and normalise to ``pixel_values`` ``[B, 3, H, W]`` float32."""
         pixels = self._image_processor(check_images(images), return_tensors="pt")
         return {"pixel_values": pixels["pixel_values"].to(torch.float32)}
 
@@ -140,10 +129,10 @@ def _sides(size: Mapping[str, int] | int) -> tuple[int, int]:
 def complete_settings(
     given: Mapping[str, Any] | None, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Fill up image processor settings.
+    """Fill up image processor settings; unknown ones are a `BranchError`.
 
     Args:
-        given: settings that differ from the defaults; a whole ``preprocessor_config.json`` will do.
+        given: settings that differ from the defaults; may be a whole ``preprocessor_config.json``.
 
     Returns:
         A JSON-able dict with exactly the keys of ``defaults``, sharing nothing with the arguments.
@@ -159,11 +148,7 @@ def complete_settings(
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of an image processor that no image can be brought to.
-
-    Args:
-        settings: any; those that are not known here, or null, are let pass.
-    """
+    """Refuse settings with which no image can be processed; unknown or null ones are ignored."""
     for name, value in settings.items():
         if value is None:
             continue
@@ -181,7 +166,7 @@ def _is_whole(value: Any, largest: int) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    """Sides up to 2**13; under the names of Qwen2-VL's edges are pixels in all."""
+    """Sides up to 2**13; Qwen2-VL's two edges count pixels of the whole image."""
     if not isinstance(value, Mapping) or not value:
         return False
     sides = [side for side in value.values() if side is not None]
@@ -219,15 +204,11 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def read_settings(
     path_or_id: str | Path, known: Mapping[str, Any], hub_kwargs: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Read ``preprocessor_config.json`` of a model folder or hub id.
+    """Read ``preprocessor_config.json`` of a model folder or hub id; ``None`` if it has none.
 
     Args:
-        known: the settings we honour, as for `complete_settings`.
-        hub_kwargs: arguments of ``from_pretrained``; those that say which file are used.
-
-    Returns:
-        The settings in the file, or None if the folder has no such file. transformers 5 writes
-        entries that are empty (null); these, too, are left out.
+        known: the supported settings.
+        hub_kwargs: arguments of ``from_pretrained``; those that select the file are used.
     """
     from transformers.utils import cached_file
 
@@ -240,15 +221,18 @@ def read_settings(
     if file is None:
         return None
     entries = json.loads(Path(file).read_text(encoding="utf-8"))
-    filled = {key: value for key, value in entries.items() if value is not None}
-    filled = {key: value for key, value in filled.items() if key not in _WITHOUT_EFFECT}
+    filled = {  # transformers 5 writes null for what is not set
+        key: value
+        for key, value in entries.items()
+        if value is not None and key not in _WITHOUT_EFFECT
+    }
     if unknown := sorted(set(filled) - set(known)):
         raise BranchError(f"{file} has settings that are not supported: {', '.join(unknown)}")
     return filled
 
 
 def check_images(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Check what a branch is asked to preprocess."""
+    """Check that there are images and all are RGB."""
     if not images:
         raise BranchError("a branch needs at least one image; got none")
     for image in images:

@@ -19,15 +19,13 @@ class ReencodeBranch:
 
     Args:
         tower: ``(pixel_values, image_grid_thw) -> [sum(t*h*w) / merge_size**2, D]``, the merged
-            tokens of all images end to end; it moves its arguments to its device and dtype.
-            ``None`` where nothing is encoded.
-        image_processor: a ``Qwen2VLImageProcessorPil``; its settings are the caller's. ``None``
-            where nothing is preprocessed.
+            tokens of all images end to end, on its own device. ``None`` where nothing is encoded.
+        image_processor: a ``Qwen2VLImageProcessorPil``; ``None`` where nothing is preprocessed.
         merge_size: patches per side that the tower merges into one token.
         feature_dim: ``D``.
 
     Raises:
-        BranchError: if the image processor merges other than the tower.
+        BranchError: if the image processor has another ``merge_size``.
     """
 
     name = "reencode"
@@ -47,7 +45,7 @@ class ReencodeBranch:
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> ReencodeBranch:
-        """Make the branch of a model; its settings are those of the model's image processor."""
+        """Build the branch of a model, with the settings of the model's image processor."""
         return cls(
             backbone.tower,
             backbone.image_processor,
@@ -67,17 +65,11 @@ class ReencodeBranch:
         return int(self._image_processor.patch_size * self._image_processor.merge_size)
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize, normalise and cut into patches, as for a first look.
-
-        Args:
-            images: one or more RGB images.
+        """Resize, normalise and cut RGB images into patches, as for a first look.
 
         Returns:
             ``pixel_values`` ``[sum(t*h*w), 1176]`` float32 and ``image_grid_thw`` ``[B, 3]`` int64,
             in patches.
-
-        Raises:
-            BranchError: if there is no image or one is not RGB.
         """
         pixels = self._image_processor(images=check_images(images), return_tensors="pt")
         return {
@@ -96,8 +88,7 @@ class ReencodeBranch:
             B features of ``[(h // merge_size) * (w // merge_size), D]``.
 
         Raises:
-            BranchError: if a grid is a video's or cannot be merged, or if the tower returns a
-                number of tokens other than the grids say.
+            BranchError: if a grid is a video's or cannot be merged, or does not fit the tokens.
         """
         assert self._tower is not None
         tokens = self._tower(pixel_values, image_grid_thw)  # [sum(h * w), D]
@@ -124,16 +115,7 @@ class ReencodeBranch:
 
 
 def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) -> list[Features]:
-    """Give each image its share of a tower's tokens.
-
-    Args:
-        tokens: ``[sum(t*h*w) / merge_size**2, D]``, all images end to end.
-        image_grid_thw: ``[B, 3]``, patches; ``t`` is 1 for images.
-        merge_size: patches per side that the tower merges into one token.
-
-    Returns:
-        B features of ``[(h // merge_size) * (w // merge_size), D]``.
-    """
+    """Split ``[sum(t*h*w) / merge_size**2, D]`` tokens of a tower by image."""
     grids = []
     for frames, height, width in image_grid_thw.tolist():
         if frames != 1 or height % merge_size or width % merge_size:
@@ -147,7 +129,4 @@ def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) 
         raise BranchError(
             f"the grids {grids} need {sum(counts)} tokens but the tower returned {len(tokens)}"
         )
-    return [
-        Features(values, grid_hw)
-        for values, grid_hw in zip(tokens.split(counts), grids, strict=True)
-    ]
+    return [Features(values, hw) for values, hw in zip(tokens.split(counts), grids, strict=True)]

@@ -79,8 +79,14 @@ class SamBranch(EncoderBranch):
     def __init__(
         self, config: SamVisionConfig, preprocess: Mapping[str, Any] | None = None
     ) -> None:
-        settings = complete_settings(preprocess, _settings_for(config.image_size))
-        _check_sizes(settings, config.image_size)
+        defaults = {**RELEASED_PREPROCESS, **_sizes(config.image_size)}
+        settings = complete_settings(preprocess, defaults)
+        expected = _sizes(config.image_size)
+        if (came := {key: settings[key] for key in expected}) != expected:
+            raise BranchError(
+                f"an encoder of image_size {config.image_size} needs {expected}; got {came}; leave "
+                "these settings out, or build the encoder at that image_size"
+            )
         image_processor = SamImageProcessorPil(**settings)
         super().__init__(
             SamVisionEncoder(config), image_processor, settings, config.output_channels
@@ -88,7 +94,7 @@ class SamBranch(EncoderBranch):
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> SamBranch:
-        """Build the branch of a model with fresh weights; see `Branch.build`."""
+        """Build the branch of a model with fresh weights."""
         config = SamVisionConfig(**(settings.get("encoder") or RELEASED_CONFIG))
         return cls(config, settings.get("preprocess"))
 
@@ -106,7 +112,7 @@ class SamBranch(EncoderBranch):
         preprocess: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> SamBranch:
-        """Load the image encoder of a SAM checkpoint.
+        """Load the image encoder of a SAM checkpoint in evaluation mode.
 
         Args:
             path_or_id: folder or hub id of a ``SamModel``, e.g. ``facebook/sam-vit-large``; or a
@@ -116,23 +122,20 @@ class SamBranch(EncoderBranch):
                 ``preprocessor_config.json`` (sizes: of the encoder), or `RELEASED_PREPROCESS`.
             **kwargs: for ``SamModel.from_pretrained`` (``revision``, ``dtype``, ...).
 
-        Returns:
-            The branch in evaluation mode.
-
         Raises:
-            BranchError: if the settings in the file are not supported.
+            BranchError: if weights are missing, or settings in the file are not supported.
         """
         if Path(path_or_id).suffix == cls.file_suffix:
             return cls.from_segment_anything(path_or_id, image_size or 1024)
         model, account = SamModel.from_pretrained(path_or_id, output_loading_info=True, **kwargs)
         own = [key for key in account["missing_keys"] if key.startswith("vision_encoder.")]
         check_complete(path_or_id, own)
-        encoder = model.vision_encoder
-        config = encoder.config
+        config = model.vision_encoder.config
         if preprocess is None:
             found = read_settings(path_or_id, RELEASED_PREPROCESS, kwargs) or {}
             preprocess = {**found, **_sizes(image_size or config.image_size)}
-        return cls._from_state_dict(encoder.state_dict(), config, image_size, preprocess)
+        weights = model.vision_encoder.state_dict()
+        return cls._from_state_dict(weights, config, image_size, preprocess)
 
     @classmethod
     def from_segment_anything(
@@ -142,12 +145,11 @@ class SamBranch(EncoderBranch):
 
         Args:
             weights: a ``.pth`` file (read as tensors only, no code) or its state dict, of a whole
-                model (``image_encoder.*``) or of its ``ImageEncoderViT``. Any size; all numbers
-                are read off the shapes.
+                model (``image_encoder.*``) or of its ``ImageEncoderViT``, of any size.
             image_size: pixels per side; other than that of the weights, positions are resized.
 
         Returns:
-            The branch in evaluation mode. It takes the tensors over, it does not copy them.
+            The branch in evaluation mode. It does not copy the tensors.
 
         Raises:
             BranchError: if the weights are not those of such an encoder.
@@ -184,8 +186,8 @@ class SamBranch(EncoderBranch):
             pixel_values: ``[B, 3, image_size, image_size]`` normalised.
 
         Returns:
-            B features of ``[h * w, output_channels]``, h = w = image_size // patch_size. Cells
-            that see padding only are among them, as in the released checkpoints.
+            B features of ``[h * w, output_channels]``, h = w = image_size // patch_size, cells that
+            cover padding only included, as in the released checkpoints.
 
         Raises:
             BranchError: if the pixels are of another size.
@@ -210,29 +212,8 @@ def _sizes(image_size: int) -> dict[str, Any]:
     }
 
 
-def _settings_for(image_size: int) -> dict[str, Any]:
-    return {**RELEASED_PREPROCESS, **_sizes(image_size)}
-
-
-def _check_sizes(settings: Mapping[str, Any], image_size: int) -> None:
-    expected = _sizes(image_size)
-    came = {key: settings[key] for key in expected}
-    if came != expected:
-        raise BranchError(
-            f"an encoder of image_size {image_size} needs {expected}; got {came}; leave these "
-            "settings out, or build the encoder at that image_size"
-        )
-
-
 def rename_segment_anything(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the image encoder's weights the names they have in transformers.
-
-    Args:
-        state_dict: of segment-anything's ``Sam`` (other parts are left out) or ``ImageEncoderViT``.
-
-    Returns:
-        The same tensors under the names of transformers' ``SamVisionEncoder``.
-    """
+    """The image encoder's weights, out of a ``Sam`` or alone, by their names in transformers."""
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in state_dict) else ""
     if f"{prefix}patch_embed.proj.weight" not in state_dict:
         raise BranchError(
@@ -250,13 +231,10 @@ def rename_segment_anything(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def config_from_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the numbers of an encoder off its weights.
+    """Arguments of ``SamVisionConfig``, read off an encoder's weights.
 
     A layer whose relative positions span the whole grid is a global one. If windows are as large
     as the grid all layers are, which gives the same features.
-
-    Returns:
-        Arguments of ``SamVisionConfig``.
     """
     if "pos_embed" not in state_dict or "layers.0.attn.rel_pos_h" not in state_dict:
         raise BranchError(
@@ -289,16 +267,10 @@ def config_from_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 def resize_sam_state_dict(
     state_dict: Mapping[str, Tensor], *, image_size: int, config: SamVisionConfig
 ) -> dict[str, Tensor]:
-    """Fit an encoder's weights to another input size.
+    """Fit an encoder's weights to another ``image_size``, a multiple of the patch size.
 
-    Only what depends on the grid changes: absolute positions (bilinear) and the relative positions
-    of the global layers (linear), as segment-anything's ``get_rel_pos`` does for the latter.
-
-    Args:
-        image_size: pixels per side wanted, a multiple of ``config.patch_size``.
-
-    Returns:
-        A new dict, in the given dtypes.
+    Absolute positions (bilinear) and the relative positions of the global layers (linear) are
+    resized, the latter as in segment-anything's ``get_rel_pos``. Returns a new dict.
     """
     if image_size < config.patch_size or image_size % config.patch_size:
         raise BranchError(

@@ -6,11 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpt.cli.depth_tokenizer import (
-    add_depth_model_arguments,
-    add_tokenizer_argument,
-    estimate_maps,
-)
+from vpt.cli.depth_tokenizer import add_depth_model_arguments, add_tokenizer_argument, estimate_maps
 from vpt.cli.output import (
     check_out_folder,
     check_targets,
@@ -21,13 +17,7 @@ from vpt.cli.output import (
     write_file,
 )
 from vpt.cli.parser import Command, add_flag, add_path, add_value, number, whole_number
-from vpt.data.rows import (
-    DATASET_INFO,
-    SUFFIXES,
-    add_dataset_entry,
-    write_dataset_info,
-    write_rows,
-)
+from vpt.data.rows import DATASET_INFO, SUFFIXES, add_dataset_entry, write_dataset_info, write_rows
 from vpt.errors import PromptError
 from vpt.view.wording import count_text
 

@@ -95,8 +95,7 @@ def _measure(
     from vpt.depth.measures import draw_reconstructions, measure, spread
 
     read = partial(read_map, distances=distances)
-    maps = progress(map(read, files), len(files), "maps")
-    measured = measure(tokenizer, maps)
+    measured = measure(tokenizer, progress(map(read, files), len(files), "maps"))
     if picture:
         drawn = draw_reconstructions(tokenizer, [read(file) for file in spread(files)])
         write_file(drawn.save, picture)
@@ -138,11 +137,7 @@ def _train(args: argparse.Namespace) -> None:
     from vpt.depth.training import Trainer, TrainingSettings, check_same_run, run_identity
 
     settings = TrainingSettings(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        crop_cells=args.crop_cells,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
+        args.steps, args.batch_size, args.crop_cells, args.learning_rate, seed=args.seed
     )
     files, heldout = _find(args)
     distances = args.distances and args.photos is None  # estimated maps are inverted already
@@ -230,7 +225,6 @@ def _add_encode_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(args: argparse.Namespace) -> None:
-    """Read, encode, print."""
     if not args.estimate and args.depth_model:
         raise PromptError("--depth-model needs --estimate; depth maps need no model")
     from vpt.depth.maps import read_map
@@ -276,7 +270,6 @@ def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _decode(args: argparse.Namespace) -> None:
-    """Parse, decode, write."""
     if args.out.suffix.lower() != ".png":
         raise PromptError(f"--out: expected a name that ends in .png, got {args.out}")
     check_targets({"--out": args.out})
@@ -315,7 +308,6 @@ def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    """Measure, print, draw."""
     if args.picture and args.picture.suffix.lower() not in _PICTURES:
         endings = ", ".join(_PICTURES)
         raise PromptError(f"--picture: expected a name that ends in {endings}, got {args.picture}")

@@ -78,12 +78,9 @@ class RowChecker:
     ) -> RowChecker:
         """A checker that also checks tokens, branches and lengths against a model."""
         added = processor.tokenizer.get_added_vocab()
-        return cls(
-            images,
-            grid_size=config.grid_size,
-            known=known_tokens(config.grid_size, added),
-            model=ModelFacts(config.branches, cutoff_len, RowLengths(config, processor), added),
-        )
+        known = known_tokens(config.grid_size, added)
+        model = ModelFacts(config.branches, cutoff_len, RowLengths(config, processor), added)
+        return cls(images, grid_size=config.grid_size, known=known, model=model)
 
     def check(self, row: object) -> tuple[str, list[Finding]]:
         """Return the kind of a row, and all findings."""

@@ -10,13 +10,7 @@ from typing import Any, NamedTuple
 from vpt.boxes import GridBox, PixelBox, compose, contains, crop_box_px
 from vpt.data.rows import Images
 from vpt.errors import PromptError
-from vpt.protocol.calls import (
-    ParsedTurn,
-    PerceptionCall,
-    find_symbols,
-    parse_turn,
-    split_symbols,
-)
+from vpt.protocol.calls import ParsedTurn, PerceptionCall, find_symbols, parse_turn, split_symbols
 from vpt.protocol.rows import KINDS, list_images, read_turns, shorten, split_crop_suffix
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vpt.boxes import PixelBox
-from vpt.data.points import Floats, Point, nearest
+from vpt.data.points import Point, nearest
 from vpt.data.rows import Row
-from vpt.depth.maps import depth_at
+from vpt.depth.maps import Floats, depth_at
 from vpt.errors import DataError
 from vpt.protocol.content import format_depth, format_pixel_box
 from vpt.protocol.rows import KINDS, ROLES

@@ -78,7 +78,10 @@ def anneal(
                     f"epoch {epoch} needs {number} {'atomic' if rows is atomic else 'other'} rows, "
                     f"there are {len(rows)}; ask for fewer rows per epoch"
                 )
-            drawn += [rows[index] for index in _take_distinct(pool, number)]
+            indices: dict[int, None] = {}  # different ones, in their order
+            while len(indices) < number:
+                indices.setdefault(next(pool))
+            drawn += [rows[index] for index in indices]
         for index in rng.permutation(len(drawn)):
             yield with_note(drawn[index], **{EPOCH: epoch})
 
@@ -139,11 +142,3 @@ def _endless(number: int, rng: np.random.Generator) -> Iterator[int]:
     """All indices in random order, repeatedly."""
     while number:
         yield from (int(index) for index in rng.permutation(number))
-
-
-def _take_distinct(pool: Iterator[int], number: int) -> list[int]:
-    """The next different indices."""
-    taken: dict[int, None] = {}
-    while len(taken) < number:
-        taken.setdefault(next(pool))
-    return list(taken)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from vpt.data.content_rows import POINT_QUESTION, map_row, point_rows
 from vpt.data.making import RowMaking, digest, path_from, save_picture
-from vpt.data.points import NUM_POINTS, Floats, Point, PointRule, draw_points, nearest, place_points
+from vpt.data.points import NUM_POINTS, Point, PointRule, draw_points, nearest, place_points
 from vpt.data.rows import read_entries
-from vpt.depth.maps import SUFFIXES, depth_at, read_map
+from vpt.depth.maps import SUFFIXES, Floats, depth_at, read_map
 from vpt.errors import DataError
 from vpt.images import load_image
 from vpt.protocol.tokens import RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES

@@ -51,8 +51,7 @@ def has_loader() -> bool:
 def ask_loader(file: Path, rows: Sequence[object]) -> Found | None:
     """Let the loader read a file, and check that it reads texts as texts."""
     datasets = importlib.import_module("datasets")
-    quiet = datasets.are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
+    quiet, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
@@ -150,11 +149,8 @@ class _Type:
             )
         if isinstance(value, float) and self.fraction_row is None:
             self.fraction_row = row
-        parts: Iterator[tuple[str, Any]] = iter(())
-        if isinstance(value, Mapping):
-            parts = iter(value.items())
-        elif isinstance(value, list):
-            parts = (("[]", one) for one in value)
+        items = value if isinstance(value, list) else ()
+        parts = value.items() if isinstance(value, Mapping) else [("[]", one) for one in items]
         for key, one in parts:
             part = self.parts.setdefault(key, _Type(row=row))
             if problem := part.take(one, _join(path, key), row):

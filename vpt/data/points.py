@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vpt.boxes import Box
+from vpt.depth.maps import Floats, depths_at
 from vpt.errors import DataError
 from vpt.protocol.tokens import RELEASED_PIXELS
-
-Floats = NDArray[np.float32]
 
 LAYOUTS = ("spread", "centre")
 """Anywhere in the picture; or, as in HardBLINK, at similar heights around the middle."""
@@ -77,14 +76,12 @@ def place_points(
     if not NUM_POINTS[0] <= num_points <= NUM_POINTS[1]:
         raise DataError(f"expected {NUM_POINTS[0]} to {NUM_POINTS[1]} points, got {num_points}")
     candidates = _find_candidates(depth, rule, rng)
+    columns, rows, depths = candidates.columns, candidates.rows, candidates.depths
     for rank in rng.permutation(num_points):
-        chosen = _draw(candidates, num_points, int(rank), rng)
-        if chosen is not None:
-            letters = ascii_uppercase[:num_points]
-            columns, rows, depths = candidates.columns, candidates.rows, candidates.depths
+        if chosen := _draw(candidates, num_points, int(rank), rng):
             return tuple(
                 Point(letter, int(columns[i]), int(rows[i]), round(float(depths[i]), 4))
-                for letter, i in zip(letters, rng.permutation(chosen), strict=True)
+                for letter, i in zip(ascii_uppercase, rng.permutation(chosen), strict=False)
             )
     raise DataError(
         f"too few possible points: no {num_points} with a distance of {rule.min_distance:g} of the "
@@ -116,10 +113,10 @@ def _find_candidates(depth: Floats, rule: PointRule, rng: np.random.Generator) -
         for a, b in ((low, high), (top, bottom))
     )
     near = (-_FLAT, 0, _FLAT)
-    around = [_read(depth, columns + dx, rows + dy) for dx in near for dy in near]
+    around = [depths_at(depth, columns + dx, rows + dy) for dx in near for dy in near]
     flat = np.ptp(np.stack(around), axis=0) <= _MOST_SLOPE  # [N]
     columns, rows = columns[flat], rows[flat]
-    depths = _read(depth, columns, rows)
+    depths = depths_at(depth, columns, rows)
     apart = rule.min_distance * RELEASED_PIXELS
     fits = np.hypot(columns[:, None] - columns, rows[:, None] - rows) >= apart
     fits &= np.abs(depths[:, None] - depths) >= rule.min_difference
@@ -149,14 +146,6 @@ def _draw(
     return None
 
 
-def _read(depth: Floats, columns: NDArray[np.int64], rows: NDArray[np.int64]) -> Floats:
-    """As :func:`vpt.depth.maps.depth_at`, for many points of the 336 grid."""
-    height, width = depth.shape
-    at_row = ((rows + 0.5) * height / RELEASED_PIXELS).astype(int).clip(0, height - 1)
-    at_column = ((columns + 0.5) * width / RELEASED_PIXELS).astype(int).clip(0, width - 1)
-    return np.asarray(depth[at_row, at_column], np.float32)
-
-
 # Marks
 
 
@@ -176,10 +165,8 @@ def draw_points(photo: Image.Image, points: Iterable[Point], scale: float = 1.0)
 
 def position_px(point: Point, size_wh: tuple[int, int]) -> tuple[float, float]:
     """Position ``(x, y)`` of a point in a picture of ``size_wh`` pixels."""
-    return tuple(  # type: ignore[return-value]
-        (at + 0.5) * side / RELEASED_PIXELS
-        for at, side in zip((point.x, point.y), size_wh, strict=True)
-    )
+    width, height = size_wh
+    return (point.x + 0.5) * width / RELEASED_PIXELS, (point.y + 0.5) * height / RELEASED_PIXELS
 
 
 def label_box_px(point: Point, size_wh: tuple[int, int], scale: float = 1.0) -> Box:

@@ -203,9 +203,17 @@ class MapAnswer:
 
 def depth_at(depth: Floats, x: float, y: float, num_pixels: int = RELEASED_PIXELS) -> float:
     """Value of a map ``[H, W]`` at column and row of a square grid over the whole image."""
+    return float(depths_at(depth, np.asarray(x), np.asarray(y), num_pixels))
+
+
+def depths_at(
+    depth: Floats, x: NDArray[Any], y: NDArray[Any], num_pixels: int = RELEASED_PIXELS
+) -> Floats:
+    """As :func:`depth_at`, for points ``[N]``; those outside the image are moved into it."""
     height, width = depth.shape
-    row, column = int((y + 0.5) * height / num_pixels), int((x + 0.5) * width / num_pixels)
-    return float(depth[min(row, height - 1), min(column, width - 1)])
+    rows = ((y + 0.5) * height / num_pixels).astype(int).clip(0, height - 1)
+    columns = ((x + 0.5) * width / num_pixels).astype(int).clip(0, width - 1)
+    return np.asarray(depth[rows, columns], np.float32)
 
 
 def answer_from_map(

@@ -15,6 +15,7 @@ NUM_RESAMPLES = 2000
 NUM_FLIPS = 9999
 """Sign flips drawn; where there are no more than so many, all are tried: up to 13 pairs."""
 
+_LEVEL = 0.95
 _CHUNK = 2**21  # random numbers held at once
 _DECIMALS = 12  # sums equal so far are ties; the rest is rounding
 
@@ -24,14 +25,9 @@ Values = Sequence[float] | ArrayLike
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
+    """A mean of ``n`` values with its 95 % confidence interval.
 
-    Attributes:
-        mean: of the values.
-        low: lower end.
-        high: upper end.
-        n: number of values. A bootstrap of very few values is too narrow, and that of a single one
-            has no width.
+    A bootstrap of very few values is too narrow, and that of a single one has no width.
     """
 
     mean: float
@@ -46,72 +42,46 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A test of the hypothesis that two runs are equally good.
-
-    Attributes:
-        name: ``"mcnemar"`` or ``"sign_flip"``.
-        p_value: two-sided.
-    """
+    """A two-sided test, ``"mcnemar"`` or ``"sign_flip"``, that two runs are equally good."""
 
     name: str
     p_value: float
 
 
-def mean_interval(
-    values: Values, *, level: float = 0.95, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> Interval:
+def mean_interval(values: Values, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Mean of values: Wilson's interval if each is 0 or 1, otherwise a percentile bootstrap.
 
     Raises:
-        DataError: if there are no values, or one is not finite.
+        DataError: if there are no values, or one is not finite; so do the functions below.
     """
     checked = _checked(values)
     if _is_binary(checked):
-        return wilson_interval(int(checked.sum()), len(checked), level=level)
-    return _bootstrap(checked, level, seed, num_resamples)
+        return wilson_interval(int(checked.sum()), len(checked))
+    return _bootstrap(checked, seed, num_resamples)
 
 
-def wilson_interval(num_right: int, n: int, *, level: float = 0.95) -> Interval:
-    """Interval of a share (Wilson 1927), which stays in [0, 1] and is sound for few values.
-
-    Raises:
-        DataError: if ``num_right`` is not in ``0..n``, or ``n`` is not positive.
-    """
+def wilson_interval(num_right: int, n: int) -> Interval:
+    """Interval of a share (Wilson 1927), which stays in [0, 1] and is sound for few values."""
     if n < 1 or not 0 <= num_right <= n:
         raise DataError(f"expected 0 <= successes <= trials, trials > 0; got {num_right} of {n}")
     from scipy.stats import binomtest
 
-    found = binomtest(num_right, n).proportion_ci(level, method="wilson")
+    found = binomtest(num_right, n).proportion_ci(_LEVEL, method="wilson")
     return Interval(num_right / n, float(found.low), float(found.high), n)
 
 
-def difference_interval(
-    a: Values,
-    b: Values,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Interval:
-    """Mean of ``a - b`` over pairs, by a bootstrap of the pairs. Swapping gives the mirror image.
-
-    Raises:
-        DataError: if there are no pairs, lengths differ, or a value is not finite.
-    """
-    return _bootstrap(_differences(a, b), level, seed, num_resamples)
+def difference_interval(a: Values, b: Values, *, num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """Mean of ``a - b``, by a bootstrap of the pairs; swapping gives the mirror image."""
+    return _bootstrap(_differences(a, b), 0, num_resamples)
 
 
-def paired_test(a: Values, b: Values, *, seed: int = 0) -> PairedTest:
-    """Test pairs: by McNemar's test if each score is 0 or 1, otherwise by flipping signs.
-
-    Raises:
-        DataError: if there are no pairs, lengths differ, or a value is not finite.
-    """
+def paired_test(a: Values, b: Values) -> PairedTest:
+    """Test pairs: by McNemar's test if each score is 0 or 1, otherwise by flipping signs."""
     differences = _differences(a, b)
     if _is_binary(_checked(a)) and _is_binary(_checked(b)):
         num_a, num_b = int((differences > 0).sum()), int((differences < 0).sum())
         return PairedTest("mcnemar", mcnemar_p(num_a, num_b))
-    return PairedTest("sign_flip", sign_flip_p(differences, seed=seed))
+    return PairedTest("sign_flip", sign_flip_p(differences))
 
 
 def mcnemar_p(num_only_a: int, num_only_b: int) -> float:
@@ -123,10 +93,7 @@ def mcnemar_p(num_only_a: int, num_only_b: int) -> float:
 
 
 def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
-    """Permutation test (Fisher 1935), two-sided: were the runs equal, any sign were as likely.
-
-    1 if no more than one pair differs.
-    """
+    """Two-sided permutation test (Fisher 1935): were the runs equal, any sign were as likely."""
     moved = _checked(differences)
     moved = moved[moved != 0]
     if len(moved) < 2:  # either sign of a single one is as far from 0
@@ -149,7 +116,7 @@ def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
     return float(found.pvalue)
 
 
-def _bootstrap(values: Floats, level: float, seed: int, num_resamples: int) -> Interval:
+def _bootstrap(values: Floats, seed: int, num_resamples: int) -> Interval:
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, mean, mean, 1)
@@ -164,7 +131,7 @@ def _bootstrap(values: Floats, level: float, seed: int, num_resamples: int) -> I
         random_state=np.random.default_rng(seed),
     )
     # Means that were drawn, not interpolated ones: negated values give the exact mirror image.
-    ends = (1 - level) / 2, (1 + level) / 2
+    ends = (1 - _LEVEL) / 2, (1 + _LEVEL) / 2
     low, high = np.quantile(found.bootstrap_distribution, ends, method="nearest")
     return Interval(mean, float(low), float(high), len(values))
 

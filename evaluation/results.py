@@ -168,7 +168,7 @@ _Outcomes = dict[str, dict[str, _Outcome | None]]  # condition -> sample -> outc
 
 
 def tool_value(
-    records: Iterable[Record], scores: Mapping[str, str] | None = None, *, seed: int = 0
+    records: Iterable[Record], scores: Mapping[str, str] | None = None
 ) -> list[ToolValue]:
     """Compare conditions with each other, split by split, as far as there are records of both.
 
@@ -184,7 +184,7 @@ def tool_value(
         outcome = _outcome(record, names.get(record.split, ""))
         splits[record.split][record.condition][record.id] = outcome
     return [
-        _compare(split, names.get(split, ""), conditions, pair, among, seed)
+        _compare(split, names.get(split, ""), conditions, pair, among)
         for split, conditions in splits.items()
         for pair in _pairs(list(conditions))
         for among in AMONG
@@ -209,7 +209,7 @@ def _pairs(present: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _compare(
-    split: str, score: str, outcomes: _Outcomes, pair: tuple[str, str], among: str, seed: int
+    split: str, score: str, outcomes: _Outcomes, pair: tuple[str, str], among: str
 ) -> ToolValue:
     condition, baseline = pair
     ours, theirs = outcomes[condition], outcomes[baseline]
@@ -220,10 +220,8 @@ def _compare(
     found = [(ours.get(i), theirs.get(i)) for i in ids]
     pairs = [(a, b) for a, b in found if a is not None and b is not None]
     value = ToolValue(split, score, condition, baseline, among, len(pairs), len(ids) - len(pairs))
-    return _measured(value, pairs, seed) if pairs else value
-
-
-def _measured(value: ToolValue, pairs: Sequence[tuple[_Outcome, _Outcome]], seed: int) -> ToolValue:
+    if not pairs:
+        return value
     first, second = [a.score for a, _ in pairs], [b.score for _, b in pairs]
 
     def cost(name: str) -> Cost:
@@ -232,8 +230,8 @@ def _measured(value: ToolValue, pairs: Sequence[tuple[_Outcome, _Outcome]], seed
 
     return dataclasses.replace(
         value,
-        difference=difference_interval(first, second, seed=seed),
-        test=paired_test(first, second, seed=seed),
+        difference=difference_interval(first, second),
+        test=paired_test(first, second),
         num_better=sum(a.score > b.score for a, b in pairs),
         num_worse=sum(a.score < b.score for a, b in pairs),
         num_called=sum(a.called for a, _ in pairs),

@@ -15,69 +15,66 @@ from vpt.cli.model import (
     quieten,
 )
 from vpt.cli.output import print_err, print_out
-from vpt.cli.parser import Command, comma_list, whole_number
+from vpt.cli.parser import (
+    EXIT_FAULTS,
+    EXIT_FINE,
+    Command,
+    add_flag,
+    add_path,
+    add_value,
+    comma_list,
+    whole_number,
+)
 from vpt.errors import PromptError
 from vpt.protocol.tokens import PERCEPTION_MODES
 
 if TYPE_CHECKING:
     from vpt.evaluation.evaluate import Asker
     from vpt.evaluation.judge_protocol import JudgeSettings
-    from vpt.evaluation.runner import Decoding
 
-_DEFAULT_OUT = Path("results")
 _DECODING = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
-_FINE, _NOTHING_ANSWERED = 0, 1
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what(parser.add_argument_group("what to ask"))
     add_model_arguments(parser)
-    _add_how(parser.add_argument_group("how"))
-    _add_judge(parser.add_argument_group("judge of free-form answers"))
+    how = parser.add_argument_group("how")
+    add_value(how, "--batch-size", "B", whole_number(1), "at once", 8)
+    words = "models at once, on as many devices or hosts, by Ray (extra `ray`)"
+    add_value(how, "--workers", "N", whole_number(1), words)
+    add_request_arguments(how, _DECODING, unset={"max_new_tokens": "as the split says"})
+    judge = parser.add_argument_group("judge of free-form answers")
+    add_value(judge, "--judge", "MODEL", str, "have this model score the free-form splits")
+    words = "of any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY"
+    add_value(judge, "--judge-url", "URL", str, words)
+    add_value(judge, "--judge-concurrency", "N", whole_number(1), "concurrent calls", 8)
+    words = "of a call that failed temporarily"
+    add_value(judge, "--judge-retries", "N", whole_number(0), words, 5)
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        type=Path,
-        default=_DEFAULT_OUT,
-        metavar="DIR",
-        help=f"records, results.json and report.html (default: {_DEFAULT_OUT})",
-    )
+    out = Path("results")
+    words = f"records, results.json and report.html (default: {out})"
+    add_path(output, "--out", "DIR", words, default=out)
     output.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="resume the run that DIR holds, or refuse to (default: resume)",
     )
-    output.add_argument("--list", action="store_true", help="show the splits, and end")
+    add_flag(output, "--list", "show the splits, and end")
 
 
 def _add_what(what: argparse._ArgumentGroup) -> None:
-    what.add_argument(
-        "--splits",
-        type=comma_list,
-        default=(),
-        metavar="A,B",
-        help="names from --list, or own files: a path, or FORMAT:PATH",
-    )
-    what.add_argument(
-        "--perception",
-        type=comma_list,
-        default=("auto",),
-        metavar="LIST",
-        help=f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "
+    words = "names from --list, or own files: a path, or FORMAT:PATH"
+    add_value(what, "--splits", "A,B", comma_list, words, ())
+    words = (
+        f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "
         "bring a gray picture or a random crop, the true region; tool-value: all it takes to see "
-        "whether looking again helps (default: auto)",
+        "whether looking again helps (default: auto)"
     )
-    what.add_argument(
-        "--limit", type=whole_number(1), metavar="N", help="the first N rows of each split only"
-    )
-    what.add_argument(
-        "--data",
-        type=Path,
-        default=Path("datasets"),
-        metavar="DIR",
-        help="folder of the splits' files (default: datasets)",
-    )
+    add_value(what, "--perception", "LIST", comma_list, words, ("auto",))
+    add_value(what, "--limit", "N", whole_number(1), "the first N rows of each split only")
+    words, data = "folder of the splits' files (default: datasets)", Path("datasets")
+    add_path(what, "--data", "DIR", words, default=data)
     what.add_argument(
         "--images",
         action="append",
@@ -87,53 +84,18 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_how(how: argparse._ArgumentGroup) -> None:
-    how.add_argument("--batch-size", type=whole_number(1), default=8, metavar="B", help="at once")
-    how.add_argument(
-        "--workers",
-        type=whole_number(1),
-        metavar="N",
-        help="models at once, on as many devices or hosts, by Ray (extra `ray`)",
-    )
-    add_request_arguments(how, _DECODING, unset={"max_new_tokens": "as the split says"})
-
-
-def _add_judge(judge: argparse._ArgumentGroup) -> None:
-    judge.add_argument(
-        "--judge", metavar="MODEL", help="have this model score the free-form splits"
-    )
-    judge.add_argument(
-        "--judge-url",
-        metavar="URL",
-        help="of any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY",
-    )
-    judge.add_argument(
-        "--judge-concurrency",
-        type=whole_number(1),
-        default=8,
-        metavar="N",
-        help="concurrent calls (default: 8)",
-    )
-    judge.add_argument(
-        "--judge-retries",
-        type=whole_number(0),
-        default=5,
-        metavar="N",
-        help="of a call that failed temporarily (default: 5)",
-    )
-
-
 def _run(args: argparse.Namespace) -> int:
     if args.list:
         from vpt.evaluation.table import splits_table
 
         print_out(splits_table(args.data))
-        return _FINE
+        return EXIT_FINE
     check_model_arguments(args)
     if not args.splits:
         raise PromptError("--splits names what to ask; see --list")
     from vpt.evaluation.evaluate import evaluate, make_plan
     from vpt.evaluation.records import RunFolder
+    from vpt.evaluation.runner import Decoding
     from vpt.evaluation.table import results_table, shortfalls
 
     judge = _judge_settings(args)
@@ -148,23 +110,18 @@ def _run(args: argparse.Namespace) -> int:
     if folder.path.exists():
         with folder.held():  # report a run under way there before a model is loaded
             pass
-    results = evaluate(
-        _asker(args),
-        plan,
-        _decoding(args),
-        folder,
-        batch_size=args.batch_size,
-        resume=args.resume,
-        judge=judge,
-    )
+    asker = _asker(args)
+    decoding = Decoding(**{name: getattr(args, name) for name in _DECODING})
+    options = {"batch_size": args.batch_size, "resume": args.resume}
+    results = evaluate(asker, plan, decoding, folder, judge=judge, **options)
     print_out(results_table(results))
     for line in shortfalls(results, args.out):
         print_err(line)
     print_err(f"results in {args.out}: results.json, report.html and the records")
     if not any(entry["n"] > sum(entry["failures"].values()) for entry in results["splits"]):
         print_err("error: no sample was answered: each one failed or does not fit the condition")
-        return _NOTHING_ANSWERED
-    return _FINE
+        return EXIT_FAULTS
+    return EXIT_FINE
 
 
 def _asker(args: argparse.Namespace) -> Asker:
@@ -179,12 +136,6 @@ def _asker(args: argparse.Namespace) -> Asker:
     return RayAsker(load_options(args), args.workers)
 
 
-def _decoding(args: argparse.Namespace) -> Decoding:
-    from vpt.evaluation.runner import Decoding
-
-    return Decoding(**{name: getattr(args, name) for name in _DECODING})
-
-
 def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
     if args.judge is None:
         if args.judge_url is not None:
@@ -193,18 +144,14 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
     from vpt.evaluation.judge_protocol import JudgeSettings
 
     url = {} if args.judge_url is None else {"base_url": args.judge_url}
-    return JudgeSettings(
-        model=args.judge,
-        max_concurrency=args.judge_concurrency,
-        max_retries=args.judge_retries,
-        **url,
-    )
+    limits = {"max_concurrency": args.judge_concurrency, "max_retries": args.judge_retries}
+    return JudgeSettings(args.judge, **url, **limits)
 
 
 def _add_compared(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
-        parser.add_argument(name, type=Path, metavar=name.upper(), help="--out folder of a run")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
+        add_path(parser, name, name.upper(), "--out folder of a run")
+    add_path(parser, "--html", "FILE", "write a page to look at")
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -106,16 +106,20 @@ def test_a_new_model_has_the_branch(folder):
     assert "<|plaything_action_start|>" in (folder / "tokenizer.json").read_text()
 
 
-def test_a_row_trains_projector_and_encoder(folder, photo):
-    runtime = vpt.load(folder)
-    model, processor = runtime.model, runtime.processor
+@pytest.fixture(scope="module")
+def row(photo):
     messages = [
         {"role": "user", "content": "<image>\nWhat is it?"},
         {"role": "assistant", "content": ROW.call},
         {"role": "user", "content": ROW.placeholder},
         {"role": "assistant", "content": "A toy."},
     ]
-    row = {"messages": messages, "images": [str(photo)], ROW.column: [str(photo)]}
+    return {"messages": messages, "images": [str(photo)], ROW.column: [str(photo)]}
+
+
+def test_a_row_trains_projector_and_encoder(folder, photo, row):
+    runtime = vpt.load(folder)
+    model, processor = runtime.model, runtime.processor
     encoder = RowEncoder(model.config, processor)
     sample = encoder.encode(row)
     pad = processor.tokenizer.convert_tokens_to_ids(ROW.pad)
@@ -136,6 +140,17 @@ def test_a_row_trains_projector_and_encoder(folder, photo):
     parts = (model.projector("toy").linear_feature, model.projector("toy").linear_condition)
     for part in (*parts, model.branches["toy"].encoder):
         assert part.weight.grad.abs().sum() > 0
+
+
+def test_generate_accepts_pixels_of_a_branch_added_after_import(runtime, row):
+    model, processor = runtime.model, runtime.processor
+    sample = RowEncoder(model.config, processor).encode(row, predict=True)
+    batch = collate([sample], processor.tokenizer.pad_token_id, side="left")
+    del batch["labels"]
+    written = model.generate(**batch, max_new_tokens=2, do_sample=False)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    assert written[0, len(sample.input_ids)] == logits[0, -1].argmax()
 
 
 def test_a_saved_model_answers_as_before(runtime, answer, photo, tmp_path):

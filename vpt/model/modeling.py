@@ -56,16 +56,23 @@ _NOT_NEEDED = {"cache_position", "num_items_in_batch"}
 """Inputs of the forward that change nothing, or are read elsewhere."""
 
 
-def _listing_branch_arguments(forward: Any) -> Any:
-    """Show the pixels of branches in a signature: ``generate`` and trainers look there."""
-    signature = inspect.signature(forward)
-    *named, rest = signature.parameters.values()
-    names = [name for row in BRANCH_TOKENS.values() for name in row.arguments]
-    pixels = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names
-    ]
-    forward.__signature__ = signature.replace(parameters=[*named, *pixels, rest])
-    return forward
+class _ListingPixels:
+    """A ``forward`` with the pixels of all branches in its signature, read by ``generate``."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+        self.signature = inspect.signature(forward)
+
+    def __get__(self, model: Any, owner: Any = None) -> Any:
+        """Bind to a model; the table of branches may have grown since the last time."""
+        *named, rest = self.signature.parameters.values()
+        pixels = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+            for row in BRANCH_TOKENS.values()
+            for name in row.arguments
+        ]
+        self.forward.__signature__ = self.signature.replace(parameters=[*named, *pixels, rest])
+        return self.forward.__get__(model, owner)
 
 
 class VPTForConditionalGeneration(
@@ -165,7 +172,7 @@ class VPTForConditionalGeneration(
         pixels = pixel_values.to(weight.device, weight.dtype)
         return self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device)).pooler_output
 
-    @_listing_branch_arguments
+    @_ListingPixels
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -48,7 +48,7 @@ def test_segments_over_a_cache_equal_whole_passes(made, number):
 
 
 @torch.no_grad()
-def test_one_condition_may_steer_several_images(made):
+def test_one_condition_may_serve_several_images(made):
     a, b = picture(0), picture(1)
     row = Row(made, "x", BRANCH_TOKENS["dino"].call, ("dino", a), ("dino", b), "end")
     conditions = []

@@ -1,4 +1,4 @@
-"""Projectors steer features by a control state; proposals of a detector become regions."""
+"""Projectors condition features on a control state; proposals of a detector become regions."""
 
 import pytest
 import torch
@@ -42,9 +42,9 @@ def test_a_condition_of_zero_changes_nothing_but_the_scores():
     projector = made("linear")
     projector.linear_condition.weight.zero_()
     features = Features(torch.randn(4, 6), (2, 2))
-    steered = projector(features, torch.randn(8))
-    assert torch.equal(steered.values, projector(features).values)
-    assert not steered.scores.any()
+    conditioned = projector(features, torch.randn(8))
+    assert torch.equal(conditioned.values, projector(features).values)
+    assert not conditioned.scores.any()
 
 
 def test_conv_places_see_their_own_square():
@@ -77,7 +77,7 @@ def test_features_of_a_detector_can_be_projected():
 
 
 @pytest.mark.parametrize("stem", ["linear", "conv"])
-def test_a_frozen_stem_gets_no_gradient_and_what_steers_does(stem):
+def test_a_frozen_stem_gets_no_gradient_and_its_conditioning_does(stem):
     torch.manual_seed(0)
     projector = Projector(stem, 6, 8, freeze_stem=True)
     free = Projector(stem, 6, 8)

@@ -123,10 +123,10 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
             DINOv2, as LLaMA-Factory did for the released models; ``None`` for no such limit.
             Crops are cut from the image as given, and shrunk after.
         seg_image_resolution: the same for SAM.
-        num_inner_forward_run: 2 steers the projectors by control states, 1 does not.
+        num_inner_forward_run: 2 conditions the projectors on control states, 1 does not.
         alignment: project without condition, whatever ``num_inner_forward_run`` says.
-        freeze_stems: train of a projector only what steers it, and leave what alignment, or
-            pretraining, made of its stem.
+        freeze_stems: train only the conditioning of a projector; its stem keeps what alignment
+            or pretraining made of it.
         para_mask_id: which paragraphs are hidden from the final pass in training: 0 none,
             1 the question, 2 the question and the re-encoded image, drawn independently.
         para_mask_ratio: probability of each such draw, per sample.
@@ -216,6 +216,11 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         with replace_atomically(Path(save_directory)) as draft:
             super().save_pretrained(draft, **kwargs)
             write_shim(draft)
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether control states replace embeddings and condition the projectors."""
+        return self.num_inner_forward_run == 2 and not self.alignment
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -51,16 +51,14 @@ def find_calls(
     ``position`` -1.
 
     Args:
-        input_ids: ``[B, S]``.
         features: branch -> features of all its images, in reading order.
     """
     calls: list[Call] = []
-    unconditioned = config.alignment or config.num_inner_forward_run == 1
     for name in config.branches:
         places = input_ids == config.pad_id(name)
         action_id = config.action_id(name)
         for row, looks in enumerate(_match_pads(name, places, features.get(name, ()))):
-            if unconditioned:
+            if not config.is_conditioned:
                 calls.append(Call(name, row, -1, looks))
                 continue
             actions = (input_ids[row] == action_id).nonzero().flatten().tolist()
@@ -127,11 +125,7 @@ def _come_last(actions: list[int], looks: list[Look]) -> bool:
 def draw_paragraph_mask(
     config: VPTConfig, input_ids: Tensor, calls: Iterable[Call]
 ) -> Tensor | None:
-    """Draw the paragraphs that are hidden from the final pass of a training step.
-
-    Returns:
-        ``[B, S]`` bool, True where nothing is seen; ``None`` if all is seen.
-    """
+    """Draw the paragraphs hidden from the final pass in training: ``[B, S]``, True if hidden."""
     if config.para_mask_id == 0:
         return None
     paragraphs = (1,) if config.para_mask_id == 1 else (1, 3)

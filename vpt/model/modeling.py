@@ -78,11 +78,7 @@ class _ListingPixels:
 class VPTForConditionalGeneration(
     ShimSavingMixin, CallingGenerationMixin, Qwen2VLForConditionalGeneration
 ):
-    """Qwen2-VL that can call for perception.
-
-    Args:
-        config: see :class:`vpt.model.config.VPTConfig`.
-    """
+    """Qwen2-VL that can call for perception."""
 
     config_class = VPTConfig
     config: VPTConfig
@@ -159,15 +155,7 @@ class VPTForConditionalGeneration(
             copy_part(self.name_or_path, self.config.depth_tokenizer, save_directory)
 
     def tower(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Run the backbone's vision tower.
-
-        Args:
-            pixel_values: ``[sum(t*h*w), 1176]``.
-            image_grid_thw: ``[num_images, 3]`` in patches.
-
-        Returns:
-            ``[sum(t*h*w) / merge**2, D]``, all images end to end.
-        """
+        """Features ``[sum(t*h*w) / merge**2, D]`` of the vision tower, all images end to end."""
         weight = self.model.visual.patch_embed.proj.weight
         pixels = pixel_values.to(weight.device, weight.dtype)
         return self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device)).pooler_output
@@ -190,7 +178,7 @@ class VPTForConditionalGeneration(
     ) -> CausalLMOutputWithPast:
         """Compute logits, and the loss if labels are given, of whole token streams.
 
-        The k-th control token of a branch, in reading order, steers the k-th run of images of
+        The k-th control token of a branch, in reading order, conditions the k-th run of images of
         that branch; a call with no image, because it comes last or because a row was cut before
         it, only has its control token's embedding replaced.
 
@@ -201,7 +189,7 @@ class VPTForConditionalGeneration(
             labels: ``[B, S]``, -100 where ignored; control tokens are always ignored.
             pixel_values: ``[sum(t*h*w), 1176]`` of the images.
             image_grid_thw: ``[num_images, 3]`` in patches.
-            mm_token_type_ids: accepted and not needed: types follow from ``input_ids``.
+            mm_token_type_ids: accepted and not needed.
             past_key_values: filled with the stream, or, if it holds one already, continued by
                 ``input_ids`` ``[B, 1]``.
             cache: the same by the name that transformers uses from 5.24 on.
@@ -220,7 +208,7 @@ class VPTForConditionalGeneration(
         """
         if input_ids is None or inputs_embeds is not None:
             raise PositionError("input_ids are missing; pass the token ids, not inputs_embeds")
-        pixels = _take_pixels(kwargs)
+        pixels = self._take_pixels(kwargs)
         _refuse_unread(kwargs)
         past_key_values = cache if past_key_values is None else past_key_values
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -239,23 +227,22 @@ class VPTForConditionalGeneration(
                 "Rows packed by LLaMA-Factory are not supported: set `packing: false`"
             )
         embeds = self._embed(input_ids, pixel_values, image_grid_thw)
-        self._check_branches(pixels)
         features = {name: self.encode(name, *values) for name, values in pixels.items()}
         calls = find_calls(self.config, input_ids, features)
-        if self.config.alignment or self.config.num_inner_forward_run == 1:
-            for call in calls:
-                embeds = self._write_looks(embeds, call, condition=None)
-            hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
-        else:
+        if self.config.is_conditioned:
             hidden = self._run_conditioned(
                 input_ids, embeds, attention_mask, position_ids, calls, past_key_values
             )
+        else:
+            for call in calls:
+                embeds = self._write_looks(embeds, call, condition=None)
+            hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
             loss = self._loss(logits, labels, input_ids, kwargs.get("num_items_in_batch"))
-        if past_key_values is not None:
-            _remember(past_key_values, hidden)
+        if past_key_values is not None:  # the embedding of a control token that comes next
+            past_key_values.control_states = hidden[:, -1:].detach()
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past_key_values})
 
     def _embed(
@@ -296,12 +283,11 @@ class VPTForConditionalGeneration(
         if input_ids.shape[1] != 1 or position_ids is None:
             raise PositionError("a stream in a cache is continued by one token with its position")
         embeds = self.get_input_embeddings()(input_ids)
-        steered = self.config.num_inner_forward_run == 2 and not self.config.alignment
-        for name in self.config.branches if steered else ():
+        for name in self.config.branches if self.config.is_conditioned else ():
             is_action = (input_ids == self.config.action_id(name)).unsqueeze(-1)
             embeds = torch.where(is_action, past_key_values.control_states.to(embeds), embeds)
         hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
-        _remember(past_key_values, hidden)
+        past_key_values.control_states = hidden[:, -1:].detach()
         return CausalLMOutputWithPast(logits=self.lm_head(hidden), **{CACHE: past_key_values})
 
     def projector(self, branch: str) -> Projector:
@@ -309,12 +295,7 @@ class VPTForConditionalGeneration(
         return cast(Projector, self.projectors[branch])
 
     def branch(self, name: str, image_processor: Any = None) -> ModelBranch:
-        """A branch of the model.
-
-        Args:
-            name: a key of ``BRANCH_TOKENS``; the tower's is there in every model.
-            image_processor: of the tower, which its branch needs to preprocess.
-        """
+        """A branch of the model; the tower's needs ``image_processor`` to preprocess."""
         if name in self.branches:
             return cast(ModelBranch, self.branches[name])
         backbone = backbone_of(self.config, tower=self.tower, image_processor=image_processor)
@@ -324,20 +305,28 @@ class VPTForConditionalGeneration(
         """Features of images under one branch; ``pixels`` as its ``preprocess`` returns them."""
         return self.branch(branch).encode(*pixels)
 
-    def _check_branches(self, pixels: Mapping[str, Any]) -> None:
-        for name in pixels:
+    def _take_pixels(self, arguments: dict[str, Any]) -> dict[str, list[Tensor]]:
+        """Take the pixels of branches out of the arguments of ``forward``."""
+        pixels = {}
+        for name, row in BRANCH_TOKENS.items():
+            first, *others = [arguments.pop(argument, None) for argument in row.arguments]
+            if first is None:
+                continue
+            if any(value is None for value in others):
+                raise PositionError(f"pixels of {name!r} came without their grid")
             if name not in self.projectors:
                 have = ", ".join(BRANCH_TOKENS[b].encoder for b in self.projectors) or "none"
                 raise PositionError(
-                    f"pixels came for the branch {BRANCH_TOKENS[name].encoder!r}, "
-                    f"which this model does not have; it has: {have}"
+                    f"pixels came for the branch {row.encoder!r}, which this model does not have; "
+                    f"it has: {have}"
                 )
+            pixels[name] = [first, *others]
+        return pixels
 
     def _write_looks(self, embeds: Tensor, call: Call, condition: Tensor | None) -> Tensor:
         for features, pads in call.looks:
             projected = self.projector(call.branch)(features, condition).values.to(embeds)
-            rows = torch.full_like(pads, call.row)
-            embeds = embeds.index_put((rows, pads), projected)
+            embeds = embeds.index_put((torch.full_like(pads, call.row), pads), projected)
         return embeds
 
     def _run(
@@ -366,10 +355,10 @@ class VPTForConditionalGeneration(
     ) -> Tensor:
         """Final hidden states ``[B, S, D]`` with every control state found and used on the way.
 
-        Attention is causal, so the states in front of a call never change: rows are read as far
-        as a control state is needed, then on. All in all that is one pass. Rows with hidden
-        paragraphs differ from the start on, and are read again once their control states are
-        known; so are all if a cache is to be filled, in transformers' way.
+        Attention is causal, so the states before a call never change. Rows are read up to each
+        control state in turn, which is one pass in all. Rows with hidden paragraphs differ from
+        their start and are read again with the known control states; so are all rows if a cache
+        is filled.
         """
         if not calls:
             return self._run(embeds, attention_mask, position_ids, past_key_values)
@@ -396,8 +385,8 @@ class VPTForConditionalGeneration(
             reader.restart(hidden_paragraphs.any(-1).nonzero().flatten().tolist())
         if past_key_values is not None:
             return self._run(embeds, attention_mask, position_ids, past_key_values)
-        num_rows, length = input_ids.shape
-        reader.read(embeds, dict.fromkeys(range(num_rows), length), is_last=True)
+        ends = dict.fromkeys(range(len(input_ids)), input_ids.shape[1])
+        reader.read(embeds, ends, is_last=True)
         return reader.hidden_states()
 
 
@@ -414,17 +403,11 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     **hub_kwargs: Any,
 ) -> VPTForConditionalGeneration:
-    """Load a VPT model for inference.
+    """Load a VPT model for inference, as :func:`read_model` does.
 
     Args:
-        path_or_id: folder or hub id, in the released format or our own.
-        device: where to; by default a CUDA device if there is one.
+        device: by default a CUDA device if there is one.
         dtype: of the weights; ``"auto"`` is the stored one on a GPU and float32 on a CPU.
-        **hub_kwargs: as for ``from_pretrained``.
-
-    Raises:
-        CheckpointError: if the folder or a weight is missing, or a weight is unknown.
-        PromptError: for an unknown ``dtype``.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device.type == "cpu":
@@ -435,12 +418,7 @@ def load_model(
 def read_model(
     path_or_id: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
 ) -> VPTForConditionalGeneration:
-    """Read a VPT model as it is stored, to be asked, changed or trained.
-
-    Args:
-        path_or_id: folder or hub id, in the released format or our own.
-        dtype: of the weights; ``"auto"`` for the stored one.
-        **hub_kwargs: as for ``from_pretrained``.
+    """Read a VPT model from a folder or hub id, in the released format or our own.
 
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
@@ -459,12 +437,9 @@ def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) ->
     """Write features over their placeholder embeddings.
 
     Args:
-        inputs_embeds: ``[B, S, D]`` token embeddings.
+        inputs_embeds: ``[B, S, D]``; a new tensor is returned.
         places: ``[B, S]`` bool, True at the placeholders.
         features: ``[N, D]``, every image of the batch end to end, in reading order.
-
-    Returns:
-        ``[B, S, D]``, a new tensor.
 
     Raises:
         FeatureCountError: if ``places`` marks a number of positions other than ``N``.
@@ -475,7 +450,7 @@ def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) ->
 
 
 def _refuse_unread(kwargs: Mapping[str, Any]) -> None:
-    """Make sure that no input is passed over in silence, such as a cache under a new name."""
+    """Refuse inputs that would be ignored, such as a cache under a new name."""
     for name, value in kwargs.items():
         if isinstance(value, Tensor | Cache) and name not in _NOT_NEEDED:
             raise PositionError(
@@ -484,39 +459,18 @@ def _refuse_unread(kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def _remember(cache: Cache, hidden: Tensor) -> None:
-    """Keep the states a next control token would take, with the cache they belong to."""
-    cache.control_states = hidden[:, -1:].detach()
-
-
 def _replace_embedding(embeds: Tensor, call: Call, condition: Tensor) -> Tensor:
-    place = (
-        torch.tensor([call.row], device=embeds.device),
-        torch.tensor([call.position], device=embeds.device),
-    )
-    return embeds.index_put(place, condition.to(embeds)[None])
+    place = torch.tensor([[call.row], [call.position]], device=embeds.device)
+    return embeds.index_put(tuple(place), condition.to(embeds)[None])
 
 
 def build_branch(name: str, config: VPTConfig, backbone: Backbone) -> ModelBranch:
     """Build a branch of a model, with fresh weights if it has any of its own."""
-    home = branch_class(BRANCH_TOKENS[name].home)
-    return home.build(config.branch_configs.get(name, {}), backbone)
+    settings = config.branch_configs.get(name, {})
+    return branch_class(BRANCH_TOKENS[name].home).build(settings, backbone)
 
 
 def backbone_of(config: VPTConfig, **parts: Any) -> Backbone:
     """What a branch may use of a model; ``parts`` are the tower and its image processor."""
     merge_size = config.vision_config.spatial_merge_size
     return Backbone(merge_size=merge_size, hidden_size=config.text_config.hidden_size, **parts)
-
-
-def _take_pixels(arguments: dict[str, Any]) -> dict[str, list[Tensor]]:
-    """Take the pixels of branches out of the arguments of ``forward``."""
-    pixels = {}
-    for name, row in BRANCH_TOKENS.items():
-        first, *others = [arguments.pop(argument, None) for argument in row.arguments]
-        if first is None:
-            continue
-        if any(value is None for value in others):
-            raise PositionError(f"pixels of {name!r} came without their grid")
-        pixels[name] = [first, *others]
-    return pixels

@@ -1,4 +1,4 @@
-"""Projectors: features of a vision branch -> LLM width, steered by a control state.
+"""Projectors: features of a vision branch -> LLM width, conditioned on a control state.
 
 One class, three stems (``identity`` for the backbone's own tower, ``linear`` for DINOv2,
 ``conv`` for SAM), as in arXiv 2502.17425, section 3. Parameter names are the released ones.
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vpt.branches import Features
 
 CONV_STRIDE = 4  # 64x64 SAM features -> 16x16 tokens, as released
-_FRESH_SCALE = 0.1
 
 
 def token_grid(stem: str, grid_hw: tuple[int, int]) -> tuple[int, int]:
@@ -30,8 +29,7 @@ class Projected:
 
     Attributes:
         values: ``[N, D]``.
-        scores: ``[N]``, ``f_i . c``: how strongly each place answers the control state;
-            ``None`` without a condition.
+        scores: ``[N]``, ``f_i . c``; ``None`` without a condition.
         grid_hw: ``N == h * w``, row-major.
     """
 
@@ -48,8 +46,7 @@ class Projector(nn.Module):
         feature_dim: ``C``, width of the branch's features.
         hidden_size: ``D``, width of the LLM.
         condition_scale: number of control states that make one condition.
-        freeze_stem: let no gradient into the stem. (Trainers and ``from_pretrained`` set
-            ``requires_grad`` as they think fit.)
+        freeze_stem: let no gradient into the stem, whatever a trainer sets ``requires_grad`` to.
     """
 
     def __init__(
@@ -88,46 +85,30 @@ class Projector(nn.Module):
     def reset_conditioning(self) -> None:
         """Fresh weights of the condition, ten times smaller than released: ``y`` is nearly ``f``.
 
-        With a long ``c`` the second term drowns what the first says of a place, and what cannot
-        be read is not learned to be.
+        With a long ``c`` the second term hides the features, and nothing is learned from them.
         """
         self.layernorm_condition.reset_parameters()
-        nn.init.xavier_uniform_(self.linear_condition.weight)
+        nn.init.xavier_uniform_(self.linear_condition.weight, gain=0.1)
         nn.init.zeros_(self.linear_condition.bias)
-        with torch.no_grad():
-            self.linear_condition.weight.mul_(_FRESH_SCALE)
 
     def output_grid(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         """Grid of the tokens made from features on ``grid_hw``."""
         return token_grid(self.stem, grid_hw)
 
     def forward(self, features: Features, condition: Tensor | None = None) -> Projected:
-        """Project the features of one image.
-
-        Args:
-            features: values ``[N, C]`` on a grid.
-            condition: ``[condition_scale * D]`` control state(s), or ``None`` (alignment).
-        """
+        """Project the features of one image; ``condition``: ``[condition_scale * D]``."""
         projected = self.project_features(features.values, features.grid_hw)  # [N, D]
         if self.freeze_stem:
             projected = projected.detach()
         grid_hw = self.output_grid(features.grid_hw)
         if condition is None:
             return Projected(projected, None, grid_hw)
-        steer = self.linear_condition(self.layernorm_condition(condition))  # [D]
-        scores = projected @ steer  # [N]
-        return Projected(torch.addcmul(projected, scores[:, None], steer[None]), scores, grid_hw)
+        c = self.linear_condition(self.layernorm_condition(condition))  # [D]
+        scores = projected @ c  # [N]
+        return Projected(torch.addcmul(projected, scores[:, None], c[None]), scores, grid_hw)
 
     def project_features(self, values: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """The stem alone, before any steering.
-
-        Args:
-            values: ``[..., h * w, C]``.
-            grid_hw: ``(h, w)``, row-major.
-
-        Returns:
-            ``[..., N, D]``.
-        """
+        """The stem alone, without condition: ``[..., h * w, C]`` -> ``[..., N, D]``."""
         if self.stem == "identity":
             return values
         values = self.layernorm_feature(values.to(self.layernorm_feature.weight.dtype))

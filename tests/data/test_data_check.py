@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from vpt.data.build import Annotation, build_row
-from vpt.data.check import ModelFacts, RowChecker, RowLengths, check_rows
+from vpt.data.check import ModelLimits, RowChecker, check_rows
 from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths, known_tokens, view_row
 from vpt.data.loading import ask_loader, check_loading, has_loader, predict_loading
 from vpt.data.rows import ImageFacts, measure_images, read_entries, write_rows
@@ -80,7 +80,7 @@ def test_recorded_rows_are_sound_but_for_the_one_cut_short(goldens, variant):
     config = load_config(str(goldens / "checkpoints" / variant))
     processor = VPTProcessor.from_pretrained(goldens / "checkpoints" / variant)
     images = measured(rows.values(), goldens)
-    checker = RowChecker.for_model(images, config, processor, 1000)
+    checker = RowChecker(images, model=ModelLimits(config, processor, 1000))
     report = check_rows(rows.values(), checker)
     number = list(rows).index("action_only")
     assert {kind: [n for n, _ in entries] for kind, entries in report.findings.items()} == {
@@ -368,7 +368,7 @@ def tiny():
 def test_a_branch_the_model_lacks_is_found(goldens):
     folder = goldens / "checkpoints" / "clip"
     config, processor = load_config(str(folder)), VPTProcessor.from_pretrained(folder)
-    checker = RowChecker.for_model(IMAGES, config, processor)
+    checker = RowChecker(IMAGES, model=ModelLimits(config, processor))
     expected = [("missing-branch", "the row uses dino; the model has: clip")]
     assert [tuple(f) for f in checker.check(dino_row())[1]] == expected
     alignment = row("<detection_image>\nq", "a", detection_images=["a.png"])
@@ -388,14 +388,14 @@ def test_lengths_are_those_of_the_encoded_rows(goldens, variant):
     folder = goldens / "checkpoints" / variant
     config, processor = load_config(str(folder)), VPTProcessor.from_pretrained(folder)
     encoder = RowEncoder(config, processor, lambda path: open_row_image(path, goldens))
-    lengths = RowLengths(config, processor)
+    lengths = ModelLimits(config, processor)
     rows = recorded(goldens, variant).values()
     images = measured(rows, goldens)
     for one in rows:
         num_tokens = len(encoder.encode(one).input_ids)
         assert lengths.num_tokens(view_row(one, 8), images) == num_tokens
         for cutoff_len, details in ((num_tokens, []), (num_tokens - 1, [f"{num_tokens} tokens"])):
-            checker = RowChecker(images, model=ModelFacts(config.branches, cutoff_len, lengths))
+            checker = RowChecker(images, model=ModelLimits(config, processor, cutoff_len))
             findings = [finding for finding in checker.check(one)[1] if finding.kind == "too-long"]
             assert [finding.detail for finding in findings] == details
 
@@ -406,7 +406,7 @@ def test_lengths_of_images_of_any_shape(tiny, size_wh):
     one = row("<image>q", "a", images=["x.png"])
     image = from_pixels(Image.new("RGB", size_wh), "x.png")
     encoder = RowEncoder(config, processor, lambda _: image)
-    counted = RowLengths(config, processor).num_tokens(
+    counted = ModelLimits(config, processor).num_tokens(
         view_row(one, 8), {"x.png": ImageFacts(size_wh)}
     )
     assert counted == len(encoder.encode(one).input_ids)
@@ -415,7 +415,7 @@ def test_lengths_of_images_of_any_shape(tiny, size_wh):
 def test_a_length_that_cannot_be_told_is_none(goldens, tiny):
     folder = goldens / "checkpoints" / "clip"
     config, processor = load_config(str(folder)), VPTProcessor.from_pretrained(folder)
-    lengths = RowLengths(config, processor)
+    lengths = ModelLimits(config, processor)
     for one in (
         row("<image>q", "a", images=["gone.png"]),
         row("<image>q", "a", images=["unknown.png"]),

@@ -6,7 +6,6 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,25 +287,21 @@ def _check_check_arguments(args: argparse.Namespace, target: CheckTarget) -> Non
 
 def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, int, int]:
     """Read rows, open their images, check: the report, images opened, rows left out."""
-    from vpt.data.check import RowChecker, check_rows
+    from vpt.data.check import ModelLimits, RowChecker, check_rows
 
     rows = read_entries(target.file)
     if not rows:
         raise DataError(f"{target.file} holds no rows")
     loading = check_loading(target.file, rows)
     num_all, rows = len(rows), rows[: args.limit]
-    make_checker = partial(RowChecker, grid_size=args.grid_size or RELEASED_GRID_SIZE)
+    model = None
     if args.model:
         quieten(args)
         from vpt.model.config import load_config
         from vpt.model.processing import VPTProcessor
 
-        make_checker = partial(
-            RowChecker.for_model,
-            config=load_config(args.model),
-            processor=VPTProcessor.from_pretrained(args.model),
-            cutoff_len=args.cutoff_len,
-        )
+        config, processor = load_config(args.model), VPTProcessor.from_pretrained(args.model)
+        model = ModelLimits(config, processor, args.cutoff_len)
     images: Images = {}
     if args.open_images:
         named = (split_crop_suffix(path)[0] for row in rows for path in image_paths(row))
@@ -315,7 +310,9 @@ def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, 
         facts = dict(progress(measure_images(distinct), len(distinct), "images"))
         images = {path: facts[file] for path, file in files.items()}
     watched = progress(rows, len(rows), "rows")
-    report = check_rows(watched, make_checker(images), args.ignore, loading)
+    grid_size = args.grid_size or RELEASED_GRID_SIZE
+    checker = RowChecker(images, grid_size=grid_size, model=model)
+    report = check_rows(watched, checker, args.ignore, loading)
     return report, len(images), num_all - len(rows)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from vpt.boxes import Box, PixelBox, check_box_px, crop_box_px, region_to_show
 from vpt.data.checks import ROW_KINDS
-from vpt.data.rows import Images, Row, clean_cell
+from vpt.data.rows import Images, Row, clean_cell, make_row
 from vpt.errors import DataError, RegionError
 from vpt.protocol.calls import find_symbols, format_region
-from vpt.protocol.rows import KINDS, ROLES, split_crop_suffix
+from vpt.protocol.rows import KINDS, split_crop_suffix
 from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE, branches_named, invite
 
 KEYS = ("image", "question", "answer", "box", "kind")
@@ -195,8 +195,7 @@ def build_row(
     mode = "none" if kind == "direct" else kind if invited else "auto"
     placeholder = KINDS["image"].placeholder
     turns = [f"{placeholder}\n{invite(annotation.question, mode)}"]
-    columns: dict[str, list[str]] = {image_kind.column: [] for image_kind in KINDS.values()}
-    columns[KINDS["image"].column].append(annotation.image)
+    images = {"image": [annotation.image]}
     if kind == "region":
         if (box := annotation.box) is None:
             raise DataError("a row of kind 'region' needs a box")
@@ -204,14 +203,12 @@ def build_row(
         region = region_to_show(box, size_wh, grid_size=grid_size)
         crop = crop_box_px(region, size_wh, grid_size=grid_size)
         turns += [format_region(region, grid_size), placeholder]
-        columns[KINDS["image"].column].append(_with_crop_suffix(annotation.image, crop))
+        images["image"].append(_with_crop_suffix(annotation.image, crop))
     elif kind != "direct":
         (branch,) = branches_named([kind])
         turns += [BRANCH_TOKENS[branch].call, KINDS[branch].placeholder]
-        columns[KINDS[branch].column].append(annotation.image)
-    turns.append(annotation.answer)
-    messages = [{"role": ROLES[n % 2], "content": content} for n, content in enumerate(turns)]
-    return {"messages": messages, **columns}
+        images[branch] = [annotation.image]
+    return make_row([*turns, annotation.answer], images)
 
 
 def _with_crop_suffix(path: str, box: PixelBox) -> str:

@@ -42,18 +42,12 @@ if TYPE_CHECKING:
 _BROKEN = "broken"
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """Limits of a model on rows."""
-
-    branches: tuple[str, ...]  # re-encoding branches it has
-    cutoff_len: int | None  # tokens a row may have; ``None`` for any number
-    lengths: RowLengths
-    added_tokens: Collection[str] | None = None  # of its tokenizer, if known
-
-
 class RowChecker:
-    """Checks rows, one by one; ``images`` is empty where no file was opened."""
+    """Checks rows, one by one, and against a model if one is given.
+
+    ``images`` is empty where no file was opened. The grid and the tokens are those of the model, or
+    else given, or those of VPT models.
+    """
 
     def __init__(
         self,
@@ -61,26 +55,12 @@ class RowChecker:
         *,
         grid_size: int = RELEASED_GRID_SIZE,
         known: KnownTokens | None = None,
-        model: ModelFacts | None = None,
+        model: ModelLimits | None = None,
     ) -> None:
         self.images = images
-        self.grid_size = grid_size
-        self.known = known or known_tokens(grid_size)
+        self.grid_size = model.config.grid_size if model else grid_size
+        self.known = known or known_tokens(self.grid_size, model.added_tokens if model else ())
         self.model = model
-
-    @classmethod
-    def for_model(
-        cls,
-        images: Images,
-        config: VPTConfig,
-        processor: VPTProcessor,
-        cutoff_len: int | None = None,
-    ) -> RowChecker:
-        """A checker that also checks tokens, branches and lengths against a model."""
-        added = processor.tokenizer.get_added_vocab()
-        known = known_tokens(config.grid_size, added)
-        model = ModelFacts(config.branches, cutoff_len, RowLengths(config, processor), added)
-        return cls(images, grid_size=config.grid_size, known=known, model=model)
 
     def check(self, row: object) -> tuple[str, list[Finding]]:
         """Return the kind of a row, and all findings."""
@@ -110,13 +90,13 @@ class RowChecker:
             yield from _check_model(view, self.images, self.model)
 
 
-def _check_model(view: RowView, images: Images, model: ModelFacts) -> Iterator[Finding]:
+def _check_model(view: RowView, images: Images, model: ModelLimits) -> Iterator[Finding]:
     calls = {call.branch for turn in view.turns for call in turn.calls}
-    has = ", ".join(BRANCH_TOKENS[branch].encoder for branch in model.branches) or "none"
+    has = ", ".join(BRANCH_TOKENS[branch].encoder for branch in model.config.branches) or "none"
     for branch, tokens in BRANCH_TOKENS.items():
-        if branch not in model.branches and (branch in calls or view.images[branch]):
+        if branch not in model.config.branches and (branch in calls or view.images[branch]):
             yield Finding("missing-branch", f"the row uses {tokens.encoder}; the model has: {has}")
-    num_tokens = None if model.cutoff_len is None else model.lengths.num_tokens(view, images)
+    num_tokens = None if model.cutoff_len is None else model.num_tokens(view, images)
     if num_tokens is not None and num_tokens > (model.cutoff_len or 0):
         yield Finding("too-long", f"{num_tokens} tokens")
 
@@ -194,14 +174,20 @@ def _note_of(row: object) -> Mapping[str, Any]:
         return {}
 
 
-class RowLengths:
-    """Counts the tokens of rows as `RowEncoder` makes them, from the sizes of images alone."""
+class ModelLimits:
+    """What a model takes: its branches and tokens, and rows of at most ``cutoff_len`` tokens.
 
-    def __init__(self, config: VPTConfig, processor: VPTProcessor) -> None:
+    Tokens are counted as `RowEncoder` makes them, from the sizes of images alone.
+    """
+
+    def __init__(
+        self, config: VPTConfig, processor: VPTProcessor, cutoff_len: int | None = None
+    ) -> None:
         from vpt.model.encoding import Pixels
 
-        self._config = config
-        self._processor = processor
+        self.config, self.cutoff_len = config, cutoff_len
+        self.added_tokens: Collection[str] = processor.tokenizer.get_added_vocab()
+        self._encode_text = processor.encode_text
         self._num_image_tokens = cache(Pixels(config, processor, _open_none).num_tokens)
 
     def num_tokens(self, view: RowView, images: Images) -> int | None:
@@ -210,7 +196,7 @@ class RowLengths:
         for kind, paths in view.images.items():
             if view.images_by_turn(kind) is None:
                 return None
-            if paths and kind not in ("image", *self._config.branches):
+            if paths and kind not in ("image", *self.config.branches):
                 return None
             for path in paths:
                 if (size_wh := _size_wh(path, images)) is None:
@@ -220,7 +206,7 @@ class RowLengths:
         asked = write_placeholders([turn.asked for turn in view.turns], ones)
         written = write_turns(view.system, asked, [turn.answered for turn in view.turns])
         texts = [text for pair in written for text in pair]
-        return num_beyond + sum(len(self._processor.encode_text(text).ids) for text in texts)
+        return num_beyond + sum(len(self._encode_text(text).ids) for text in texts)
 
 
 def _open_none(path: str) -> LoadedImage:

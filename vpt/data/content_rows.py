@@ -13,11 +13,11 @@ from typing import Any
 
 from vpt.boxes import PixelBox
 from vpt.data.points import Point, nearest
-from vpt.data.rows import Row
+from vpt.data.rows import Row, make_row
 from vpt.depth.maps import Floats, depth_at
 from vpt.errors import DataError
 from vpt.protocol.content import format_depth, format_pixel_box
-from vpt.protocol.rows import KINDS, ROLES
+from vpt.protocol.rows import KINDS
 
 NOTE = "note"
 """Column with a JSON object as text.
@@ -78,13 +78,8 @@ _IRREGULAR = dict(pair.split() for pair in _PLURALS.split(", "))
 
 def build_content_row(question: str, answer: str, image: str, note: Mapping[str, Any]) -> Row:
     """A row with one picture, question and answer; the ``task`` of the note is one of `TASKS`."""
-    messages = [
-        {"role": ROLES[0], "content": f"{KINDS['image'].placeholder}\n{question}"},
-        {"role": ROLES[1], "content": answer},
-    ]
-    columns: dict[str, list[str]] = {kind.column: [] for kind in KINDS.values()}
-    columns[KINDS["image"].column].append(image)
-    return {"messages": messages, **columns, NOTE: json.dumps(note, ensure_ascii=False)}
+    row = make_row([f"{KINDS['image'].placeholder}\n{question}", answer], {"image": [image]})
+    return {**row, NOTE: json.dumps(note, ensure_ascii=False)}
 
 
 def read_note(row: Mapping[str, Any]) -> dict[str, Any]:

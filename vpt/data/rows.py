@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from vpt.errors import DataError, ImageError
 from vpt.files import write_atomic
-from vpt.protocol.rows import KINDS
+from vpt.protocol.rows import KINDS, ROLES
 
 Row = dict[str, Any]
 
@@ -106,6 +106,13 @@ def write_rows(rows: Iterable[Any], file: Path) -> None:
     else:
         text = "[\n" + ",\n".join(lines) + "\n]\n"
     write_atomic(text, file)
+
+
+def make_row(turns: Sequence[str], images: Mapping[str, Sequence[str]]) -> Row:
+    """A row of turns, the user's first, and of paths of images by key of ``KINDS``."""
+    messages = [{"role": ROLES[n % 2], "content": content} for n, content in enumerate(turns)]
+    columns = {kind.column: list(images.get(key, ())) for key, kind in KINDS.items()}
+    return {"messages": messages, **columns}
 
 
 def clean_cell(value: Any) -> Any:

@@ -7,7 +7,8 @@ The cache is an attention function of transformers (``slot_sdpa``): Qwen2-VL's l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -41,7 +42,7 @@ class SlotCache:
         self.keys = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.values = [self._new_buffer(capacity) for _ in range(num_layers)]
         self.lengths = [0] * num_slots
-        self._written = [0] * num_slots  # places that may hold other values than zeros
+        self.written = [0] * num_slots  # places that may hold other values than zeros
 
     def _new_buffer(self, capacity: int) -> Tensor:
         # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
@@ -58,7 +59,7 @@ class SlotCache:
         """Make room for ``capacity`` tokens per slot. Copies what is there only if it must grow."""
         if capacity <= self.capacity:
             return
-        filled = max(self._written)
+        filled = max(self.written)
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
                 buffers[layer] = self._new_buffer(capacity)
@@ -68,14 +69,10 @@ class SlotCache:
     @torch.inference_mode()  # buffers that have grown are tensors of that mode
     def clear(self, slot: int) -> None:
         """Forget a stream: write zeros where its keys and values are."""
-        if end := self._written[slot]:
+        if end := self.written[slot]:
             for buffer in (*self.keys, *self.values):
                 buffer[slot, :, :end] = 0
-        self.lengths[slot] = self._written[slot] = 0
-
-    def note_written(self, slot: int, end: int) -> None:
-        """Note that places of a slot up to ``end`` are about to be written."""
-        self._written[slot] = max(end, self._written[slot])
+        self.lengths[slot] = self.written[slot] = 0
 
 
 @dataclass(frozen=True)
@@ -88,35 +85,30 @@ class _Run:
     mask: Tensor | None  # [rows, 1, 1, length], None if all are equally long
 
 
-@dataclass
 class SlotPlan:
     """Where one pass writes keys and values, and what it reads.
 
-    Raises:
-        BudgetError: if a slot has no room for the new tokens.
+    ``slots`` ascend, each gets ``num_new`` tokens; 1 if there are several. Raises ``BudgetError``
+    if a slot has no room for them.
     """
 
-    cache: SlotCache
-    slots: list[int]  # ascending
-    num_new: int  # tokens per slot; 1 if there are several slots
-    _runs: list[_Run] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._past = [self.cache.lengths[slot] for slot in self.slots]
-        if (needed := max(self._past) + self.num_new) > self.cache.capacity:
+    def __init__(self, cache: SlotCache, slots: list[int], num_new: int) -> None:
+        self.cache, self.slots, self.num_new = cache, slots, num_new
+        self._past = [cache.lengths[slot] for slot in slots]
+        if (needed := max(self._past) + num_new) > cache.capacity:
             raise BudgetError(
-                f"a stream needs room for {needed} tokens, its slot holds {self.cache.capacity}; "
+                f"a stream needs room for {needed} tokens, its slot holds {cache.capacity}; "
                 "reserve more"
             )
         for slot, past in zip(self.slots, self._past, strict=True):
-            self.cache.note_written(slot, past + self.num_new)
+            self.cache.written[slot] = max(past + self.num_new, self.cache.written[slot])
         self._device = self.cache.keys[0].device
         self._runs = list(self._make_runs()) if self.num_new == 1 else []
         self._slot_index = torch.tensor(self.slots, device=self._device)
         self._past_index = torch.tensor(self._past, device=self._device)
         self._mask: Tensor | None = None
 
-    def _make_runs(self) -> Any:
+    def _make_runs(self) -> Iterator[_Run]:
         first = 0
         for row in range(1, len(self.slots) + 1):
             if row < len(self.slots) and self.slots[row] == self.slots[row - 1] + 1:
@@ -139,12 +131,8 @@ class SlotPlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Write new keys and values, then attend over all that the streams hold.
 
-        Args:
-            layer: index of the layer.
-            query: ``[rows, num_heads, num_new, head_dim]``; the result has its shape.
-            key: ``[rows, num_kv_heads, num_new, head_dim]``.
-            value: like ``key``.
-            scale: factor of the scores.
+        ``query`` and the result are ``[rows, num_heads, num_new, head_dim]``, ``key`` and ``value``
+        ``[rows, num_kv_heads, num_new, head_dim]``; ``scale`` multiplies the scores.
         """
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         if len(self.slots) > 1:

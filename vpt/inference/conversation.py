@@ -44,14 +44,11 @@ class Conversation:
     """One question, from prompt to answer.
 
     Args:
-        request: what is asked and within which bounds.
+        request: the question, its images and options.
         processor: makes pieces of text and images.
         vocabulary: ids of the model's control tokens.
         decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
-        model: what the trace says about the model.
-
-    Attributes:
-        recorder: holds the trace, which grows while the conversation runs.
+        model: description of the model, for the trace.
 
     Raises:
         PromptError: if the question or the perception mode cannot be used with this model.
@@ -90,11 +87,7 @@ class Conversation:
         self._must_answer = self._is_out_of_tokens = False
 
     def run(self) -> Exchange:
-        """Answer the question, once.
-
-        Yields:
-            :class:`Append`, to which a :class:`Step` must be sent, and events, to which nothing is.
-        """
+        """Answer the question, once; only to an :class:`Append` a :class:`Step` must be sent."""
         self.recorder.start()
         pieces: Sequence[Piece] = self._prompt
         calls: list[CallRecord] = []
@@ -121,11 +114,7 @@ class Conversation:
     def _write_turn(
         self, pieces: Sequence[Piece], calls: Sequence[CallRecord]
     ) -> Generator[Append | Event, Step | None, list[int]]:
-        """Append pieces and let the model write until its turn ends, or it is out of tokens.
-
-        Returns:
-            The ids of the turn.
-        """
+        """Append pieces and let the model write a turn, whose ids are returned."""
         ids: list[int] = []
         state, reserve = TurnState(), self._reserve()
         while True:
@@ -232,11 +221,7 @@ def _show(
 
 
 def _prescribed_ids(request: Request, vocabulary: Vocabulary) -> list[int]:
-    """Ids of the call that the request itself makes, in place of the model.
-
-    Raises:
-        PromptError: if the model cannot name that region.
-    """
+    """Ids of the call that the request makes in place of the model; may raise ``PromptError``."""
     if request.region is None:
         return []
     try:

@@ -37,8 +37,6 @@ class Stream:
     """One growing token stream.
 
     Attributes:
-        slot: of the cache.
-        length: in tokens.
         position: M-RoPE position of the next token.
         hidden: ``[D]`` final hidden state of the last token: the next control state.
         conditions: branch -> control state of its latest call.
@@ -125,18 +123,10 @@ class Engine:
         factor = (text.rope_parameters or {}).get("factor") or 1
         self._max_position = int(text.max_position_embeddings * factor)
         head_dim = text.hidden_size // text.num_attention_heads
-        self.cache = SlotCache(
-            text.num_hidden_layers,
-            text.num_key_value_heads,
-            head_dim,
-            num_slots,
-            capacity,
-            weight.device,
-            weight.dtype,
-        )
+        sizes = text.num_hidden_layers, text.num_key_value_heads, head_dim, num_slots, capacity
+        self.cache = SlotCache(*sizes, weight.device, weight.dtype)
         self._free_slots = list(range(num_slots))
         self._branch_of_action = {model.config.action_id(b): b for b in model.config.branches}
-        self._pad_ids = {b: model.config.pad_id(b) for b in model.config.branches}
         self.num_tokens_run = 0
         self.num_forwards = 0
         self.intervene: Callable[[Tensor], Tensor] | None = None
@@ -178,13 +168,9 @@ class Engine:
         reserve: int = 0,
         encoded: Encoded | None = None,
     ) -> Extension:
-        """Append pieces to a stream.
+        """Append pieces to a stream, and make room for ``reserve`` further tokens.
 
-        Args:
-            stream: of this engine.
-            pieces: at least one token in all.
-            reserve: tokens to make room for beyond these.
-            encoded: what :meth:`encode` made of the pieces; done here if missing.
+        ``encoded`` is what :meth:`encode` made of the pieces; without it they are encoded here.
 
         Raises:
             PositionError: if there is nothing to append, or a re-encoded image has no call.
@@ -193,9 +179,6 @@ class Engine:
         if encoded is None:
             (encoded,) = self.encode([pieces])
         started = time.perf_counter()
-        builder = _ChunkBuilder(self, stream)
-        results: list[AppendedImage] = []
-        features = iter(encoded)
         # Placeholders are counted first, so that the buffers grow once at most.
         num_tokens, num_positions = self._count(pieces, [f.grid_hw for f, _ in encoded])
         if num_tokens == 0:
@@ -206,40 +189,32 @@ class Engine:
                 f"{stream.max_position}; shorten the question, or give fewer or smaller images"
             )
         self.cache.reserve(stream.length + num_tokens + reserve)
+        builder, features = _ChunkBuilder(self, stream), iter(encoded)
+        images: list[AppendedImage] = []
         for piece in pieces:
             if isinstance(piece, TokenPiece):
                 builder.add_tokens(piece.ids)
                 continue
-            values, reused = next(features)
+            seen, reused = next(features)
+            new, branch = Projected(seen.values, None, seen.grid_hw), TOWER
             if isinstance(piece, ImagePiece):
-                builder.add_image(values.values, values.grid_hw)
-                results.append(
-                    AppendedImage(TOWER, values.grid_hw, len(values.values), reused, None)
-                )
-                continue
-            new = self._project(stream, piece.branch, values)
-            builder.add_features(piece.branch, new)
-            results.append(
-                AppendedImage(piece.branch, new.grid_hw, len(new.values), reused, new.scores)
-            )
+                builder.add_embeds(self.model.config.image_token_id, seen.values, seen.grid_hw)
+            else:
+                branch = piece.branch
+                new = self._project(stream, branch, seen)
+                builder.add_embeds(self.model.config.pad_id(branch), new.values)
+            images.append(AppendedImage(branch, new.grid_hw, len(new.values), reused, new.scores))
         builder.flush()
         assert stream.hidden is not None
         logits = self.model.lm_head(stream.hidden)
         run_ms = (time.perf_counter() - started) * 1e3
-        return Extension(builder.all_ids, logits, results, run_ms)
+        return Extension(builder.all_ids, logits, images, run_ms)
 
     @torch.inference_mode()
     def step(self, streams: Sequence[Stream], token_ids: Sequence[int]) -> Tensor:
-        """Append one token to each of several streams; control tokens go through ``extend``.
+        """Append one token to each of several streams; returns logits ``[len(streams), V]``.
 
-        If it raises, the streams are as they were.
-
-        Args:
-            streams: distinct, in any order.
-            token_ids: one per stream.
-
-        Returns:
-            ``[len(streams), V]`` logits.
+        Control tokens go through :meth:`extend`. If it raises, the streams are as they were.
         """
         order = sorted(range(len(streams)), key=lambda i: streams[i].slot)
         sorted_streams = [streams[i] for i in order]
@@ -339,18 +314,14 @@ class _ChunkBuilder:
                 self._overwrites.append((0, hidden[None]))
             self._ids.append(token_id)
 
-    def add_image(self, embeds: Tensor, grid_hw: tuple[int, int]) -> None:
-        """Append an image ``[N, D]``."""
-        self._add_embeds(self.engine.model.config.image_token_id, embeds)
-        self._grids.append(grid_hw)
-
-    def add_features(self, branch: str, projected: Projected) -> None:
-        """Append projected features; their condition must be known by now."""
-        self._add_embeds(self.engine._pad_ids[branch], projected.values)
-
-    def _add_embeds(self, pad_id: int, embeds: Tensor) -> None:
+    def add_embeds(
+        self, pad_id: int, embeds: Tensor, grid_hw: tuple[int, int] | None = None
+    ) -> None:
+        """Append ``[N, D]`` in place of pads; an image with 3-D positions has a grid."""
         self._overwrites.append((len(self._ids), embeds))
         self._ids += [pad_id] * len(embeds)
+        if grid_hw is not None:
+            self._grids.append(grid_hw)
 
     def flush(self) -> None:
         """Run what has been collected."""

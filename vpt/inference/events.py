@@ -14,12 +14,9 @@ from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
 
 @dataclass(frozen=True)
 class Append:
-    """Ask the driver to append pieces to the stream, then to choose a token by a rule.
+    """Ask the driver to append pieces to the stream, then to choose a token by a rule, if any.
 
-    Attributes:
-        pieces: what to append.
-        rule: what may be chosen; ``None`` for anything.
-        reserve: further tokens the stream may take, for the cache.
+    The stream may take ``reserve`` further tokens, for which the cache makes room.
     """
 
     pieces: Sequence[Piece]
@@ -32,7 +29,6 @@ class Step:
     """The driver's answer to :class:`Append`.
 
     Attributes:
-        token_id: chosen.
         num_tokens: appended, placeholders included.
         encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.

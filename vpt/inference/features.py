@@ -81,10 +81,12 @@ class Encoders:
             name: model.branch(name, processor.image_processor)
             for name in (TOWER, *model.config.branches)
         }
-        self._settings = {
-            name: _digest([model.config.max_side(name), branch.preprocess_config])
-            for name, branch in self._branches.items()
-        }
+        self._settings = {}
+        for name, branch in self._branches.items():
+            settings = json.dumps(
+                [model.config.max_side(name), branch.preprocess_config], sort_keys=True, default=str
+            )
+            self._settings[name] = hashlib.sha256(settings.encode()).hexdigest()
 
     def key(self, branch: str, image: LoadedImage) -> FeatureKey:
         """Under what the features of an image are kept."""
@@ -92,12 +94,10 @@ class Encoders:
         return FeatureKey(branch, image.digest, image.size_wh, mode, self._settings[branch])
 
     def encode(self, images: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
-        """Features of images, each under a branch; plain images are under ``TOWER``.
+        """Features of images, each under a branch, and whether they were there already.
 
-        Images that are not kept are encoded in one batch per branch, equal ones once.
-
-        Returns:
-            For each image its features, and whether they were there already.
+        Plain images are under ``TOWER``. Images that are not kept are encoded in one batch per
+        branch, equal ones once.
         """
         keys = [self.key(branch, image) for branch, image in images]
         found = {key: features for key in keys if (features := self.cache.get(key)) is not None}
@@ -124,7 +124,3 @@ class Encoders:
             features = self._model.encode(branch, *encoder.preprocess(fitted).values())
             # Each entry owns its memory: a view would keep the whole batch alive.
             return [Features(f.values.clone(), f.grid_hw) for f in features]
-
-
-def _digest(settings: object) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -53,11 +53,7 @@ class Option:
     canonical: Callable[[str], str] = str
 
     def check(self, name: str, value: object) -> Any:
-        """Return the value as a Python number, ``bool`` or text; numpy's are accepted.
-
-        Raises:
-            PromptError: naming the option, if the value is of another type or out of bounds.
-        """
+        """Return the value, perhaps of numpy, as Python's; raise ``PromptError`` if unusable."""
         if self.choices:
             known = self.canonical(value) if isinstance(value, str) else value
             return one_of(name, known, self.choices)
@@ -144,7 +140,7 @@ class Request:
         region: cells of the grid that the first call names, whatever the model would have done:
             to correct it by hand, or to see what the true region would have brought.
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
-            ``"blank"`` appends a gray picture of the same size, ``"random"`` a crop of the same
+            ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
 
     Raises:
@@ -187,10 +183,11 @@ class Request:
         return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
 
     def __post_init__(self) -> None:
-        _text("question", self.question)
+        if not isinstance(self.question, str):
+            raise _refusal("question", "text (str)", self.question)
         check_options(self)
-        if self.system is not None:
-            _text("system", self.system)
+        if not isinstance(self.system, str | None):
+            raise _refusal("system", "text (str)", self.system)
         if self.replace_looks is not None:
             one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
         _instance("sampling", self.sampling, Sampling)
@@ -222,11 +219,7 @@ class Request:
     def of(
         cls, images: Sequence[LoadedImage], question: str, options: Mapping[str, Any]
     ) -> Request:
-        """Make a request of options by name, those of :class:`Sampling` among them.
-
-        Raises:
-            PromptError: if an option is unknown, of another type or out of bounds.
-        """
+        """Make a request of options by name, those of :class:`Sampling` among them."""
         if unknown := sorted(set(options) - set(_NAMES)):
             known = ", ".join(sorted(_NAMES))
             raise PromptError(f"unknown option {unknown[0]!r}; available: {known}")
@@ -268,12 +261,9 @@ def check_number(
     most: float = math.inf,
     excludes_least: bool = False,
 ) -> Any:
-    """Return a finite number within bounds as an ``int`` or ``float``, which ``kind`` is.
+    """Return a finite number within bounds, perhaps of numpy, as ``int`` or ``float`` (``kind``).
 
-    Numbers of numpy are accepted, ``bool`` is not.
-
-    Raises:
-        PromptError: if it is of another type, or out of bounds.
+    Other values, ``bool`` among them, raise ``PromptError``.
     """
     is_whole, number = kind is int, math.nan
     if isinstance(value, numbers.Integral if is_whole else numbers.Real):
@@ -294,11 +284,6 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise _refusal(name, f"one of {', '.join(map(repr, choices))}", value)
     return value
-
-
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise _refusal(name, "text (str)", value)
 
 
 def _instance(name: str, value: object, kind: type) -> None:

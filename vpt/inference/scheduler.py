@@ -43,8 +43,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree.
 
-        Returns:
-            The id, or ``NOT_FINITE`` if the largest logit is NaN or infinite.
+        The result is ``NOT_FINITE`` if the largest logit is NaN or infinite.
         """
         if self.is_greedy:
             return int(likeliest(logits))
@@ -83,21 +82,19 @@ def drive(
     conversations: Iterable[tuple[Exchange, Sampling] | VPTError],
     batch_size: int,
 ) -> Iterator[tuple[int, Event]]:
-    """Run conversations to their ends.
+    """Run conversations to their ends, ``batch_size`` at once, taken up as room is made.
 
-    Whatever one of them raises, or is raised while the engine works for it, ends that one with an
-    ``ErrorEvent``; its slot is freed and the others continue. What fails for several together is
-    tried for each alone.
+    An error that one of them raises, or that is raised while the engine works for it, ends that one
+    with an ``ErrorEvent``; its slot is freed and the others continue. What fails for several
+    together is tried for each alone. Closing the iterator closes the streams.
 
     Args:
         engine: with at least ``batch_size`` free slots.
-        conversations: with the way their tokens are chosen, or the error for which there is none;
-            taken up as room is made.
+        conversations: with the way their tokens are chosen, or the error for which there is none.
         batch_size: conversations at once.
 
     Yields:
-        ``(index of the conversation, event)``, in the order things happen. Streams are closed
-        when the iterator is, also in the middle.
+        ``(index of the conversation, event)``, in the order things happen.
     """
     return _Scheduler(engine, batch_size).run(enumerate(conversations))
 
@@ -116,7 +113,8 @@ class _Scheduler:
             self.idle = [self.engine.open() for _ in range(self.batch_size)]
             while True:
                 yield from self._admit(waiting)
-                yield from self._take_failed()
+                while self.failed:
+                    yield self.failed.pop(0)
                 if not self.active:
                     return
                 for one, step in self._round():
@@ -130,8 +128,7 @@ class _Scheduler:
 
     def _admit(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
         while self.idle:
-            entry = next(waiting, None)
-            if entry is None:
+            if (entry := next(waiting, None)) is None:
                 return
             index, given = entry
             if isinstance(given, VPTError):
@@ -175,21 +172,22 @@ class _Scheduler:
         traceback.clear_frames(exc.__traceback__)
         self.failed.append((one.index, ErrorEvent(as_vpt_error(exc))))
 
-    def _take_failed(self) -> Iterator[tuple[int, Event]]:
-        while self.failed:
-            yield self.failed.pop(0)
-
     @torch.inference_mode()
     def _round(self) -> list[tuple[_Active, Step]]:
         stepping = [one for one in self.active if self._is_step(one.pending)]
         extending = [one for one in self.active if not self._is_step(one.pending)]
         done: list[tuple[_Active, Step]] = []
+
+        def step(ones: list[_Active]) -> Tensor:
+            ids = [one.pending.pieces[0].ids[0] for one in ones]  # type: ignore[union-attr]
+            return self.engine.step([one.stream for one in ones], ids)
+
         for ones, (encoded, encode_ms) in self._groups(extending, self._encode):
             for one, features in zip(ones, encoded, strict=True):
                 steps = self._alone(one, self._extend, one, features, encode_ms)
                 done += [(one, step) for step in steps]
         started = time.perf_counter()
-        for ones, logits in self._groups(stepping, self._step):
+        for ones, logits in self._groups(stepping, step):
             chosen = self._choose(ones, logits)
             run_ms = (time.perf_counter() - started) * 1e3
             done += [
@@ -240,10 +238,6 @@ class _Scheduler:
             run_ms=extension.run_ms,
             is_last=one.stream.is_full,
         )
-
-    def _step(self, stepping: list[_Active]) -> Tensor:
-        ids = [one.pending.pieces[0].ids[0] for one in stepping]  # type: ignore[union-attr]
-        return self.engine.step([one.stream for one in stepping], ids)
 
     def _choose(self, ones: list[_Active], logits: Tensor) -> list[tuple[_Active, int]]:
         """Choose from rows of logits ``[B, V]``; all ids come over at once if all are greedy."""

@@ -60,7 +60,6 @@ def crop_box_px(
     Args:
         region: cells of a ``grid_size`` x ``grid_size`` grid.
         size_wh: ``(W, H)`` of the original image.
-        grid_size: cells along each side.
         margin: cells to add on each side, as far as the grid goes.
 
     Returns:
@@ -86,15 +85,9 @@ def crop_box_px(
 
 
 def grid_box_covering(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int = 8) -> GridBox:
-    """Find the smallest region whose pixels, taken without margin, cover a box.
+    """Find the smallest region whose ``crop_box_px(region, size_wh, margin=0)`` covers a box.
 
-    Args:
-        box_xyxy_px: XYXY in original pixels; what lies outside the image is ignored.
-        size_wh: ``(W, H)`` of the original image.
-        grid_size: cells along each side.
-
-    Returns:
-        The region; ``crop_box_px(region, size_wh, margin=0)`` contains the box.
+    The box is XYXY in original pixels; parts outside the image are ignored.
 
     Raises:
         RegionError: if the box is empty, reversed, not finite or wholly outside the image.
@@ -120,15 +113,8 @@ def region_to_show(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int
 
     The crop is wider than the region, so the region may be smaller than the box. Size is counted
     in cells, first of the crop, then of the region. Among equals, the crop whose centre is nearest
-    to that of the box is chosen, then the one further left or up.
-
-    Args:
-        box_xyxy_px: XYXY in original pixels; parts outside the image are ignored.
-        size_wh: ``(W, H)`` of the original image.
-        grid_size: cells along each side.
-
-    Raises:
-        RegionError: if the box is empty, reversed, not finite or wholly outside the image.
+    to that of the box is chosen, then the one further left or up. Box and errors are those of
+    :func:`grid_box_covering`.
     """
     grid_box_covering(box_xyxy_px, size_wh, grid_size=grid_size)  # refuses what covers nothing
 
@@ -172,17 +158,13 @@ def _spans(length_px: int, grid_size: int) -> tuple[_Span, ...]:
 
 
 def check_box_px(box_xyxy_px: Box, size_wh: tuple[int, int] | None = None) -> None:
-    """Refuse a box of data that cannot be meant in pixels of its image.
+    """Refuse a box of data that cannot be meant in pixels of its image, if the size is known.
 
     A box within the first pixel or so is one of fractions, 0 to 1 along each side. Numbers of 0 to
     1000, which some models write, cannot be told from pixels unless they lie outside.
 
-    Args:
-        box_xyxy_px: XYXY in original pixels.
-        size_wh: ``(W, H)`` of the original image; ``None`` where it is not known.
-
     Raises:
-        RegionError: for fractions, and for a box that reaches out of the image by more than
+        RegionError: for fractions, and for a box that exceeds the image by more than
             ``ROUNDING_PX``.
     """
     if max(map(abs, box_xyxy_px)) < _MOST_AS_FRACTION:
@@ -216,21 +198,14 @@ def rescale(box_px: Box, from_size_wh: tuple[int, int], to_size_wh: tuple[int, i
 
 
 def clamp(box_px: Box, size_wh: tuple[int, int]) -> Box:
-    """Move each corner into an image of ``size_wh``; a box wholly outside becomes empty.
-
-    Raises:
-        RegionError: if a coordinate is not finite or the size is impossible.
-    """
+    """Move each corner of a finite box into an image; a box wholly outside becomes empty."""
     width, height = _checked_size(size_wh)
     if not all(map(isfinite, box_px)):
         raise RegionError(f"expected four finite numbers, got {box_px}")
     x0, y0, x1, y1 = box_px
-    return (
-        min(max(x0, 0), width),
-        min(max(y0, 0), height),
-        min(max(x1, 0), width),
-        min(max(y1, 0), height),
-    )
+    x0, x1 = (min(max(x, 0), width) for x in (x0, x1))
+    y0, y1 = (min(max(y, 0), height) for y in (y0, y1))
+    return x0, y0, x1, y1
 
 
 def iou(a: Box, b: Box) -> float:
@@ -252,7 +227,7 @@ def coverage(outer: Box, inner: Box) -> float:
     """Share of ``inner``'s area that lies in ``outer``, in [0, 1]; both in one frame.
 
     Raises:
-        RegionError: if ``inner`` has no area, so that there is nothing to share.
+        RegionError: if ``inner`` has no area.
     """
     if (area := _area(inner)) <= 0:
         raise RegionError(f"expected an inner box with an area, got {inner}")
@@ -260,14 +235,7 @@ def coverage(outer: Box, inner: Box) -> float:
 
 
 def compose(outer: PixelBox, inner: PixelBox) -> PixelBox:
-    """Find where a crop of a crop lies in the image of the first one.
-
-    Args:
-        outer: the first crop, in pixels of the image.
-        inner: the second crop, in pixels of the first.
-
-    Returns:
-        The second crop, in pixels of the image.
+    """Turn a crop of a crop, in pixels of the ``outer`` one, into pixels of the image.
 
     Raises:
         RegionError: if ``inner`` is reversed or reaches beyond the crop it was cut from.

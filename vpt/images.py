@@ -23,7 +23,6 @@ from vpt.errors import ImageError, VPTError
 # PPM the rest of its family.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-
 # Other kinds of files that people pass, by their first bytes, each with what to do.
 _OTHER_KINDS = (
     (rb"....ftyp(hei|hev|mif1|msf1)", "is a HEIC photo; convert it to JPEG or PNG"),
@@ -139,7 +138,10 @@ def load_image(
     name, data = _read(source, limits.max_bytes, name)
     task = _Task(name, limits)
     with task.decoding(), _open(data, task, FORMATS) as image:
-        return _finish(image, task, _count_frames(image, data, task))
+        # Of a TIFF Pillow would hold the tags of every page to count them.
+        is_tiff = image.format == "TIFF"
+        num_frames = _count_directories(data, task) if is_tiff else getattr(image, "n_frames", 1)
+        return _finish(image, task, max(int(num_frames), 1))
 
 
 @contextmanager
@@ -149,19 +151,10 @@ def open_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     formats: tuple[str, ...] = FORMATS,
 ) -> Iterator[Image.Image]:
-    """Open a file of values that RGB cannot hold, such as a depth map, under the same limits.
+    """Open a file of values that RGB cannot hold, such as a depth map, as `load_image` does.
 
-    Args:
-        source: as in `load_image`.
-        limits: checked before decoding.
-        formats: those of `FORMATS` that are expected.
-
-    Yields:
-        The file as Pillow reads it, not decoded yet. What Pillow raises in the block becomes an
-        ``ImageError``.
-
-    Raises:
-        ImageError: as in `load_image`.
+    ``formats`` are those of `FORMATS` that are expected. Yields the file as Pillow reads it, not
+    decoded yet; what Pillow raises in the block becomes an ``ImageError``.
     """
     name, data = _read(source, limits.max_bytes, None)
     task = _Task(name, limits)
@@ -180,11 +173,7 @@ def locate_image(path: str, root: Path | None) -> str:
 
 
 def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
-    """Wrap an RGB image made by the program itself, such as a crop.
-
-    Raises:
-        ImageError: if the image is empty or not RGB.
-    """
+    """Wrap an RGB image made by the program itself, such as a crop; raise for another mode."""
     if pixels.mode != "RGB" or not min(pixels.size):
         got = f"mode {pixels.mode} and size {pixels.size}"
         raise ImageError(f"expected RGB pixels of at least 1x1, got {got}; use load_image")
@@ -205,13 +194,10 @@ def fit_for_tower(
     https://github.com/hiyouga/LLaMA-Factory `data/mm_plugin.py`, ``_preprocess_image``.
 
     Args:
-        image: any size, any mode.
+        image: any size, any mode; returned as it is if it fits already.
         min_side: pixels; 28 is patch size 14 times ``spatial_merge_size`` 2.
         max_aspect_ratio: longer side over shorter; above 200 transformers' ``smart_resize`` raises.
         max_side: pixels, or None for no limit. Only the first step keeps to it.
-
-    Returns:
-        A new image, or the very same object if it fits already.
     """
     width, height = image.size
     if max_side is not None and max(width, height) > max_side:
@@ -327,16 +313,12 @@ class _Task:
 
 
 class _Reader(io.BytesIO):
-    """The bytes of a file; each read checks the clock, which makes decoders interruptible.
-
-    Attributes:
-        stops: positions, ascending, that no read goes beyond when it starts before them.
-    """
+    """The bytes of a file; each read checks the clock, which makes decoders interruptible."""
 
     def __init__(self, data: bytes, task: _Task) -> None:
         super().__init__(data)
         self._task = task
-        self.stops: list[int] = []
+        self.stops: list[int] = []  # ascending; a read that starts before one ends there
 
     def read(self, size: int | None = -1) -> bytes:
         self._task.check_time()
@@ -366,10 +348,8 @@ def _open(data: bytes, task: _Task, formats: tuple[str, ...]) -> Image.Image:
         for pattern, advice in _OTHER_KINDS:
             if re.match(pattern, data[:1024], re.DOTALL):
                 raise task.error(advice) from exc
-        expected = ", ".join(formats)
-        raise task.error(
-            f"is not a supported image format, or is damaged; expected {expected}"
-        ) from exc
+        problem = "is not a supported image format, or is damaged; expected "
+        raise task.error(problem + ", ".join(formats)) from exc
     task.check_size(image.size)
     if image.format == "TIFF":
         _check_tiff(image, data, task)
@@ -429,8 +409,7 @@ _MOST_VALUES = 2**19  # in one tag; an image of the greatest height has a strip 
 def _count_directories(data: bytes, task: _Task) -> int:
     """Count the pages of a TIFF or EXIF block, before Pillow copies the values of their tags.
 
-    Raises:
-        ImageError: if tags share bytes, so that they hold many times what the file does.
+    Refuses tags that share bytes, so that they hold many times what the file does.
     """
     for _ in range(4):  # Pillow takes away any number, one at a time
         data = data.removeprefix(_EXIF_START)
@@ -486,13 +465,6 @@ def _check_tiff(image: Image.Image, data: bytes, task: _Task) -> None:
         starts = [*tags.get(273, ()), *tags.get(324, ())]
         num_scans = {start: len(_jpeg_scans(data, task, start)[0]) for start in set(starts)}
         task.check_scans(sum(map(num_scans.__getitem__, starts)) / max(len(starts), 1))
-
-
-def _count_frames(image: Image.Image, data: bytes, task: _Task) -> int:
-    """Number of frames; Pillow would hold the tags of every page of a TIFF."""
-    if image.format == "TIFF":
-        return max(_count_directories(data, task), 1)
-    return int(getattr(image, "n_frames", 1))
 
 
 _TRANSPOSE = {

@@ -33,12 +33,12 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question.
+    """The answer to a question.
 
     Attributes:
         text: the answer, without control tokens.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
-        trace: the whole record.
+        trace: the record of the run.
     """
 
     text: str
@@ -53,13 +53,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at the moment when something has happened.
+    """An event of the request with this index, and the trace so far, which grows until the last.
 
-    Attributes:
-        index: of the request.
-        event: what has happened.
-        trace: the record so far; it grows until the last event of the run. ``None`` for a request
-            that was refused.
+    A request that was refused has no trace.
     """
 
     index: int
@@ -73,14 +69,11 @@ class Runtime:
     Args:
         model: in evaluation mode.
         processor: of the model.
-        name: where it came from; goes into traces.
+        name: path or id, for traces.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
         depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
             only.
-
-    Attributes:
-        description: for traces: the model's name, and the preprocessing of its branches.
     """
 
     def __init__(
@@ -153,9 +146,7 @@ class Runtime:
         return request
 
     def ask(self, images: Any, question: str, **options: Any) -> Answer:
-        """Ask one question.
-
-        Arguments as for :meth:`request`.
+        """Ask one question, with arguments as for :meth:`request`.
 
         Raises:
             VPTError: if the request cannot be used, or its run fails; an error that is not of this
@@ -271,24 +262,22 @@ class Runtime:
 
     def _conversation(self, given: Any) -> Conversation:
         """The conversation that answers a request: the one that checked it, once."""
-        request = given if isinstance(given, Request) else self._make_request(given)
+        request = given
+        if not isinstance(given, Request):
+            if not isinstance(given, dict):
+                kind = type(given).__name__
+                raise PromptError(f"expected a Request or a dict of its arguments, not {kind}")
+            if missing := [name for name in ("images", "question") if name not in given]:
+                raise PromptError(f"the request has no {missing[0]!r}")
+            request = self.request(**given)
         kept = request.kept
         object.__setattr__(request, "kept", None)
         if isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary:  # our own
             return kept
         return self._converse(request)
 
-    def _make_request(self, given: Any) -> Request:
-        if not isinstance(given, dict):
-            kind = type(given).__name__
-            raise PromptError(f"expected a Request or a dict of its arguments, not {kind}")
-        if missing := [name for name in ("images", "question") if name not in given]:
-            raise PromptError(f"the request has no {missing[0]!r}")
-        return self.request(**given)
-
     def _converse(self, request: Request) -> Conversation:
-        tokenizer = self.depth_tokenizer
-        decode = None if tokenizer is None else tokenizer.decode
+        decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
         return Conversation(request, self.processor, self.vocabulary, decode, self.description)
 
 

@@ -71,8 +71,8 @@ def _check_port(host: str, port: int) -> None:
 COMMAND = Command(
     help="see the model look again, in the browser",
     description=(
-        "Serve a page on which the model answers questions about pictures, and shows each look\n"
-        "it takes. Only this machine can open it, unless --host or --share say otherwise."
+        "Serve a page on which the model answers questions about images, and shows each of\n"
+        "its calls. Only this machine can open it, unless --host or --share say otherwise."
     ),
     examples="examples:\n  vpt demo\n  vpt demo --model ./my-model --device cuda --port 8000",
     add_arguments=_add_arguments,

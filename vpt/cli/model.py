@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="M",
         help="folder or hub id; by default the small embedded model, which knows its own kind of "
-        "pictures only",
+        "images only",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
     model.add_argument(
@@ -68,17 +68,15 @@ def add_request_arguments(
             default=None if name in unset else option.default,
             metavar=option.metavar,
             help=f"{option.help} (default: {shown})",
-            **_permitted(option),
+            choices=option.choices or None,
+            type=_parser_of(option),
         )
 
 
-def _permitted(option: Option) -> dict[str, Any]:
-    """Type or choices of the values that an option takes, for argparse."""
+def _parser_of(option: Option) -> Callable[[str], Any]:
     if option.choices:
-        return {"choices": option.choices, "type": option.canonical}
-    if option.kind is float:
-        return {"type": number(option.least, option.most)}
-    return {"type": whole_number(option.least)}
+        return option.canonical
+    return number(option.least, option.most) if option.kind is float else whole_number(option.least)
 
 
 def check_model_arguments(args: argparse.Namespace) -> None:
@@ -95,12 +93,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_runtime(args: argparse.Namespace) -> Runtime:
-    """Load what the arguments name.
-
-    Raises:
-        CheckpointError: if the model cannot be loaded.
-        PromptError: if the device is not there.
-    """
+    """Load the model that the arguments name, if its device exists."""
     import vpt
 
     quieten(args)

@@ -29,12 +29,7 @@ def print_err(text: str, *, name: str = "vpt: ", before: str = "") -> None:
 
 
 def report_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
-    """Write how many sources a command could not use, and the reasons of the first ones.
-
-    Args:
-        problems: name and reason of each source.
-        noun: what the sources are, e.g. ``"photo"``.
-    """
+    """Write how many sources, e.g. photos, were left out, and the reasons of the first ones."""
     if not problems:
         return
     print_err(f"{count_text(len(problems), noun)} left out:")
@@ -59,15 +54,9 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterable[T]:
 
 
 def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str] = ()) -> None:
-    """Check before the work that files can be written after it.
+    """Check before the work that the files of options can be written, without harm to ``inputs``.
 
-    Args:
-        targets: option -> file, or ``None`` where the option is not given. Folders that do not
-            exist are made by :func:`write_file`.
-        inputs: images, which must not be overwritten.
-
-    Raises:
-        PromptError: naming the option and what is wrong.
+    Folders that do not exist are made by :func:`write_file`.
     """
     images = {Path(path).resolve() for path in inputs}
     taken: dict[Path, str] = {}
@@ -86,11 +75,7 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str] = ()
 
 
 def check_out_folder(out: Path) -> None:
-    """Check before the work that the folder given as ``--out`` can be made.
-
-    Raises:
-        PromptError: if it, or a folder above it, is a file.
-    """
+    """Check before the work that the folder given as ``--out`` can be made."""
     _nearest_folder("--out", out)
 
 
@@ -103,11 +88,7 @@ def _nearest_folder(option: str, folder: Path) -> Path:
 
 
 def write_file(save: Callable[[Path], object], target: Path) -> None:
-    """Save something to a file or folder, in a new folder if need be.
-
-    Raises:
-        PromptError: if it cannot be written.
-    """
+    """Save something to a file or folder, in a new folder if need be, or raise ``PromptError``."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         save(target)

@@ -41,9 +41,6 @@ class Command:
 
     Attributes:
         help: one line in the list of commands.
-        description: shown above the options, in lines as given.
-        examples: shown below the options.
-        add_arguments: adds the command's own to a parser.
         run: does the work and returns the exit code, ``None`` for fine; errors it raises become
             messages and exit codes.
         usage: where argparse's own would be hard to read.
@@ -61,14 +58,7 @@ class Command:
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """Commands under a common word, such as ``vpt data check``.
-
-    Attributes:
-        help: one line in the list of commands.
-        description: what the commands have in common.
-        commands: by name, in the order of the help.
-        examples: shown below the list of commands.
-    """
+    """Commands under a common word, such as ``vpt data check``, by their names."""
 
     help: str
     description: str
@@ -77,12 +67,7 @@ class CommandGroup:
 
 
 def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse.ArgumentParser:
-    """Build the parser of a program; it sets ``run`` to that of the command, and ``verbose``.
-
-    Args:
-        program: a command by itself, or several; then there is a ``--version`` too.
-        prog: how the program is called.
-    """
+    """Build the parser of a program; it sets ``run`` to that of the command, and ``verbose``."""
     parser = _Parser(prog=prog)
     if isinstance(program, CommandGroup):
         parser.add_argument("--version", action="version", version=f"vpt {__version__}")

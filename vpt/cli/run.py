@@ -69,22 +69,12 @@ MEMORY_ADVICE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``vpt``; returns its exit code.
-
-    Args:
-        argv: arguments without the program's name; those of the process by default.
-    """
+    """Run ``vpt`` with the arguments of the process by default; returns its exit code."""
     return run(COMMANDS, "vpt", argv)
 
 
 def run(program: Command | CommandGroup, prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run a program; returns its exit code.
-
-    Args:
-        program: a command by itself, or several.
-        prog: how it is called.
-        argv: arguments without the program's name; those of the process by default.
-    """
+    """Run a program that is called ``prog``; returns its exit code."""
     try:
         args = build_parser(program, prog).parse_args(argv)
     except SystemExit as exc:  # argparse has written its message

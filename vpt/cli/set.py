@@ -27,13 +27,9 @@ _TOKEN_PX = 28
 
 @dataclass(frozen=True)
 class _Setting:
-    """An option of training and the field of the configuration that it sets.
+    """An option of training, without its dashes, and the key of ``config.json`` that it sets.
 
-    Attributes:
-        option: without the dashes.
-        key: of ``config.json``.
-        help: of the option.
-        values: word on the command line -> value in the file; empty for a ratio.
+    ``values`` maps words on the command line to values in the file; it is empty for a ratio.
     """
 
     option: str
@@ -91,15 +87,7 @@ def training_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_training_settings(settings: Mapping[str, Any], *, has_ratio: bool) -> None:
-    """Refuse settings that would be without effect.
-
-    Args:
-        settings: ``alignment``, ``freeze_stems`` and ``para_mask_id`` as they will be.
-        has_ratio: whether ``--mask-ratio`` is given.
-
-    Raises:
-        PromptError: naming what is missing.
-    """
+    """Refuse settings, as they will be, that would be without effect."""
     if settings["alignment"] and settings["para_mask_id"]:
         raise PromptError("nothing is masked in alignment; add --mask none, or --alignment off")
     if settings["alignment"] and settings.get("freeze_stems"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,10 @@ class VPTDatasetConverter(DatasetConverter):
     """
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any] | pa.Table:
-        """Convert one row.
+        """Convert one row to a table of one row, or in streaming to a dict.
 
-        Returns:
-            A table of one row; a dict in streaming, which takes no tables. A table states its
-            types. Those of dicts datasets infers from the first thousand rows, so that a file
-            which begins with a thousand rows without images could not be converted.
+        A table states its types. Those of dicts datasets infers from the first thousand rows, so
+        that a file which begins with a thousand rows without images could not be converted.
 
         Raises:
             PromptError: if the row is malformed, naming its number.
@@ -130,7 +129,6 @@ class VPTPlugin(BasePlugin):
 
         Raises:
             FeatureCountError: if placeholders and images of a kind differ in number.
-            ImageError: if an image cannot be read.
             PromptError: if there are videos or sounds, or the model lacks a branch.
         """
         _refuse(videos, audios)
@@ -152,21 +150,11 @@ class VPTPlugin(BasePlugin):
         batch_ids: Sequence[list[int]],
         processor: Any,
     ) -> dict[str, Tensor]:
-        """Read the pixels of a batch.
+        """Read the pixels of a batch: arguments of the model's forward.
 
-        Args:
-            images: of all rows, end to end.
-            videos: must be empty, as must ``audios``; their lengths are not used.
-            audios: see ``videos``.
-            imglens: number of images in each row.
-            vidlens: see ``videos``.
-            audlens: see ``videos``.
-            batch_ids: ids of each row. Placeholders of an image that ``cutoff_len`` has cut are
-                replaced in place: these lists are what LLaMA-Factory pads next.
-            processor: a :class:`VPTProcessor`.
-
-        Returns:
-            Arguments of the model's forward.
+        ``images`` are those of all rows, end to end, and ``imglens`` their numbers in each row. In
+        ``batch_ids`` placeholders of an image that ``cutoff_len`` has cut are replaced in place:
+        these lists are what LLaMA-Factory pads next.
         """
         _refuse(videos, audios)
         waiting = [_as_item(image) for image in images]
@@ -184,11 +172,7 @@ class VPTPlugin(BasePlugin):
 
 @lru_cache(maxsize=1)
 def pixels_of(processor: Any) -> Pixels:
-    """Build the reader of images for the model that a processor was loaded with.
-
-    Raises:
-        TrainingError: if the processor is not that of a VPT model.
-    """
+    """Build the reader of images for the VPT model that a processor was loaded with."""
     if not isinstance(processor, VPTProcessor) or not processor.source:
         raise TrainingError(
             f"expected the processor of a VPT model folder, got {type(processor).__name__}; set "
@@ -218,13 +202,8 @@ def _as_item(image: Any) -> Item:
 
 def _first(items: Sequence[Item], num_kept: dict[str, int]) -> list[Item]:
     """The first ``num_kept`` images of each kind."""
-    left = dict(num_kept)
-    kept = []
-    for kind, source in items:
-        if left[kind] > 0:
-            kept.append((kind, source))
-            left[kind] -= 1
-    return kept
+    numbers = {kind: count() for kind in num_kept}
+    return [item for item in items if next(numbers[item[0]]) < num_kept[item[0]]]
 
 
 def _is_asked(message: dict[str, str]) -> bool:

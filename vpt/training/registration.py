@@ -32,11 +32,7 @@ vision too, so that it is frozen with the tower, as it was for the released mode
 
 
 def register_with_llamafactory() -> None:
-    """Register everything; harmless when done twice.
-
-    Raises:
-        TrainingError: if LLaMA-Factory has changed where there is no public way in.
-    """
+    """Register everything, once; raise ``TrainingError`` for private parts that have changed."""
     if TEMPLATE_NAME not in mm_plugin.PLUGINS:
         mm_plugin.register_mm_plugin(TEMPLATE_NAME, VPTPlugin)
     if FORMAT_NAME not in converter.DATASET_CONVERTERS:
@@ -65,11 +61,7 @@ def _register_template() -> None:
 
 
 def register_parts(model_type: str) -> None:
-    """Name the parameters of a model type that are projectors, vision and language model.
-
-    Raises:
-        TrainingError: if the private function this needs is not the tested one.
-    """
+    """Name the parameters of a model type that are projectors, vision and language model."""
     register = getattr(visual, "_register_composite_model", None)
     expected = ["model_type", *PARTS]
     if register is None or list(inspect.signature(register).parameters) != expected:
@@ -86,9 +78,8 @@ class VPTTemplate(template.Template):
     def fix_special_tokens(self, tokenizer: Any) -> None:
         """Prepare the tokenizer, and the accuracy of its kinds of tokens.
 
-        Raises:
-            CheckpointError: if the folder's processor cannot be loaded or is not the model's.
-                LLaMA-Factory only logs that, and would train without it.
+        Raise ``CheckpointError`` if the folder's processor cannot be loaded or is not the model's:
+        LLaMA-Factory only logs that, and would train without it.
         """
         if Path(tokenizer.name_or_path).is_dir():
             VPTProcessor.from_pretrained(tokenizer.name_or_path)
@@ -103,11 +94,7 @@ class VPTTemplate(template.Template):
         tools: str | None = None,
         discarding_history_cot: bool = False,
     ) -> list[tuple[list[int], list[int]]]:
-        """Ids of prompt and answer of each turn.
-
-        Raises:
-            TrainingError: for ``mask_history``, and for tools.
-        """
+        """Ids of prompt and answer of each turn; ``mask_history`` and tools are refused."""
         if discarding_history_cot:
             raise TrainingError(
                 "mask_history is not supported: it cuts the first turns, and which images belong "

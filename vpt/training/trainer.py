@@ -45,9 +45,8 @@ logger = logging.getLogger(__name__)
 class VPTTrainer(CustomSeq2SeqTrainer):
     """Replaces LLaMA-Factory's trainer; with other models it behaves the same.
 
-    Raises:
-        TrainingError: for a template of another model, and for settings under which accelerate
-            would cut the pixels of a batch.
+    Refuses the template of another model, and settings under which accelerate would cut the pixels
+    of a batch.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,9 +62,8 @@ class VPTTrainer(CustomSeq2SeqTrainer):
             )
         evaluated = self.eval_dataset
         several = evaluated.values() if isinstance(evaluated, dict) else [evaluated]
-        is_streamed = any(
-            isinstance(one, IterableDataset) for one in (self.train_dataset, *several)
-        )
+        sets = (self.train_dataset, *several)
+        is_streamed = any(isinstance(one, IterableDataset) for one in sets)
         dispatch = self.args.accelerator_config.dispatch_batches
         if dispatch or (dispatch is None and is_streamed):
             raise TrainingError(
@@ -74,11 +72,7 @@ class VPTTrainer(CustomSeq2SeqTrainer):
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
-        """Train, from the last complete checkpoint where LLaMA-Factory took the last one.
-
-        Raises:
-            TrainingError: if the run was told to resume from another one that is incomplete.
-        """
+        """Train, from the last complete checkpoint where LLaMA-Factory took the last one."""
         if self._is_vpt and resume_from_checkpoint:
             resume_from_checkpoint = self._complete(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kw)
@@ -156,21 +150,18 @@ class TokenClassAccuracy:
     def __call__(
         self, eval_preds: Any, compute_result: bool = True
     ) -> dict[str, float | int] | None:
-        """Count predictions.
+        """Count a batch; the last one returns the metrics of all and restarts the counting.
 
-        Args:
-            eval_preds: ``predictions`` ``[B, S]``, the likeliest next token at each place, and
-                ``label_ids`` ``[B, S]``, -100 where ignored.
-            compute_result: whether this is the last batch.
-
-        Returns:
-            The metrics of all batches, after which counting restarts; ``None`` before the last.
+        ``eval_preds`` holds ``predictions`` ``[B, S]``, the likeliest next token at each place, and
+        ``label_ids`` ``[B, S]``, -100 where ignored.
         """
         predicted = np.asarray(_on_cpu(eval_preds.predictions))[:, :-1]
         labels = np.asarray(_on_cpu(eval_preds.label_ids))[:, 1:]
         for row_predicted, row_labels in zip(predicted, labels, strict=True):
             counted = row_labels != IGNORE_INDEX
-            kinds = self._classes(row_labels[counted])
+            ids = row_labels[counted]
+            known = ids < len(self.class_of_id)
+            kinds = np.where(known, self.class_of_id[np.where(known, ids, 0)], 0)
             right = (row_predicted[counted] == row_labels[counted])[kinds != _CONTROL]
             kinds = kinds[kinds != _CONTROL]
             if len(kinds):
@@ -178,10 +169,6 @@ class TokenClassAccuracy:
             self.num_all += np.bincount(kinds, minlength=len(CLASSES))
             self.num_right += np.bincount(kinds[right], minlength=len(CLASSES))
         return self._result() if compute_result else None
-
-    def _classes(self, ids: Any) -> Any:
-        known = ids < len(self.class_of_id)
-        return np.where(known, self.class_of_id[np.where(known, ids, 0)], 0)
 
     def _result(self) -> dict[str, float | int]:
         result: dict[str, float | int] = {}
@@ -237,14 +224,8 @@ def replace_in_workflow(
 ) -> None:
     """Replace a name in ``llamafactory.train.sft.workflow``, which has no registry.
 
-    Args:
-        name: in that module.
-        stock: its value in the tested version.
-        ours: the new value.
-        is_ours: whether the present value is an earlier one of ours.
-
-    Raises:
-        TrainingError: if the name is not used as in the tested version.
+    Raise ``TrainingError`` if it is not used as in the tested version, where its value is
+    ``stock``, or one that ``is_ours`` knows.
     """
     current = getattr(workflow, name, None)
     used = getattr(workflow.run_sft, "__code__", None)

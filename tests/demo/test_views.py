@@ -216,7 +216,7 @@ def test_a_broken_trace_is_refused_with_words(heat, region, path, value, said):
         ({"box": (1, 2, None, 4)}, PromptError, "four numbers"),
         ({"box": (500, 500, 600, 600)}, RegionError, "reaches out of the image of 448x448"),
         ({"box": (0.1, 0.1, 0.5, 0.5)}, RegionError, "as fractions of an image have"),
-        ({"box": (0, 0, 9, 9), "picture": None}, PromptError, "no picture to look at"),
+        ({"box": (0, 0, 9, 9), "picture": None}, PromptError, "no image to look at"),
         ({"picture": __file__}, ImageError, "'test_views.py' is not a supported image format"),
     ],
 )

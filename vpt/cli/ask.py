@@ -60,7 +60,11 @@ def _ask(args: argparse.Namespace) -> None:
     *paths, question = args.words
     _check_words(question, args.perception)
     check_model_arguments(args)
-    _check_picture(args.picture)
+    if args.picture and args.picture.suffix.lower() not in PICTURE_SUFFIXES:
+        raise PromptError(
+            f"cannot save a picture as {args.picture.name}; expected a name that ends in "
+            f"{', '.join(PICTURE_SUFFIXES)}"
+        )
     check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
     from vpt.images import load_image
 
@@ -71,7 +75,13 @@ def _ask(args: argparse.Namespace) -> None:
     options = {name: value for name, value in vars(args).items() if name in OPTIONS}
     request = Request.of(images, question, options)
     runtime = load_runtime(args)
-    trace = _show(runtime, request, show_text=not args.json)
+    from vpt.inference.events import StopEvent
+
+    screen = Screen([image.source for image in images], show_text=not args.json)
+    for event in runtime.stream(images, question, **request.options):
+        screen.show(event)
+    assert isinstance(event, StopEvent), "a stream that does not fail ends with it"
+    trace = event.trace
     if args.json:
         print_out(json.dumps(trace.to_dict()))
     _write_outputs(trace, images, args)
@@ -88,36 +98,14 @@ def _check_words(question: str, perception: str) -> None:
     invite(question, perception)  # refuses an empty question
     if any("\ud800" <= char <= "\udfff" for char in question):  # bytes that Python could not read
         raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
-    if _is_file(question):
+    try:
+        is_file = Path(question).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        is_file = False
+    if is_file:
         raise PromptError(
             f"the last word is the question, but {question!r} is a file; add a question after it"
         )
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
-        return False
-
-
-def _check_picture(target: Path | None) -> None:
-    if target and target.suffix.lower() not in PICTURE_SUFFIXES:
-        raise PromptError(
-            f"cannot save a picture as {target.name}; expected a name that ends in "
-            f"{', '.join(PICTURE_SUFFIXES)}"
-        )
-
-
-def _show(runtime: Runtime, request: Request, show_text: bool) -> Trace:
-    """Ask, and show what happens as it happens."""
-    from vpt.inference.events import StopEvent
-
-    screen = Screen([image.source for image in request.images], show_text)
-    for event in runtime.stream(request.images, request.question, **request.options):
-        screen.show(event)
-    assert isinstance(event, StopEvent), "a stream that does not fail ends with it"
-    return event.trace
 
 
 def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
@@ -165,10 +153,6 @@ class Screen:
     """Shows a run on the terminal: the model's text on stdout, a line for each call on stderr.
 
     White space at both ends of a turn is left out, as in ``trace.answer``.
-
-    Args:
-        sources: of the given images.
-        show_text: whether what the model says is shown.
     """
 
     def __init__(self, sources: Sequence[str], show_text: bool) -> None:
@@ -191,7 +175,9 @@ class Screen:
         if isinstance(event, CallEvent):
             self._num_calls += 1
             if event.call.outcome != "executed":
-                print_err(self._refusal(event.call), name="")
+                is_repeated = event.call.outcome == "repeated"
+                why = "the same call as before" if is_repeated else "the run ends here"
+                print_err(f"[does not look again: {call_text(event.call)}, {why}]", name="")
         elif isinstance(event, ContentEvent):
             print_err(f"[drew: {content_text(event.content)}, {event.content.ms:.0f} ms]", name="")
         elif isinstance(event, ResultEvent):
@@ -224,10 +210,6 @@ class Screen:
             f"{count_text(call.num_tokens, 'token')}, "
             f"{call.encode_ms + call.run_ms:.0f} ms{together}]"
         )
-
-    def _refusal(self, call: CallRecord) -> str:
-        why = "the same call as before" if call.outcome == "repeated" else "the run ends here"
-        return f"[does not look again: {call_text(call)}, {why}]"
 
 
 COMMAND = Command(

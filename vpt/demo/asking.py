@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.boxes import Box, check_box_px, region_to_show
+from vpt.boxes import check_box_px, region_to_show
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
@@ -32,11 +32,7 @@ SETTINGS = tuple(name for row in SETTING_ROWS for name in row)
 
 
 def read_settings(values: Sequence[Any]) -> dict[str, Any]:
-    """Name the values of the widgets.
-
-    Raises:
-        PromptError: if one is missing, or beyond what the page permits.
-    """
+    """Name the values of the widgets; refuse one that is missing or not permitted here."""
     settings = dict(zip(SETTINGS, values, strict=True))
     for name, value in settings.items():
         if value is None or value == "":
@@ -55,20 +51,10 @@ def make_requests(
     compare: bool = False,
     box: Sequence[float | None] | None = None,
 ) -> list[Request]:
-    """Make the request of a question, and with ``compare`` one that forbids looking again.
+    """Make the request of a question, and with ``compare`` one that forbids calls.
 
-    Args:
-        runtime: of the model.
-        picture: path of an uploaded file, if there is one.
-        question: as typed.
-        settings: of the first request, by name; how tokens are chosen holds for both.
-        compare: whether to make the second.
-        box: XYXY in pixels of the picture, which the first call then shows.
-
-    Raises:
-        ImageError: if the picture cannot be used.
-        PromptError: if the question is empty or too long, or something else cannot be asked.
-        RegionError: if the box is not on the picture.
+    ``picture`` is the path of an uploaded file, ``box`` XYXY in its pixels, which the first call
+    then shows. All settings hold for both requests but for perception.
     """
     question = question or ""
     if len(question) > MOST_CHARACTERS:
@@ -83,8 +69,13 @@ def make_requests(
     first = dict(settings)
     if box is not None:
         if not images:
-            raise PromptError("there is no picture to look at; choose one")
-        size_wh, whole = images[0].size_wh, _whole(box)
+            raise PromptError("there is no image to look at; choose one")
+        sides = [side for side in box if side is not None]
+        if len(sides) != 4:
+            raise PromptError(
+                "the box needs four numbers: mark two corners on the photo, or type them"
+            )
+        size_wh, whole = images[0].size_wh, (sides[0], sides[1], sides[2], sides[3])
         check_box_px(whole, size_wh)
         region = region_to_show(whole, size_wh, grid_size=runtime.vocabulary.grid_size)
         perception = "auto" if settings["perception"] == "auto" else "crop"
@@ -94,13 +85,6 @@ def make_requests(
     if compare:
         requests.append(runtime.request(images, question, **{**settings, "perception": "none"}))
     return requests
-
-
-def _whole(box: Sequence[float | None]) -> Box:
-    sides = [side for side in box if side is not None]
-    if len(sides) != 4:
-        raise PromptError("the box needs four numbers: mark two corners on the photo, or type them")
-    return sides[0], sides[1], sides[2], sides[3]
 
 
 class LiveRuns:
@@ -130,7 +114,7 @@ class LiveRuns:
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a file of the folder, its answer, and the look it takes, in words."""
+    """A question about a file of the folder, its answer, and the calls it takes, in words."""
 
     picture: str
     question: str

@@ -43,11 +43,11 @@ MOST_WAITING = 32
 KEPT_S = 3600  # files and traces of a visit
 CSS = Path(__file__).parent / "page.css"
 SHOWN_EVERY_S = 0.1  # while tokens come; showing takes time that the model could use
-HEAD = "# VPT Runtime\nAsk about a picture, and see the model look again."
+HEAD = "# VPT Runtime\nAsk about an image, and see the model look again."
 WELCOME = (
-    '<p class="vpt-hint">The model reads the picture once, and small. Where that is not enough, it '
-    "writes a perception token: a region to see closer, or an encoder to look with. What comes of "
-    "it is appended, and it goes on writing. You will see each step here.</p>"
+    '<p class="vpt-hint">The model reads the image once, and small. Where that is not enough, it '
+    "writes a perception token: a region to see closer, or an encoder to look with. The "
+    "result is appended, and the model continues. You will see each step here.</p>"
 )
 SLIDERS = {"max_calls": 1, "max_new_tokens": 1, "temperature": 0.05, "top_p": 0.01}
 """Settings that have a slider, with its step."""
@@ -61,16 +61,9 @@ HINT = (
 
 
 def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
-    """Lay out the page, and wire it to a model.
-
-    Args:
-        model: answers all questions; or why there is none, which the page then says. Traces are
-            replayed without one.
-    """
-    style, _ = _style()
-    with gr.Blocks(
-        title="VPT Runtime", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S), **style
-    ) as app:
+    """Lay out the page, and wire it to a model, or show why there is none; then it only replays."""
+    options = {"analytics_enabled": False, "delete_cache": (KEPT_S, KEPT_S), **_style()[0]}
+    with gr.Blocks(title="VPT Runtime", **options) as app:
         gr.Markdown(HEAD, elem_classes="vpt-head")
         if isinstance(model, CheckpointError):
             reason = escape(printable(str(model)))
@@ -87,11 +80,11 @@ def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
 
 
 class _Inputs:
-    """What a person gives: picture, question, settings."""
+    """The widgets of a question: image, text, settings."""
 
     def __init__(self) -> None:
         self.picture = gr.Image(
-            type="filepath", label="Picture", sources=["upload", "clipboard"], height=320
+            type="filepath", label="Image", sources=["upload", "clipboard"], height=320
         )
         # Gradio would open the file itself, without limits and without words for what is wrong.
         self.picture.preprocess = lambda payload: payload and payload.path
@@ -101,14 +94,17 @@ class _Inputs:
             self.stop = gr.Button("Stop", elem_id="stop", min_width=120)
         self.compare = gr.Checkbox(label="Compare with an answer without looking again")
         with gr.Accordion("Settings", open=False):
-            self.settings = _setting_widgets()
+            self.settings = []  # in the order of SETTINGS
+            for names in SETTING_ROWS:
+                with gr.Row():
+                    self.settings += [_setting_widget(name) for name in names]
         self.examples = read_examples(EXAMPLES)
         rows = [[str(EXAMPLES / one.picture), one.question, one.takes] for one in self.examples]
         parts = [self.picture, self.question, gr.Textbox(visible=False)]
         self.gallery = gr.Dataset(
             label="Examples: click one",
             components=parts,
-            headers=["picture", "question", "it takes"],
+            headers=["image", "question", "it takes"],
             samples=rows,
             type="index",
             visible=bool(rows),
@@ -120,15 +116,6 @@ class _Inputs:
     def all(self) -> list[Any]:
         """In the order of the handlers' arguments."""
         return [self.picture, self.question, self.compare, *self.settings]
-
-
-def _setting_widgets() -> list[Any]:
-    """One per setting, in the order of ``SETTINGS``."""
-    widgets = []
-    for names in SETTING_ROWS:
-        with gr.Row():
-            widgets += [_setting_widget(name) for name in names]
-    return widgets
 
 
 def _setting_widget(name: str) -> Any:
@@ -149,7 +136,7 @@ def _setting_widget(name: str) -> Any:
 
 
 class _Outputs:
-    """What is shown of a run."""
+    """The widgets of a run."""
 
     def __init__(self) -> None:
         self.trace = gr.State(None, time_to_live=KEPT_S)
@@ -187,7 +174,7 @@ class _Outputs:
         return [*shown, self.download, self.looks, *self.box, *sides, self.trace, self.corner]
 
     def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
-        """Photo, and what the chosen call brought or the chosen depth map shows."""
+        """Photo, and the result of the chosen call or the chosen depth map."""
         views = draw_views(trace, number)
         return {
             self.photo: views.photo,
@@ -198,7 +185,7 @@ class _Outputs:
         }
 
     def whole(self, trace: Trace) -> dict[Any, Any]:
-        """Everything of a run that has ended, the answer without looking again left out."""
+        """Everything of a run that has ended, but for the answer without calls."""
         pictures = self.pictures(trace)
         looks = shown_looks(trace)
         last = looks[-1][1] if looks else None
@@ -222,7 +209,7 @@ class _Outputs:
 
 
 def _picture(label: str, kind: Any = gr.Image, **options: Any) -> Any:
-    """A picture to look at, without the button that would send it to strangers."""
+    """A widget that shows a picture, without the button that would publish it."""
     if "buttons" in inspect.signature(kind).parameters:  # gradio 6
         options["buttons"] = ["download", "fullscreen"]
     elif kind is gr.Image:
@@ -231,16 +218,11 @@ def _picture(label: str, kind: Any = gr.Image, **options: Any) -> Any:
 
 
 def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
-    """Say what happens on which event."""
+    """Connect the events of widgets with their handlers."""
     handlers = _Handlers(outputs, model)
     shown = {"outputs": outputs.all, "show_progress": "hidden"}
-    asked = gr.on(
-        [inputs.ask.click, inputs.question.submit],
-        handlers.ask,
-        inputs.all,
-        api_name="ask",
-        **shown,
-    )
+    ask = [inputs.ask.click, inputs.question.submit]
+    asked = gr.on(ask, handlers.ask, inputs.all, api_name="ask", **shown)
     looked = outputs.look_there.click(
         handlers.look_there, [*inputs.all, *outputs.box], api_name="look_there", **shown
     )
@@ -254,13 +236,11 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     example = inputs.gallery.click(
         take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
     ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
-    starts = [inputs.ask.click, inputs.question.submit, inputs.gallery.click]
-    gr.on(starts, None, js=TO_ANSWER, api_name="to_answer")
+    gr.on([*ask, inputs.gallery.click], None, js=TO_ANSWER, api_name="to_answer")
     inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
     views = [outputs.photo, outputs.crop, outputs.heat, outputs.crop_side, outputs.heat_side]
-    outputs.looks.input(
-        handlers.choose, [outputs.trace, outputs.looks], views, api_name="choose_look"
-    )
+    chosen = [outputs.trace, outputs.looks]
+    outputs.looks.input(handlers.choose, chosen, views, api_name="choose_look")
     outputs.photo.select(
         handlers.mark,
         [outputs.trace, outputs.corner],
@@ -285,7 +265,7 @@ def _error_message() -> Iterator[None]:
         yield
     except (vpt.VPTError, BranchError, MemoryError, RuntimeError) as exc:
         if is_out_of_memory(exc):
-            raise gr.Error("out of memory: try a smaller picture", print_exception=False) from exc
+            raise gr.Error("out of memory: try a smaller image", print_exception=False) from exc
         if not isinstance(exc, vpt.VPTError | BranchError):
             raise
         words = escape(printable(str(exc)), quote=False)
@@ -296,8 +276,7 @@ class _Handlers:
     """What the events of the page do; each yields or returns new values of widgets."""
 
     def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
-        self.outputs = outputs
-        self.model = model
+        self.outputs, self.model = outputs, model
         self.live_runs = None if isinstance(model, CheckpointError) else LiveRuns(model)
 
     def ask(
@@ -403,9 +382,8 @@ def _style() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def launch(app: gr.Blocks, **options: Any) -> Any:
     """Launch the page, with what all launches have in common."""
-    _, style = _style()
     return app.launch(
-        **style,
+        **_style()[1],
         show_error=False,
         ssr_mode=False,
         max_file_size=DEFAULT_LIMITS.max_bytes,

@@ -1,4 +1,4 @@
-"""The pictures the demo shows of a trace: photo, what a call brought, what the model wrote."""
+"""The pictures the demo shows of a trace: photo, results of calls, depth maps and boxes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ class Views:
     """The pictures of a trace, with one call or depth map chosen.
 
     Attributes:
-        photo: the given image that was looked at, with all regions and written boxes on it;
-            ``None`` without images.
-        crop: what it brought, if there is no map of it.
+        photo: the given image, with all regions and written boxes on it.
+        crop: the result of the call, if there is no map of it.
         heat: photo and score map over it, or photo and depth map.
     """
 
@@ -32,15 +31,12 @@ class Views:
 
 
 def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = None) -> Views:
-    """Draw the pictures of a trace that keeps its thumbnails.
+    """Draw the pictures of a trace that keeps its thumbnails; ``VPTError`` if they are damaged.
 
     Args:
         trace: of a run, finished or not.
         number: of the call to show, from 1, or of the depth map, from -1 down; default: the latest.
         drawn_box: XYXY in pixels of the given image, marked on the photo by a dashed frame.
-
-    Raises:
-        VPTError: if it holds no pictures, or damaged ones.
     """
     album = Album(trace)
     done = [n for _, n in shown_looks(trace)]
@@ -58,7 +54,7 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
 
 
 def shown_looks(trace: Trace) -> list[tuple[str, int]]:
-    """What calls brought something and what depth maps were decoded, each with its number."""
+    """The calls that have results and the depth maps that were decoded, each with its number."""
     found = [
         (one.turn, 0, (content_text(one), -number))
         for number, one in enumerate(trace.content, 1)
@@ -73,13 +69,9 @@ def shown_looks(trace: Trace) -> list[tuple[str, int]]:
 
 
 def point_on_image(trace: Trace, point_xy: tuple[float, float]) -> tuple[float, float]:
-    """Turn a point of the shown photo, in its pixels, into one of the given image.
-
-    Raises:
-        PromptError: if the trace has no image.
-    """
+    """Turn a point of the shown photo, in its pixels, into one of the given image."""
     if not trace.images:
-        raise PromptError("there is no picture to mark")
+        raise PromptError("there is no image to mark")
     shown_wh = fitted(Album(trace).given[0], ROOM_WH).size
     x, y, _, _ = rescale((*point_xy, *point_xy), shown_wh, trace.images[0].size_wh)
     return x, y

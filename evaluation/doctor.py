@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +49,17 @@ _TOKENS = {*_KNOWN.writable, *_KNOWN.reserved}
 
 @dataclass
 class SplitReport(Report):
-    """Findings in a split.
+    """Findings in a split."""
 
-    Attributes:
-        num_images: images that were opened.
-        num_left: rows that were not checked.
-    """
-
-    num_images: int = 0
-    num_left: int = 0
+    num_images: int = 0  # that were opened
+    num_left: int = 0  # rows that were not checked
 
 
 @dataclass(frozen=True)
 class CheckTarget:
-    """A target of ``vpt data check``, which reads these attributes.
+    """A target of ``vpt data check``.
 
     Attributes:
-        file: with the rows.
         findings: kinds of findings, with the meaning of each.
         find_image: path in a row, without crop suffix -> path of the file.
         check: ``(limit, open_images, ignored, watch)`` -> report; ``None`` for released rows,
@@ -87,23 +82,14 @@ class CheckTarget:
         rows = cls.of_rows(file, images)
         if split.format == "released":
             return rows
-
-        def check(**options: Any) -> SplitReport:
-            return check_file(split, file, images, **options)
-
-        return cls(file, SPLIT_FINDINGS, rows.find_image, check)
+        return cls(file, SPLIT_FINDINGS, rows.find_image, partial(check_file, split, file, images))
 
 
 def check_target(name: str, root: Path, images: Sequence[str]) -> CheckTarget | None:
-    """Find the target of ``vpt data check``.
+    """Find the target of ``vpt data check``; ``None`` for a path that does not exist.
 
-    Args:
-        name: a split, a file, or ``FORMAT:FILE``.
-        root: folder of data.
-        images: values of ``--images``.
-
-    Returns:
-        ``None`` for a path that does not exist.
+    ``name`` is a split, a file, or ``FORMAT:FILE``; ``root`` is the folder of data, ``images`` are
+    values of ``--images``.
 
     Raises:
         PromptError: for an unknown name or format, or malformed ``--images``.
@@ -131,30 +117,24 @@ def check_file(
     ignored: Iterable[str] = (),
     watch: Watch = lambda items, number, what: items,
 ) -> SplitReport:
-    """Check a split that is not of released rows; nothing is changed.
+    """Check the first ``limit`` rows of a split that is not of released rows.
 
-    Args:
-        split: registered, or made of a file.
-        file: of the split.
-        images: folders of images.
-        limit: number of rows to check, from the first.
-        open_images: whether to open them; otherwise they and boxes are not checked.
-        ignored: kinds of findings to leave out.
-        watch: shows the progress over images.
-
-    Raises:
-        DataError: if the file cannot be read or is empty.
+    Without ``open_images`` neither images nor boxes are checked. ``ignored`` kinds of findings are
+    left out. Raises ``DataError`` if the file cannot be read or is empty.
     """
-    num_all, paths = _list_images(read_rows_of(split, file, images), limit)
+    paths: dict[str, None] = {}
+    num_all = 0
+    for num_all, sample in enumerate(read_rows_of(split, file, images), 1):
+        if limit is None or num_all <= limit:
+            paths.update((source, None) for source in _sources(sample) if isinstance(source, str))
     if not num_all:
         raise DataError(f"{file} holds no rows")
     facts: dict[str, ImageFacts] = {}
     if open_images:
         facts = dict(watch(measure_images(paths, None), len(paths), "images"))
     report = SplitReport(num_images=len(facts))
-    found: dict[str, list[tuple[int | None, str]]] = {
-        k: [] for k in SPLIT_FINDINGS if k not in ignored
-    }
+    kept = [kind for kind in SPLIT_FINDINGS if kind not in ignored]
+    found: dict[str, list[tuple[int | None, str]]] = {kind: [] for kind in kept}
     first_with: dict[str, int] = {}
     # Read again: rows may contain images, which are not kept in memory.
     for number, sample in enumerate(itertools.islice(read_rows_of(split, file, images), limit)):
@@ -178,19 +158,6 @@ def check_file(
     return report
 
 
-def _list_images(
-    samples: Iterable[Sample | BadRow], limit: int | None
-) -> tuple[int, Sequence[str]]:
-    """Number of rows, and the image files named by the first ``limit`` of them."""
-    paths: dict[str, None] = {}
-    num_rows = 0
-    for sample in samples:
-        if limit is None or num_rows < limit:
-            paths.update((source, None) for source in _sources(sample) if isinstance(source, str))
-        num_rows += 1
-    return num_rows, list(paths)
-
-
 def _check(
     sample: Sample, split: Split, facts: Mapping[str, ImageFacts], open_images: bool
 ) -> Iterator[Finding]:
@@ -199,8 +166,7 @@ def _check(
     except DataError as exc:
         yield Finding("unscorable", str(exc))
     asked = "\n".join((sample.question, *sample.choices))
-    tokens = {*_TOKENS.intersection(find_symbols(asked)), *find_content(asked)}
-    for token in sorted(tokens):
+    for token in sorted({*_TOKENS.intersection(find_symbols(asked)), *find_content(asked)}):
         yield Finding("control-token", f"the question or a choice holds {token}")
     if not open_images:
         return

@@ -14,17 +14,11 @@ from vpt.images import LoadedImage, from_pixels, load_image, locate_image
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image that a sample is about, not opened yet.
+    """An image that a sample is about, not opened yet."""
 
-    Attributes:
-        source: path, or the bytes of an image file.
-        name: to show; the path for a path.
-        crop: XYXY in pixels of the image as stored, if the sample is about a part of it.
-    """
-
-    source: str | bytes
-    name: str
-    crop: PixelBox | None = None
+    source: str | bytes  # path, or the bytes of an image file
+    name: str  # to show; the path for a path
+    crop: PixelBox | None = None  # XYXY in pixels of the image as stored, where only a part counts
 
     def open(self) -> LoadedImage:
         """Load it; raises ``ImageError`` if it cannot be read."""
@@ -34,28 +28,16 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question of a split.
+    """One question of a split."""
 
-    Attributes:
-        id: unique in its split, and the same in each run.
-        images: in the order they are shown.
-        question: as the data has it, without placeholders and prompts.
-        answers: accepted ones; several people's answers where the data has them. Empty if the
-            data has none.
-        choices: texts of the options A, B, ...; empty if the question is open.
-        box: of the evidence, XYXY in pixels of the first image.
-        group: for a break-down within the split, such as a question's family.
-        facts: further values that scores need.
-    """
-
-    id: str
+    id: str  # unique in its split, and the same in each run
     images: tuple[ImageRef, ...]
-    question: str
-    answers: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    box: Box | None = None
-    group: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    question: str  # as the data has it, without placeholders and prompts
+    answers: tuple[str, ...] = ()  # accepted ones; several people's where the data has them
+    choices: tuple[str, ...] = ()  # texts of the options A, B, ...
+    box: Box | None = None  # of the evidence, XYXY in pixels of the first image
+    group: str = ""  # for a break-down within the split, such as a question's family
+    facts: Mapping[str, Any] = field(default_factory=dict)  # further values that scores need
 
 
 @dataclass(frozen=True)
@@ -68,24 +50,14 @@ class BadRow:
 
 @dataclass(frozen=True)
 class ImageRoots:
-    """Folders of the images that a file names.
+    """Folders of the images that a file names."""
 
-    Attributes:
-        root: folder of relative paths; ``None`` for the one that a format expects, mostly that of
-            the file that names them.
-        moved: ``(FROM, TO)``: paths that begin with FROM are in TO. The longest FROM comes first.
-    """
-
-    root: Path | None = None
-    moved: tuple[tuple[str, str], ...] = ()
+    root: Path | None = None  # of relative paths; else the folder that a format expects
+    moved: tuple[tuple[str, str], ...] = ()  # (FROM, TO) for a start of paths, longest FROM first
 
     @classmethod
     def parse(cls, options: Sequence[str]) -> ImageRoots:
-        """Read values of ``--images``: each ``FROM=TO``, or a folder.
-
-        Raises:
-            PromptError: if one is malformed or contradicts another, or its folder does not exist.
-        """
+        """Read values of ``--images``: each ``FROM=TO``, or a folder."""
         root: Path | None = None
         moved: dict[str, str] = {}
         for option in options:
@@ -106,12 +78,7 @@ class ImageRoots:
         return cls(root, tuple(sorted(moved.items(), key=lambda item: -len(item[0]))))
 
     def find(self, path: str, folder: Path) -> str:
-        """The path of an image.
-
-        Args:
-            path: as written in the file; an absolute one that was not moved stays as it is.
-            folder: of relative paths, if :attr:`root` is ``None``.
-        """
+        """The path of an image, relative to ``folder`` if :attr:`root` is ``None``."""
         for start, target in self.moved:  # FROM without the slash at its end: "/" is ""
             if path == start or path.startswith(f"{start}/"):
                 return str(Path(target) / path[len(start) :].lstrip("/"))

@@ -17,8 +17,7 @@ from vpt.evaluation.samples import BadRow, ImageRoots, Sample
 Reader = Callable[[Path, ImageRoots], Iterator[Sample | BadRow]]
 """``(file, folders of images)`` -> a sample or a bad row for each row, in order.
 
-Relative paths of images are in the folder of the file, if not said otherwise. Raises ``DataError``
-if the file cannot be read.
+Raises ``DataError`` if the file cannot be read.
 """
 
 FORMATS: Mapping[str, tuple[Reader, frozenset[str]]] = {
@@ -38,46 +37,29 @@ class Split:
     """One benchmark split.
 
     Attributes:
-        name: as on the command line.
-        about: what it asks, in a line.
-        paper: URL of its description.
-        license: of the questions, as far as published.
-        how_to_get: source of file and images.
-        format: key of :data:`FORMATS`.
-        file: relative to the folder of data.
-        score: name in the table of scores.
-        prompt: sample -> text put to the model.
-        max_new_tokens: per answer, calls and content included.
         judged: whether a judge may score it: its published numbers are a judge's, or it is a user's
             file of open questions.
-        version: increases when prompt, score or reading change the outcome.
-        elsewhere: other places of the file, relative to the folder of data.
         written_to: where a command of ours writes the file, relative to the working directory.
-        choices: of every question, where the data does not contain them.
     """
 
-    name: str
+    name: str  # as on the command line
     about: str
     paper: str
-    license: str
+    license: str  # of the questions, as far as published
     how_to_get: str
-    format: str
-    file: str
-    score: str
+    format: str  # key of FORMATS
+    file: str  # relative to the folder of data
+    score: str  # key of SCORES
     prompt: Callable[[Sample], str] = ask_with_options
-    max_new_tokens: int = 64
+    max_new_tokens: int = 64  # per answer, calls and content included
     judged: bool = False
-    version: int = 1
-    elsewhere: tuple[str, ...] = ()
+    version: int = 1  # increases when prompt, score or reading change the outcome
+    elsewhere: tuple[str, ...] = ()  # other places of the file, in the folder of data
     written_to: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # of every question, where the data does not contain them
 
     def find_file(self, root: Path) -> Path:
-        """The path of its file in the folder of data ``root``.
-
-        Raises:
-            DataError: if it is missing, saying how to get it.
-        """
+        """The path of its file in a folder of data; ``DataError`` says how to get a missing one."""
         places = [root / place for place in (self.file, *self.elsewhere)]
         places += [Path(self.written_to)] if self.written_to else []
         for place in places:
@@ -249,10 +231,8 @@ _OWN_SCORES = {"released": "contains", "aurora": "exact_match", "plain": "contai
 def find_split(name_or_file: str, data_root: Path) -> Split:
     """Look up a registered split, or make one of a user's file.
 
-    Args:
-        name_or_file: a name, a path, or ``FORMAT:PATH``; a path is relative to the working
-            directory, or else to the folder of data.
-        data_root: folder of data.
+    ``name_or_file`` is a name, a path, or ``FORMAT:PATH``; a path is relative to the working
+    directory, or else to the folder of data.
 
     Raises:
         PromptError: for an unknown name or format.
@@ -266,8 +246,7 @@ def find_split(name_or_file: str, data_root: Path) -> Split:
         if form in FORMATS and path:
             return _own_split(path, existing_file(path, data_root), form)
         raise _not_found(name_or_file)
-    guessed = guess_format(file)
-    if guessed is None:
+    if (guessed := guess_format(file)) is None:
         raise DataError(
             f"the format of {name_or_file} does not show in its first row; name it, as "
             f"plain:{name_or_file}. Formats: {', '.join(FORMATS)}"
@@ -276,11 +255,7 @@ def find_split(name_or_file: str, data_root: Path) -> Split:
 
 
 def guess_format(file: Path) -> str | None:
-    """Recognise a format by the name of a file or its first row.
-
-    Raises:
-        DataError: if there is no such file.
-    """
+    """Recognise a format by the name of a file or its first row."""
     if file.suffix == ".parquet":
         return "plain"
     try:
@@ -306,11 +281,7 @@ def is_present(split: Split, root: Path) -> bool:
 
 
 def read_split(split: Split, root: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
-    """Read a split: a sample or a bad row for each row, in order, with unique ids.
-
-    Raises:
-        DataError: if its file is missing or cannot be read.
-    """
+    """Read a split: a sample or a bad row for each row, in order, with unique ids."""
     first_with: dict[str, int] = {}
     for number, sample in enumerate(read_rows_of(split, split.find_file(root), images)):
         same = first_with.setdefault(sample.id, number)

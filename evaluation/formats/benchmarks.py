@@ -48,11 +48,8 @@ from vpt.evaluation.samples import BadRow, ImageRef, ImageRoots, Sample
 from vpt.protocol.rows import KINDS, split_crop_suffix
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
-_INVITATION = re.compile(
-    r"\s*(?:"
-    + "|".join(re.escape(w.rstrip(".")) for w in (INVITE_REGION, INVITE_REENCODE))
-    + r")\.?"
-)
+_INVITATIONS = "|".join(re.escape(w.rstrip(".")) for w in (INVITE_REGION, INVITE_REENCODE))
+_INVITATION = re.compile(rf"\s*(?:{_INVITATIONS})\.?")
 _BEFORE_ANSWER = "Now answer the question.\n"  # some answers begin so; the released scoring cuts it
 
 
@@ -161,12 +158,17 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
 
     def read_row(row: Mapping[str, Any], name: str) -> Sample:
         asked.add(name)
-        path = images.find(text_of(row, "image"), folder)
+        path, question = images.find(text_of(row, "image"), folder), text_of(row, "text")
+        if name not in answers:
+            raise DataError(f"question {name} has no answer")
+        if (num := len(answers[name])) > 1:
+            found = ", ".join(answers[name])
+            raise DataError(f"question {name} has {num} answers: {found}; keep one")
         return Sample(
             id=name,
             images=(ImageRef(path, path),),
-            question=text_of(row, "text"),
-            answers=_answers_to(name, answers),
+            question=question,
+            answers=tuple(answers[name]),
             group=name_of(row, "category"),
             facts={key: row[key] for key in ("points",) if row.get(key) is not None},
         )
@@ -177,32 +179,23 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
             yield BadRow(f"answer {name}", f"there is an answer, but no question {name}")
 
 
-def _read_answers(file: Path) -> dict[str, list[str]]:
-    """Id of a question -> answers; raises ``DataError`` naming a bad row."""
-    answers: dict[str, list[str]] = {}
+def _read_answers(file: Path) -> dict[str, dict[str, None]]:
+    """Id of a question -> its distinct answers; raises ``DataError`` naming a bad row."""
+    answers: dict[str, dict[str, None]] = {}
     for number, row in enumerate(read_entries(file)):
         try:
             cells = cells_of(row)
             answer = as_text(cells.get("text"), "text")
             found = _LETTER.fullmatch(answer)
-            answers.setdefault(text_of(cells, "question_id"), []).append(
-                found[1] if found else answer
-            )
+            of_question = answers.setdefault(text_of(cells, "question_id"), {})
+            of_question[found[1] if found else answer] = None
         except DataError as exc:
             raise DataError(f"{file}, row {number}: {exc}") from exc
     return answers
 
 
-def _answers_to(name: str, answers: Mapping[str, list[str]]) -> tuple[str, ...]:
-    if name not in answers:
-        raise DataError(f"question {name} has no answer")
-    if len(found := dict.fromkeys(answers[name])) > 1:
-        raise DataError(f"question {name} has {len(found)} answers: {', '.join(found)}; keep one")
-    return tuple(found)
-
-
 def _answer_file(file: Path) -> Path:
-    """The file of answers to a file of questions; ``DataError`` if it cannot be found."""
+    """The file of answers to a file of questions."""
     if "questions" not in file.name:
         raise DataError(
             f"{file} does not tell where its answers are; expected a name such as "
@@ -210,9 +203,8 @@ def _answer_file(file: Path) -> Path:
         )
     names = [file.name.replace("questions", "answers")]
     names += [name.replace("_long", "") for name in names if "_long" in name]
-    folders = [file.parent]
-    if file.parent.name == "questions":
-        folders.append(file.parent.parent / "answers")
+    in_folder = file.parent.name == "questions"
+    folders = [file.parent, *([file.parent.parent / "answers"] if in_folder else [])]
     places = [folder / name for folder in folders for name in names]
     for place in places:
         if place.is_file():

@@ -86,11 +86,7 @@ def _image(value: object, name: str, find: Callable[[str], str]) -> ImageRef:
 
 
 def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield rows without decoding their images, which are ``{"bytes": ..., "path": ...}``.
-
-    Raises:
-        DataError: if it cannot be read, or the library for it is missing.
-    """
+    """Yield rows without decoding their images, which are ``{"bytes": ..., "path": ...}``."""
     if not file.is_file():
         raise DataError(f"{file} does not exist; check the path")
     try:
@@ -107,11 +103,7 @@ def read_parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_embedded(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
-    """Read held-out questions.
-
-    The group is ``mode-family``, as ``"region-lines"``; ``facts`` are ``mode``, ``family`` and
-    ``look``.
-    """
+    """Read held-out questions; the group is ``mode-family``, such as ``"region-lines"``."""
     for number, sample in enumerate(read_plain(file, images)):
         if isinstance(sample, BadRow):
             yield sample

@@ -23,10 +23,8 @@ def read_rows(
 ) -> Iterator[Sample | BadRow]:
     """Make a sample or a bad row of each row, in order.
 
-    Args:
-        rows: of a file.
-        read_row: ``(row, id)`` -> sample; raises ``DataError`` for a bad row.
-        name_row: row -> id; if that is empty, the id is the number of the row, counted from 0.
+    ``read_row`` takes row and id, and raises ``DataError`` for a bad row. If the id of
+    ``name_row`` is empty, it is the number of the row, counted from 0.
     """
     for number, row in enumerate(rows):
         name = str(number)
@@ -63,37 +61,22 @@ def name_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def as_text(value: object, what: str) -> str:
-    """A value that must be a text (a number becomes its digits), named ``what`` in the error.
-
-    Raises:
-        DataError: if it is something else, or empty.
-    """
+    """A value that must be a text (a number becomes its digits), named ``what`` in the error."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) != inf:
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"expected {what!r} to be a text that is not empty, got {_short(value)}")
+        got = repr(value)
+        got = got if len(got) <= 60 else f"{got[:50]}..."
+        raise DataError(f"expected {what!r} to be a text that is not empty, got {got}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError(f"{what!r} is not valid text: it holds half of a surrogate pair")
     return value.strip()
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}..."
-
-
 def read_box(value: object, *, is_xywh: bool = False) -> Box:
-    """Read a box.
+    """Read a box, XYXY in pixels of the image as seen, from a list of four numbers.
 
-    Args:
-        value: a list of four numbers, in pixels of the image as seen.
-        is_xywh: whether they are left, top, width and height, not left, top, right and bottom.
-
-    Returns:
-        XYXY.
-
-    Raises:
-        DataError: if it is something else, empty or reversed, or in fractions of the image.
+    Raises ``DataError`` for anything else: empty, reversed, or in fractions of the image.
     """
     order = "x, y, width, height" if is_xywh else "x0, y0, x1, y1"
     values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
@@ -129,9 +112,9 @@ ASK_LETTER = "Answer with the letter directly."
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    """Split V*Bench's text into the question and the texts of its options A, B, ...
+    """Split V*Bench's text into the question and the texts of options, a line ``(A) red`` each.
 
-    Each option is on a line of its own, ``(A) red``; an instruction after them is dropped.
+    An instruction after them is dropped.
     """
     lines = text.split("\n")
     matches = [_OPTION.fullmatch(line.strip()) for line in lines]
@@ -178,11 +161,7 @@ def _fold(text: str) -> str:
 
 
 def offer(sample: Sample, choices: tuple[str, ...]) -> Sample:
-    """The sample with choices, its answers as letters.
-
-    Raises:
-        DataError: if there are too many choices, or an answer is none of them.
-    """
+    """The sample with choices, its answers as letters; ``DataError`` if one is not a choice."""
     if not 2 <= len(choices) <= len(LETTERS):
         raise DataError(f"expected 2 to {len(LETTERS)} choices, got {len(choices)}")
     answers = tuple(letter_of(answer, choices) for answer in sample.answers)

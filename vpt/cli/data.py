@@ -318,18 +318,14 @@ def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, 
 
 def _unchecked(args: argparse.Namespace, num_left: int, *, is_rows: bool) -> list[str]:
     """What was not checked, and the options that change it."""
-    unchecked = []
-    if num_left:
-        unchecked.append(f"{count_text(num_left, 'further row')} (--limit)")
-    if not args.open_images:
-        unchecked.append("image files and crops (--no-images)")
-    if is_rows and not args.model:
-        unchecked.append("the model's tokens and branches (needs --model)")
-    if is_rows and not args.cutoff_len:
-        unchecked.append("lengths (needs --model and --cutoff-len)")
-    if args.ignore:
-        unchecked.append(f"what --ignore names ({', '.join(args.ignore)})")
-    return unchecked
+    reasons = [
+        (num_left, f"{count_text(num_left, 'further row')} (--limit)"),
+        (not args.open_images, "image files and crops (--no-images)"),
+        (is_rows and not args.model, "the model's tokens and branches (needs --model)"),
+        (is_rows and not args.cutoff_len, "lengths (needs --model and --cutoff-len)"),
+        (args.ignore, f"what --ignore names ({', '.join(args.ignore)})"),
+    ]
+    return [text for applies, text in reasons if applies]
 
 
 def _as_json(

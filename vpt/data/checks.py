@@ -70,7 +70,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = {TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD}
 _MARKS |= {"<|video_pad|>", "<|endoftext|>"}
 _COLUMNS = frozenset(kind.column for kind in KINDS.values())
-_OTHER_MEDIA = ("videos", "audios")
 
 
 # Rows as the checks see them
@@ -261,31 +260,24 @@ def check_calls(view: RowView, known: KnownTokens) -> Iterator[Finding]:
     Re-encoded images in the first turn (alignment data) and plain images in later turns are
     accepted. Answers with malformed calls are skipped, because their calls are not known.
     """
+    by_turn = view.images_by_turn("image")
     for number, turn in enumerate(view.turns):
         if not known.in_sound_calls(turn):
             continue
+        following = view.turns[number + 1 : number + 2]  # none after the last
         for branch, kind in KINDS.items():
             called = "crop" if branch == "image" else branch
             num_calls = sum(call.branch == called for call in turn.calls)
-            num_shown, num_results = _images_after(view, number, branch)
+            num_shown = num_results = sum(one.asked.count(kind.placeholder) for one in following)
+            if branch == "image":  # only crops can be nothing but results of calls
+                shown = by_turn[number + 1] if by_turn and following else ()
+                num_results = sum(split_crop_suffix(path)[1] is not None for path in shown)
             said = f"{turn.names[1]} calls for {num_calls} {kind.placeholder}, the next turn has "
             if num_shown < num_calls:
                 yield Finding("call-without-image", f"{said}{num_shown}")
             elif num_results > num_calls:
                 crops = " that are crops" if branch == "image" else ""
                 yield Finding("image-without-call", f"{said}{num_results}{crops}")
-
-
-def _images_after(view: RowView, number: int, branch: str) -> tuple[int, int]:
-    """Images of a kind in the next turn, and how many of them can only be results of calls."""
-    if number + 1 == len(view.turns):
-        return 0, 0
-    num_shown = view.turns[number + 1].asked.count(KINDS[branch].placeholder)
-    if branch != "image":
-        return num_shown, num_shown
-    by_turn = view.images_by_turn(branch)
-    shown = [] if by_turn is None else by_turn[number + 1]
-    return num_shown, sum(split_crop_suffix(path)[1] is not None for path in shown)
 
 
 def check_crops(
@@ -341,7 +333,7 @@ def _cut(region: GridBox, outer: PixelBox, grid_size: int) -> PixelBox:
 def check_columns(row: Mapping[str, Any]) -> Iterator[Finding]:
     """Find images in columns that are not read."""
     for column, value in row.items():
-        is_media = column.endswith("images") or column in _OTHER_MEDIA
+        is_media = column.endswith("images") or column in ("videos", "audios")
         if is_media and column not in _COLUMNS and value:
             yield Finding("unread-column", column)
 

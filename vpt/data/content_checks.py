@@ -31,12 +31,7 @@ _LIKE_CONTENT = re.compile(r"<(?:DEPTH|PIXEL)_[^<>\s]*>")
 _NUMBERED = re.compile(r"<(?:DEPTH|PIXEL)_(?:0|[1-9][0-9]*)>")
 _MAP = re.compile(f"{DEPTH_START}(?:(?!{DEPTH_START}).)*?{DEPTH_END}", re.DOTALL)
 _BOUNDS = (DEPTH_START, DEPTH_END)
-_POINT_KEYS: Mapping[str, type | tuple[type, ...]] = {
-    "letter": str,
-    "x": int,
-    "y": int,
-    "depth": (int, float),
-}
+_POINT_KEYS: Mapping[str, Any] = {"letter": str, "x": int, "y": int, "depth": (int, float)}
 
 
 def check_content(view: RowView, added_tokens: Collection[str] | None = None) -> Iterator[Finding]:

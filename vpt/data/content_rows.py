@@ -57,8 +57,7 @@ ASK_POINT_STEPS = (
 ASK_COUNT_STEPS = "Write down the box of each one first."
 """These two, after the question, ask for an answer in steps."""
 
-NUM_LEVELS = 100
-
+_NUM_LEVELS = 100
 _BEGINNING = '{"task": '
 _LEVEL = re.compile(r"([A-E]) (\d\d)(?=[,.])")
 _PLACE = re.compile(r"([A-E]) at x (\d+) y (\d+)")
@@ -140,7 +139,7 @@ def point_rows(
 
 def level(depth: float) -> int:
     """Nearness as answers write it: 0 (farthest) to 99 (nearest)."""
-    return min(int(depth * NUM_LEVELS), NUM_LEVELS - 1)
+    return min(int(depth * _NUM_LEVELS), _NUM_LEVELS - 1)
 
 
 def leader_of(levels: dict[str, int]) -> str | None:

@@ -1,4 +1,4 @@
-"""The grounding branch: open-vocabulary boxes for a phrase, and the features behind them."""
+"""The grounding branch: open-vocabulary boxes for a phrase, and their features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ SHORTEST_EDGE_PX, LONGEST_EDGE_PX = 800, 1333
 IMAGE_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGE_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
-
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -48,7 +47,7 @@ class Proposal:
 
     box_xyxy_px: tuple[int, int, int, int]  # whole pixels of the original image, never empty
     score: float  # 0 to 1
-    phrase: str  # the words of the caption that this box answers to; may be ""
+    phrase: str  # part of the caption that this box matches; may be ""
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,9 @@ class GroundingBranch(nn.Module):
 
     Args:
         encoder: a GroundingDINO of either implementation.
-        tokenizer: of its text encoder (BERT).
+        tokenizer: of its text encoder (BERT); `BranchError` if it lacks a token that GroundingDINO
+            splits captions by.
         max_text_len: tokens a caption may have.
-
-    Raises:
-        BranchError: if the tokenizer lacks a token that GroundingDINO splits captions by.
     """
 
     name = "grounding"
@@ -84,11 +81,9 @@ class GroundingBranch(nn.Module):
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer)
-        self.encoder = encoder
-        self.feature_dim = feature_dim
-        self.tokenizer = tokenizer
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.feature_dim, self._max_text_len = feature_dim, max_text_len
         self._detect = detect
-        self._max_text_len = max_text_len
 
     @classmethod
     def from_config(
@@ -98,7 +93,7 @@ class GroundingBranch(nn.Module):
         *,
         text_config: BertConfig | None = None,
     ) -> GroundingBranch:
-        """Build groundingdino-py's model with random weights.
+        """Build groundingdino-py's model with random weights, in evaluation mode.
 
         Args:
             config: a config file of the package (``groundingdino/config/*.py``; it is Python and
@@ -106,12 +101,9 @@ class GroundingBranch(nn.Module):
             tokenizer: of the text encoder, e.g. that of ``bert-base-uncased``.
             text_config: of the text encoder; by default BERT base.
 
-        Returns:
-            The branch in evaluation mode.
-
         Raises:
-            BranchError: if the package is missing or of an unknown version, or the config one that
-                the adapter does not cover.
+            BranchError: if the package is missing or of an unknown version, or the config is not
+                supported.
         """
         check_tokenizer(tokenizer)
         encoder = build_package_encoder(config, tokenizer, text_config)
@@ -132,16 +124,11 @@ class GroundingBranch(nn.Module):
         *,
         text_config: BertConfig | None = None,
     ) -> GroundingBranch:
-        """Build groundingdino-py's model and load its released weights.
+        """Build groundingdino-py's model and load its released weights; see `from_config`.
 
         Args:
             weights_path: e.g. ``groundingdino_swint_ogc.pth``; read as tensors only, no code.
-            config_path: the config file of these weights, as for `from_config`.
-            tokenizer: as for `from_config`.
-            text_config: as for `from_config`.
-
-        Returns:
-            The branch in evaluation mode.
+            config_path: the config file of these weights.
 
         Raises:
             BranchError: as `from_config`, or if the weights do not fit.
@@ -158,18 +145,15 @@ class GroundingBranch(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> GroundingBranch:
-        """Load transformers' own port, which needs no other package, where it is right.
+        """Load transformers' own port, which needs no other package, in evaluation mode.
 
         Args:
             path_or_id: folder or hub id, e.g. ``IDEA-Research/grounding-dino-tiny``.
             tokenizer: by default the one in that folder.
             **kwargs: for ``GroundingDinoForObjectDetection.from_pretrained``.
 
-        Returns:
-            The branch in evaluation mode.
-
         Raises:
-            BranchError: if the installed transformers gives the words of a phrase wrong positions
+            BranchError: if the installed transformers computes wrong positions in a phrase
                 (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
         """
         encoder = load_port(path_or_id, **kwargs)
@@ -182,17 +166,11 @@ class GroundingBranch(nn.Module):
         ).eval()
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize (shortest edge 800, longest at most 1333), normalise, pad to the largest.
-
-        Args:
-            images: one or more RGB images.
+        """Resize RGB images (shortest edge 800, longest at most 1333), normalise and pad them.
 
         Returns:
             ``pixel_values`` ``[B, 3, H, W]`` float32 and ``pixel_mask`` ``[B, H, W]`` bool, False
             where the batch is padded.
-
-        Raises:
-            BranchError: if there is no image or one is not RGB.
         """
         pixel_values, pixel_mask = pad([normalise(resize(image)) for image in check_images(images)])
         return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
@@ -205,10 +183,10 @@ class GroundingBranch(nn.Module):
         pixel_mask: Tensor | None = None,
         num_queries: int = 16,
     ) -> list[GroundedFeatures]:
-        """Encode images in the light of one phrase.
+        """Encode images for one phrase.
 
-        The encoder sees one image after the other, each without its padding, which would change
-        the result: it reaches image features through Swin's windows and later convolutions.
+        Each image is encoded without its padding, which would change the result through Swin's
+        windows and later convolutions.
 
         Args:
             pixel_values: ``[B, 3, H, W]`` normalised.
@@ -245,10 +223,9 @@ class GroundingBranch(nn.Module):
         """Find boxes for a phrase, as ``groundingdino.util.inference.predict`` does.
 
         Args:
-            phrase: what to look for; several, parted by ``" . "``, share one pass.
+            phrase: what to look for; several, separated by ``" . "``, share one pass.
             box_threshold: a box is kept if the score of its best token is above.
             text_threshold: a token belongs to a box's phrase if its score is above.
-            max_proposals: at most so many boxes.
 
         Returns:
             Best first; boxes are rounded outwards to whole pixels and lie inside the image.
@@ -263,14 +240,10 @@ class GroundingBranch(nn.Module):
         proposals = []
         for score, row in zip(scores.tolist()[:max_proposals], order.tolist(), strict=False):
             if score > box_threshold:
-                words = found.token_scores[row] > text_threshold
-                proposals.append(
-                    Proposal(
-                        box_xyxy_px=to_pixels(found.boxes_cxcywh[row].tolist(), image.size),
-                        score=score,
-                        phrase=decode_phrase(self.tokenizer, caption, words),
-                    )
-                )
+                box = to_pixels(found.boxes_cxcywh[row].tolist(), image.size)
+                chosen = found.token_scores[row] > text_threshold
+                text = decode_phrase(self.tokenizer, caption, chosen)
+                proposals.append(Proposal(box, score, text))
         return proposals
 
     def _look(self, pixel_values: Tensor, caption: Caption) -> Detections:
@@ -286,12 +259,8 @@ def _best(found: Detections, num_queries: int) -> GroundedFeatures:
             f"num_queries must be 1 to {len(scores)}, the decoder's; got {num_queries}"
         )
     scores, rows = scores.topk(num_queries)
-    return GroundedFeatures(
-        values=found.hidden_states[rows],
-        grid_hw=(1, num_queries),
-        boxes_cxcywh=found.boxes_cxcywh[rows],
-        scores=scores,
-    )
+    boxes = found.boxes_cxcywh[rows]
+    return GroundedFeatures(found.hidden_states[rows], (1, num_queries), boxes, scores)
 
 
 def resize(image: Image.Image) -> Image.Image:
@@ -309,7 +278,7 @@ def resize(image: Image.Image) -> Image.Image:
 
 
 def normalise(image: Image.Image) -> Pixels:
-    """Turn an RGB image into ``[3, h, w]``, each channel with about zero mean and unit spread."""
+    """Turn an RGB image into ``[3, h, w]`` with the mean and spread of ImageNet removed."""
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255)  # [h, w, 3]
     return np.ascontiguousarray(((pixels - IMAGE_MEAN) / IMAGE_STD).transpose(2, 0, 1))
 
@@ -327,14 +296,7 @@ def to_pixels(box_cxcywh: Sequence[float], size_wh: tuple[int, int]) -> tuple[in
 
 
 def pad(arrays: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
-    """Batch images of several sizes, padded right and bottom to the largest.
-
-    Args:
-        arrays: ``[3, h, w]`` each.
-
-    Returns:
-        ``[B, 3, H, W]`` float32, zeros where padded, and ``[B, H, W]`` bool, False there.
-    """
+    """Batch ``[3, h, w]`` arrays, padded right and bottom; the mask is False there."""
     height = max(array.shape[1] for array in arrays)
     width = max(array.shape[2] for array in arrays)
     pixel_values = torch.zeros(len(arrays), 3, height, width)

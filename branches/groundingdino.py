@@ -22,7 +22,7 @@ from vpt.branches.base import BranchError
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase
 
-# sha256 of the source of the two classes in groundingdino-py 0.4.0 that the adapter leans on.
+# sha256 of the source of the two classes in groundingdino-py 0.4.0 that the adapter needs.
 # https://pypi.org/project/groundingdino-py/0.4.0/, groundingdino/models/GroundingDINO/
 _KNOWN_SOURCES = {
     "GroundingDINO": "1eaef5b2da2e31837317f89f6d058858ad4281d17a9b11ada8e11e74969a15bd",
@@ -35,25 +35,25 @@ _LOCK = threading.Lock()
 
 # A caption of two phrases in ids of bert-base-uncased: [CLS] a cat . a dog . [SEP]
 _INPUT_IDS = [101, 1037, 4937, 1012, 1037, 3899, 1012, 102]
-# Positions start anew in each phrase and go on through its full stop; so says
+# Positions start again in each phrase and continue through its full stop, as in
 # groundingdino/models/GroundingDINO/bertwarper.py, with which the released weights were trained.
 _POSITION_IDS = [0, 0, 1, 2, 0, 1, 2, 0]
-# A token sees the tokens of its own phrase, full stop included.
+# A token attends to the tokens of its own phrase, full stop included.
 _PHRASE_OF_TOKEN = [0, 1, 1, 1, 2, 2, 2, 3]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a GroundingDINO says of one image and one caption, for each of Q queries."""
+    """Output of a GroundingDINO for one image and one caption, for each of Q queries."""
 
     hidden_states: Tensor  # [Q, C], of the last decoder layer
-    token_scores: Tensor  # [Q, T] 0 to 1, T >= tokens of the caption; 0 behind them
+    token_scores: Tensor  # [Q, T] 0 to 1, T >= tokens of the caption; 0 after them
     boxes_cxcywh: Tensor  # [Q, 4], 0 to 1 of the image
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is looked for, as the text encoder takes it."""
+    """A caption as the text encoder takes it."""
 
     text: str
     tokens: Mapping[str, Tensor]  # "input_ids", "token_type_ids", "attention_mask": [1, L]
@@ -78,22 +78,13 @@ def make_caption(tokenizer: PreTrainedTokenizerBase, phrase: str, max_text_len: 
 
 
 def decode_phrase(tokenizer: PreTrainedTokenizerBase, caption: Caption, chosen: Tensor) -> str:
-    """Spell the chosen tokens of a caption, delimiters left out.
-
-    Args:
-        chosen: ``[T]`` bool, T >= L.
-
-    Returns:
-        The words, or ``""`` if none is chosen.
-    """
+    """Decode the tokens chosen by ``[T]`` bool, T >= L, without delimiters."""
     delimiters = delimiter_ids(tokenizer)
     input_ids = caption.tokens["input_ids"][0].tolist()
-    words = [
-        token
-        for token, is_chosen in zip(input_ids, chosen.tolist(), strict=False)
-        if is_chosen and token not in delimiters
+    kept = [
+        token for token, is_chosen in zip(input_ids, chosen.tolist(), strict=False) if is_chosen
     ]
-    return str(tokenizer.decode(words))
+    return str(tokenizer.decode([token for token in kept if token not in delimiters]))
 
 
 def delimiter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -112,21 +103,16 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 class TextEncoder(nn.Module):
-    """Stand in for the package's ``BertModelWarper``, which needs methods gone in transformers 5.
+    """Replace the package's ``BertModelWarper``, which needs methods that transformers 5 lacks.
 
-    It has the same children, so the same checkpoint keys, and calls them directly, because which
-    masks ``BertModel`` itself takes differs between versions of transformers.
-
-    Args:
-        bert_model: a ``BertModel`` with pooler.
+    It has the same children, so the same checkpoint keys, and calls them directly, because the
+    masks that ``BertModel`` itself takes differ between versions of transformers.
     """
 
     def __init__(self, bert_model: Any) -> None:
         super().__init__()
-        self.config = bert_model.config
-        self.embeddings = bert_model.embeddings
-        self.encoder = bert_model.encoder
-        self.pooler = bert_model.pooler
+        self.config, self.embeddings = bert_model.config, bert_model.embeddings
+        self.encoder, self.pooler = bert_model.encoder, bert_model.pooler
 
     def forward(
         self,
@@ -138,10 +124,9 @@ class TextEncoder(nn.Module):
         """Encode captions, each phrase by itself.
 
         Args:
-            input_ids: ``[B, L]``.
-            token_type_ids: ``[B, L]``.
-            attention_mask: ``[B, L, L]`` bool, True where a token sees another.
-            position_ids: ``[B, L]``, which start anew in each phrase.
+            input_ids: ``[B, L]``, like ``token_type_ids``.
+            attention_mask: ``[B, L, L]`` bool, True where a token attends to another.
+            position_ids: ``[B, L]``, which start again in each phrase.
 
         Returns:
             ``last_hidden_state``: ``[B, L, hidden_size]``.
@@ -160,10 +145,7 @@ def build_package_encoder(
     tokenizer: PreTrainedTokenizerBase,
     text_config: BertConfig | None = None,
 ) -> Any:
-    """Build the package's ``GroundingDINO`` with random weights; see `GroundingBranch.from_config`.
-
-    Nothing is downloaded: the tokenizer is given, and the text encoder made from its config.
-    """
+    """Build the package's ``GroundingDINO`` with random weights; nothing is downloaded."""
     from transformers import BertConfig, BertModel
 
     module = _import_package()
@@ -257,10 +239,10 @@ def _substituted(module: ModuleType, substitutes: Mapping[str, object]) -> Itera
 
 @functools.cache
 def transformers_port_is_right() -> bool:
-    """Tell whether the installed transformers feeds GroundingDINO's text encoder correctly.
+    """Whether the installed transformers feeds GroundingDINO's text encoder correctly.
 
     Its function is run on a caption of two phrases and compared with masks and positions worked
-    out by hand. It gave a full stop position 0 in 5.0 to 5.17.
+    out by hand. A full stop has position 0 in 5.0 to 5.17.
     """
     from transformers.models.grounding_dino import modeling_grounding_dino as port
 

@@ -1,7 +1,6 @@
-"""Perception content in what a model wrote: its depth maps and boxes, whole or cut off.
+"""Perception content that a model wrote (Aurora, arXiv 2412.03548): depth maps and boxes.
 
-Unlike a call, content brings nothing back and does not end the turn: the model continues after
-what it wrote itself (Aurora, arXiv 2412.03548).
+Unlike a call, content returns nothing and does not end the turn.
 """
 
 from __future__ import annotations
@@ -16,20 +15,16 @@ from vpt.protocol.content import parse_pixel_boxes
 from vpt.protocol.tokens import DEPTH_END, DEPTH_START, ContentTokens, content_value, is_content
 from vpt.trace.records import ContentRecord, Trace
 
-GridBoxes = tuple[tuple[int, int, int, int], ...]
-
 
 @dataclass(frozen=True)
 class ContentSpan:
-    """One depth map, or boxes that follow each other.
+    """One depth map, or boxes that follow each other, at tokens ``start`` to ``end`` (exclusive).
 
     Attributes:
         kind: ``"depth"`` or ``"boxes"``.
-        start: index of its first token in the parsed sequence.
-        end: index after its last token.
         is_whole: whether it is complete; else the sequence ends in the middle of it.
-        codes: of a depth map, in reading order, as far as they are there.
-        boxes: left, top, right, bottom, all four pixels of the image at ``num_pixels`` a side.
+        codes: of a depth map, in reading order.
+        boxes: left, top, right, bottom, ends included, in an image of ``num_pixels`` a side.
     """
 
     kind: str
@@ -37,7 +32,7 @@ class ContentSpan:
     end: int
     is_whole: bool
     codes: tuple[int, ...] = ()
-    boxes: GridBoxes = ()
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class ParsedContent:
 
     @property
     def answer_start(self) -> int:
-        """Index after the last whole depth map: where the answer begins; 0 without a map."""
+        """Index after the last whole depth map, where the answer begins; 0 without a map."""
         ends = [span.end for span in self.spans if span.kind == "depth" and span.is_whole]
         return max(ends, default=0)
 
@@ -69,10 +64,8 @@ def record_content(
 
     Args:
         trace: with all tokens of the turn.
-        span: found in the turn.
         first_token: index of the turn's first token in the trace.
         image: index of the image it is of.
-        content: which content the model writes.
     """
     start, end = first_token + span.start, first_token + span.end
     record = ContentRecord(
@@ -98,10 +91,10 @@ def record_content(
 def place_box(
     box: tuple[int, int, int, int], num_pixels: int, size_wh: tuple[int, int]
 ) -> PixelBox:
-    """Turn a written box, ends included, of an image with ``num_pixels`` a side into pixels.
+    """Convert a written box, ends included, to XYXY pixels of the image, ends exclusive.
 
     Returns:
-        XYXY in pixels of the image, the last two exclusive; at least one pixel each way.
+        A box of at least one pixel each way.
 
     Raises:
         RegionError: if the size is impossible.
@@ -118,10 +111,8 @@ def _read(symbols: Sequence[str], content: ContentTokens) -> Iterator[ContentSpa
         if not is_content(symbols[position]):
             position += 1
             continue
-        if symbols[position] == DEPTH_START:
-            one = _read_depth(symbols, position, content)
-        else:
-            one = _read_run(symbols, position, content)
+        read = _read_depth if symbols[position] == DEPTH_START else _read_run
+        one = read(symbols, position, content)
         yield one
         position = one.end
 
@@ -152,7 +143,7 @@ def _read_depth(
 def _read_run(
     symbols: Sequence[str], start: int, content: ContentTokens
 ) -> ContentSpan | MalformedCall:
-    """Pixels up to the next other token; or stray tokens of depth maps."""
+    """Read pixels up to the next other token, or stray tokens of depth maps."""
     is_pixel = content_value(symbols[start], "boxes") is not None
     end = start + 1
     while (

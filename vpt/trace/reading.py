@@ -1,6 +1,6 @@
 """Reading of a saved trace: types and bounds of all values, and references that exist.
 
-What passes can be drawn, replayed and saved again; damaged pictures are found when they are drawn.
+A trace that passes can be drawn, replayed and saved again; damaged images are found when drawn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ Record = TypeVar("Record")
 
 
 def read_record(kind: type[Record], content: Any) -> Record:
-    """Build a record from JSON values, each of the type that its field declares.
-
-    Args:
-        kind: a dataclass; its fields may be records themselves.
-        content: as JSON holds it; lists stand for tuples.
+    """Build a dataclass, of records too, from JSON values of the types that its fields declare.
 
     Raises:
         PromptError: naming the first field that is missing, unknown or of a wrong type.
@@ -55,7 +51,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _error_of(error: Any) -> PromptError:
-    """Name the field as a reader of the file would, what came, and what was expected."""
+    """An error that names the field, and what came and was expected."""
     *parents, last = error["loc"] or ("",)
     parent, got = _path(parents), error["input"]
     if error["type"] == "unexpected_keyword_argument":
@@ -73,8 +69,8 @@ def _error_of(error: Any) -> PromptError:
 
 def _path(steps: Any) -> str:
     """``("images", 0, "box")`` as ``"images[0].box"``."""
-    words = "".join(f"[{step}]" if isinstance(step, int) else f".{step:.80}" for step in steps)
-    return words.removeprefix(".")
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step:.80}" for step in steps)
+    return path.removeprefix(".")
 
 
 def _cannot_be(name: str, value: Any, expected: str = "") -> PromptError:
@@ -83,10 +79,10 @@ def _cannot_be(name: str, value: Any, expected: str = "") -> PromptError:
 
 
 def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings and descriptions are free, but not endless.
+    """Check free settings.
 
     Raises:
-        PydanticCustomError: if they are nested too deeply, or hold a vast number.
+        PydanticCustomError: if they are nested too deeply, or contain a vast number.
     """
     _check_setting(settings)
     return settings
@@ -120,7 +116,7 @@ def check_trace(trace: Any) -> None:
 
 
 def _check_preprocess(preprocess: Any) -> None:
-    """Sizes of a branch have the sides that a score map is placed by."""
+    """Sizes of a branch have the sides by which a score map is placed."""
     name = "model.preprocess"
     branches = preprocess.items() if isinstance(preprocess, dict) else ()
     if not isinstance(preprocess, dict) or not all(isinstance(one, dict) for _, one in branches):
@@ -139,7 +135,7 @@ def _check_preprocess(preprocess: Any) -> None:
 
 
 def _check_image(trace: Any, index: int) -> None:
-    """A crop stems from an image before it, and lies in the given one."""
+    """A crop is cut from an image before it, and lies in the given one."""
     image, name = trace.images[index], f"images[{index}]"
     if min(image.size_wh) < 1:
         raise PromptError(f"not a trace: {name}.size_wh is {image.size_wh}")
@@ -150,7 +146,7 @@ def _check_image(trace: Any, index: int) -> None:
 
 
 def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:
-    """A call looks at an image that is there, at a possible place, with a score per token."""
+    """A call has an existing image, a box within it, and a score per token."""
     num_images = len(trace.images)
     for index in (call.image, call.result_image):
         if index is not None and index >= num_images:
@@ -172,7 +168,7 @@ def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:
 
 
 def _check_content(one: Any, trace: Any, name: str) -> None:
-    """Content is of an image that is there, at a possible place in the stream and on the image."""
+    """Content has an existing image, a span of the stream, and boxes within the image."""
     num_images = len(trace.images)
     if one.image >= num_images:
         raise PromptError(f"not a trace: {name} names image {one.image} of {num_images}")

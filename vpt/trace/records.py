@@ -1,7 +1,6 @@
 """The record of a run: everything the model saw, wrote and called for, as plain JSON.
 
-Server, demo, evaluation and pictures all read this one record. While a run is recorded its parts
-are plain dataclasses; the types, bounds included, are checked when a saved trace is loaded.
+Types and bounds are checked when a saved trace is loaded, not while a run is recorded.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ class ImageRecord(_Record):
 
     Attributes:
         size_wh: in pixels, oriented.
-        digest: of its content.
         parent: for a crop, index of the image it was cut from.
         box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
         thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
@@ -74,7 +72,7 @@ class ImageRecord(_Record):
 
 @dataclass
 class CallRecord(_Record):
-    """One perception call and what came of it.
+    """One perception call and its result.
 
     Attributes:
         branch: ``"crop"`` or a re-encoding branch.
@@ -82,14 +80,14 @@ class CallRecord(_Record):
         turn: index of the assistant turn.
         image: index of the image it looks at.
         outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
-            ``"not_executed"`` (the run had to end); only the first brings something back.
+            ``"not_executed"`` (the run had to end); only the first returns something.
         region: cells ``[x_min, y_min, x_max, y_max]``, ends included, for ``"crop"``.
         box_xyxy_px: the cut box in pixels of the given image, for ``"crop"``.
         result_image: index of the image cut out, for ``"crop"``.
         grid_hw: ``(h, w)`` of the appended tokens.
-        scores: ``[h * w]``, row-major: answer of each place to the control state.
-        num_tokens: that brought features take in the stream.
-        reused: whether the features were at hand.
+        scores: ``[h * w]``, row-major: similarity of each cell to the control state.
+        num_tokens: appended to the stream as features.
+        reused: whether the features were cached.
         encode_ms: wall time of the encoders, for all calls of the turn together.
         run_ms: wall time of the LLM over what was appended, likewise.
     """
@@ -120,11 +118,11 @@ class ContentRecord(_Record):
         image: index of the image it is of.
         start: index of its first token in the trace's tokens.
         end: index after its last token.
-        is_whole: whether it came to its end; else the token limit cut it off.
+        is_whole: whether it is complete; else the token limit cut it off.
         ms: wall time of writing it.
-        codes: of a depth map, in reading order, as far as they are there.
-        boxes: left, top, right, bottom, all four pixels of the image at ``settings["num_pixels"]``
-            a side.
+        codes: of a depth map, in reading order.
+        boxes: left, top, right, bottom, ends included, in pixels of the image resized to
+            ``settings["num_pixels"]`` a side.
         boxes_xyxy_px: the same in pixels of the *given* image, the last two exclusive.
         picture: of a depth map that was decoded, a grey PNG as a data URI; near is bright.
     """
@@ -142,7 +140,7 @@ class ContentRecord(_Record):
     picture: str | None = None
 
     def keep_depth_map(self, decode: Callable[[Sequence[int]], NDArray[np.float32]]) -> None:
-        """Store the map that the codes stand for; what is cut off, or no depth map, has none.
+        """Store the map that the codes represent, if it is a whole depth map.
 
         Args:
             decode: codes -> ``[H, W]``, 0 (farthest) to 1 (nearest), as that of
@@ -191,11 +189,10 @@ class Counts(_Record):
 
     Attributes:
         prompt_tokens: before the first answer token, images included.
-        appended_tokens: brought by calls, template included.
-        generated_tokens: chosen by the model.
+        appended_tokens: results of calls, template included.
         llm_tokens: read by the LLM in all.
         images_encoded: images that cost encoder work.
-        images_reused: images whose features were at hand.
+        images_reused: images whose features were cached.
     """
 
     prompt_tokens: Whole = 0
@@ -223,12 +220,11 @@ class Trace(_Record):
     """A whole run.
 
     Attributes:
-        settings: budgets, decoding and seed, size of the region grid; of content, the side of the
-            image in which boxes lie, and the codes of a depth map.
+        settings: budgets, decoding and seed, size of the region grid; for content, the side of the
+            image in which boxes lie, and the number of codes of a depth map.
         model: its name, and the preprocessing of its branches.
         images: given ones first, then crops in the order they were made.
         content: depth maps and boxes that the model wrote.
-        tokens: every generated token.
         answer: text of the last turn, without control tokens; after its last depth map, if text
             follows it, and without the commas of a list of boxes before it.
         turns: text of each assistant turn, control tokens included.
@@ -260,9 +256,8 @@ class Trace(_Record):
         box_xyxy_px: tuple[int, int, int, int] | None = None,
     ) -> int:
         """Record an image; returns its index."""
-        self.images.append(
-            ImageRecord(image.source, image.size_wh, image.digest, parent, box_xyxy_px)
-        )
+        record = ImageRecord(image.source, image.size_wh, image.digest, parent, box_xyxy_px)
+        self.images.append(record)
         return len(self.images) - 1
 
     def keep_thumbnails(self, images: Sequence[LoadedImage]) -> None:
@@ -294,8 +289,8 @@ class Trace(_Record):
         turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
         for token in self.tokens:
             turns[token.turn].tokens.append(token)
-        for bad in self.malformed:
-            turns[bad.turn].malformed.append(bad)
+        for malformed in self.malformed:
+            turns[malformed.turn].malformed.append(malformed)
         for number, call in enumerate(self.calls, 1):
             turns[call.turn].calls.append((number, call))
         for number, content in enumerate(self.content, 1):
@@ -317,11 +312,7 @@ class Trace(_Record):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Trace:
-        """Read what :meth:`to_dict` wrote.
-
-        Raises:
-            PromptError: if it is no trace, or one of another version.
-        """
+        """Read what :meth:`to_dict` wrote; ``PromptError`` if it is no trace of this version."""
         if content.get("version") != TRACE_VERSION:
             raise PromptError(
                 f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
@@ -339,11 +330,7 @@ class Trace(_Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace file.
-
-        Raises:
-            PromptError: if it is no trace.
-        """
+        """Read a trace file; ``PromptError`` if it is none."""
         name = Path(path).name
         try:
             with Path(path).open("rb") as file:

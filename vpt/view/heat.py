@@ -32,8 +32,6 @@ def seen_box_px(
     """The part of an image that the features of a branch cover.
 
     Args:
-        branch: a key of ``BRANCH_TOKENS``.
-        size_wh: ``(W, H)`` of the image.
         preprocess: settings of the branch that differ from the released ones.
 
     Returns:
@@ -60,7 +58,7 @@ def score_map(call: CallRecord) -> NDArray[np.float32] | None:
 
 
 def seen_of_call(trace: Trace, call: CallRecord) -> Box:
-    """The part of its image that a call's features cover; XYXY as of :func:`seen_box_px`."""
+    """The part of its image that a call's features cover, as of :func:`seen_box_px`."""
     preprocess = trace.model.get("preprocess", {}).get(call.branch)
     return seen_box_px(call.branch, trace.images[call.image].size_wh, preprocess)
 
@@ -68,11 +66,11 @@ def seen_of_call(trace: Trace, call: CallRecord) -> Box:
 def heat_over(
     photo: Image.Image, scores: NDArray[np.float32], seen_box: Box
 ) -> tuple[Image.Image, float, float]:
-    """Lay a score map over a photo, in the place where its features lie.
+    """Draw a score map over the part of a photo that its features cover.
 
     Args:
         photo: RGB.
-        scores: ``[h, w]`` finite or not; what is not finite is drawn as the lowest.
+        scores: ``[h, w]``; what is not finite is drawn as the lowest.
         seen_box: XYXY in pixels of the photo, the extent of the map; may reach beyond the photo.
 
     Returns:
@@ -106,13 +104,13 @@ def heat_over(
     return result, low, high
 
 
-def colour_bar(words: tuple[str, str], size_wh: tuple[int, int]) -> Image.Image:
-    """Draw the colour scale, with words at its low and its high end."""
+def colour_bar(ends: tuple[str, str], size_wh: tuple[int, int]) -> Image.Image:
+    """Draw the colour scale, with a text at its low and its high end."""
     bar, font = Image.new("RGB", size_wh, SHADE), latin_font(13)
     pen, middle = ImageDraw.Draw(bar), size_wh[1] // 2
-    pen.text((8, middle), words[0], QUIET, font, anchor="lm")
-    pen.text((size_wh[0] - 8, middle), words[1], QUIET, font, anchor="rm")
-    start, end = (math.ceil(font.getlength(word)) + 16 for word in words)
+    pen.text((8, middle), ends[0], QUIET, font, anchor="lm")
+    pen.text((size_wh[0] - 8, middle), ends[1], QUIET, font, anchor="rm")
+    start, end = (math.ceil(font.getlength(text)) + 16 for text in ends)
     if (length := size_wh[0] - start - end) > 0:
         ramp = np.broadcast_to(np.linspace(0, 1, length), (10, length))
         bar.paste(coloured(ramp), (start, middle - 5))

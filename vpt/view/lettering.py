@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
@@ -24,11 +25,7 @@ FALLBACK_FONTS = (
 
 @dataclass(frozen=True)
 class Text:
-    """Text of one size and colour.
-
-    Its ``size`` is in pixels; control characters become visible; text that needs more than
-    ``max_lines`` ends in an ellipsis.
-    """
+    """Text of one size in pixels; what exceeds ``max_lines`` ends in an ellipsis."""
 
     text: str
     size: int
@@ -44,11 +41,7 @@ def set_text(
     paper: str = PAPER,
     centred: bool = False,
 ) -> Image.Image:
-    """Set texts one under the other.
-
-    Returns:
-        RGB, ``width`` wide with the margins at both sides, and as tall as it takes.
-    """
+    """Set texts one under the other: an RGB image, ``width`` wide and as tall as needed."""
     margin, top = margin_xy
     lines = [(line, text) for text in texts for line in _wrap(text, width - 2 * margin)]
     height = sum(_line_height(text) for _, text in lines)
@@ -121,16 +114,13 @@ def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
 
 
 @cache
-def _installed_fonts() -> tuple[str, ...]:
-    return tuple(name for name in FALLBACK_FONTS if _is_installed(name))
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        ImageFont.truetype(name, 16)
-    except OSError:
-        return False
-    return True
+def _installed_fonts() -> list[str]:
+    installed = []
+    for name in FALLBACK_FONTS:
+        with suppress(OSError):
+            ImageFont.truetype(name, 16)
+            installed.append(name)
+    return installed
 
 
 @lru_cache(maxsize=4096)

@@ -1,8 +1,7 @@
 """Draw a trace as one picture that a person can read.
 
-It has four parts, one under the other: what was asked; the images with every region the model
-named and every box it wrote, and beside them one panel per call with what it brought and one per
-depth map; the answer; the numbers.
+Its parts from top to bottom: the question; the images with every region and box that the model
+wrote, and beside them one panel per call and depth map; the answer; the numbers.
 """
 
 from __future__ import annotations
@@ -49,16 +48,14 @@ FAULT_PAPER, FAULT_INK, LINE = "#fde8e6", "#8c1d18", "#d5dae1"
 
 
 def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Image:
-    """Draw a trace.
+    """Draw a trace, with the released grid size and preprocessing where it does not hold them.
 
     Args:
-        trace: of one run. Where it does not hold the size of the region grid or the branches'
-            preprocessing, the released ones are assumed.
         images: the given images, in order, at any size; by default the trace's thumbnails. Crops
-            need not be among them: they are cut out again.
+            are not needed: they are cut out again.
 
     Returns:
-        RGB, 1200 pixels wide and as tall as it takes.
+        RGB, 1200 pixels wide and as tall as needed.
 
     Raises:
         ImageError: if an image is missing, damaged or not the one of the trace.
@@ -69,7 +66,6 @@ def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Ima
 
 
 def _title(trace: Trace) -> Image.Image:
-    """What was asked, and of whom."""
     under = f"{trace.model.get('name') or 'unnamed model'}  ·  perception: {trace.perception}"
     return _banner(
         [Text(trace.question, 26, TITLE_INK, 12), Text(under, 15, TITLE_QUIET, 2)], TITLE_PAPER
@@ -125,11 +121,11 @@ def _photos(album: Album, width: int, max_height: int, columns: int) -> Image.Im
 
 
 def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image:
-    """One given image with its marks, and a line of words."""
+    """One given image with its marks, above a line of text."""
     record, marks = album.trace.images[index], marks_on(album, index)
-    words = [f"image {album.number(index)}", printable(base_name(record.source))]
-    words += [f"{record.size_wh[0]}x{record.size_wh[1]}", f"{record.num_tokens} tokens"]
-    texts = [Text("  ·  ".join(words), 14, QUIET, 2)]
+    facts = [f"image {album.number(index)}", printable(base_name(record.source))]
+    facts += [f"{record.size_wh[0]}x{record.size_wh[1]}", f"{record.num_tokens} tokens"]
+    texts = [Text("  ·  ".join(facts), 14, QUIET, 2)]
     if any(mark.kind == "region" for mark in marks):
         key = "tinted: the cells it named; outlined: what was cut out, one cell wider"
         texts.append(Text(key, 14, QUIET, 2))
@@ -153,20 +149,20 @@ def shown_in_panels(trace: Trace) -> list[tuple[int, CallRecord | ContentRecord]
 def _panel(
     album: Album, numbered: tuple[int, CallRecord | ContentRecord], width: int
 ) -> Image.Image:
-    """What a call brought or a depth map shows, with words under it."""
+    """The result of a call or a depth map, above its legend."""
     number, one = numbered
     if isinstance(one, CallRecord):
         why = "" if one.outcome == "executed" else OUTCOME_TEXT.get(one.outcome, one.outcome)
-        words = _call_legend(album, number, one, width)
+        legend = _call_legend(album, number, one, width)
     else:
-        why, words = why_no_map(one), _map_legend(album, one, width)
+        why, legend = why_no_map(one), _map_legend(album, one, width)
     area = _empty_area(album, width)
     if why:
         _write_centred(area, why)
     else:
         _paste_look(album, one, area)
     ImageDraw.Draw(area).rectangle((0, 0, area.width - 1, area.height - 1), outline=LINE)
-    return _grid([area, words], 1, gap=10)
+    return _grid([area, legend], 1, gap=10)
 
 
 def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image) -> None:
@@ -187,7 +183,8 @@ def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image
 
 
 def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Image.Image:
-    chip, left = str(number), chip_width(str(number)) + 9
+    chip = str(number)
+    left = chip_width(chip) + 9
     head = Image.new("RGB", (width, CHIP_HEIGHT + 2), PAPER)
     head.paste(set_text([Text(call_text(call), 17, INK)], width - left), (left, 0))
     draw_chip(ImageDraw.Draw(head), chip, call_colour(number), (0, 0))
@@ -195,8 +192,8 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
     if call.outcome == "executed":
         siblings = sum(other.turn == call.turn for other in album.trace.calls)
         fill, facts = QUIET, call_facts(call, siblings)
-    words = set_text([Text(facts, 14, fill), Text(_place_text(album, call), 14)], width)
-    return _grid([head, words], 1, gap=0)
+    below = set_text([Text(facts, 14, fill), Text(_place_text(album, call), 14)], width)
+    return _grid([head, below], 1, gap=0)
 
 
 def _place_text(album: Album, call: CallRecord) -> str:
@@ -204,22 +201,22 @@ def _place_text(album: Album, call: CallRecord) -> str:
     record, number = album.trace.images[call.image], album.number(call.image)
     if (box := call.box_xyxy_px or record.box_xyxy_px) is not None:
         return f"box {', '.join(map(str, box))} of image {number}"
-    words, (width, height) = f"image {number}", record.size_wh
+    text, (width, height) = f"image {number}", record.size_wh
     if call.outcome == "executed" and call.branch in BRANCH_TOKENS:
         x0, y0, x1, y1 = seen_of_call(album.trace, call)
         if x1 - x0 < width - 1 or y1 - y0 < height - 1:
-            words += ", the framed part"
-    return words + (", known features" if call.reused else "")
+            text += ", the framed part"
+    return text + (", known features" if call.reused else "")
 
 
 def _map_legend(album: Album, one: ContentRecord, width: int) -> Image.Image:
     facts = f"{count_text(one.end - one.start, 'token')}  ·  {one.ms:,.0f} ms"
-    words = [
+    texts = [
         Text(content_text(one), 17, INK, 2),
         Text(f"written  ·  {facts}", 14, QUIET if one.is_whole else FAULT_INK, 2),
         Text(f"of image {album.number(one.image)}, by the model's account", 14),
     ]
-    return set_text(words, width)
+    return set_text(texts, width)
 
 
 # --- paper ------------------------------------------------------------------------------------
@@ -234,7 +231,7 @@ def _framed(content: Image.Image) -> Image.Image:
 
 
 def _empty_area(album: Album, width: int) -> Image.Image:
-    """Room for a picture, in about the shape of the first image."""
+    """An empty panel, in about the shape of the first image."""
     first = next(iter(album.given.values()), None)
     shape = min(max(first.height / first.width, 0.6), 1.0) if first else 0.75
     return Image.new("RGB", (width, round(width * shape)), SHADE)
@@ -254,6 +251,6 @@ def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.I
     return block
 
 
-def _write_centred(area: Image.Image, words: str) -> None:
+def _write_centred(area: Image.Image, text: str) -> None:
     pen, centre = ImageDraw.Draw(area), (area.width / 2, area.height / 2)
-    pen.text(centre, printable(words), QUIET, latin_font(16), anchor="mm")
+    pen.text(centre, printable(text), QUIET, latin_font(16), anchor="mm")

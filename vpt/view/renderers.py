@@ -1,14 +1,11 @@
-"""What a run looked at: its images, the marks on them, and what each call and depth map shows.
-
-Picture, demo and report draw all of these here.
-"""
+"""What a run looked at: its images, the marks on them, and what each call and depth map shows."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
@@ -39,14 +36,9 @@ _KEPT = ImageLimits(max_pixels=2 * THUMBNAIL_SIDE**2, max_bytes=8 * 2**20)
 
 
 class Album:
-    """The images of a trace, by their index in it.
-
-    Attributes:
-        trace: that it belongs to.
-        given: index in the trace -> RGB, of the given images only.
+    """The images of a trace, by their index in it; ``given`` has the given ones as RGB.
 
     Args:
-        trace: of one run.
         images: the given ones, in order, at any size; by default the trace's thumbnails.
 
     Raises:
@@ -67,16 +59,16 @@ class Album:
             self.given[index] = image.convert("RGB")
 
     def number(self, index: int) -> int:
-        """How a person counts the given image that an image stems from."""
+        """Number, from 1, of the given image that an image stems from."""
         return list(self.given).index(self.trace.root(index)) + 1
 
     def frame(self, index: int) -> PixelBox:
-        """Where an image lies in the given one it stems from, in pixels."""
+        """Box of an image in the given one it stems from, in pixels."""
         record = self.trace.images[index]
         return record.box_xyxy_px or (0, 0, *record.size_wh)
 
     def cut(self, index: int, box_xyxy_px: PixelBox | None = None) -> Image.Image:
-        """Cut a box, or all that an image shows, out of the given image; never empty."""
+        """Cut a box, or the whole of an image, out of the given image; never empty."""
         root = self.trace.root(index)
         image, box = self.given[root], box_xyxy_px or self.frame(index)
         x0, y0, x1, y1 = rescale(box, self.trace.images[root].size_wh, image.size)
@@ -84,7 +76,7 @@ class Album:
         return image.crop((left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)))
 
     def crop_of(self, call: CallRecord) -> Image.Image:
-        """What a region call brought, as sharp as it is there."""
+        """The result of a region call, as sharp as possible."""
         if self._is_kept and call.result_image is not None:
             record = self.trace.images[call.result_image]
             if record.thumbnail is not None:
@@ -92,13 +84,13 @@ class Album:
         return self.cut(call.image, call.box_xyxy_px)
 
 
-def fitted(picture: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
-    """A picture as large as the room allows; what is tiny grows 64-fold at most."""
-    scale = min(room_wh[0] / picture.width, room_wh[1] / picture.height, 64)
-    size_wh = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
+def fitted(image: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
+    """Resize an image to the room; a tiny one grows 64-fold at most."""
+    scale = min(room_wh[0] / image.width, room_wh[1] / image.height, 64)
+    size_wh = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     if scale > 4:  # show the pixels as they are
-        return picture.resize(size_wh, Image.Resampling.NEAREST)
-    return picture.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
+        return image.resize(size_wh, Image.Resampling.NEAREST)
+    return image.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def base_name(source: str) -> str:
@@ -108,7 +100,7 @@ def base_name(source: str) -> str:
 
 def _check_shape(record: ImageRecord, image: Image.Image) -> None:
     width, height = record.size_wh
-    # Half a pixel of rounding on either side, in a picture of any size.
+    # Half a pixel of rounding on either side, in an image of any size.
     if abs(image.width * height - image.height * width) > 1.5 * max(width, height):
         raise ImageError(
             f"expected {base_name(record.source)} of {width}x{height}, at any scale; got an "
@@ -141,15 +133,14 @@ def _read_data_uri(uri: str, name: str) -> Image.Image:
 
 @dataclass
 class Mark:
-    """A place on a given image.
+    """A box on a given image.
 
     Attributes:
         kind: ``"region"`` that calls named, ``"box"`` that the model wrote, or ``"evidence"``.
         cells: XYXY, pixels of the cells that a region names; else of the box.
         outline: XYXY, pixels that were cut out of it, or of the box; ``None`` if nothing was cut.
         numbers: of the calls, from 1; of the box among all boxes, from 1.
-        colour: ``"#rrggbb"``, of the first call; of a box, one that no call has, if there are
-            enough.
+        colour: ``"#rrggbb"``, of the first call; of a box, one that no call has, if possible.
     """
 
     kind: str
@@ -160,7 +151,7 @@ class Mark:
 
     @property
     def label(self) -> str:
-        """Its label: ``"1, 3"`` for two calls, ``"b2"`` for a box."""
+        """``"1, 3"`` for two calls, ``"b2"`` for a box."""
         return ("b" if self.kind == "box" else "") + ", ".join(map(str, self.numbers))
 
     @property
@@ -175,10 +166,7 @@ def call_colour(number: int) -> str:
 
 
 def marks_on(album: Album, index: int) -> list[Mark]:
-    """Regions named and boxes written on a given image, in this order.
-
-    Equal regions are one mark with several numbers.
-    """
+    """Regions named and boxes written on a given image; equal regions are one mark."""
     marks: dict[tuple[PixelBox, PixelBox | None], Mark] = {}
     for number, call in enumerate(album.trace.calls, 1):
         if call.region is None or album.trace.root(call.image) != index:
@@ -188,7 +176,13 @@ def marks_on(album: Album, index: int) -> list[Mark]:
         mark.numbers.append(number)
         if call.outcome == "executed":
             mark.outline = cut
-    return [*marks.values(), *_boxes_on(album, index)]
+    content = [one for one in album.trace.content if album.trace.root(one.image) == index]
+    boxes = [box for one in content for box in one.boxes_xyxy_px or ()]
+    written = [
+        Mark("box", box, box, [number], call_colour(len(album.trace.calls) + number))
+        for number, box in enumerate(boxes, 1)
+    ]
+    return [*marks.values(), *written]
 
 
 def _region_px(album: Album, call: CallRecord) -> tuple[PixelBox, PixelBox]:
@@ -204,34 +198,17 @@ def _region_px(album: Album, call: CallRecord) -> tuple[PixelBox, PixelBox]:
     return cells, call.box_xyxy_px or cut
 
 
-def _boxes_on(album: Album, index: int) -> Iterator[Mark]:
-    written = [one for one in album.trace.content if album.trace.root(one.image) == index]
-    boxes = [box for one in written for box in one.boxes_xyxy_px or ()]
-    for number, box in enumerate(boxes, 1):
-        yield Mark("box", box, box, [number], call_colour(len(album.trace.calls) + number))
-
-
 def boxes_legend(marks: Sequence[Mark]) -> str:
     """``"b1 to b3: written by the model"``; empty without boxes."""
-    words = [mark.label for mark in marks if mark.kind == "box"]
-    return (
-        f"{' to '.join(dict.fromkeys((words[0], words[-1])))}: written by the model"
-        if words
-        else ""
-    )
+    labels = [mark.label for mark in marks if mark.kind == "box"]
+    ends = " to ".join(dict.fromkeys(labels[:1] + labels[-1:]))
+    return f"{ends}: written by the model" if labels else ""
 
 
 def marked_photo(
     album: Album, index: int, room_wh: tuple[int, int], drawn_box: Box | None = None
 ) -> Image.Image:
-    """A given image with its marks.
-
-    Args:
-        album: of the run.
-        index: of the given image.
-        room_wh: that the result fits.
-        drawn_box: XYXY in pixels of the image; gets a dashed frame.
-    """
+    """A given image with its marks, and a dashed frame around ``drawn_box`` (XYXY, its pixels)."""
     size_wh = album.trace.images[index].size_wh
     photo = fitted(album.given[index], room_wh).copy()
     marks = marks_on(album, index)
@@ -261,15 +238,9 @@ def marked_photo(
 def place_chips(
     marks: Sequence[Mark], size_wh: tuple[int, int], shown_wh: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """Where the labels of marks go, as far as there is room without covering one another.
+    """Left and top of the labels of marks, in pixels as shown, without overlap if there is room.
 
-    Args:
-        marks: of one image; those after `MOST_CHIPS` have no label.
-        size_wh: ``(W, H)`` of the image.
-        shown_wh: ``(W, H)`` at which it is shown.
-
-    Returns:
-        Left and top of each label, in pixels as shown.
+    Marks after `MOST_CHIPS` have no label.
     """
     taken: list[PixelBox] = []
     for mark in marks[:MOST_CHIPS]:
@@ -292,7 +263,7 @@ def chip_width(text: str) -> int:
 
 
 def draw_chip(pen: ImageDraw.ImageDraw, text: str, colour: str, left_top: tuple[int, int]) -> None:
-    """Draw numbers on a small coloured field."""
+    """Draw text on a small coloured field."""
     left, top = left_top
     right, bottom = left + chip_width(text), top + CHIP_HEIGHT
     pen.rounded_rectangle((left, top, right - 1, bottom - 1), 6, colour, PAPER, width=2)
@@ -318,15 +289,15 @@ def _dash(pen: ImageDraw.ImageDraw, box: Box, length: int = 9) -> None:
 
 @dataclass(frozen=True)
 class DrawnLook:
-    """What a call brought, or a depth map that the model wrote, to be seen.
+    """The result of a call, or a depth map that the model wrote, as images.
 
     Attributes:
         kind: ``"crop"``, ``"heat"`` (a score map over the photo), ``"plain"`` (features without a
             score map) or ``"depth"``.
         photo: what was looked at, RGB.
         picture: crop, map or the photo again; as large as the photo.
-        ends: lowest and highest score on a heat map; words for the ends of a depth map.
-        note: what is out of the ordinary; else empty.
+        ends: lowest and highest score on a heat map; names of the ends of a depth map.
+        note: what is unusual; else empty.
     """
 
     kind: str
@@ -337,15 +308,10 @@ class DrawnLook:
 
 
 def draw_look(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int, int]) -> DrawnLook:
-    """Draw what an executed call brought, or a depth map that was decoded.
-
-    Args:
-        album: of the run.
-        one: the call, or the map.
-        room_wh: that photo and picture fit.
+    """Draw the result of an executed call, or a decoded depth map, to fit the room.
 
     Raises:
-        ImageError: if a picture of the trace is damaged.
+        ImageError: if an image of the trace is damaged.
         PromptError: if scores do not fit their grid.
     """
     if isinstance(one, ContentRecord):

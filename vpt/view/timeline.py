@@ -32,7 +32,7 @@ WHY_NOT = {
 
 @dataclass(frozen=True)
 class _Token:
-    """A token, or several that only a picture makes readable."""
+    """A token, or several that make sense only as an image or boxes."""
 
     kind: str
     text: str
@@ -41,7 +41,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Line:
-    """What happened: one line of the list, its parts from left to right."""
+    """One line of the list, its parts from left to right."""
 
     kind: str
     head: str
@@ -55,16 +55,13 @@ class _Line:
 
 
 def timeline_html(trace: Trace) -> str:
-    """Write a run, finished or not, as an ordered list.
-
-    Everything that a model, a person or a file brought is escaped.
-    """
+    """Write a run, finished or not, as an ordered list; all text in it is escaped."""
     lines = [*_given(trace), *_turns(trace), *_end(trace)]
     return html_environment("vpt.view").get_template("timeline.html").render(lines=lines)
 
 
 def _given(trace: Trace) -> Iterator[_Line]:
-    """The pictures and the question."""
+    """The images and the question."""
     is_read = trace.timings.prefill > 0
     for record in trace.images:
         if record.parent is None:
@@ -126,22 +123,22 @@ def _call(number: int, call: CallRecord, num_siblings: int) -> _Line:
         return _Line("call refused", "asks for", number, name, text, colour=colour)
     if call.grid_hw is None:
         return _Line("call pending", "looks again", number, name, " …", colour=colour)
-    text, facts = f" {_brought(call)}", call_facts(call, num_siblings)
+    text, facts = f" {_result(call)}", call_facts(call, num_siblings)
     return _Line("call", "looks again", number, name, text, facts=facts, colour=colour)
 
 
-def _brought(call: CallRecord) -> str:
+def _result(call: CallRecord) -> str:
     if call.box_xyxy_px is not None:
         x0, y0, x1, y1 = call.box_xyxy_px
         return f"and gets the crop {x0},{y0} to {x1},{y1}: {x1 - x0}x{y1 - y0} px"
-    words = "on the whole image" + (", features known" if call.reused else "")
+    text = "on the whole image" + (", features known" if call.reused else "")
     if call.scores:
-        words += f"; scores {min(call.scores):.2g} (violet) to {max(call.scores):.2g} (yellow)"
-    return words
+        text += f"; scores {min(call.scores):.2g} (violet) to {max(call.scores):.2g} (yellow)"
+    return text
 
 
 def _drawn(one: ContentRecord) -> str:
-    """What there is to see of a map, or where boxes lie; nothing of a map that was cut off."""
+    """What a map shows, or where boxes lie; nothing for a map that was cut off."""
     if one.kind == "depth":
         if why := why_no_map(one):
             return f", {why}" if one.is_whole else ""

@@ -1,10 +1,10 @@
-"""Words for what happened in a run, harmless on a terminal, in a picture or on a page."""
+"""Texts that describe a run, harmless on a terminal, in a picture or on a page."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpt.protocol.tokens import BRANCH_TOKENS
 
@@ -26,11 +26,7 @@ _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2
 
 
 def printable(text: str) -> str:
-    """Make control characters visible, as escapes; new lines and tabs stay.
-
-    What a model writes may hold escape sequences that would change a terminal, or marks that
-    turn the direction of the text around them.
-    """
+    """Escape control characters, and marks that turn text around; new lines and tabs stay."""
     return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -45,19 +41,16 @@ def html_environment(package: str) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_finalize,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
-
-
-def _finalize(value: Any) -> Any:
-    return printable(value) if type(value) is str else value
 
 
 def call_text(call: CallRecord) -> str:
     """Name a call as a person would: ``"region x 2-5, y 1-4"``, or the encoder."""
     if call.region is not None:
-        x_min, y_min, x_max, y_max = call.region
-        return f"region x {_span(x_min, x_max)}, y {_span(y_min, y_max)}"
+        ends = (call.region[0::2], call.region[1::2])
+        x, y = (f"{low}" if low == high else f"{low}-{high}" for low, high in ends)
+        return f"region x {x}, y {y}"
     row = BRANCH_TOKENS.get(call.branch)
     return row.encoder if row else call.branch
 
@@ -70,7 +63,7 @@ def call_facts(call: CallRecord, num_siblings: int) -> str:
 
 
 def tokens_text(counts: Counts) -> str:
-    """The tokens of a run, by what brought them."""
+    """The tokens of a run, by where they come from."""
     return (
         f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
         f"{counts.generated_tokens} generated tokens"
@@ -82,8 +75,8 @@ def content_text(content: ContentRecord) -> str:
     if content.kind == "depth":
         codes = count_text(len(content.codes or ()), "code")
         return f"depth map of {codes}" if content.is_whole else f"depth map, cut off after {codes}"
-    words = boxes_text(len(content.boxes or ()))
-    return words if content.is_whole else f"{words}, then one cut off"
+    text = boxes_text(len(content.boxes or ()))
+    return text if content.is_whole else f"{text}, then one cut off"
 
 
 def boxes_text(number: int) -> str:
@@ -94,7 +87,3 @@ def boxes_text(number: int) -> str:
 def count_text(number: int, noun: str) -> str:
     """``"1 call"``, ``"2 calls"``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _span(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low}-{high}"

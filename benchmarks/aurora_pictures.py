@@ -14,8 +14,8 @@ from vpt.depth.tokenizer import DepthTokenizer
 from vpt.images import load_image
 from vpt.protocol.tokens import RELEASED_PIXELS
 from vpt.runtime import Answer
-from vpt.view.heat import coloured
 from vpt.view.lettering import INK, PAPER, latin_font
+from vpt.view.renderers import coloured
 
 _NUM_COLUMNS = 8
 _SIDE_PX = 160

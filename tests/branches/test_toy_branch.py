@@ -17,8 +17,8 @@ from vpt.branches.encoder import EncoderBranch, complete_settings
 from vpt.evaluation.evaluation import main as evaluate
 from vpt.model.encoding import RowEncoder, collate
 from vpt.protocol.tokens import BRANCH_TOKENS, BranchRow
-from vpt.view.heat import seen_box_px
 from vpt.view.picture import draw
+from vpt.view.renderers import seen_box_px
 from vpt.view.timeline import timeline_html
 
 SIDE, PATCH = 64, 16

@@ -22,7 +22,7 @@ from vpt.data.counting import (
 )
 from vpt.data.rows import measure_images, read_entries
 from vpt.errors import DataError, ImageError, PromptError, RegionError
-from vpt.protocol.content import parse_pixel_boxes
+from vpt.protocol.calls import parse_pixel_boxes
 
 FILES = ("boxes", "count_steps", "count_direct")
 SOUND = {

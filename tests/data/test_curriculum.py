@@ -10,7 +10,7 @@ from vpt.data.content_rows import NOTE, CategoryBoxes, counting_rows, map_row, p
 from vpt.data.curriculum import Annealing, anneal, atomic_share, count_epochs
 from vpt.data.points import Point
 from vpt.errors import DataError
-from vpt.protocol.content import format_depth
+from vpt.protocol.calls import format_depth
 
 CODES = [number % 128 for number in range(100)]
 

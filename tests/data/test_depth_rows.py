@@ -33,7 +33,7 @@ from vpt.data.points import Point, PointRule
 from vpt.data.rows import measure_images, read_entries
 from vpt.depth.maps import answer_from_map, read_map
 from vpt.errors import DataError, ImageError, PromptError
-from vpt.protocol.content import parse_depth
+from vpt.protocol.calls import parse_depth
 
 FILES = ("depth_maps", "depth_steps", "depth_direct")
 

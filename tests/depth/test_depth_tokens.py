@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpt.errors import DataError, RegionError
-from vpt.protocol.content import format_depth, format_pixel_box, parse_depth, parse_pixel_boxes
+from vpt.protocol.calls import format_depth, format_pixel_box, parse_depth, parse_pixel_boxes
 from vpt.protocol.tokens import DEPTH_END, DEPTH_START, depth_tokens, pixel_tokens
 
 CODES = list(range(100))

@@ -16,8 +16,7 @@ from vpt.images import load_image
 from vpt.inference.events import CallEvent, ContentEvent
 from vpt.model.building import add_perception_tokens
 from vpt.model.generation import PerceptionLogitsProcessor, apply_rule_
-from vpt.protocol.calls import parse_turn
-from vpt.protocol.content import format_depth, format_pixel_box
+from vpt.protocol.calls import format_depth, format_pixel_box, parse_turn
 from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,

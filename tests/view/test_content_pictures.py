@@ -13,9 +13,8 @@ from vpt.errors import ImageError
 from vpt.images import from_pixels
 from vpt.inference.events import ContentEvent
 from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
-from vpt.view.heat import VIRIDIS
 from vpt.view.picture import draw, shown_in_panels
-from vpt.view.renderers import CALL_COLOURS, Album, draw_look, marks_on
+from vpt.view.renderers import CALL_COLOURS, VIRIDIS, Album, draw_look, marks_on
 from vpt.view.timeline import timeline_html
 from vpt.view.wording import content_text
 

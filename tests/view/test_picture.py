@@ -15,9 +15,8 @@ from vpt.branches.sam import RELEASED_PREPROCESS as SAM_SETTINGS
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
 from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
-from vpt.view.heat import VIRIDIS, heat_over, seen_box_px
 from vpt.view.picture import draw
-from vpt.view.renderers import CALL_COLOURS, Album, marks_on
+from vpt.view.renderers import CALL_COLOURS, VIRIDIS, Album, heat_over, marks_on, seen_box_px
 from vpt.view.wording import STOP_TEXT, call_text, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}

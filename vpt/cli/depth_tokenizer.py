@@ -230,7 +230,7 @@ def _encode(args: argparse.Namespace) -> None:
     from vpt.depth.maps import read_map
     from vpt.depth.tokenizer import load_depth_tokenizer
     from vpt.images import load_image
-    from vpt.protocol.content import format_depth
+    from vpt.protocol.calls import format_depth
 
     tokenizer = load_depth_tokenizer(args.tokenizer)
     estimator = load_estimator(args) if args.estimate else None

@@ -22,7 +22,7 @@ from vpt.data.content_rows import (
     read_places,
 )
 from vpt.errors import DataError, RegionError
-from vpt.protocol.content import parse_depth, parse_pixel_boxes
+from vpt.protocol.calls import parse_depth, parse_pixel_boxes
 from vpt.protocol.tokens import DEPTH_END, DEPTH_START
 
 Note = Mapping[str, Any]

@@ -16,7 +16,7 @@ from vpt.data.points import Point, nearest
 from vpt.data.rows import Row, make_row
 from vpt.depth.maps import Floats, depth_at
 from vpt.errors import DataError
-from vpt.protocol.content import format_depth, format_pixel_box
+from vpt.protocol.calls import format_depth, format_pixel_box
 from vpt.protocol.rows import KINDS
 
 NOTE = "note"

@@ -20,7 +20,7 @@ from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
 from vpt.files import replace_atomically
 from vpt.model.hub import as_checkpoint_error, check_file, read_json
-from vpt.protocol.content import format_depth, parse_depth
+from vpt.protocol.calls import format_depth, parse_depth
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "vpt_depth_tokenizer"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from vpt.boxes import PixelBox, compose, rescale
 from vpt.errors import RegionError
-from vpt.protocol.calls import MalformedCall
-from vpt.protocol.content import parse_pixel_boxes
+from vpt.protocol.calls import MalformedCall, parse_pixel_boxes
 from vpt.protocol.tokens import DEPTH_END, DEPTH_START, ContentTokens, content_value, is_content
 from vpt.trace.records import ContentRecord, Trace
 

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageOps
 
 from vpt.protocol.tokens import BRANCH_TOKENS
 from vpt.trace.records import CallRecord, ContentRecord, Trace
-from vpt.view.heat import colour_bar, seen_of_call
 from vpt.view.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
 from vpt.view.renderers import (
     CHIP_HEIGHT,
@@ -21,10 +20,12 @@ from vpt.view.renderers import (
     boxes_legend,
     call_colour,
     chip_width,
+    colour_bar,
     draw_chip,
     draw_look,
     marked_photo,
     marks_on,
+    seen_of_call,
     why_no_map,
 )
 from vpt.view.wording import (

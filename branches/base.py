@@ -1,4 +1,4 @@
-"""What every vision branch promises: images to pixels, pixels to features on a grid."""
+"""The interface of vision branches: images to pixels, pixels to features on a grid."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class ModelBranch(Branch, Protocol):
     def seen_box_px(
         cls, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
     ) -> BoxXYXY:
-        """Part of an image of this size over which the features lie.
+        """Part of an image of this size that the features cover.
 
         Args:
             preprocess: settings of `preprocess_config` that differ from the released ones.

@@ -31,7 +31,7 @@ HUB_ARGUMENTS = (
     "subfolder",
     "token",
 )
-"""Options that say where the files of a model are, as transformers calls them."""
+"""Options of transformers that locate the files of a model."""
 
 
 class EncoderBranch(nn.Module):
@@ -75,7 +75,7 @@ class EncoderBranch(nn.Module):
     def seen_box_px(
         cls, size_wh: tuple[int, int], preprocess: Mapping[str, Any] | None = None
     ) -> BoxXYXY:
-        """Part of an image over which the features lie; see `Branch.seen_box_px`."""
+        """Part of an image that the features cover; see `Branch.seen_box_px`."""
         settings = {**cls.released_preprocess, **(preprocess or {})}
         width, height = _resized(size_wh, settings)
         left = top = 0

@@ -93,7 +93,7 @@ def delimiter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `BranchError` if the tokenizer does not know the delimiters."""
+    """Raise `BranchError` if the tokenizer lacks the delimiters."""
     ids = delimiter_ids(tokenizer)
     if None in ids or tokenizer.unk_token_id in ids or len(set(ids)) < len(ids):
         raise BranchError(

@@ -233,8 +233,8 @@ def rename_segment_anything(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 def config_from_shapes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of ``SamVisionConfig``, read off an encoder's weights.
 
-    A layer whose relative positions span the whole grid is a global one. If windows are as large
-    as the grid all layers are, which gives the same features.
+    A layer whose relative positions span the whole grid is global. If windows are as large as the
+    grid all layers are, with the same features.
     """
     if "pos_embed" not in state_dict or "layers.0.attn.rel_pos_h" not in state_dict:
         raise BranchError(

@@ -1,1 +1,1 @@
-"""What model and runtime say to each other: tokens, calls, regions, rows."""
+"""The protocol between model and runtime: tokens, calls, content, grammar, rows."""

@@ -78,7 +78,7 @@ def split_symbols(text: str) -> list[str]:
 
 
 def find_symbols(text: str) -> list[str]:
-    """What in a text has the form of a control token, known or not."""
+    """Find what has the form of a control token, known or not."""
     return _SYMBOL.findall(text)
 
 
@@ -207,7 +207,7 @@ def format_pixel_box(box: Sequence[int], num_pixels: int = RELEASED_PIXELS) -> s
             ``num_pixels`` a side.
 
     Raises:
-        RegionError: if this is no box of that image.
+        RegionError: if it is not a box of that image.
     """
     _check_pixel_box(box, num_pixels)
     return "".join(f"<PIXEL_{value}>" for value in box)
@@ -219,8 +219,7 @@ def parse_pixel_boxes(
     """Find the boxes of a text, in reading order; space within a run of tokens does not matter.
 
     Raises:
-        RegionError: if a run of pixel tokens is no whole number of boxes, or one lies outside the
-            image.
+        RegionError: if a run of pixel tokens is not four per box, or a box is not in the image.
     """
     boxes: list[tuple[int, int, int, int]] = []
     for run in re.finditer(rf"(?:{PIXEL.pattern}\s*)+", text):

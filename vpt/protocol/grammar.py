@@ -1,6 +1,6 @@
 """The grammar of perception tokens: which tokens may follow which.
 
-With it every call is well formed, and no perception token stands outside of one. The same automaton
+With it every call is well formed, and no perception token is outside of one. The same automaton
 serves the runtime and transformers' own ``generate``.
 """
 
@@ -41,7 +41,7 @@ class TokenRule:
 
 @dataclass(frozen=True)
 class TurnState:
-    """Where in the grammar a turn stands.
+    """State of a turn in the grammar.
 
     Attributes:
         name: a state of :class:`PerceptionGrammar`.
@@ -116,7 +116,7 @@ class PerceptionGrammar:
     def rule(
         self, state: TurnState, permitted: Sequence[str], must_call: bool = False
     ) -> TokenRule:
-        """What may come next.
+        """Rule for the next token.
 
         Args:
             permitted: branches that may be called now, and kinds of content that may be written.

@@ -75,7 +75,7 @@ class BranchRow:
 
     @property
     def pad(self) -> str:
-        """Placeholder that stands once per re-encoded feature."""
+        """Placeholder that is repeated per re-encoded feature."""
         return f"<|{self.released}_image_pad|>"
 
     @property
@@ -213,7 +213,7 @@ class ContentTokens:
         kinds: keys of :data:`CONTENT_TOKENS`, in table order.
         num_codes: of the depth codebook.
         num_cells: codes of a depth map.
-        num_pixels: side of the image in which boxes lie.
+        num_pixels: side of the image that boxes are in.
     """
 
     kinds: tuple[str, ...] = ()
@@ -383,14 +383,10 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
     else:
         wanted = branches_named([mode])
     if not wanted or not set(wanted) <= set(available):
-        has = ", ".join(mode_of_branch(branch) for branch in available) or "none"
+        modes = [BRANCH_TOKENS[one].encoder if one in BRANCH_TOKENS else one for one in available]
+        has = ", ".join(modes) or "none"
         raise PromptError(f"this model cannot do perception={mode!r}; it has: {has}")
     return wanted
-
-
-def mode_of_branch(branch: str) -> str:
-    """The perception mode that asks for one branch: ``"crop"``, or its command-line name."""
-    return BRANCH_TOKENS[branch].encoder if branch in BRANCH_TOKENS else branch
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _describe(schema: dict[str, Any], record: type) -> None:
 
 
 class _Record:
-    """How the fields of a saved record are read."""
+    """Rules by which the fields of a saved record are read."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", json_schema_extra=_describe)
 
@@ -89,7 +89,7 @@ class CallRecord(_Record):
         num_tokens: appended to the stream as features.
         reused: whether the features were cached.
         encode_ms: wall time of the encoders, for all calls of the turn together.
-        run_ms: wall time of the LLM over what was appended, likewise.
+        run_ms: wall time of the LLM over the appended tokens, for all calls of the turn together.
     """
 
     branch: str
@@ -175,7 +175,7 @@ class TokenRecord(_Record):
 
 @dataclass
 class Turn:
-    """What happened in one assistant turn; calls and content with their numbers, from 1."""
+    """One assistant turn; calls and content with their numbers, from 1."""
 
     tokens: list[TokenRecord] = field(default_factory=list)
     malformed: list[MalformedRecord] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Renderers of a run: words, pictures and HTML of what the model saw, called for and said."""
+"""Renderers of a run: text, pictures and HTML of its images, calls and answer."""

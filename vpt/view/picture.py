@@ -102,11 +102,11 @@ def _end(trace: Trace) -> Iterator[Image.Image]:
     answer = Text(trace.answer, 22, INK, 60) if trace.answer.strip() else Text("(nothing)", 22)
     yield _banner([Text("Answer", 14), answer], SHADE)
     if trace.malformed:
-        said = [f"turn {m.turn + 1}: {m.text}  ({m.reason})" for m in trace.malformed]
-        if len(said) > MOST_MALFORMED:
-            said[MOST_MALFORMED:] = [f"… and {len(said) - MOST_MALFORMED} more"]
+        listed = [f"turn {m.turn + 1}: {m.text}  ({m.reason})" for m in trace.malformed]
+        if len(listed) > MOST_MALFORMED:
+            listed[MOST_MALFORMED:] = [f"… and {len(listed) - MOST_MALFORMED} more"]
         head = Text("Malformed calls, read as text", 14, FAULT_INK)
-        yield _banner([head, *(Text(one, 15, FAULT_INK, 3) for one in said)], FAULT_PAPER)
+        yield _banner([head, *(Text(one, 15, FAULT_INK, 3) for one in listed)], FAULT_PAPER)
     numbers = (
         f"end: {STOP_TEXT.get(trace.stop_reason, trace.stop_reason or 'not ended')}",
         tokens_text(trace.counts),
@@ -198,7 +198,7 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
 
 
 def _place_text(album: Album, call: CallRecord) -> str:
-    """Where a call looked."""
+    """The place of a call: a box, or an image."""
     record, number = album.trace.images[call.image], album.number(call.image)
     if (box := call.box_xyxy_px or record.box_xyxy_px) is not None:
         return f"box {', '.join(map(str, box))} of image {number}"

@@ -1,4 +1,4 @@
-"""What a run looked at: its images, the marks on them, and what each call and depth map shows."""
+"""Drawings of a run: its images, the marks on them, and the results of calls and depth maps."""
 
 from __future__ import annotations
 
@@ -453,7 +453,7 @@ def _depth_look(album: Album, one: ContentRecord, room_wh: tuple[int, int]) -> D
 
 
 def why_no_map(content: ContentRecord) -> str:
-    """Why a depth map cannot be drawn; empty if it can."""
+    """The reason why a depth map cannot be drawn; empty if it can."""
     if content.picture is not None:
         return ""
     return "codes only: no depth tokenizer" if content.is_whole else "cut off at the token limit"

@@ -138,7 +138,7 @@ def _result(call: CallRecord) -> str:
 
 
 def _drawn(one: ContentRecord) -> str:
-    """What a map shows, or where boxes lie; nothing for a map that was cut off."""
+    """The range of a map, or the places of boxes; empty for a map that was cut off."""
     if one.kind == "depth":
         if why := why_no_map(one):
             return f", {why}" if one.is_whole else ""

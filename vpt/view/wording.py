@@ -56,7 +56,7 @@ def call_text(call: CallRecord) -> str:
 
 
 def call_facts(call: CallRecord, num_siblings: int) -> str:
-    """What an executed call cost; the time is that of all ``num_siblings`` calls of its turn."""
+    """The cost of an executed call; the time is that of all ``num_siblings`` calls of its turn."""
     together = f" for all {num_siblings}" if num_siblings > 1 else ""
     tokens = count_text(call.num_tokens, "token")
     return f"executed · {tokens} · {call.encode_ms + call.run_ms:,.0f} ms{together}"

@@ -90,11 +90,7 @@ class DinoBranch(EncoderBranch):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        *,
-        preprocess: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        cls, path_or_id: str | Path, *, preprocess: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> DinoBranch:
         """Load a plain DINOv2 checkpoint in evaluation mode.
 

@@ -107,13 +107,8 @@ class GroundingBranch(nn.Module):
         """
         check_tokenizer(tokenizer)
         encoder = build_package_encoder(config, tokenizer, text_config)
-        return cls(
-            encoder,
-            detect_by_package,
-            tokenizer,
-            feature_dim=encoder.hidden_dim,
-            max_text_len=encoder.max_text_len,
-        ).eval()
+        sizes = {"feature_dim": encoder.hidden_dim, "max_text_len": encoder.max_text_len}
+        return cls(encoder, detect_by_package, tokenizer, **sizes).eval()
 
     @classmethod
     def from_checkpoint(
@@ -157,13 +152,10 @@ class GroundingBranch(nn.Module):
                 (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
         """
         encoder = load_port(path_or_id, **kwargs)
-        return cls(
-            encoder,
-            detect_by_port,
-            tokenizer or load_tokenizer(path_or_id, **kwargs),
-            feature_dim=encoder.config.d_model,
-            max_text_len=encoder.config.max_text_len,
-        ).eval()
+        tokenizer = tokenizer or load_tokenizer(path_or_id, **kwargs)
+        config = encoder.config
+        sizes = {"feature_dim": config.d_model, "max_text_len": config.max_text_len}
+        return cls(encoder, detect_by_port, tokenizer, **sizes).eval()
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """Resize RGB images (shortest edge 800, longest at most 1333), normalise and pad them.

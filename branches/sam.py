@@ -154,11 +154,9 @@ class SamBranch(EncoderBranch):
         Raises:
             BranchError: if the weights are not those of such an encoder.
         """
-        loaded: Mapping[str, Tensor] = (
-            torch.load(weights, map_location="cpu", weights_only=True)
-            if isinstance(weights, (str, Path))
-            else weights
-        )
+        loaded: Any = weights
+        if isinstance(weights, str | Path):
+            loaded = torch.load(weights, map_location="cpu", weights_only=True)
         state_dict = rename_segment_anything(loaded)
         config = SamVisionConfig(**config_from_shapes(state_dict))
         return cls._from_state_dict(state_dict, config, image_size, None)

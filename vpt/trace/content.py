@@ -5,7 +5,7 @@ Unlike a call, content returns nothing and does not end the turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpt.boxes import PixelBox, compose, rescale
@@ -50,10 +50,17 @@ class ParsedContent:
 
 def parse_content(symbols: Sequence[str], content: ContentTokens) -> ParsedContent:
     """Find depth maps and boxes in a turn: one string per token. Nothing is guessed."""
-    found = list(_read(symbols, content))
+    found: list[ContentSpan | MalformedCall] = []
+    position = 0
+    while position < len(symbols):
+        if not is_content(symbols[position]):
+            position += 1
+            continue
+        read = _read_depth if symbols[position] == DEPTH_START else _read_run
+        found.append(read(symbols, position, content))
+        position = found[-1].end
     spans = tuple(one for one in found if isinstance(one, ContentSpan))
-    malformed = tuple(one for one in found if isinstance(one, MalformedCall))
-    return ParsedContent(spans, malformed)
+    return ParsedContent(spans, tuple(one for one in found if isinstance(one, MalformedCall)))
 
 
 def record_content(
@@ -67,15 +74,8 @@ def record_content(
         image: index of the image it is of.
     """
     start, end = first_token + span.start, first_token + span.end
-    record = ContentRecord(
-        kind=span.kind,
-        turn=trace.tokens[start].turn,
-        image=image,
-        start=start,
-        end=end,
-        is_whole=span.is_whole,
-        ms=sum(token.ms for token in trace.tokens[start:end]),
-    )
+    turn, ms = trace.tokens[start].turn, sum(token.ms for token in trace.tokens[start:end])
+    record = ContentRecord(span.kind, turn, image, start, end, span.is_whole, ms)
     if span.kind == "depth":
         record.codes = list(span.codes)
     else:
@@ -102,18 +102,6 @@ def place_box(
     x0, y0, x1, y1 = map(round, rescale(exclusive, (num_pixels, num_pixels), size_wh))
     x0, y0 = min(x0, size_wh[0] - 1), min(y0, size_wh[1] - 1)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
-
-
-def _read(symbols: Sequence[str], content: ContentTokens) -> Iterator[ContentSpan | MalformedCall]:
-    position = 0
-    while position < len(symbols):
-        if not is_content(symbols[position]):
-            position += 1
-            continue
-        read = _read_depth if symbols[position] == DEPTH_START else _read_run
-        one = read(symbols, position, content)
-        yield one
-        position = one.end
 
 
 def _read_depth(

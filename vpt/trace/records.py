@@ -77,7 +77,6 @@ class CallRecord(_Record):
     Attributes:
         branch: ``"crop"`` or a re-encoding branch.
         text: the tokens as written.
-        turn: index of the assistant turn.
         image: index of the image it looks at.
         outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
             ``"not_executed"`` (the run had to end); only the first returns something.
@@ -114,17 +113,15 @@ class ContentRecord(_Record):
 
     Attributes:
         kind: ``"depth"`` or ``"boxes"``.
-        turn: index of the assistant turn.
         image: index of the image it is of.
         start: index of its first token in the trace's tokens.
         end: index after its last token.
         is_whole: whether it is complete; else the token limit cut it off.
-        ms: wall time of writing it.
         codes: of a depth map, in reading order.
         boxes: left, top, right, bottom, ends included, in pixels of the image resized to
             ``settings["num_pixels"]`` a side.
         boxes_xyxy_px: the same in pixels of the *given* image, the last two exclusive.
-        picture: of a depth map that was decoded, a grey PNG as a data URI; near is bright.
+        picture: of a decoded depth map, a grey PNG as a data URI; near is bright.
     """
 
     kind: str

@@ -255,9 +255,8 @@ def _differing_settings(
 
 def _flat(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and words of all that may change a result."""
-    for name in _SETTINGS:
-        if name in results:
-            yield from _flat_value(name, results[name])
+    for name in filter(results.__contains__, _SETTINGS):
+        yield from _flat_value(name, results[name])
     for entry in results["splits"]:
         if "version" in entry:
             yield f"version of {entry['split']}", str(entry["version"])

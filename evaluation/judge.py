@@ -97,13 +97,13 @@ class ReplyCache:
         self._replies[key] = reply
 
 
-def judge_all(
+async def judge_all(
     items: Sequence[JudgeItem],
     settings: JudgeSettings,
     cache_file: Path | None = None,
     on_done: Callable[[int, Judgement], None] | None = None,
 ) -> list[Judgement]:
-    """Have answers scored; inside a running event loop, await :func:`judge_all_async`.
+    """Have answers scored.
 
     Equal items are asked once. Each reply is stored in the cache file as it comes, also one without
     a readable score: at temperature 0 asking again gives the same. So a second run makes no call,
@@ -115,16 +115,6 @@ def judge_all(
         JudgeError: if the judge refuses the key or the model, or is down.
         DataError: if the cache file is damaged.
     """
-    return asyncio.run(judge_all_async(items, settings, cache_file, on_done))
-
-
-async def judge_all_async(
-    items: Sequence[JudgeItem],
-    settings: JudgeSettings,
-    cache_file: Path | None = None,
-    on_done: Callable[[int, Judgement], None] | None = None,
-) -> list[Judgement]:
-    """As :func:`judge_all`, inside a running event loop."""
     places: dict[str, list[int]] = {}  # message -> where it is in items
     for index, item in enumerate(items):
         places.setdefault(PROMPT.format(**vars(item)), []).append(index)
@@ -277,7 +267,7 @@ def judge_records(
         JudgeItem(records[i].question, records[i].answers[0], records[i].prediction) for i in places
     ]
     with tqdm(total=len(items), desc="judge", disable=not sys.stderr.isatty()) as bar:
-        judged = judge_all(items, settings, cache_file, lambda *_: bar.update())
+        judged = asyncio.run(judge_all(items, settings, cache_file, lambda *_: bar.update()))
     unscored = []
     scored = list(records)
     for place, judgement in zip(places, judged, strict=True):

@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from zlib import crc32
 
@@ -160,12 +159,12 @@ class VPT(lmms):
 
     def _make_request(self, instance: Instance) -> Request:
         _, doc_to_messages, gen_kwargs, doc_id, task, split = instance.args
-        prompt = fold_messages(doc_to_messages(self.task_dict[task][split][doc_id]))
-        system = {} if prompt.system is None else {"system": prompt.system}
-        decoding = self._decoding(gen_kwargs, (task, split, doc_id))
-        return self.runtime.request(
-            prompt.images, prompt.question, **system, **self._options, **decoding
-        )
+        messages = doc_to_messages(self.task_dict[task][split][doc_id])
+        images, question, system = fold_messages(messages)
+        options = {**self._options, **self._decoding(gen_kwargs, (task, split, doc_id))}
+        if system is not None:
+            options["system"] = system
+        return self.runtime.request(images, question, **options)
 
     def _decoding(
         self, gen_kwargs: Mapping[str, Any], document: tuple[str, str, int]
@@ -200,17 +199,8 @@ def _first_error(instances: Sequence[Instance], errors: Mapping[int, VPTError]) 
     return named
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Messages as the runtime takes them: images, question, and the system turn if any."""
-
-    images: list[Any]
-    question: str
-    system: str | None = None
-
-
-def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
-    """Make one question of a task's messages; ``PromptError`` for video, sound or several turns.
+def fold_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Any], str, str | None]:
+    """Images, question and system turn of messages; not of video, sound or several user turns.
 
     Where text precedes an image, ``<image 1>`` marks the place of the first image, and so on.
     """
@@ -237,7 +227,7 @@ def fold_messages(messages: Sequence[Mapping[str, Any]]) -> Prompt:
         images.append(part.url)
         if is_mixed:
             words.append(f"<image {len(images)}>")
-    return Prompt(images, "\n".join(words), "\n".join(system) if system else None)
+    return images, "\n".join(words), "\n".join(system) if system else None
 
 
 def _checked(content: Sequence[Any], where: str, *permitted: str) -> Sequence[Any]:

@@ -18,7 +18,6 @@ from vpt.model.hub import stored_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vpt.depth.tokenizer import DepthTokenizer
     from vpt.model.modeling import VPTForConditionalGeneration
     from vpt.runtime import Runtime
 
@@ -40,10 +39,10 @@ _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 
 
 def hash_model(model: VPTForConditionalGeneration) -> str:
-    """A short hash over the configuration and, of each weight, name, shape and sampled values.
+    """A short hash over the configuration and, of each weight, name, shape, type and sample.
 
     It does not depend on the release of transformers. Values are sampled because reading all of a
-    large model takes minutes, and two trainings differ in every weight. Precision is part of it.
+    large model takes minutes, and two trainings differ in every weight.
     """
     config = model.config
     text, vision = config.text_config, config.vision_config
@@ -56,11 +55,6 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
         "vision": {name: getattr(vision, name, None) for name in _VISION},
     }
     return _hash(settings, stored_weights(model.state_dict()))
-
-
-def hash_depth_tokenizer(tokenizer: DepthTokenizer) -> str:
-    """As :func:`hash_model`, of the depth tokenizer, which gives a model's codes their meaning."""
-    return _hash(dataclasses.asdict(tokenizer.config), tokenizer.network.state_dict())
 
 
 def _hash(config: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
@@ -90,8 +84,9 @@ def describe_model(runtime: Runtime) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    if runtime.depth_tokenizer is not None:
-        described["depth_tokenizer"] = hash_depth_tokenizer(runtime.depth_tokenizer)
+    if (tokenizer := runtime.depth_tokenizer) is not None:  # gives the codes their meaning
+        config = dataclasses.asdict(tokenizer.config)
+        described["depth_tokenizer"] = _hash(config, tokenizer.network.state_dict())
     return described
 
 

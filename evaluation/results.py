@@ -6,7 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpt.evaluation.intervals import (
     Interval,
@@ -88,26 +88,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Mean cost of a sample under a condition and its baseline."""
-
-    mean: float
-    baseline_mean: float
-
-    @property
-    def difference(self) -> float:
-        """Additional cost of the condition, per sample."""
-        return self.mean - self.baseline_mean
-
-    @property
-    def ratio(self) -> float | None:
-        """Cost as a multiple of the baseline's; ``None`` if that is 0."""
-        return self.mean / self.baseline_mean if self.baseline_mean > 0 else None
-
-    def to_dict(self) -> dict[str, float | None]:
-        """JSON-serialisable content."""
-        return {**vars(self), "difference": self.difference, "ratio": self.ratio}
+Cost = dict[str, float | None]
+"""Mean cost of a sample: ``mean``, ``baseline_mean``, ``difference``, ``ratio`` (``None`` by 0)."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +131,10 @@ class ToolValue:
         return {
             **dataclasses.asdict(self),
             **{f"{name}_share": num / self.n if self.n else None for name, num in counts.items()},
-            "tokens": self.tokens and self.tokens.to_dict(),
-            "milliseconds": self.milliseconds and self.milliseconds.to_dict(),
         }
 
 
-@dataclass(frozen=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """The part of a record that is compared."""
 
     score: float
@@ -194,12 +173,8 @@ def tool_value(
 def _outcome(record: Record, score: str) -> _Outcome | None:
     if record.error is not None or record.trace is None or score not in record.scores:
         return None
-    return _Outcome(
-        score=record.scores[score],
-        called=record.num_calls > 0,
-        tokens=record.trace["counts"]["llm_tokens"],
-        milliseconds=record.trace["timings"]["total"],
-    )
+    tokens, milliseconds = record.trace["counts"]["llm_tokens"], record.trace["timings"]["total"]
+    return _Outcome(record.scores[score], record.num_calls > 0, tokens, milliseconds)
 
 
 def _pairs(present: Sequence[str]) -> list[tuple[str, str]]:
@@ -224,10 +199,6 @@ def _compare(
         return value
     first, second = [a.score for a, _ in pairs], [b.score for _, b in pairs]
 
-    def cost(name: str) -> Cost:
-        ours, theirs = (sum(getattr(pair[side], name) for pair in pairs) for side in (0, 1))
-        return Cost(ours / len(pairs), theirs / len(pairs))
-
     return dataclasses.replace(
         value,
         difference=difference_interval(first, second),
@@ -235,6 +206,17 @@ def _compare(
         num_better=sum(a.score > b.score for a, b in pairs),
         num_worse=sum(a.score < b.score for a, b in pairs),
         num_called=sum(a.called for a, _ in pairs),
-        tokens=cost("tokens"),
-        milliseconds=cost("milliseconds"),
+        tokens=_cost([(a.tokens, b.tokens) for a, b in pairs]),
+        milliseconds=_cost([(a.milliseconds, b.milliseconds) for a, b in pairs]),
     )
+
+
+def _cost(pairs: Sequence[tuple[float, float]]) -> Cost:
+    mean, baseline = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    ratio = mean / baseline if baseline > 0 else None
+    return {
+        "mean": mean,
+        "baseline_mean": baseline,
+        "difference": mean - baseline,
+        "ratio": ratio,
+    }

@@ -24,15 +24,9 @@ _BATCHES_PER_SHARD = 4
 class RayAsker:
     """An :class:`vpt.evaluation.evaluate.Asker` over models in worker processes, placed by Ray.
 
-    Ray is started on this machine, unless ``RAY_ADDRESS`` names a cluster. A record is yielded when
-    its shard of a few batches is done, so a kill loses no more than these.
-
-    Args:
-        load_options: arguments of :func:`vpt.load`; each worker loads the model once.
-        num_workers: models at once, each on its own GPU if the device is one.
-
-    Raises:
-        PromptError: if Ray is not installed.
+    Ray is started on this machine, unless ``RAY_ADDRESS`` names a cluster. Each worker loads the
+    model once, on a GPU of its own if the device is one. A record is yielded when its shard of
+    a few batches is done, so a kill loses no more than these.
     """
 
     def __init__(self, load_options: Mapping[str, Any], num_workers: int) -> None:
@@ -74,13 +68,11 @@ class RayAsker:
         ]
         if not rows:
             return
-        shard = batch_size * _BATCHES_PER_SHARD
-        asked = self._ray.data.from_items(
-            rows, override_num_blocks=max(math.ceil(len(rows) / shard), 1)
-        ).map_batches(
+        num_shards = math.ceil(len(rows) / (batch_size * _BATCHES_PER_SHARD))
+        tasks = [one.task for one in work]
+        asked = self._ray.data.from_items(rows, override_num_blocks=num_shards).map_batches(
             _Worker,
-            fn_constructor_args=(self._load_options, [one.task for one in work], decoding),
-            fn_constructor_kwargs={"batch_size": batch_size},
+            fn_constructor_args=(self._load_options, tasks, decoding, batch_size),
             batch_size=None,
             compute=self._ray.data.ActorPoolStrategy(size=self._num_workers),
             **self._resources(),
@@ -139,8 +131,7 @@ def _describe(load_options: Mapping[str, Any]) -> dict[str, Any]:
 def _load(load_options: Mapping[str, Any]) -> Runtime:
     import vpt
 
-    options = dict(load_options)
-    return vpt.load(options.pop("path_or_id"), **options)
+    return vpt.load(**load_options)
 
 
 def _search_path() -> str:

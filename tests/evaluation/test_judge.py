@@ -18,8 +18,6 @@ from vpt.evaluation.judge import (
     JudgeError,
     JudgeItem,
     Judgement,
-    judge_all,
-    judge_all_async,
     judge_records,
     summary,
 )
@@ -32,6 +30,10 @@ pytest.importorskip("openai")
 ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret-1234"
 SOON = {"retry-after-ms": "1"}  # a header by which the client waits next to nothing
+
+
+def judge_all(*args, **options):
+    return asyncio.run(judge.judge_all(*args, **options))
 
 
 def items(num, prediction="red"):
@@ -171,7 +173,7 @@ def test_a_running_loop_can_await_the_same(serve):
     server = serve(in_turn(said("score: 1")))
 
     async def run():
-        return await judge_all_async(items(2), server.settings())
+        return await judge.judge_all(items(2), server.settings())
 
     assert [j.score for j in asyncio.run(run())] == [1.0, 1.0]
 

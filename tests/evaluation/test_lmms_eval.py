@@ -257,15 +257,13 @@ def test_an_error_names_its_document(model, tmp_path, monkeypatch):
 def test_images_in_front_leave_the_words_as_they_are():
     first, second = picture(0), picture(1)
     prompt = fold_messages([user(image(first), image(second), text("Which is"), text("red?"))])
-    assert (prompt.images, prompt.question) == ([first, second], "Which is\nred?")
-    assert prompt.system is None
+    assert prompt == ([first, second], "Which is\nred?", None)
 
 
 def test_places_of_images_between_words_are_marked():
     first, second = picture(0), picture(1)
     prompt = fold_messages([user(text("Is"), image(first), text("as red as"), image(second))])
-    assert prompt.images == [first, second]
-    assert prompt.question == "Is\n<image 1>\nas red as\n<image 2>"
+    assert prompt[:2] == ([first, second], "Is\n<image 1>\nas red as\n<image 2>")
 
 
 @pytest.mark.parametrize("roles", [[], ["user", "user"], ["user", "assistant", "user"]])

@@ -3,7 +3,7 @@
 import pytest
 
 from vpt.evaluation.records import Record
-from vpt.evaluation.results import Cost, tool_value
+from vpt.evaluation.results import tool_value
 
 
 def record(condition, id, score=None, *, calls=0, tokens=100, ms=50.0, split="s", **scores):
@@ -92,10 +92,11 @@ def test_costs_are_means_over_pairs():
         record("none", "alone", 0, tokens=9999),
     ]
     value = find(tool_value(records), "sam")
-    assert (value.tokens.mean, value.tokens.baseline_mean) == (300, 200)
-    assert (value.tokens.ratio, value.tokens.difference) == (1.5, 100)
-    assert (value.milliseconds.ratio, value.milliseconds.difference) == (2.5, 30)
-    assert Cost(5, 0).ratio is None
+    assert (value.tokens["mean"], value.tokens["baseline_mean"]) == (300, 200)
+    assert (value.tokens["ratio"], value.tokens["difference"]) == (1.5, 100)
+    assert (value.milliseconds["ratio"], value.milliseconds["difference"]) == (2.5, 30)
+    free = [record("none", "a", 0, tokens=0), record("sam", "a", 0, tokens=5)]
+    assert find(tool_value(free), "sam").tokens["ratio"] is None
 
 
 def test_splits_are_kept_apart_and_order_does_not_matter():

@@ -19,6 +19,7 @@ from vpt.view.wording import printable
 RIGHT_SCORE = 0.5
 """From this score on an answer counts as right; graded scores are cut here."""
 
+_FATES = ("fixed", "broken", "both_right", "both_wrong")
 _SETTINGS = ("model", "decoding", "seed", "judge", "git_commit", "python", "libraries", "device")
 
 Task = tuple[str, str]
@@ -117,7 +118,7 @@ def compare(
         DataError: if the runs have no scored sample in common.
     """
     scores_a, scores_b = _main_scores(results_a), _main_scores(results_b)
-    first, second = _by_task(records_a), _by_task(records_b)
+    first, second = _scored(records_a, scores_a), _scored(records_b, scores_b)
     left_out: list[str] = []
     rows: list[SplitComparison] = []
     changed: list[SamplePair] = []
@@ -149,34 +150,23 @@ def compare(
 
 
 def compare_folders(a: Path, b: Path) -> Comparison:
-    """Set the runs of two folders side by side; they are named by model and folder.
-
-    Raises:
-        DataError: if a folder holds no finished run, or they have no scored sample in common.
-    """
-    runs = RunFolder(a), RunFolder(b)
-    results_a, results_b = (run.read_results() for run in runs)
-    found = compare(results_a, runs[0].read_all(), results_b, runs[1].read_all())
-    return dataclasses.replace(
-        found, name_a=f"{found.name_a} ({a})", name_b=f"{found.name_b} ({b})"
-    )
+    """Set the runs of two folders side by side; they are named by model and folder."""
+    run_a, run_b = RunFolder(a), RunFolder(b)
+    results_a, results_b = run_a.read_results(), run_b.read_results()
+    found = compare(results_a, run_a.read_all(), results_b, run_b.read_all())
+    name_a, name_b = f"{found.name_a} ({a})", f"{found.name_b} ({b})"
+    return dataclasses.replace(found, name_a=name_a, name_b=name_b)
 
 
 def _pair_up(
-    score: str, a: Mapping[str, Record], b: Mapping[str, Record]
+    score: str, a: Mapping[str, Record | None], b: Mapping[str, Record | None]
 ) -> tuple[list[SamplePair], int, int]:
     """Samples that both runs scored; how many only one did; how many differ in their data."""
     pairs = []
     unpaired = num_changed = 0
     for id in sorted({*a, *b}):
         first, second = a.get(id), b.get(id)
-        if (
-            first is None
-            or second is None
-            or any(
-                record.error is not None or score not in record.scores for record in (first, second)
-            )
-        ):
+        if first is None or second is None:
             unpaired += 1
         elif _data_of(first) != _data_of(second):
             num_changed += 1
@@ -190,9 +180,9 @@ def _row(
 ) -> SplitComparison:
     values_a = [pair.a.scores[score] for pair in pairs]
     values_b = [pair.b.scores[score] for pair in pairs]
-    ids: dict[str, list[str]] = defaultdict(list)
+    ids: dict[str, Any] = dict.fromkeys(_FATES, ())
     for pair in pairs:
-        ids[pair.fate].append(pair.a.id)
+        ids[pair.fate] += (pair.a.id,)
     return SplitComparison(
         *task,
         score=score,
@@ -200,10 +190,7 @@ def _row(
         mean_b=sum(values_b) / len(values_b),
         difference=difference_interval(values_b, values_a),
         test=paired_test(values_b, values_a),
-        fixed=tuple(ids["fixed"]),
-        broken=tuple(ids["broken"]),
-        both_right=tuple(ids["both_right"]),
-        both_wrong=tuple(ids["both_wrong"]),
+        **ids,
         unpaired=unpaired,
         num_changed=num_changed,
     )
@@ -214,12 +201,17 @@ def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
     return {(one["split"], canonical_mode(one["condition"])): one["score"] for one in entries}
 
 
-def _by_task(records: Iterable[Record]) -> Mapping[Task, Mapping[str, Record]]:
-    found: dict[Task, dict[str, Record]] = defaultdict(dict)
+def _scored(
+    records: Iterable[Record], scores: Mapping[Task, str]
+) -> Mapping[Task, Mapping[str, Record | None]]:
+    """Task -> id -> record, ``None`` if it lacks the task's score."""
+    found: dict[Task, dict[str, Record | None]] = defaultdict(dict)
     for record in records:
+        task = record.split, record.condition
+        is_scored = record.error is None and scores.get(task) in record.scores
         if record.trace is not None:  # both runs are held in memory: leave out the longest part
             record = dataclasses.replace(record, trace={**record.trace, "tokens": []})
-        found[record.split, record.condition][record.id] = record
+        found[task][record.id] = record if is_scored else None
     return found
 
 
@@ -231,13 +223,12 @@ def _data_of(record: Record) -> tuple[Any, ...]:
 
 
 def _cells(row: SplitComparison) -> list[str]:
-    ids = (row.fixed, row.broken, row.both_right, row.both_wrong)
     return [
         *(row.split, row.condition, row.score, str(row.n)),
         *(f"{row.mean_a:.3f}", f"{row.mean_b:.3f}", f"{row.difference.mean:+.3f}"),
         f"{row.difference.low:+.3f} to {row.difference.high:+.3f}",
         "<0.001" if row.test.p_value < 0.001 else f"{row.test.p_value:.3f}",
-        *(str(len(group)) for group in ids),
+        *(str(len(getattr(row, fate))) for fate in _FATES),
         *(str(row.unpaired), str(row.num_changed)),
     ]
 

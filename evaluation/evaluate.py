@@ -113,11 +113,7 @@ def evaluate(
     with folder.held():
         folder.start(identity, resume)
         started = time.perf_counter()
-        parts = [
-            _Part(planned, condition, folder)
-            for planned in plan.splits
-            for condition in plan.conditions
-        ]
+        parts = [_Part(split, how, folder) for split in plan.splits for how in plan.conditions]
         _ask(asker, parts, decoding, batch_size)
         judged = _judge(parts, judge, folder)
         entries = [part.summarize() for part in parts]
@@ -183,7 +179,7 @@ class _Part:
         return [self.done[s.id] for s in self.planned.samples if s.id in self.done]
 
     def summarize(self) -> dict[str, Any]:
-        """As it stands in ``results.json``."""
+        """The part's entry in ``results.json``."""
         split, condition = self.key
         return summarize(
             self.records,
@@ -195,7 +191,7 @@ class _Part:
         )
 
     def score_so_far(self) -> str:
-        """For the bar."""
+        """Text for the progress bar."""
         words = [" ".join(self.key)]
         if self._num_scored:
             words.append(f"{self.score.name} {self._total / self._num_scored:.3f}")
@@ -248,7 +244,6 @@ def _check_unchanged(known: Mapping[str, Record], planned: PlannedSplit, folder:
         answers = () if isinstance(sample, BadRow) else sample.answers
         if record is not None and record.error is None and record.answers != answers:
             raise DataError(
-                f"{folder.path} holds records of another {planned.split.name}: sample "
-                f"{sample.id} had the answers {list(record.answers)}, now "
-                f"{list(answers)}; choose another --out"
+                f"{folder.path} holds records of another {planned.split.name}: sample {sample.id} "
+                f"had the answers {list(record.answers)}, now {list(answers)}; choose another --out"
             )

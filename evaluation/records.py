@@ -81,12 +81,12 @@ class Record:
     def from_line(cls, line: str) -> Record:
         """Read what :meth:`to_line` wrote; raises ``ValueError`` for anything else."""
         # Parsed by json: pydantic's own parser refuses half of a surrogate pair.
-        record = _record_adapter().validate_python(json.loads(line))
+        record = _adapter().validate_python(json.loads(line))
         return dataclasses.replace(record, condition=canonical_mode(record.condition))
 
 
 @cache
-def _record_adapter() -> TypeAdapter[Record]:
+def _adapter() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
 
 
@@ -187,10 +187,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder during the block; ``DataError`` if another run (which one) has it.
-
-        The lock ends with the process.
-        """
+        """Lock the folder during the block; ``DataError`` if another run has it."""
         file = self.path / "run.lock"
         with ExitStack() as stack:
             with writing(file):
@@ -209,10 +206,7 @@ class RunFolder:
             yield
 
     def start(self, identity: Mapping[str, Any], resume: bool) -> None:
-        """Make the folder, or check that it holds the same run; ``DataError`` if it does not.
-
-        The identity is what makes records comparable: weights, decoding, seed.
-        """
+        """Make the folder; ``DataError`` if it is that of a run that does not compare with ours."""
         file = self.path / "run.json"
         wanted = {"version": 1, **json.loads(json.dumps(identity))}
         try:

@@ -263,9 +263,8 @@ def judge_records(
         ``results.json``.
     """
     places = [i for i, record in enumerate(records) if record.error is None and record.answers]
-    items = [
-        JudgeItem(records[i].question, records[i].answers[0], records[i].prediction) for i in places
-    ]
+    judgeable = [records[i] for i in places]
+    items = [JudgeItem(one.question, one.answers[0], one.prediction) for one in judgeable]
     with tqdm(total=len(items), desc="judge", disable=not sys.stderr.isatty()) as bar:
         judged = asyncio.run(judge_all(items, settings, cache_file, lambda *_: bar.update()))
     unscored = []

@@ -89,12 +89,8 @@ class VPT(lmms):
             model, device=device, dtype=dtype, image_resolution=image_resolution, **hub
         )
         branches_of_mode(perception, self.runtime.vocabulary.branches)
-        self._options = {
-            "perception": perception,
-            "max_calls": max_calls,
-            "constrain": constrain,
-            "look_at": look_at,
-        }
+        self._options: dict[str, Any] = {"perception": perception, "max_calls": max_calls}
+        self._options |= {"constrain": constrain, "look_at": look_at}
         self._times_asked: Counter[tuple[str, str, int]] = Counter()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

@@ -214,9 +214,5 @@ def _compare(
 def _cost(pairs: Sequence[tuple[float, float]]) -> Cost:
     mean, baseline = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
     ratio = mean / baseline if baseline > 0 else None
-    return {
-        "mean": mean,
-        "baseline_mean": baseline,
-        "difference": mean - baseline,
-        "ratio": ratio,
-    }
+    means = {"mean": mean, "baseline_mean": baseline}
+    return {**means, "difference": mean - baseline, "ratio": ratio}

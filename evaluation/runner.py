@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -45,11 +46,10 @@ class Condition:
             return dict(self.options)
         if sample.box is None:
             return None
-        try:
+        with suppress(RegionError):
             region = region_to_show(sample.box, size_wh, grid_size=grid_size)
-        except RegionError:
-            return None
-        return {**self.options, "region": region}
+            return {**self.options, "region": region}
+        return None
 
 
 _CONTROLS = (
@@ -174,10 +174,7 @@ def _request(runtime: Runtime, task: Task, sample: Sample, decoding: Decoding) -
 def finished_record(
     task: Task, sample: Sample, trace: Trace, decode: Decode | None = None
 ) -> Record:
-    """The record of an answered sample, scored; one with an error if it cannot be scored.
-
-    ``decode`` is that of the model's depth tokenizer, for the score ``map_supports_answer``.
-    """
+    """The record of an answered sample, scored; one with an error if it cannot be scored."""
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
     try:
@@ -234,10 +231,8 @@ class LocalAsker:
 
     def describe(self) -> Mapping[str, Any]:
         """See :class:`vpt.evaluation.evaluate.Asker`."""
-        return {
-            "model": describe_model(self.runtime),
-            "surroundings": describe_surroundings(self.runtime),
-        }
+        model = describe_model(self.runtime)
+        return {"model": model, "surroundings": describe_surroundings(self.runtime)}
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """See :class:`vpt.evaluation.evaluate.Asker`."""

@@ -11,9 +11,8 @@ from vpt.evaluation.splits import SPLITS, is_present
 
 def results_table(results: Mapping[str, Any]) -> str:
     """A line per split and condition."""
-    lines = [
-        ["split", "perception", "n", "failed", "score", "", "95% interval", "called", "tokens"]
-    ]
+    head = ("split", "perception", "n", "failed", "score", "", "95% interval", "called", "tokens")
+    lines = [list(head)]
     for entry in results["splits"]:
         score = entry["scores"].get(entry["score"])
         num_failed = sum(entry["failures"].values())

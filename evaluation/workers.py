@@ -122,10 +122,7 @@ class _Worker:
 
 def _describe(load_options: Mapping[str, Any]) -> dict[str, Any]:
     asker = LocalAsker(_load(load_options))
-    return {
-        "described": dict(asker.describe()),
-        "branches": tuple(asker.runtime.vocabulary.branches),
-    }
+    return {"described": asker.describe(), "branches": tuple(asker.runtime.vocabulary.branches)}
 
 
 def _load(load_options: Mapping[str, Any]) -> Runtime:
@@ -136,7 +133,5 @@ def _load(load_options: Mapping[str, Any]) -> Runtime:
 
 def _search_path() -> str:
     """Path on which workers find this package: run as a script, it may not be installed."""
-    own = str(Path(__file__).resolve().parents[1])
-    return os.pathsep.join(
-        dict.fromkeys([own, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    )
+    own, others = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(dict.fromkeys([own, *others.split(os.pathsep)]))

@@ -30,7 +30,6 @@ Note = Mapping[str, Any]
 _LIKE_CONTENT = re.compile(r"<(?:DEPTH|PIXEL)_[^<>\s]*>")
 _NUMBERED = re.compile(r"<(?:DEPTH|PIXEL)_(?:0|[1-9][0-9]*)>")
 _MAP = re.compile(f"{DEPTH_START}(?:(?!{DEPTH_START}).)*?{DEPTH_END}", re.DOTALL)
-_BOUNDS = (DEPTH_START, DEPTH_END)
 _POINT_KEYS: Mapping[str, Any] = {"letter": str, "x": int, "y": int, "depth": (int, float)}
 
 
@@ -42,7 +41,7 @@ def check_content(view: RowView, added_tokens: Collection[str] | None = None) ->
             yield Finding("misplaced-token", f"{asked} contains {found[0]}")
         tokens = dict.fromkeys(_LIKE_CONTENT.findall(turn.answered))
         for token in tokens:
-            if token not in _BOUNDS and not _NUMBERED.fullmatch(token):
+            if token not in (DEPTH_START, DEPTH_END) and not _NUMBERED.fullmatch(token):
                 yield Finding("unknown-token", f"{answered} contains {token}")
         if added_tokens is not None and (lacking := [t for t in tokens if t not in added_tokens]):
             yield Finding("missing-content", f"{answered} contains {lacking[0]}")
@@ -52,16 +51,12 @@ def check_content(view: RowView, added_tokens: Collection[str] | None = None) ->
             except DataError as exc:
                 yield Finding("bad-depth-map", f"{answered}: {exc}")
         outside = _MAP.sub(" ", turn.answered)
-        if stray := [token for token in _LIKE_CONTENT.findall(outside) if _is_depth(token)]:
+        if stray := re.findall(f"{DEPTH_START}|{DEPTH_END}|<DEPTH_(?:0|[1-9][0-9]*)>", outside):
             yield Finding("bad-depth-map", f"{answered}: {stray[0]} is outside a complete map")
         try:
             parse_pixel_boxes(outside)
         except RegionError as exc:
             yield Finding("bad-box", f"{answered}: {exc}")
-
-
-def _is_depth(token: str) -> bool:
-    return token in _BOUNDS or (token.startswith("<DEPTH_") and bool(_NUMBERED.fullmatch(token)))
 
 
 def check_note(row: Mapping[str, Any], view: RowView) -> Iterator[Finding]:

@@ -113,20 +113,21 @@ def atomic_share(tasks: Counter[str]) -> float:
 
 def read_rows(file: Path, folder: Path) -> list[Row]:
     """Rows of a file, with relative paths of images made relative to another folder."""
+
+    def move(path: str) -> str:
+        fixed = Path(path).is_absolute() or is_url(path)
+        return path if fixed else path_from(folder, file.parent / path)
+
     rows = []
     for number, row in enumerate(read_entries(file)):
         if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
             raise DataError(f"{file}: entry {number} is no row; expected an object with messages")
         moved = {
-            kind.column: [_move(path, file.parent, folder) for path in row.get(kind.column) or []]
+            kind.column: [move(path) for path in row.get(kind.column) or []]
             for kind in KINDS.values()
         }
         rows.append({**row, **moved})
     return rows
-
-
-def _move(path: str, old: Path, new: Path) -> str:
-    return path if Path(path).is_absolute() or is_url(path) else path_from(new, old / path)
 
 
 def _check_sides(atomic: Sequence[Row], others: Sequence[Row]) -> None:

@@ -99,7 +99,7 @@ def test_the_commands_work_away_from_the_checkout(installed, tmp_path):
 def test_the_page_finds_its_examples(installed, tmp_path):
     pytest.importorskip("gradio")
     code = (
-        "from vpt.demo.page import CSS, EXAMPLES; from vpt.demo.asking import read_examples\n"
+        "from vpt.demo.page import CSS, EXAMPLES; from vpt.demo.runs import read_examples\n"
         "found = read_examples(EXAMPLES)\n"
         "assert CSS.is_file() and all((EXAMPLES / one.picture).is_file() for one in found)\n"
         "print(len(found))"

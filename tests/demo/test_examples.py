@@ -1,6 +1,6 @@
 """The examples: each is answered right by the model that ships, in the way it is said to be."""
 
-from vpt.demo.asking import read_examples
+from vpt.demo.runs import read_examples
 
 WAYS = {
     "the first look": [],

@@ -11,14 +11,17 @@ from PIL import Image
 from tiny_model import tiny_model
 
 import vpt
-from vpt.demo.asking import (
+from vpt.demo.runs import (
     MOST_CHARACTERS,
     SETTINGS,
     LiveRuns,
+    box_to_edit,
+    draw_views,
     make_requests,
+    point_on_image,
     read_settings,
+    shown_results,
 )
-from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace.records import Trace
 from vpt.view.renderers import Album, draw_look
@@ -118,7 +121,7 @@ def test_a_saved_trace_shows_the_same(region, tmp_path):
     again = Trace.load(tmp_path / "t.json")
     assert timeline_html(again) == timeline_html(region)
     assert draw_views(again).crop.tobytes() == draw_views(region).crop.tobytes()
-    assert shown_looks(again) == [("1 · region x 3, y 2", 1)]
+    assert shown_results(again) == [("1 · region x 3, y 2", 1)]
 
 
 def test_a_trace_without_pictures_of_it_is_refused_with_words(region):

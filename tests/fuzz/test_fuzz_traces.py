@@ -13,7 +13,7 @@ from fuzz.limits import within_limits
 from tiny_model import tiny_model
 
 import vpt
-from vpt.demo.views import box_to_edit, draw_views, shown_looks
+from vpt.demo.runs import box_to_edit, draw_views, shown_results
 from vpt.errors import VPTError
 from vpt.trace.records import Trace
 from vpt.view.picture import draw
@@ -88,10 +88,10 @@ def use(path):
     assert Trace.from_dict(json.loads(trace.to_json())).to_json() == trace.to_json()
     trace.save(path)
     timeline_html(trace).encode()
-    looks = shown_looks(trace)
+    results = shown_results(trace)
     box_to_edit(trace)
     draw(trace)
-    for number in [number for _, number in looks] or [None]:
+    for number in [number for _, number in results] or [None]:
         draw_views(trace, number)
 
 

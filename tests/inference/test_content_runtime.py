@@ -12,7 +12,7 @@ from tiny_model import tiny_model
 from transformers import LogitsProcessorList, set_seed
 
 import vpt
-from vpt.demo.asking import LiveRuns
+from vpt.demo.runs import LiveRuns
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.model.building import add_content, build_from_base

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vpt.cli.ask import Screen
-from vpt.demo.views import draw_views, shown_looks
+from vpt.demo.runs import draw_views, shown_results
 from vpt.errors import ImageError
 from vpt.images import from_pixels
 from vpt.inference.events import ContentEvent
@@ -101,9 +101,9 @@ def test_calls_and_maps_stand_in_the_order_of_their_turns():
         CallRecord("crop", "", 1, 0, "executed", (2, 2, 3, 3), (40, 20, 120, 80), num_tokens=4)
     )
     assert [number for number, _ in shown_in_panels(trace)] == [0, 1]
-    assert [label for label, _ in shown_looks(trace)] == ["depth map of 4 codes"]
+    assert [label for label, _ in shown_results(trace)] == ["depth map of 4 codes"]
     trace.calls[0].grid_hw = (2, 2)
-    assert [number for _, number in shown_looks(trace)] == [-1, 1]
+    assert [number for _, number in shown_results(trace)] == [-1, 1]
 
 
 def test_boxes_are_numbered_through_a_run():

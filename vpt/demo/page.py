@@ -19,15 +19,18 @@ from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 import vpt
 from vpt.branches import BranchError
-from vpt.demo.asking import (
+from vpt.demo.runs import (
     MOST,
     SETTING_ROWS,
     LiveRuns,
+    box_to_edit,
+    draw_views,
     make_requests,
+    point_on_image,
     read_examples,
     read_settings,
+    shown_results,
 )
-from vpt.demo.views import box_to_edit, draw_views, point_on_image, shown_looks
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
 from vpt.inference.events import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
@@ -153,8 +156,8 @@ class _Outputs:
                 self.crop = _picture("What it got", elem_id="crop")
             with gr.Column(visible=False, min_width=240) as self.heat_side:
                 self.heat = _picture("Photo | map", gr.ImageSlider, elem_id="heat")
-        with gr.Column(visible=False) as self.looks_side:
-            self.looks = gr.Radio([], label="Show look", elem_id="looks")
+        with gr.Column(visible=False) as self.choice_side:
+            self.results = gr.Radio([], label="Show result", elem_id="looks")
         self.stream = gr.HTML(WELCOME, elem_id="stream")
         with gr.Column(visible=False) as self.after_side:
             with gr.Accordion("Look somewhere else", open=False, elem_id="elsewhere"):
@@ -169,9 +172,15 @@ class _Outputs:
     @property
     def all(self) -> list[Any]:
         """Everything that a run changes."""
-        sides = [self.plain_side, self.crop_side, self.heat_side, self.looks_side, self.after_side]
+        sides = [
+            self.plain_side,
+            self.crop_side,
+            self.heat_side,
+            self.choice_side,
+            self.after_side,
+        ]
         shown = [self.answer, self.plain, self.stream, self.photo, self.crop, self.heat]
-        return [*shown, self.download, self.looks, *self.box, *sides, self.trace, self.corner]
+        return [*shown, self.download, self.results, *self.box, *sides, self.trace, self.corner]
 
     def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
         """Photo, and the result of the chosen call or the chosen depth map."""
@@ -187,8 +196,8 @@ class _Outputs:
     def whole(self, trace: Trace) -> dict[Any, Any]:
         """Everything of a run that has ended, but for the answer without calls."""
         pictures = self.pictures(trace)
-        looks = shown_looks(trace)
-        last = looks[-1][1] if looks else None
+        results = shown_results(trace)
+        last = results[-1][1] if results else None
         file = save_bytes_to_cache(
             trace.to_json().encode(errors="backslashreplace"),
             "trace.json",
@@ -198,8 +207,8 @@ class _Outputs:
             **pictures,
             self.answer: printable(trace.answer) or "(nothing)",
             self.stream: timeline_html(trace),
-            self.looks: gr.Radio(choices=looks, value=last),
-            self.looks_side: gr.Column(visible=len(looks) > 1),
+            self.results: gr.Radio(choices=results, value=last),
+            self.choice_side: gr.Column(visible=len(results) > 1),
             self.after_side: gr.Column(visible=True),
             **dict(zip(self.box, box_to_edit(trace) or [None] * 4, strict=True)),
             self.download: file,
@@ -239,8 +248,8 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     gr.on([*ask, inputs.gallery.click], None, js=TO_ANSWER, api_name="to_answer")
     inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
     views = [outputs.photo, outputs.crop, outputs.heat, outputs.crop_side, outputs.heat_side]
-    chosen = [outputs.trace, outputs.looks]
-    outputs.looks.input(handlers.choose, chosen, views, api_name="choose_look")
+    chosen = [outputs.trace, outputs.results]
+    outputs.results.input(handlers.choose, chosen, views, api_name="choose_look")
     outputs.photo.select(
         handlers.mark,
         [outputs.trace, outputs.corner],
@@ -306,7 +315,7 @@ class _Handlers:
         yield {
             **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
             out.plain_side: gr.Column(visible=compare),
-            out.looks_side: gr.Column(visible=False),
+            out.choice_side: gr.Column(visible=False),
         }
         with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
             yield from self._show(snapshots)

@@ -109,19 +109,15 @@ class SlotPlan:
         self._mask: Tensor | None = None
 
     def _make_runs(self) -> Iterator[_Run]:
-        first = 0
-        for row in range(1, len(self.slots) + 1):
-            if row < len(self.slots) and self.slots[row] == self.slots[row - 1] + 1:
-                continue
-            lengths = torch.tensor([past + 1 for past in self._past[first:row]])
-            longest = int(lengths.max())
-            mask = None
+        offsets = [slot - row for row, slot in enumerate(self.slots)]  # equal among neighbours
+        for offset in dict.fromkeys(offsets):
+            first = offsets.index(offset)
+            end = first + offsets.count(offset)
+            lengths = torch.tensor(self._past[first:end]) + 1
+            longest, mask = int(lengths.max()), None
             if (lengths != longest).any():
-                mask = (torch.arange(longest) < lengths[:, None])[:, None, None]
-                mask = mask.to(self._device)
-            slots = slice(self.slots[first], self.slots[first] + row - first)
-            yield _Run(slice(first, row), slots, longest, mask)
-            first = row
+                mask = (torch.arange(longest) < lengths[:, None])[:, None, None].to(self._device)
+            yield _Run(slice(first, end), slice(first + offset, end + offset), longest, mask)
 
     def commit(self) -> None:
         """Count the new tokens in, once all layers have written theirs."""

@@ -1,4 +1,4 @@
-"""What commands write: lines for the person at the terminal, a progress bar, files."""
+"""Output of commands: lines for the person at the terminal, a progress bar, files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The ``vpt`` command: arguments that a person typed go in, an exit code comes out.
 
-What the model says goes to stdout, all else to stderr. Heavy imports wait until the arguments are
+The text of the model goes to stdout, all else to stderr. Heavy imports wait until the arguments are
 known to be good, so that ``vpt --help`` and wrong usage answer at once.
 
 A further command is one file with a :class:`vpt.cli.parser.Command`, and one row in `COMMANDS`;
@@ -17,35 +17,12 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from vpt.cli import ask, data, demo, depth_tokenizer, init
+from vpt import errors
+from vpt.cli import ask, data, demo, depth_tokenizer, init, parser
 from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
 from vpt.cli.output import print_err
-from vpt.cli.parser import (
-    EXIT_BUG,
-    EXIT_FINE,
-    EXIT_IMAGE,
-    EXIT_INTERRUPTED,
-    EXIT_MEMORY,
-    EXIT_MODEL,
-    EXIT_PIPE,
-    EXIT_SERVICE,
-    EXIT_USAGE,
-    Command,
-    CommandGroup,
-    build_parser,
-)
-from vpt.errors import (
-    BudgetError,
-    CheckpointError,
-    DataError,
-    ImageError,
-    NonFiniteError,
-    PromptError,
-    RunError,
-    ServiceError,
-    is_out_of_memory,
-)
+from vpt.cli.parser import Command, CommandGroup, build_parser
 
 COMMANDS = CommandGroup(
     help="",
@@ -78,7 +55,7 @@ def run(program: Command | CommandGroup, prog: str, argv: Sequence[str] | None =
     try:
         args = build_parser(program, prog).parse_args(argv)
     except SystemExit as exc:  # argparse has written its message
-        return exc.code if isinstance(exc.code, int) else EXIT_USAGE
+        return exc.code if isinstance(exc.code, int) else parser.EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # characters the terminal lacks must not end the run
             stream.reconfigure(errors="backslashreplace")
@@ -88,14 +65,14 @@ def run(program: Command | CommandGroup, prog: str, argv: Sequence[str] | None =
         sys.stdout.flush()
     except KeyboardInterrupt:
         print_err("interrupted", before="\n")
-        return EXIT_INTERRUPTED
+        return parser.EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+        return parser.EXIT_PIPE
     except Exception as exc:
         return _report(exc, args.verbose)
-    return EXIT_FINE if code is None else code
+    return parser.EXIT_FINE if code is None else code
 
 
 @contextlib.contextmanager
@@ -114,13 +91,13 @@ def _quiet() -> Iterator[None]:
 def _report(exc: Exception, verbose: bool) -> int:
     """Write what went wrong; returns the exit code for it."""
     code = _exit_code(exc)
-    if code == EXIT_BUG or verbose:
+    if code == parser.EXIT_BUG or verbose:
         print_err(traceback.format_exc().rstrip(), name="")
-    if code == EXIT_BUG:
+    if code == parser.EXIT_BUG:
         print_err("this is a bug; please report it with the lines above")
         return code
     message = " ".join(str(exc).split())
-    if code == EXIT_MEMORY:
+    if code == parser.EXIT_MEMORY:
         message = f"{message} ({MEMORY_ADVICE})" if message else MEMORY_ADVICE
     print_err(f"error: {message}")
     return code
@@ -129,14 +106,14 @@ def _report(exc: Exception, verbose: bool) -> int:
 def _exit_code(exc: Exception) -> int:
     from vpt.branches import BranchError
 
-    if is_out_of_memory(exc):
-        return EXIT_MEMORY
-    if isinstance(exc, RunError) and isinstance(exc.__cause__, Exception):
+    if errors.is_out_of_memory(exc):
+        return parser.EXIT_MEMORY
+    if isinstance(exc, errors.RunError) and isinstance(exc.__cause__, Exception):
         return _exit_code(exc.__cause__)
     codes: dict[int, tuple[type[Exception], ...]] = {
-        EXIT_IMAGE: (ImageError,),
-        EXIT_USAGE: (PromptError, DataError, BudgetError),
-        EXIT_MODEL: (CheckpointError, NonFiniteError, BranchError),
-        EXIT_SERVICE: (ServiceError,),
+        parser.EXIT_IMAGE: (errors.ImageError,),
+        parser.EXIT_USAGE: (errors.PromptError, errors.DataError, errors.BudgetError),
+        parser.EXIT_MODEL: (errors.CheckpointError, errors.NonFiniteError, BranchError),
+        parser.EXIT_SERVICE: (errors.ServiceError,),
     }
-    return next((code for code, kinds in codes.items() if isinstance(exc, kinds)), EXIT_BUG)
+    return next((code for code, kinds in codes.items() if isinstance(exc, kinds)), parser.EXIT_BUG)

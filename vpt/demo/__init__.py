@@ -1,1 +1,1 @@
-"""What the demo shows of a trace, and which questions it suggests; its widgets are in app.py."""
+"""The demo: a page on which a model answers questions about images."""

@@ -282,7 +282,7 @@ def _error_message() -> Iterator[None]:
 
 
 class _Handlers:
-    """What the events of the page do; each yields or returns new values of widgets."""
+    """Handlers of the events of the page; each yields or returns new values of widgets."""
 
     def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
         self.outputs, self.model = outputs, model

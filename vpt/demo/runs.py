@@ -1,4 +1,4 @@
-"""What the page asks and shows: requests, runs that are watched, pictures of a trace."""
+"""The demo without its widgets: requests, runs that are watched, pictures of a trace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vpt.view.wording import call_text, content_text
 MOST_CHARACTERS = 2000
 ROOM_WH = (640, 640)  # of a picture
 MOST = {"max_calls": 8, "max_new_tokens": 2048}
-"""What the page permits of options that have no such bound elsewhere."""
+"""Bounds of options that have none elsewhere."""
 
 SETTING_ROWS = (
     ("perception",),

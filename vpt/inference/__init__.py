@@ -1,1 +1,1 @@
-"""What answers: conversation, engine, cache, scheduler."""
+"""Answering of requests: conversation, engine, cache, scheduler."""

@@ -1,4 +1,4 @@
-"""The conversation: answer, or call for perception, append what the call brings, and continue.
+"""The conversation: answer, or call for perception, append the result of the call, and continue.
 
 :class:`Conversation` decides what to append, which tokens are permitted next, and when to stop. It
 runs no model: it yields :class:`Append` to have pieces appended and one more token chosen, is sent

@@ -1,4 +1,4 @@
-"""What a conversation asks of its driver and gets back, and the events it yields on the way."""
+"""Messages between a conversation and its driver, and the events that it yields on the way."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class CallEvent:
 
 @dataclass(frozen=True)
 class ResultEvent:
-    """What the call asked for has been appended."""
+    """The result of the call has been appended."""
 
     call: CallRecord
 
@@ -81,7 +81,7 @@ class StopEvent:
 
 @dataclass(frozen=True)
 class ErrorEvent:
-    """The run has failed; no further event of it follows, others are not concerned."""
+    """The run has failed; no further event of it follows, other runs continue."""
 
     error: VPTError
 

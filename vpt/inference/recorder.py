@@ -60,7 +60,7 @@ class Recorder:
         self._started = self._last_token_at = time.perf_counter()
 
     def add_step(self, step: Step, calls: Sequence[CallRecord]) -> None:
-        """Record what an ``Append`` brought: sizes, times, and results of the calls it answered."""
+        """Record the answer to an ``Append``: sizes, times, results of the calls it answered."""
         trace, counts = self.trace, self.trace.counts
         counts.llm_tokens += step.num_tokens
         counts.images_encoded += sum(not image.reused for image in step.images)
@@ -202,7 +202,7 @@ class TextStream:
 
 
 def _settings(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What the trace keeps of the request and of the vocabulary."""
+    """Settings of the trace, from the request and the vocabulary."""
     settings = {**request.options, "grid_size": vocabulary.grid_size}
     del settings["perception"]  # the trace has a field for it
     if request.region is not None:

@@ -1,4 +1,4 @@
-"""What is asked and how it is answered: the two option records, and what each option permits.
+"""Requests: the two records of options, and the values that each option permits.
 
 :class:`Request` and :class:`Sampling` declare each option once: default, bounds, help text. The
 command line, the demo and the evaluation derive theirs from :data:`OPTIONS`. Nothing here imports
@@ -138,7 +138,7 @@ class Request:
         sampling: greedy by default.
         system: the system turn; ``None`` for the released one.
         region: cells of the grid that the first call names, whatever the model would have done:
-            to correct it by hand, or to see what the true region would have brought.
+            to correct it by hand, or to see the effect of the true region.
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
             ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).

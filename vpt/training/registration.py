@@ -1,4 +1,4 @@
-"""What LLaMA-Factory calls: models, template, plugin, dataset format and trainer, registered."""
+"""Registration with LLaMA-Factory: models, template, plugin, dataset format and trainer."""
 
 from __future__ import annotations
 

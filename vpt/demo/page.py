@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vpt.branches import BranchError
 from vpt.demo.runs import (
     MOST,
     SETTING_ROWS,
+    SETTINGS,
     LiveRuns,
     box_to_edit,
     draw_views,
@@ -233,7 +234,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     ask = [inputs.ask.click, inputs.question.submit]
     asked = gr.on(ask, handlers.ask, inputs.all, api_name="ask", **shown)
     looked = outputs.look_there.click(
-        handlers.look_there, [*inputs.all, *outputs.box], api_name="look_there", **shown
+        handlers.ask, [*inputs.all, *outputs.box], api_name="look_there", **shown
     )
     outputs.upload.upload(handlers.replay, outputs.upload, api_name="replay", **shown)
 
@@ -289,36 +290,24 @@ class _Handlers:
         self.live_runs = None if isinstance(model, CheckpointError) else LiveRuns(model)
 
     def ask(
-        self, picture: str | None, question: str, compare: bool, *settings: Any
+        self, picture: str | None, question: str, compare: bool, *values: Any
     ) -> Iterator[dict[Any, Any]]:
+        """Answer with settings, the first of ``values``, and a box to look at, the rest if any."""
+        out, box = self.outputs, values[len(SETTINGS) :] or None
         with _error_message():
-            yield from self._answer(picture, question, compare, settings)
-
-    def look_there(
-        self, picture: str | None, question: str, compare: bool, *rest: Any
-    ) -> Iterator[dict[Any, Any]]:
-        with _error_message():
-            yield from self._answer(picture, question, compare, rest[:-4], rest[-4:])
-
-    def _answer(
-        self,
-        picture: str | None,
-        question: str,
-        compare: bool,
-        settings: Sequence[Any],
-        box: Sequence[float | None] | None = None,
-    ) -> Iterator[dict[Any, Any]]:
-        if isinstance(self.model, CheckpointError) or self.live_runs is None:
-            raise CheckpointError(f"there is no model to ask: {self.model}")
-        out, chosen = self.outputs, read_settings(settings)
-        requests = make_requests(self.model, picture, question, chosen, compare=compare, box=box)
-        yield {
-            **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
-            out.plain_side: gr.Column(visible=compare),
-            out.choice_side: gr.Column(visible=False),
-        }
-        with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
-            yield from self._show(snapshots)
+            if isinstance(self.model, CheckpointError) or self.live_runs is None:
+                raise CheckpointError(f"there is no model to ask: {self.model}")
+            settings = read_settings(values[: len(SETTINGS)])
+            requests = make_requests(
+                self.model, picture, question, settings, compare=compare, box=box
+            )
+            yield {
+                **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
+                out.plain_side: gr.Column(visible=compare),
+                out.choice_side: gr.Column(visible=False),
+            }
+            with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
+                yield from self._show(snapshots)
 
     def _show(self, snapshots: Iterator[Snapshot]) -> Iterator[dict[Any, Any]]:
         """Runs as they happen, and at the end everything: programs get the last only."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,32 +204,25 @@ def token_classes(tokenizer: Any) -> dict[int, int]:
 
 def install_trainer() -> None:
     """Make LLaMA-Factory's fine-tuning use :class:`VPTTrainer`; harmless when done twice."""
-    replace_in_workflow(
-        "CustomSeq2SeqTrainer", CustomSeq2SeqTrainer, VPTTrainer, lambda one: one is VPTTrainer
-    )
+    _replace_in_workflow("CustomSeq2SeqTrainer", CustomSeq2SeqTrainer, VPTTrainer)
 
 
 def install_accuracy(tokenizer: Any) -> None:
     """Make ``compute_accuracy: true`` report by kind of token."""
-    replace_in_workflow(
-        "ComputeAccuracy",
-        metric.ComputeAccuracy,
-        partial(TokenClassAccuracy, token_classes(tokenizer)),
-        lambda one: isinstance(one, partial) and one.func is TokenClassAccuracy,
-    )
+    ours = partial(TokenClassAccuracy, token_classes(tokenizer))
+    _replace_in_workflow("ComputeAccuracy", metric.ComputeAccuracy, ours)
 
 
-def replace_in_workflow(
-    name: str, stock: object, ours: object, is_ours: Callable[[object], bool]
-) -> None:
+def _replace_in_workflow(name: str, stock: object, ours: object) -> None:
     """Replace a name in ``llamafactory.train.sft.workflow``, which has no registry.
 
     Raise ``TrainingError`` if it is not used as in the tested version, where its value is
-    ``stock``, or one that ``is_ours`` knows.
+    ``stock``, unless ours is there already.
     """
     current = getattr(workflow, name, None)
+    is_ours = getattr(current, "func", current) is getattr(ours, "func", ours)  # of a partial
     used = getattr(workflow.run_sft, "__code__", None)
-    if used is None or name not in used.co_names or not (current is stock or is_ours(current)):
+    if used is None or name not in used.co_names or not (current is stock or is_ours):
         raise TrainingError(
             f"llamafactory.train.sft.workflow does not use {name} as expected; this was tested "
             f"with {TESTED}"

@@ -16,7 +16,7 @@ from vpt.cli.model import (
     load_runtime,
 )
 from vpt.cli.output import check_targets, print_err, print_out, write_file
-from vpt.cli.parser import Command
+from vpt.cli.parser import Command, add_flag, add_path
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
@@ -47,12 +47,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     writing = parser.add_argument_group("writing")
     add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the trace as JSON, nothing else")
-    output.add_argument("--trace", type=Path, metavar="FILE", help="save the trace as JSON")
-    suffixes = ", ".join(PICTURE_SUFFIXES)
-    output.add_argument(
-        "--picture", type=Path, metavar="FILE", help=f"save a drawing of the trace ({suffixes})"
-    )
+    add_flag(output, "--json", "print the trace as JSON, nothing else")
+    add_path(output, "--trace", "FILE", "save the trace as JSON")
+    drawing = f"save a drawing of the trace ({', '.join(PICTURE_SUFFIXES)})"
+    add_path(output, "--picture", "FILE", drawing)
 
 
 def _ask(args: argparse.Namespace) -> None:

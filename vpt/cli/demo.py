@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
 from vpt.cli.output import print_err
-from vpt.cli.parser import Command, whole_number
+from vpt.cli.parser import Command, add_flag, add_value, whole_number
 from vpt.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -21,20 +21,12 @@ NO_GRADIO = 'the demo needs gradio; pip install -e ".[demo]"'
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     page = parser.add_argument_group("page")
-    page.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
-    )
-    page.add_argument(
-        "--port", type=whole_number(0), default=7860, metavar="N", help="(default: 7860)"
-    )
-    page.add_argument(
-        "--share", action="store_true", help="also make a public link through gradio's servers"
-    )
-    page.add_argument(
-        "--anyway",
-        action="store_true",
-        help="serve the page even if the model cannot be loaded: it says why, and replays traces",
-    )
+    local = "127.0.0.1"
+    add_value(page, "--host", "H", str, f"address to listen at (default: {local})", local)
+    add_value(page, "--port", "N", whole_number(0), "to listen at", 7860)
+    add_flag(page, "--share", "also make a public link through gradio's servers")
+    anyway = "serve the page even if the model cannot be loaded: it says why, and replays traces"
+    add_flag(page, "--anyway", anyway)
 
 
 def _run(args: argparse.Namespace) -> None:

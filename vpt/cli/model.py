@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vpt.cli.parser import number, whole_number
+from vpt.cli.parser import add_path, add_value, number, whole_number
 from vpt.errors import PromptError, is_out_of_memory
 from vpt.inference.request import OPTIONS, Option
 
@@ -29,22 +28,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "images only",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
-    model.add_argument(
-        "--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, ...; a GPU if there is one"
+    add_value(model, "--device", "D", _device, "cpu, cuda, cuda:1, ...; a GPU if there is one")
+    longest = (
+        "longer side to which images are shrunk before the model sees them, 0 for no limit "
+        "(default: as the model says; released models: 512)"
     )
-    model.add_argument(
-        "--image-resolution",
-        type=whole_number(0),
-        metavar="N",
-        help="longer side to which images are shrunk before the model sees them, 0 for no limit "
-        "(default: as the model says; released models: 512)",
-    )
-    model.add_argument(
-        "--depth-tokenizer",
-        type=Path,
-        metavar="DIR_OR_PTH",
-        help="decodes the depth maps that the model writes; by default that in the model's folder",
-    )
+    add_value(model, "--image-resolution", "N", whole_number(0), longest)
+    decoder = "decodes the depth maps that the model writes; by default that in the model's folder"
+    add_path(model, "--depth-tokenizer", "DIR_OR_PTH", decoder)
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
 
 

@@ -173,13 +173,7 @@ class _Outputs:
     @property
     def all(self) -> list[Any]:
         """Everything that a run changes."""
-        sides = [
-            self.plain_side,
-            self.crop_side,
-            self.heat_side,
-            self.choice_side,
-            self.after_side,
-        ]
+        sides = [self.plain_side, self.crop_side, self.heat_side, self.choice_side, self.after_side]
         shown = [self.answer, self.plain, self.stream, self.photo, self.crop, self.heat]
         return [*shown, self.download, self.results, *self.box, *sides, self.trace, self.corner]
 

@@ -78,9 +78,7 @@ Waiting = Iterator[tuple[int, tuple[Exchange, Sampling] | VPTError]]
 
 
 def drive(
-    engine: Engine,
-    conversations: Iterable[tuple[Exchange, Sampling] | VPTError],
-    batch_size: int,
+    engine: Engine, conversations: Iterable[tuple[Exchange, Sampling] | VPTError], batch_size: int
 ) -> Iterator[tuple[int, Event]]:
     """Run conversations to their ends, ``batch_size`` at once, taken up as room is made.
 

@@ -133,11 +133,9 @@ class VPTPlugin(BasePlugin):
         """
         _refuse(videos, audios)
         sizes = pixels_of(processor).count([_as_item(image) for image in images])
-        asked = iter(write_placeholders([m["content"] for m in messages if _is_asked(m)], sizes))
-        return [
-            {**message, "content": next(asked)} if _is_asked(message) else message
-            for message in messages
-        ]
+        questions = [m["content"] for m in messages if m["role"] == ROLES[0]]
+        asked = iter(write_placeholders(questions, sizes))
+        return [{**m, "content": next(asked)} if m["role"] == ROLES[0] else m for m in messages]
 
     def get_mm_inputs(
         self,
@@ -204,10 +202,6 @@ def _first(items: Sequence[Item], num_kept: dict[str, int]) -> list[Item]:
     """The first ``num_kept`` images of each kind."""
     numbers = {kind: count() for kind in num_kept}
     return [item for item in items if next(numbers[item[0]]) < num_kept[item[0]]]
-
-
-def _is_asked(message: dict[str, str]) -> bool:
-    return message["role"] == ROLES[0]
 
 
 def _refuse(videos: Sequence[Any], audios: Sequence[Any]) -> None:

@@ -102,7 +102,7 @@ def evaluate(
     Raises:
         DataError: if the folder cannot be written, is that of another run, or a run is using it.
         PromptError: if the model lacks what a condition needs, or there is nothing to judge.
-        JudgeError: if the judge cannot do its work.
+        JudgeError: if the judge is down, or refuses the key or the model.
     """
     if judge is not None and not any(planned.split.judged for planned in plan.splits):
         names = ", ".join(name for name, split in SPLITS.items() if split.judged)

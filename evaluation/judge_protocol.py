@@ -1,11 +1,9 @@
 """What a judge is asked, and how: VPT's released prompt, for a score from 0 to 1, and settings.
 
-The prompt is from https://github.com/yu-rp/VisualPerceptionToken (commit fb5aa5c): the instruction
-is ``evaluation_prompt`` in `evaluation/evaluation.py`, the three lines below it are ``genquery`` in
-`evaluation/gpt.py`. It is sent as one user message to ``gpt-4o`` at temperature 0, with at most 64
-tokens for the reply. The instruction is that of Visual CoT (arXiv 2403.16999,
-`deepcs233/Visual-CoT`, `llava/eval/eval_cot_score.py`), a system message to ``gpt-3.5-turbo-1106``
-there. The wording follows VPT's to the letter, so that scores can be compared; a test pins it.
+The prompt is to the letter ``evaluation_prompt`` (`evaluation/evaluation.py`) and ``genquery``
+(`evaluation/gpt.py`) of https://github.com/yu-rp/VisualPerceptionToken at commit fb5aa5c, after
+Visual CoT (arXiv 2403.16999, `llava/eval/eval_cot_score.py`). It is sent as one user message to
+``gpt-4o`` at temperature 0, with at most 64 tokens for the reply.
 
 Two differences are deliberate. The released code takes the first 0 or 1 anywhere in the reply for
 the start of the score ("10" gives 10.0), and 0 for a reply without one or a failed call. Here a

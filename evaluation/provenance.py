@@ -102,19 +102,14 @@ def describe_surroundings(runtime: Runtime) -> dict[str, Any]:
 
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:
     """Commit of a checkout, with a ``+`` if files differ from it; ``None`` if there is none."""
+    options: dict[str, Any] = {"cwd": folder, "stderr": subprocess.DEVNULL, "timeout": 20}
+    status = ["git", "status", "--porcelain", "--untracked-files=no"]
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, **options)
+        changed = subprocess.check_output(status, text=True, **options)
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20
-    )
-    return done.stdout.strip()
+    return commit.strip() + ("+" if changed else "")
 
 
 def _version(name: str) -> str | None:

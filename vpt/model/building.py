@@ -12,10 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.branches.base import branch_class
 from vpt.errors import CheckpointError
@@ -78,9 +75,7 @@ def build_from_base(
         branches: names of branches, see :func:`vpt.protocol.tokens.find_branch`.
         encoders: branch -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
             by default the ``source`` in the branch's row.
-        grid_size: cells per side of the region grid.
-        content: what it shall write by itself.
-        codebook: ``[K, D]``, vectors of the depth codes, by which their rows begin in order.
+        codebook: ``[K, D]``, vectors of the depth codes, which order the rows of their tokens.
         dtype: of the weights; ``"auto"`` for the base model's.
 
     Raises:
@@ -93,7 +88,8 @@ def build_from_base(
         raise CheckpointError(
             f"{stray[0]!r} takes no encoder; those that do: {', '.join(defaults)}"
         )
-    _check_base(base)
+    if (model_type := _model_type(base)) != "qwen2_vl":  # most weights would be drawn again
+        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
     with as_checkpoint_error(f"cannot load the base model {base}"):
         check_generation_config(base)
         base_config = Qwen2VLConfig.from_pretrained(base)
@@ -118,8 +114,7 @@ def build_from_base(
         torch.manual_seed(seed)
         model = VPTForConditionalGeneration(config).to(llm.dtype)
     missing, unexpected = model.load_state_dict(llm.state_dict(), strict=False)
-    new = ("branches.", "projectors.")
-    if unexpected or [key for key in missing if not key.startswith(new)]:
+    if unexpected or not all(key.startswith(("branches.", "projectors.")) for key in missing):
         raise CheckpointError(f"the base model {base} does not have the weights of a Qwen2-VL")
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
@@ -140,10 +135,7 @@ def add_content(
 
     Args:
         source: folder or hub id of a VPT model.
-        content: what it shall write by itself, beside what it writes already.
         codebook: as for :func:`build_from_base`.
-        dtype: of the weights; ``"auto"`` for the stored one.
-        seed: of the new embedding rows, drawn as those of :func:`build_from_base`.
 
     Raises:
         CheckpointError: if it cannot be loaded, writes that already, or in other sizes.
@@ -175,7 +167,7 @@ def add_content(
 
 
 def _make_room(model: Any, tokenizer: Any, seed: int) -> None:
-    """Rows for all tokens: Qwen2-VL has more than tokens; shrink never, grow only if need be."""
+    """Add rows if there are more tokens than rows; Qwen2-VL has spare ones, which are kept."""
     if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
         return
     with torch.random.fork_rng(devices=[]):
@@ -191,12 +183,6 @@ def _content_settings(content: ContentTokens) -> dict[str, Any]:
         "depth_num_cells": content.num_cells,
         "box_num_pixels": content.num_pixels,
     }
-
-
-def _check_base(base: str) -> None:
-    """A VPT model, say, would load with most of its weights drawn anew: refuse it."""
-    if (model_type := _model_type(base)) != "qwen2_vl":
-        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
 
 
 def _model_type(base: str) -> Any:
@@ -240,23 +226,14 @@ def vpt_config(
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
 ) -> VPTConfig:
-    """Configuration of a VPT model on a base Qwen2-VL configuration.
-
-    Args:
-        base: a ``Qwen2VLConfig``.
-        tokenizer: with the perception tokens in it.
-        branches: keys of ``BRANCH_TOKENS``.
-    """
+    """Configuration of a VPT model on a ``Qwen2VLConfig``; its tokens are in the tokenizer."""
     ids = tokenizer.get_vocab()
     rows = [BRANCH_TOKENS[branch] for branch in branches]
-    settings: dict[str, Any] = _content_settings(content)
-    for row in rows:
-        settings |= {field: ids[token] for field, token in row.id_fields.items()}
     skipped = ("model_type", "architectures", "transformers_version", "auto_map", "dtype")
-    inherited = {k: v for k, v in base.to_dict().items() if k not in skipped}
     return VPTConfig(
-        **inherited,
-        **settings,
+        **{name: value for name, value in base.to_dict().items() if name not in skipped},
+        **_content_settings(content),
+        **{field: ids[token] for row in rows for field, token in row.id_fields.items()},
         para_start_id=ids[TURN_START],
         para_end_id=ids[TURN_END],
         vision_encoder_ls=[row.encoder for row in rows],
@@ -271,7 +248,7 @@ def _draw_new_embeddings(
     seed: int,
     codebook: Tensor | None,
 ) -> None:
-    """Let tokens begin in both tables, which may be one, as :func:`draw_embeddings` says."""
+    """Draw the rows of tokens in both tables, which may be one: see :func:`draw_embeddings`."""
     rows = tokenizer.convert_tokens_to_ids(tokens)
     tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.lm_head)}
     for number, weight in enumerate(tables.values()):
@@ -284,13 +261,13 @@ def draw_embeddings(
 ) -> Tensor:
     """Draw rows around the mean of the old ones, as spread as these are.
 
-    Each token is drawn by itself, but for those whose order is known: coordinates of boxes begin
-    alike if they are near each other, depth codes if their vectors are. What is learned of one
-    then holds for its neighbours at once (docs/decisions/008-ordered-tokens-begin-in-order.md).
+    Rows are independent, except where an order is known: near coordinates of boxes get similar
+    rows, and so do depth codes with similar vectors. What is learned for one then holds for its
+    neighbours (docs/decisions/008-ordered-tokens-begin-in-order.md).
 
     Args:
-        old: ``[N, H]``, what there is.
-        codebook: ``[K, D]``, vectors of the depth codes; without it these are drawn like others.
+        old: ``[N, H]``.
+        codebook: ``[K, D]``, vectors of the depth codes; without it these are independent.
 
     Returns:
         ``[len(tokens), H]`` float32.

@@ -33,12 +33,11 @@ IGNORE_INDEX = -100
 
 
 def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
-    """Open an image of a row, its crop suffix understood.
+    """Open an image of a row and cut what its crop suffix names; black outside, as released.
 
     Raises:
         ImageError: if it cannot be read.
-        RegionError: if the box is empty. One that reaches out of the image is filled with
-            black, as released.
+        RegionError: if the box is empty.
     """
     plain, box = split_crop_suffix(path)
     image = load_image(locate_image(plain, root))
@@ -50,11 +49,7 @@ def open_row_image(path: str, root: Path | None = None) -> LoadedImage:
 
 
 class Pixels:
-    """Opens and preprocesses images as the model of a configuration wants them.
-
-    Args:
-        open_image: path in a row, or whatever stands for one -> image.
-    """
+    """Opens images and preprocesses them for a model."""
 
     def __init__(
         self,
@@ -63,7 +58,6 @@ class Pixels:
         open_image: Callable[[Any], LoadedImage],
     ) -> None:
         self.config = config
-        self.processor = processor
         self.open_image = open_image
         backbone = backbone_of(config, image_processor=processor.image_processor)
         with torch.device("meta"):  # only their preprocessing is used here
@@ -84,31 +78,27 @@ class Pixels:
             Arguments of forward, in which images of one kind keep their order; and per kind how
             many placeholder tokens each image takes.
         """
-        opened = self._open(images)
         pixels: dict[str, Tensor] = {}
         sizes: dict[str, list[int]] = {}
-        for kind in dict.fromkeys(kind for kind, _ in opened):
-            of_kind = [image for other, image in opened if other == kind]
-            sizes[kind] = [self.num_tokens(kind, image.size_wh) for image in of_kind]
-            values = self._preprocess(kind, of_kind)
+        for kind, opened in self._open(images).items():
+            sizes[kind] = [self.num_tokens(kind, image.size_wh) for image in opened]
+            fitted = [self._fit(kind, image.pixels) for image in opened]
+            values = self._encoder(kind).preprocess(fitted).values()
             pixels |= zip(forward_arguments(kind), values, strict=True)
         return pixels, sizes
 
     def count(self, images: Sequence[tuple[str, Hashable]]) -> dict[str, list[int]]:
-        """How many placeholder tokens images take, as ``__call__`` says, but sooner.
+        """Placeholder tokens of images, as ``__call__`` returns them, without preprocessing.
 
-        Every image is opened all the same, so that what cannot be read is known before training.
+        Every image is opened, so that unreadable ones are found before training.
         """
-        sizes: dict[str, list[int]] = {}
-        for kind, image in self._open(images):
-            sizes.setdefault(kind, []).append(self.num_tokens(kind, image.size_wh))
-        return sizes
+        return {
+            kind: [self.num_tokens(kind, image.size_wh) for image in opened]
+            for kind, opened in self._open(images).items()
+        }
 
-    def _open(self, images: Sequence[tuple[str, Hashable]]) -> list[tuple[str, LoadedImage]]:
-        """Open images, once each, and not again those of the row before.
-
-        Several branches may see one image, and rows about one image often stand together.
-        """
+    def _open(self, images: Sequence[tuple[str, Hashable]]) -> dict[str, list[LoadedImage]]:
+        """Open images, once each, and not again those of the row before: rows often share one."""
         for kind, _ in images:
             if kind not in ("image", *self.config.branches):
                 have = ", ".join(self.config.branches) or "none"
@@ -121,20 +111,18 @@ class Pixels:
             source: known[source] if source in known else self.open_image(source)
             for source in dict.fromkeys(source for _, source in images)
         }
-        return [(kind, self._opened[source]) for kind, source in images]
+        opened: dict[str, list[LoadedImage]] = {}
+        for kind, source in images:
+            opened.setdefault(kind, []).append(self._opened[source])
+        return opened
 
     def num_tokens(self, kind: str, size_wh: tuple[int, int]) -> int:
-        """Placeholder tokens of an image of this size, which need not be there."""
+        """Placeholder tokens of an image of this size."""
         fitted = self._fit(kind, Image.new("1", size_wh))
         height, width = self._encoder(kind).grid_hw(fitted.size)
         if kind in BRANCH_TOKENS:
             height, width = token_grid(BRANCH_TOKENS[kind].stem, (height, width))
         return height * width
-
-    def _preprocess(self, kind: str, images: Sequence[LoadedImage]) -> list[Tensor]:
-        """Pixels of images of one kind."""
-        fitted = [self._fit(kind, image.pixels) for image in images]
-        return list(self._encoder(kind).preprocess(fitted).values())
 
     def _encoder(self, kind: str) -> ModelBranch:
         return self._branches[TOWER if kind == "image" else kind]
@@ -164,7 +152,7 @@ class Sample:
         input_ids: ``[S]``; for prediction the prompt only.
         labels: for training ``[S]``, -100 outside assistant turns and on control tokens; for
             prediction the last answer.
-        pixels: arguments of the model's forward, of this row's images.
+        pixels: arguments of the model's forward.
     """
 
     input_ids: list[int]
@@ -173,11 +161,7 @@ class Sample:
 
 
 class RowEncoder:
-    """Encodes rows for a model.
-
-    Args:
-        open_image: path in a row -> image.
-    """
+    """Encodes rows for a model."""
 
     def __init__(
         self,
@@ -223,18 +207,15 @@ class RowEncoder:
                 labels = answer_ids
                 break
             ids += answer_ids
-            labels += self._labels(answer_ids)
+            labels += [IGNORE_INDEX if i in self._actions else i for i in answer_ids]
         return Sample(ids, labels, pixels)
-
-    def _labels(self, answer_ids: list[int]) -> list[int]:
-        return [IGNORE_INDEX if i in self._actions else i for i in answer_ids]
 
 
 def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
-    """How many tokens of a prompt and its answer are kept, as LLaMA-Factory 0.9 shares room.
+    """Numbers of tokens kept of a prompt and its answer, as LLaMA-Factory 0.9 shares room.
 
-    A short answer is kept whole and the prompt gives way; beside a short prompt the answer gives
-    way; of two long ones each keeps its share. Both are cut at their ends.
+    A short answer is kept whole and the prompt is cut; with a short prompt the answer is cut; of
+    two long ones each keeps its share. Both are cut at their ends.
     """
     room = max(room, 0)
     if 2 * num_answer < room:
@@ -249,14 +230,13 @@ def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
 def drop_cut_images(
     ids: list[int], sizes: Mapping[str, Sequence[int]], tokenizer: Any
 ) -> dict[str, int]:
-    """Blank what is left of an image through which a row was cut.
+    """Overwrite the rest of an image through which a row was cut with padding, in place.
 
     Args:
-        ids: of the row; what is left of the cut image becomes padding tokens, in place.
         sizes: kind of image -> number of tokens of each before the cut.
 
     Returns:
-        Kind -> number of images that are whole, which are the first ones.
+        Kind -> number of whole images, which are the first ones.
     """
     vision_end = tokenizer.convert_tokens_to_ids(VISION_END)
     kind_of_pad = {tokenizer.convert_tokens_to_ids(KINDS[k].pad): k for k in KINDS}
@@ -289,29 +269,23 @@ def collate(
     side: str = "right",
     pad_to_multiple_of: int | None = None,
 ) -> dict[str, Tensor]:
-    """Make a padded batch of samples.
+    """Make a padded batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``, and pixels.
 
     Args:
-        pad_token_id: fills ``input_ids``; ``labels`` are filled with -100.
-        side: ``"right"`` for training, ``"left"`` for generation.
+        side: of the padding: ``"right"`` for training, ``"left"`` for generation.
         pad_to_multiple_of: round the length up to a multiple of this.
-
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels`` ``[B, S]``, and the pixels of all rows.
     """
-    batch = {
-        "input_ids": _pad([s.input_ids for s in samples], pad_token_id, side, pad_to_multiple_of),
-        "attention_mask": _pad(
-            [[1] * len(s.input_ids) for s in samples], 0, side, pad_to_multiple_of
-        ),
-        "labels": _pad([s.labels for s in samples], IGNORE_INDEX, side, pad_to_multiple_of),
+    columns = {
+        "input_ids": (pad_token_id, [sample.input_ids for sample in samples]),
+        "attention_mask": (0, [[1] * len(sample.input_ids) for sample in samples]),
+        "labels": (IGNORE_INDEX, [sample.labels for sample in samples]),
     }
-    return batch | join_pixels([s.pixels for s in samples])
-
-
-def _pad(rows: list[list[int]], fill: int, side: str, multiple: int | None) -> Tensor:
-    width = max(len(row) for row in rows)
-    width = width if multiple is None else -(-width // multiple) * multiple
-    padding = [[fill] * (width - len(row)) for row in rows]
-    pairs = zip(rows, padding, strict=True)
-    return torch.tensor([row + pad if side == "right" else pad + row for row, pad in pairs])
+    batch = {}
+    for name, (fill, rows) in columns.items():
+        multiple = pad_to_multiple_of or 1
+        width = -(-max(len(row) for row in rows) // multiple) * multiple
+        padding = [[fill] * (width - len(row)) for row in rows]
+        pairs = zip(rows, padding, strict=True)
+        padded = [row + pad if side == "right" else pad + row for row, pad in pairs]
+        batch[name] = torch.tensor(padded)
+    return batch | join_pixels([sample.pixels for sample in samples])

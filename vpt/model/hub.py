@@ -32,7 +32,6 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 """Names of the files that hold a model's weights, in the order in which they are looked for."""
 
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
 _LFS_POINTER = b"version https://git-lfs"
 
 SHIM_NAME = "vpt_shim"
@@ -68,25 +67,18 @@ def as_checkpoint_error(what: str) -> Iterator[None]:
     except Exception as exc:
         if isinstance(exc, VPTError) or is_out_of_memory(exc):
             raise
-        raise CheckpointError(f"{what}: {_reason(exc)}") from exc
-
-
-def _reason(exc: Exception) -> str:
-    """What went wrong, in a line; without torch's advice to switch safe loading off."""
-    if isinstance(exc, UnpicklingError) or "weights_only" in str(exc):
-        return (
-            "it is damaged, or holds more than tensors, which could run code when loaded; get the "
-            "file again, or ask for it as safetensors"
-        )
-    return str(exc).strip().split("\n")[0] or type(exc).__name__
+        reason = str(exc).strip().split("\n")[0] or type(exc).__name__
+        if isinstance(exc, UnpicklingError) or "weights_only" in str(exc):
+            # torch's own text advises to switch safe loading off.
+            reason = (
+                "it is damaged, or holds more than tensors, which could run code when loaded; get "
+                "the file again, or ask for it as safetensors"
+            )
+        raise CheckpointError(f"{what}: {reason}") from exc
 
 
 def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> Path | None:
-    """Where a file of a model lies; ``None`` if the model has no such file.
-
-    Args:
-        **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ...; others are left aside.
-    """
+    """Path of a file of a model, or ``None``; options that are not of the hub are ignored."""
     path_or_id = str(path_or_id)
     folder = Path(path_or_id)
     if folder.is_file():
@@ -142,21 +134,21 @@ def check_weights(
     make: Callable[[], nn.Module],
     key_mapping: Mapping[str, str] = {},
 ) -> None:
-    """Look at a folder's weights before any are read; files that the hub gives are let pass.
+    """Check a folder's weights before any are read; the files of a hub id are not checked.
 
     Args:
-        make: builds the model; called with tensors that take no memory.
+        make: builds the model; called under the ``meta`` device.
         key_mapping: patterns of stored names -> names in the model.
     """
     folder = Path(path_or_id)
     if not folder.is_dir():
         return
     refuse_adapter(path_or_id)
-    if not (files := weights_files(folder)):
+    if not (files := _weights_files(folder)):
         return  # transformers names all that it looked for
     names: Counter[str] = Counter()
     for file in files:
-        for name in stored_names(file):
+        for name in _stored_names(file):
             for pattern, replacement in key_mapping.items():
                 name = re.sub(pattern, replacement, name)
             names[name] += 1
@@ -184,9 +176,9 @@ def refuse_adapter(path_or_id: str, **hub_kwargs: Any) -> None:
         )
 
 
-def weights_files(folder: Path) -> list[Path]:
+def _weights_files(folder: Path) -> list[Path]:
     """Files of the weights that would be read from a folder; none if it has none."""
-    for name in _WHOLE:
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (file := folder / name).exists():
             return [file]
         if (index := folder / f"{name}.index.json").exists():
@@ -208,8 +200,7 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def stored_names(file: Path) -> list[str]:
-    """Names of the weights in a file, which is not read beyond them."""
+def _stored_names(file: Path) -> list[str]:
     check_file(file)
     with as_checkpoint_error(f"cannot read the weights {file}"):
         if file.suffix == ".safetensors":
@@ -219,12 +210,7 @@ def stored_names(file: Path) -> list[str]:
 
 
 def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLike[str]) -> None:
-    """Copy a file or folder of a model to where the model is saved, if it has one and that has not.
-
-    Args:
-        folder: of the model, or an id: nothing is copied of that.
-        name: of the part, relative to ``folder``; one outside of it stays where it is.
-    """
+    """Copy a file or folder within a model folder to where the model is saved, unless it exists."""
     source, copy = Path(folder, name), Path(target, name)
     if not folder or not source.exists() or os.path.lexists(copy) or ".." in Path(name).parts:
         return
@@ -235,11 +221,7 @@ def copy_part(folder: str | os.PathLike[str], name: str, target: str | os.PathLi
 
 
 def other_weights(folder: Path, draft: Path) -> list[Path]:
-    """Weights that would be read in place of those that are about to be moved into a folder.
-
-    Args:
-        draft: holds the new files; without weights among them the old ones stay current.
-    """
+    """Weights in a folder that would be read instead of those in ``draft``, if there are any."""
     old, new = (
         {file.name: file for pattern in WEIGHTS for file in where.glob(pattern)}
         for where in (folder, draft)
@@ -248,10 +230,7 @@ def other_weights(folder: Path, draft: Path) -> list[Path]:
 
 
 def key_mapping(branches: Iterable[str]) -> dict[str, str]:
-    """Patterns and replacements from the names in folders to those of the installed model.
-
-    Names that are already ours are left alone.
-    """
+    """Patterns of names in folders -> names in the installed model; ours are left alone."""
     names = {
         r"^model\.(layers|embed_tokens|norm)\b": r"model.language_model.\1",
         r"^visual\.": r"model.visual.",
@@ -260,22 +239,15 @@ def key_mapping(branches: Iterable[str]) -> dict[str, str]:
         names[rf"^{row.released}_model\."] = f"branches.{row.branch}.encoder."
         names[rf"^{row.released}_projector\."] = f"projectors.{row.branch}."
     for branch in branches:
-        for pattern, replacement in _key_mapping_of(branch).items():
+        home = branch_class(BRANCH_TOKENS[branch].home)
+        own: Mapping[str, str] = home.key_mapping() if issubclass(home, EncoderBranch) else {}
+        for pattern, replacement in own.items():
             names[rf"^branches\.{branch}\.(.*){pattern}"] = rf"branches.{branch}.\1{replacement}"
     return names
 
 
-def _key_mapping_of(branch: str) -> Mapping[str, str]:
-    home = branch_class(BRANCH_TOKENS[branch].home)
-    return home.key_mapping() if issubclass(home, EncoderBranch) else {}
-
-
 def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a model under the names that folders have, whatever transformers is installed.
-
-    Args:
-        state_dict: of a :class:`vpt.model.modeling.VPTForConditionalGeneration`.
-    """
+    """Weights of a model under the names that folders have, whatever transformers is installed."""
     rest, stored = dict(state_dict), dict[str, Tensor]()
     for row in BRANCH_TOKENS.values():
         prefix = f"branches.{row.branch}."
@@ -287,11 +259,7 @@ def stored_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_account(path_or_id: str, account: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose weights are not exactly those of the model.
-
-    Args:
-        account: ``loading_info`` of ``from_pretrained``.
-    """
+    """Refuse weights other than the model's; ``account`` is transformers' loading info."""
     problems = {
         "missing": sorted(account["missing_keys"]),
         "unknown": sorted(account["unexpected_keys"]),
@@ -305,11 +273,7 @@ def check_account(path_or_id: str, account: Mapping[str, Any]) -> None:
 
 
 def auto_map(config_class: type) -> dict[str, str]:
-    """Which class of the shim each Auto class shall use.
-
-    Args:
-        config_class: of the model; the model class has a name that begins alike.
-    """
+    """Class of the shim for each Auto class."""
     family = config_class.__name__.removesuffix("Config")
     return {
         "AutoConfig": f"{SHIM_NAME}.{family}Config",
@@ -324,7 +288,7 @@ def write_shim(folder: str | os.PathLike[str]) -> None:
 
 
 def write_processor_entry(folder: str | os.PathLike[str]) -> None:
-    """Say whose processor this is, in the file that transformers reads before all others."""
+    """Name our processor in the file that transformers reads before all others."""
     file = Path(folder) / "processor_config.json"
     known = read_json(file) if file.exists() else {}
     entry = {**known, "processor_class": "VPTProcessor", "auto_map": _PROCESSOR_ENTRY}
@@ -332,11 +296,7 @@ def write_processor_entry(folder: str | os.PathLike[str]) -> None:
 
 
 class ShimSavingMixin:
-    """Goes in front of a transformers class that lies behind the shim.
-
-    transformers marks classes it loads from a folder, and copies their source when it saves. That
-    would replace the shim by files that cannot be imported alone.
-    """
+    """Keeps transformers from copying a class's source over the shim when a model is saved."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:

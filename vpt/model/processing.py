@@ -1,9 +1,7 @@
 """From a question and images to the pieces of a token stream.
 
-A stream is made of pieces: token ids, images, and images re-encoded by a branch. The first
-pieces are the prompt; what a perception call brings back is appended as further ones. How many
-placeholder tokens a piece takes is known only when its pixels are, see
-:mod:`vpt.inference.engine`.
+Pieces are token ids, images, and images re-encoded by a branch. The first ones are the prompt;
+results of perception calls are appended as further ones.
 """
 
 from __future__ import annotations
@@ -103,7 +101,6 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
 
     Args:
         image_processor: a ``Qwen2VLImageProcessorPil``.
-        tokenizer: with the perception tokens in it.
         chat_template: Jinja template; only for users of ``apply_chat_template``.
 
     Attributes:
@@ -173,14 +170,10 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
     def check_fits(
         self, config: Qwen2VLConfig, name: str, end_ids: int | Sequence[int] | None = None
     ) -> None:
-        """Refuse to serve a model that this is not the processor of.
+        """Refuse a model that this is not the processor of, with a ``CheckpointError``.
 
         Args:
-            name: of the model, for the message.
             end_ids: ``eos_token_id`` of its generation configuration.
-
-        Raises:
-            CheckpointError: naming what differs.
         """
         check_tokenizer(self.tokenizer, config, name, end_ids)
         vision, pixels = config.vision_config, self.image_processor
@@ -199,11 +192,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Save tokenizer and image processor settings, in files that every version reads.
-
-        Raises:
-            PromptError: for an option, none of which is supported.
-        """
+        """Save tokenizer and image processor settings, in files that every version reads."""
         if push_to_hub or kwargs:
             option = next(iter(kwargs), "push_to_hub")
             raise PromptError(f"save_pretrained of the processor takes no option {option!r}")
@@ -239,10 +228,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
     def prompt(
         self, question: str, images: Sequence[LoadedImage], system: str = DEFAULT_SYSTEM
     ) -> list[Piece]:
-        """Pieces of a first turn: system words, images, question, and the opened answer.
-
-        Args:
-            images: in front of the question, each on a line of its own.
+        """Pieces of a first turn: system prompt, images, question, and the opened answer.
 
         Raises:
             PromptError: if the question is empty, or it or ``system`` holds control tokens.
@@ -271,7 +257,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return self._encode_parts(parts)
 
     def _encode_parts(self, parts: Iterable[str | Piece]) -> list[Piece]:
-        """Tokenise texts, neighbours together, so that the tokens are those of the whole."""
+        """Tokenise texts, adjacent ones together, so that the tokens are those of the whole."""
         pieces: list[Piece] = []
         text = ""
         for part in parts:
@@ -283,11 +269,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return [*pieces, self.encode_text(text)]
 
     def check_plain(self, name: str, text: str) -> None:
-        """Refuse text that would be read as control tokens.
-
-        Raises:
-            PromptError: naming the token.
-        """
+        """Refuse text that would be read as control tokens, with a ``PromptError``."""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError(f"the {name} is not valid text: it holds half of a surrogate pair")
         known = self.tokenizer.get_added_vocab()
@@ -300,11 +282,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
     def preprocess_images(
         self, images: Sequence[LoadedImage], max_side: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Pixels of images for the backbone's tower.
-
-        Args:
-            images: of any size and shape.
-            max_side: longer side to which they are shrunk first.
+        """Pixels of images for the backbone's tower, shrunk to ``max_side`` first.
 
         Returns:
             ``pixel_values`` ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
@@ -314,7 +292,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return out["pixel_values"], out["image_grid_thw"]
 
     def fit(self, image: LoadedImage, max_side: int | None = None) -> Image.Image:
-        """An image in the shape the image processor takes, ``max_side`` as above."""
+        """An image in a shape that the image processor takes, shrunk to ``max_side`` first."""
         factor = self.image_processor.patch_size * self.image_processor.merge_size
         return fit_for_tower(image.pixels, min_side=factor, max_side=max_side)
 
@@ -347,13 +325,14 @@ def _sort_options(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_tokenizer_files(path_or_id: str, hub: dict[str, Any]) -> None:
-    """Refuse a folder without a tokenizer; transformers would make one that knows no words."""
-    names = ("tokenizer.json", "vocab.json", "merges.txt")
-    files = {name: find_file(path_or_id, name, **hub) for name in names}
-    for file in filter(None, files.values()):
-        check_file(file)
-    missing = [name for name, file in files.items() if file is None]
-    if names[0] in missing and len(missing) > 1:
+    """Refuse a folder without a tokenizer; transformers would make one without words."""
+    missing = []
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        if file := find_file(path_or_id, name, **hub):
+            check_file(file)
+        else:
+            missing.append(name)
+    if "tokenizer.json" in missing and len(missing) > 1:
         raise CheckpointError(
             f"{path_or_id} has no tokenizer: expected tokenizer.json, or vocab.json and "
             f"merges.txt, but {', '.join(missing)} are missing; copy them from where the model "
@@ -362,36 +341,29 @@ def _check_tokenizer_files(path_or_id: str, hub: dict[str, Any]) -> None:
 
 
 def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
-    """Make the image processor from the settings of any transformers version.
+    """Make the image processor from the ``preprocessor_config.json`` of any transformers version.
 
-    Args:
-        settings: content of a ``preprocessor_config.json``. Versions up to 4.45 kept the pixel
-            limits under ``size`` by names that newer image processors refuse.
+    Versions up to 4.45 named the pixel limits in a way that newer image processors refuse.
     """
     with as_checkpoint_error(
         "cannot use the settings of the image processor (preprocessor_config.json)"
     ):
-        settings = _with_one_size(settings)
+        settings = copy.deepcopy(settings)
+        for key in ("image_processor_type", "processor_class", "auto_map"):
+            settings.pop(key, None)
+        size = settings.pop("size", None) or {}
+        if not isinstance(size, Mapping):
+            raise CheckpointError(
+                f"size in preprocessor_config.json must be an object, not {size!r}"
+            )
+        limits = {}
+        for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+            given = settings.pop(old, None)
+            limits[edge] = size.get(edge, size.get(old)) if given is None else given
+        if None not in limits.values():
+            settings["size"] = limits
         check_values(settings)
         return Qwen2VLImageProcessorPil(**settings)
-
-
-def _with_one_size(settings: dict[str, Any]) -> dict[str, Any]:
-    """A copy with the pixel limits as today's image processors want them."""
-    settings = copy.deepcopy(settings)
-    for key in ("image_processor_type", "processor_class", "auto_map"):
-        settings.pop(key, None)
-    size = settings.pop("size", None) or {}
-    if not isinstance(size, Mapping):
-        raise CheckpointError(f"size in preprocessor_config.json must be an object, not {size!r}")
-    limits = {
-        "shortest_edge": size.get("shortest_edge", size.get("min_pixels")),
-        "longest_edge": size.get("longest_edge", size.get("max_pixels")),
-    }
-    for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-        given = settings.pop(old, None)
-        limits[edge] = given if given is not None else limits[edge]
-    return {**settings, **({} if None in limits.values() else {"size": limits})}
 
 
 def _settings(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any]:

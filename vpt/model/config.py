@@ -42,46 +42,31 @@ from vpt.protocol.tokens import (
     region_tokens,
 )
 
-_LARGEST = {
-    "box_num_pixels": 2**16,
-    "depth": 2**10,
-    "depth_num_cells": 2**16,
-    "depth_num_codes": 2**16,
-    "embed_dim": 2**16,
-    "grid_size": 2**8,
-    "head_dim": 2**12,
-    "hidden_size": 2**16,
-    "image_resolution": 2**16,
-    "image_size": 2**14,
-    "in_channels": 2**6,
-    "intermediate_size": 2**20,
-    "max_position_embeddings": 2**30,
-    "mlp_dim": 2**20,
-    "num_attention_heads": 2**10,
-    "num_channels": 2**6,
-    "num_heads": 2**10,
-    "num_hidden_layers": 2**10,
-    "num_key_value_heads": 2**10,
-    "num_pos_feats": 2**16,
-    "output_channels": 2**16,
-    "patch_size": 2**10,
-    "projector_scale": 2**10,
-    "seg_image_resolution": 2**16,
-    "spatial_merge_size": 2**5,
-    "temporal_patch_size": 2**5,
-    "vocab_size": 2**24,
+_SIZES = {
+    2**5: "spatial_merge_size temporal_patch_size",
+    2**6: "in_channels num_channels",
+    2**8: "grid_size",
+    2**10: "depth num_attention_heads num_heads num_hidden_layers num_key_value_heads patch_size "
+    "projector_scale",
+    2**12: "head_dim",
+    2**14: "image_size",
+    2**16: "box_num_pixels depth_num_cells depth_num_codes embed_dim hidden_size image_resolution "
+    "num_pos_feats output_channels seg_image_resolution",
+    2**20: "intermediate_size mlp_dim",
+    2**24: "vocab_size",
+    2**30: "max_position_embeddings",
 }
-"""Sizes in ``config.json`` and the encoder configs, whole numbers from 1: the largest of each."""
+"""Largest value -> sizes in ``config.json`` and the encoder configs, whole numbers from 1."""
 
-_RANGES = {
-    "attention_dropout": (0, 1),
-    "attention_probs_dropout_prob": (0, 1),
-    "drop_path_rate": (0, 1),
-    "hidden_dropout_prob": (0, 1),
-    "layer_norm_eps": (0, 1),
+_LARGEST = {name: largest for largest, names in _SIZES.items() for name in names.split()}
+
+_FRACTIONS = (
+    "attention_dropout attention_probs_dropout_prob drop_path_rate hidden_dropout_prob "
+    "layer_norm_eps para_mask_ratio rms_norm_eps"
+)
+
+_RANGES = dict.fromkeys(_FRACTIONS.split(), (0, 1)) | {
     "mlp_ratio": (0.01, 2**8),
-    "para_mask_ratio": (0, 1),
-    "rms_norm_eps": (0, 1),
     "rope_theta": (1, 1e15),
 }
 """Other numbers, fractions among them: least and largest of each."""
@@ -91,7 +76,7 @@ _MULTIPLES = (
     ("num_attention_heads", "num_key_value_heads", 1),
     ("embed_dim", "num_heads", 4),  # rotary positions: two halves, each of pairs
 )
-"""A size, another and a factor, of which product the first has to be a multiple."""
+"""A size that must be a multiple of another size times a factor."""
 
 _TOKEN_FIELDS = {
     "image_token_id": IMAGE_PAD,
@@ -113,15 +98,14 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
             DINOv2 or SAM vision configuration as a dict. Branches not named here have the
             released encoders (DINOv2-large, SAM ViT-L).
         grid_size: cells per side of the region grid.
-        perception_content: what the model writes by itself, out of ``depth``, ``boxes``; the ids
-            of the tokens are found in the tokenizer.
-        depth_num_codes: of the codebook of its depth maps.
+        perception_content: what the model writes by itself, out of ``depth``, ``boxes``.
+        depth_num_codes: size of the codebook of its depth maps.
         depth_num_cells: codes of a depth map.
-        box_num_pixels: side of the image in which its boxes lie.
+        box_num_pixels: side of the image in which its boxes are given.
         depth_tokenizer: folder or file of the depth tokenizer, relative to the model's folder.
         image_resolution: longer side, in pixels, to which images are shrunk before the tower and
             DINOv2, as LLaMA-Factory did for the released models; ``None`` for no such limit.
-            Crops are cut from the image as given, and shrunk after.
+            Crops are cut from the image as given.
         seg_image_resolution: the same for SAM.
         num_inner_forward_run: 2 conditions the projectors on control states, 1 does not.
         alignment: project without condition, whatever ``num_inner_forward_run`` says.
@@ -179,9 +163,6 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
             # The class default of a field that small or old configurations leave out.
             text.bos_token_id, text.eos_token_id = None, self.para_end_id
-        self._check()
-
-    def _check(self) -> None:
         check_settings(self.to_dict())
         _check_rotary(self.text_config)
         _ = self.content_tokens  # checks itself
@@ -229,11 +210,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
 
     @property
     def content_tokens(self) -> ContentTokens:
-        """Perception content of this model.
-
-        Raises:
-            CheckpointError: if a kind is unknown or a size impossible.
-        """
+        """Perception content of this model; ``CheckpointError`` if it is impossible."""
         sizes = (self.depth_num_codes, self.depth_num_cells, self.box_num_pixels)
         return ContentTokens(tuple(self.perception_content), *sizes)
 
@@ -256,11 +233,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         return self.token_id(branch, f"{BRANCH_TOKENS[branch].released}_action_start_id")
 
     def token_id(self, branch: str, field: str) -> int:
-        """Id in one of a branch's ``id_fields``.
-
-        Raises:
-            CheckpointError: if it is not set.
-        """
+        """Id in one of a branch's ``id_fields``; ``CheckpointError`` if it is not set."""
         token_id: int | None = getattr(self, field, None)
         if token_id is None:
             raise CheckpointError(
@@ -277,7 +250,7 @@ class VRTConfig(VPTConfig):
 
 
 def register_configs() -> None:
-    """Tell transformers' ``AutoConfig`` of both model types; harmless when done twice."""
+    """Register both model types with transformers' ``AutoConfig``; harmless when repeated."""
     for config in (VPTConfig, VRTConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
@@ -285,21 +258,15 @@ def register_configs() -> None:
 def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTConfig:
     """Read the configuration of a model folder or hub id, side files included.
 
-    Args:
-        path_or_id: folder, or id of a repository.
-        **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ... as for ``from_pretrained``.
-
     Raises:
         CheckpointError: if there is no such model, it is of another type, or a setting is
             impossible.
     """
     path_or_id = str(path_or_id)
-    file = find_file(path_or_id, "config.json", **hub_kwargs)
-    if file is None:
+    if (file := find_file(path_or_id, "config.json", **hub_kwargs)) is None:
         refuse_adapter(path_or_id, **hub_kwargs)
-    if file is None and Path(path_or_id).is_dir():
-        raise CheckpointError(f"{path_or_id} holds no config.json, so it is no model folder")
-    if file is None:
+        if Path(path_or_id).is_dir():
+            raise CheckpointError(f"{path_or_id} holds no config.json, so it is no model folder")
         raise CheckpointError(
             f"there is no model {path_or_id!r}: it is not a folder here, and the hub did not give "
             "its config.json; check the spelling, or the network"
@@ -336,11 +303,7 @@ def add_side_files(
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse what no model of ours has, before memory is taken by it.
-
-    Args:
-        settings: content of a ``config.json``, of a VPT model, a base model or an encoder.
-    """
+    """Refuse a ``config.json`` (of a VPT model, a base model or an encoder) before it is used."""
     if method := settings.get("quantization_config"):
         method = method.get("quant_method") if isinstance(method, Mapping) else method
         raise CheckpointError(
@@ -356,28 +319,20 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:
-    """Refuse numbers that no model can have, before memory is taken by them.
-
-    Args:
-        settings: content of a configuration file; settings within settings are looked at too.
-        where: in front of the names in the message.
-    """
+    """Refuse numbers that no model can have, nested ones too; ``where`` is a prefix of names."""
     for name, value in settings.items():
+        wanted = None
         if isinstance(value, Mapping):
             check_numbers(value, f"{where}{name}.")
         elif value is not None and name in _LARGEST:
             if type(value) is not int or not 1 <= value <= _LARGEST[name]:
-                raise CheckpointError(
-                    f"{where}{name} must be a whole number from 1 to {_LARGEST[name]}, "
-                    f"not {repr(value)[:40]}"
-                )
+                wanted = f"whole number from 1 to {_LARGEST[name]}"
         elif value is not None and name in _RANGES:
             least, largest = _RANGES[name]
             if type(value) not in (int, float) or not least <= value <= largest:
-                raise CheckpointError(
-                    f"{where}{name} must be a number from {least} to {largest:g}, "
-                    f"not {repr(value)[:40]}"
-                )
+                wanted = f"number from {least} to {largest:g}"
+        if wanted:
+            raise CheckpointError(f"{where}{name} must be a {wanted}, not {repr(value)[:40]}")
     for large, small, factor in _MULTIPLES:
         width, part = settings.get(large), settings.get(small)
         if width and part and width % (part * factor):
@@ -416,10 +371,9 @@ def check_generation_config(path_or_id: str, **hub_kwargs: Any) -> GenerationCon
 def check_tokenizer(
     tokenizer: Any, config: Qwen2VLConfig, name: str, end_ids: int | Iterable[int] | None = None
 ) -> None:
-    """Refuse a tokenizer whose ids are not those of the model.
+    """Refuse a tokenizer whose ids are not those of a VPT or Qwen2-VL model.
 
     Args:
-        config: of a VPT model, or of a Qwen2-VL one.
         end_ids: ``eos_token_id`` of the generation configuration.
     """
     ids: dict[str, int] = tokenizer.get_vocab()

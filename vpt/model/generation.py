@@ -1,9 +1,8 @@
 """The choice of tokens: rules of the grammar on logits, and transformers' own ``generate``.
 
-``generate`` cannot look again: nothing can be put into its stream. What it can do, as the released
-code did, is to continue a stream that holds calls and their results, and to write calls. For
-that the token behind a start token is forced, and the control state of one step becomes the
-embedding of the next. Answers with looks are the business of :mod:`vpt.runtime`.
+``generate`` cannot append the results of calls; :mod:`vpt.runtime` does. It can, as the released
+code did, write calls and continue a stream that holds calls and their results. For that the token
+after a start token is forced, and the control state of one step is the embedding of the next.
 """
 
 from __future__ import annotations
@@ -37,21 +36,14 @@ NOT_FINITE_WORDS = (
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """Ids of the largest logits.
-
-    Args:
-        logits: ``[..., V]``. NaN counts as the largest.
-
-    Returns:
-        ``[...]`` ids on the device of ``logits``; ``NOT_FINITE`` where the largest is not finite.
-    """
+    """Ids ``[...]`` of the largest logits ``[..., V]``; ``NOT_FINITE`` where that is not finite."""
     ids = logits.argmax(-1, keepdim=True)
     is_finite = logits.gather(-1, ids).isfinite()
     return ids.where(is_finite, NOT_FINITE).squeeze(-1)
 
 
 def apply_rule_(rule: TokenRule, logits: Tensor) -> Tensor:
-    """Set the logits ``[V]`` of what may not come to -inf, in place; returns them."""
+    """Set the logits ``[V]`` of forbidden tokens to -inf, in place; returns them."""
     if rule.only is not None:
         only = _index(rule.only, logits.device)
         kept = logits[only]
@@ -67,18 +59,18 @@ def apply_rule_(rule: TokenRule, logits: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids as a tensor, made once: rules are few and come again with every token."""
+    """Ids as a tensor, made once: rules are few, and each is used for many tokens."""
     return torch.tensor(ids, device=device)
 
 
 class PerceptionLogitsProcessor(LogitsProcessor):
     """The grammar for transformers' ``generate``.
 
-    Each call reads what is new since the last one; rows that are no longer the same, as after a
-    beam search's reordering, are read anew.
+    Each call reads the ids that are new since the last one. Rows that have changed, as when a
+    beam search reorders them, are read again.
 
     Args:
-        prompt_length: tokens in front of the generated ones; the turn begins behind them.
+        prompt_length: tokens before the generated ones; the turn begins after them.
         permitted: branches that may be called, and kinds of content that may be written; all of
             the vocabulary by default.
     """
@@ -94,43 +86,35 @@ class PerceptionLogitsProcessor(LogitsProcessor):
         vocabulary = grammar.vocabulary
         everything = (*vocabulary.branches, *vocabulary.content.kinds)
         self.permitted = everything if permitted is None else tuple(permitted)
-        self._read: Tensor | None = None  # [B, S], what the states stand behind
+        self._read: Tensor | None = None  # [B, S], ids up to which the states are
         self._states: list[TurnState] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Ban what the grammar does not permit; ``scores`` is ``[B, V]``."""
-        scores = scores.clone()
-        for row, state in enumerate(self._advance(input_ids[:, self.prompt_length :])):
-            apply_rule_(self.grammar.rule(state, self.permitted), scores[row])
-        return scores
-
-    def _advance(self, generated: Tensor) -> list[TurnState]:
-        """States behind ``[B, S]`` ids."""
+        """Forbid what the grammar does not permit; ``scores`` is ``[B, V]``."""
+        generated = input_ids[:, self.prompt_length :]
         num_read = 0 if self._read is None else self._read.shape[1]
         if self._read is None or not torch.equal(generated[:, :num_read], self._read):
             num_read, self._states = 0, [TurnState()] * len(generated)
+        self._read = generated
+        scores = scores.clone()
         for row, new in enumerate(generated[:, num_read:].tolist()):
             for token_id in new:
                 self._states[row] = self.grammar.advance(self._states[row], token_id)
-        self._read = generated
-        return self._states
+            apply_rule_(self.grammar.rule(self._states[row], self.permitted), scores[row])
+        return scores
 
 
 class ActionProcessor(LogitsProcessor):
-    """Forces the token behind a branch's start token, and refuses logits that are not finite.
+    """Forces the token after a branch's start token, and refuses logits that are not finite."""
 
-    Args:
-        action_of_start: id of a start token -> id of its action token.
-    """
-
-    def __init__(self, action_of_start: dict[int, int]) -> None:
-        self.action_of_start = action_of_start
+    def __init__(self, config: VPTConfig) -> None:
+        self.action_of_start = {config.start_id(b): config.action_id(b) for b in config.branches}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Leave only the action token; ``scores`` is ``[B, V]``."""
         is_finite = likeliest(scores) != NOT_FINITE
         scores = scores.clone()
-        read = torch.stack([input_ids[:, -1], is_finite]).T  # comes from the device at once
+        read = torch.stack([input_ids[:, -1], is_finite]).T  # one copy from the device
         for row, (last, finite) in enumerate(read.tolist()):
             if not finite:
                 raise NonFiniteError(NOT_FINITE_WORDS)
@@ -141,7 +125,7 @@ class ActionProcessor(LogitsProcessor):
 
 
 class CallingGenerationMixin:
-    """What ``generate`` needs to know of calls; goes in front of transformers' model class."""
+    """Calls in ``generate``; goes in front of transformers' model class."""
 
     config: VPTConfig
     generation_config: Any
@@ -162,9 +146,8 @@ class CallingGenerationMixin:
         settings = generation_config or self.generation_config
         if (kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1) > 1:
             raise PositionError("beam search is not supported; use greedy search or sampling")
-        config = self.config
-        action = ActionProcessor({config.start_id(b): config.action_id(b) for b in config.branches})
-        # Behind all others: what is forced may not be undone.
+        # Last, so that no other processor undoes what is forced.
+        action = ActionProcessor(self.config)
         processors = LogitsProcessorList([*(logits_processor or []), action])
         return super().generate(  # type: ignore[misc]
             inputs, generation_config, logits_processor=processors, **kwargs
@@ -173,7 +156,7 @@ class CallingGenerationMixin:
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Inputs of one step; images are seen in the first only."""
+        """Inputs of one step; images are inputs of the first step only."""
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -187,7 +170,7 @@ class CallingGenerationMixin:
     ) -> Tensor:
         """M-RoPE positions ``[3, B, S]`` of a prompt, also without ``mm_token_type_ids``.
 
-        Stock Qwen2-VL falls back to text positions in silence if those are not passed.
+        Stock Qwen2-VL silently uses text positions if those are not passed.
         """
         past: Cache | None = model_kwargs.get(CACHE)
         mask = model_kwargs.get("attention_mask")

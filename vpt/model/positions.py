@@ -74,16 +74,12 @@ def batch_mrope_positions(
     image_token_id: int,
     merge_size: int,
 ) -> Tensor:
-    """Positions of a padded batch.
+    """Positions ``[3, B, S]`` of a padded batch, 0 at padding.
 
     Args:
-        input_ids: ``[B, S]``.
         attention_mask: ``[B, S]``, 0 at padding on either side; ``None`` for no padding.
         image_grid_thw: ``[num_images, 3]`` in patches, all rows' images in reading order. An image
             may lie in the padding: LLaMA-Factory puts one there when a batch has none.
-
-    Returns:
-        ``[3, B, S]``; padding is given position 0.
 
     Raises:
         PositionError: if placeholders and images disagree.

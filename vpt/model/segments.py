@@ -2,9 +2,8 @@
 
 A segment is a run of tokens of one row that ends where a control state is needed. It attends to
 itself and to the keys and values of the row's segments before it, so that nothing is run twice.
-Segments of several rows are run end to end in one row: however long they are and wherever they
-are cut, nothing is padded, and padding of the batch is left out too. Past keys and values go into
-a layer, and new ones come out, as plain tensors, so that gradient checkpointing works unchanged.
+Segments of several rows are run end to end in one row, without padding. Past keys and values go
+into a layer, and new ones come out, as plain tensors, for gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +42,6 @@ class SegmentReader:
     Args:
         language_model: the LLM without its head; its layers are run one by one.
         attention_mask: ``[B, S]``, 0 at padding; ``None`` for no padding.
-        position_ids: ``[3, B, S]``.
     """
 
     def __init__(
@@ -57,11 +56,11 @@ class SegmentReader:
         self._rows = [_Row(row.nonzero().flatten().tolist()) for row in present]
 
     def read(self, embeds: Tensor, until: Mapping[int, int], *, is_last: bool = False) -> None:
-        """Read some rows on.
+        """Continue to read some rows.
 
         Args:
-            embeds: ``[B, S, D]`` of the whole streams; what has been read is not looked at.
-            until: row -> place in front of which to stop.
+            embeds: ``[B, S, D]`` of the whole streams.
+            until: row -> column before which to stop.
             is_last: whether these rows need not be read further.
         """
         ends = {row: bisect_left(self._rows[row].columns, end) for row, end in until.items()}
@@ -76,15 +75,23 @@ class SegmentReader:
         places = self._flat_places(numbers, spans)
         hidden = embeds.flatten(0, 1).index_select(0, places)[None]  # [1, N, D]
         positions = self._position_ids.flatten(1).index_select(1, places)[:, None]  # [3, 1, N]
-        batch = SegmentBatch(
-            [(len(span), row.num_read) for span, row in zip(spans, rows, strict=True)],
-            self._language_model.rotary_emb(hidden, positions),
-            hidden.dtype,
-            is_last,
-        )
+        sizes = [(len(span), row.num_read) for span, row in zip(spans, rows, strict=True)]
+        masks = [  # made once: all layers keep the same for the gradient
+            hidden.new_full((new, past + new), -torch.inf).triu(past + 1)
+            if past and new > 1
+            else None
+            for new, past in sizes
+        ]
+        rotary = self._language_model.rotary_emb(hidden, positions)
+        batch = _SegmentBatch(sizes, masks, rotary, is_last)
         for index, layer in enumerate(self._language_model.layers):
             past = [tensor for row in rows if row.num_read for tensor in row.past[index]]
-            hidden, *kept = run_layer(layer, batch, hidden, past)
+            cached, own = _CachedLayer(layer, batch), _own_layer(layer)
+            run = cached.forward
+            if own.gradient_checkpointing and own.training:
+                # A bound method of a module is what LLaMA-Factory's function expects.
+                run = partial(own._gradient_checkpointing_func, cached.forward)
+            hidden, *kept = run(hidden, *past)
             for row, pair in zip(rows, zip(kept[::2], kept[1::2], strict=True), strict=False):
                 row.past[index : index + 1] = [pair]
         states = self._language_model.norm(hidden)[0].split([len(span) for span in spans])
@@ -99,86 +106,54 @@ class SegmentReader:
         return states[-1][-1]
 
     def restart(self, rows: Iterable[int]) -> None:
-        """Forget what was read of these rows, so that they are read from their start."""
+        """Read these rows from their start again."""
         for row in rows:
             self._rows[row] = _Row(self._rows[row].columns)
 
     def hidden_states(self) -> Tensor:
         """``[B, S, D]`` final hidden states of all that was read; 0 at padding."""
-        read = [(number, row) for number, row in enumerate(self._rows) if row.num_read]
-        places = self._flat_places(
-            [number for number, _ in read], [row.columns[: row.num_read] for _, row in read]
-        )
-        states = torch.cat([values for _, row in read for values in row.states])
+        spans = [row.columns[: row.num_read] for row in self._rows]
+        places = self._flat_places(range(len(spans)), spans)
+        states = torch.cat([values for row in self._rows for values in row.states])
         hidden = states.new_zeros(self._shape[0] * self._shape[1], states.shape[-1])
         return hidden.index_copy(0, places, states).unflatten(0, self._shape)
 
     def _flat_places(self, numbers: Sequence[int], spans: Sequence[Sequence[int]]) -> Tensor:
-        """Places in the batch, rows end to end, of columns of some rows."""
+        """Indices in the batch, rows end to end, of columns of some rows."""
         pairs = zip(numbers, spans, strict=True)
         places = [number * self._shape[1] + column for number, span in pairs for column in span]
         return torch.tensor(places, device=self._position_ids.device)
 
 
-class SegmentBatch:
-    """What all layers share while they read segments of several rows, end to end.
+@dataclass(frozen=True)
+class _SegmentBatch:
+    """What all layers share while they read segments of several rows, end to end."""
 
-    Args:
-        sizes: tokens and past tokens of each segment.
-        position_embeddings: of all segments, as the layers take them.
-        is_last: whether keys and values need not be kept.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        position_embeddings: tuple[Tensor, Tensor],
-        dtype: torch.dtype,
-        is_last: bool,
-    ) -> None:
-        self.sizes = sizes
-        self.position_embeddings = position_embeddings
-        self.is_last = is_last
-        device = position_embeddings[0].device
-        self.masks = [  # [L, K] to be added; made once, all layers keep the same for the gradient
-            torch.full((new, past + new), -torch.inf, dtype=dtype, device=device).triu(past + 1)
-            if past and new > 1
-            else None
-            for new, past in sizes
-        ]
-
-
-def run_layer(
-    layer: nn.Module, batch: SegmentBatch, hidden: Tensor, past: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Run a layer, checkpointed if it asks for that.
-
-    Args:
-        layer: of transformers' Qwen2-VL, whatever is wrapped around it.
-        hidden: ``[1, N, D]``, segments end to end.
-        past: keys and values ``[1, H_kv, K, d]`` of each segment that has a past.
-
-    Returns:
-        ``[1, N, D]``, then keys and values of all segments, their past included, unless the
-        segments are the last.
-    """
-    cached, own = _CachedLayer(layer, batch), _own_layer(layer)
-    if own.gradient_checkpointing and own.training:
-        # A bound method of a module is what LLaMA-Factory's function expects.
-        return own._gradient_checkpointing_func(cached.forward, hidden, *past)
-    return cached.forward(hidden, *past)
+    sizes: Sequence[tuple[int, int]]  # tokens and past tokens of each segment
+    masks: Sequence[Tensor | None]  # [L, K] of each, added to the scores
+    position_embeddings: tuple[Tensor, Tensor]
+    is_last: bool  # whether keys and values need not be kept
 
 
 class _CachedLayer(nn.Module):
-    """Arguments and results as gradient checkpointing of either kind must know of them."""
+    """A layer whose past and new keys and values are arguments and results, for checkpointing."""
 
-    def __init__(self, layer: nn.Module, batch: SegmentBatch) -> None:
+    def __init__(self, layer: nn.Module, batch: _SegmentBatch) -> None:
         super().__init__()
         self.layer = layer
         self.batch = batch
 
     def forward(self, hidden: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """As :func:`run_layer`."""
+        """Run the layer over segments that stand end to end.
+
+        Args:
+            hidden: ``[1, N, D]``.
+            past: keys and values ``[1, H_kv, K, d]`` of each segment that has a past.
+
+        Returns:
+            ``[1, N, D]``, then keys and values of all segments with their past, unless they are
+            the last.
+        """
         attention = _SegmentAttention(self.batch, past)
         with _attending_to_segments(_own_layer(self.layer)):
             hidden = self.layer(
@@ -197,7 +172,7 @@ def _own_layer(layer: nn.Module) -> Any:
 
 @contextmanager
 def _attending_to_segments(layer: Any) -> Iterator[None]:
-    """Let a layer attend as segments do, and leave its checkpointing to us."""
+    """Make a layer use our attention, and not checkpoint by itself."""
     config, checkpointing = layer.self_attn.config, layer.gradient_checkpointing
     implementation = config._attn_implementation
     config._attn_implementation, layer.gradient_checkpointing = ATTENTION_NAME, False
@@ -208,16 +183,12 @@ def _attending_to_segments(layer: Any) -> Iterator[None]:
 
 
 class _SegmentAttention:
-    """Attention of one layer, segment by segment, each over its own past.
+    """Attention of one layer, segment by segment, each over its own past."""
 
-    Attributes:
-        kept: keys and values of all segments, with their past, in turn.
-    """
-
-    def __init__(self, batch: SegmentBatch, past: Sequence[Tensor]) -> None:
+    def __init__(self, batch: _SegmentBatch, past: Sequence[Tensor]) -> None:
         self._batch = batch
         self._past = past
-        self.kept: list[Tensor] = []
+        self.kept: list[Tensor] = []  # keys and values of each segment, with their past
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float
@@ -248,16 +219,10 @@ class _SegmentAttention:
 def _attend_over_past(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """Attention of one row's last tokens, key-value heads shared and not repeated.
+    """Attention of one row's last tokens, ``[1, H, L, d]`` over ``[1, H_kv, K, d]``.
 
-    ``enable_gqa`` would do the same, but with a mask and on a GPU its scores are all kept. Here
-    each key-value head is a row of the batch, so that its query heads see it by a view.
-
-    Args:
-        query: ``[1, H, L, d]``.
-        keys: ``[1, H_kv, K, d]``.
-        values: like ``keys``.
-        mask: ``[L, K]``, added to the scores; ``None`` for a single query, which sees everything.
+    ``enable_gqa`` would do the same, but with a mask and on a GPU it keeps all scores. Here each
+    key-value head is a row of the batch, and its query heads share it by a view.
     """
     num_kv_heads = keys.shape[1]
     grouped = query[0].unflatten(0, (num_kv_heads, -1))  # [H_kv, G, L, d]
@@ -280,7 +245,6 @@ def _attention_function(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers."""
     return segment_attention(query, key, value, scaling, dropout), None
 
 

@@ -113,7 +113,7 @@ def evaluate(
     with folder.held():
         folder.start(identity, resume)
         started = time.perf_counter()
-        parts = [_Part(split, how, folder) for split in plan.splits for how in plan.conditions]
+        parts = [_SplitRun(split, how, folder) for split in plan.splits for how in plan.conditions]
         _ask(asker, parts, decoding, batch_size)
         judged = _judge(parts, judge, folder)
         entries = [part.summarize() for part in parts]
@@ -145,7 +145,7 @@ def _photo_opener(plan: Plan) -> Callable[[Record], list[LoadedImage]]:
     return lambda record: [image.open() for image in images.get((record.split, record.id), ())]
 
 
-class _Part:
+class _SplitRun:
     """A split under a condition, with the records it has so far."""
 
     def __init__(self, planned: PlannedSplit, condition: Condition, folder: RunFolder) -> None:
@@ -200,7 +200,7 @@ class _Part:
         return ", ".join(words)
 
 
-def _ask(asker: Asker, parts: Sequence[_Part], decoding: Decoding, batch_size: int) -> None:
+def _ask(asker: Asker, parts: Sequence[_SplitRun], decoding: Decoding, batch_size: int) -> None:
     """Ask what is waiting; each record is on disk before the next is asked for."""
     part_of = {part.key: part for part in parts}
     bar = tqdm(
@@ -223,7 +223,7 @@ def _ask(asker: Asker, parts: Sequence[_Part], decoding: Decoding, batch_size: i
 
 
 def _judge(
-    parts: Sequence[_Part], settings: JudgeSettings | None, folder: RunFolder
+    parts: Sequence[_SplitRun], settings: JudgeSettings | None, folder: RunFolder
 ) -> dict[str, Any]:
     """Have the free-form splits judged; the scores go into the parts, not into their files."""
     if settings is None:

@@ -19,7 +19,7 @@ _LEVEL = 0.95
 _CHUNK = 2**21  # random numbers held at once
 _DECIMALS = 12  # sums equal so far are ties; the rest is rounding
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 Values = Sequence[float] | ArrayLike
 
 
@@ -100,7 +100,7 @@ def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
         return 1.0
     from scipy.stats import permutation_test
 
-    def distance(flipped: Floats, axis: int) -> Floats:
+    def distance(flipped: Float64Array, axis: int) -> Float64Array:
         return np.abs(flipped.sum(axis=axis)).round(_DECIMALS)
 
     found = permutation_test(
@@ -116,7 +116,7 @@ def sign_flip_p(differences: Values, *, seed: int = 0) -> float:
     return float(found.pvalue)
 
 
-def _bootstrap(values: Floats, seed: int, num_resamples: int) -> Interval:
+def _bootstrap(values: Float64Array, seed: int, num_resamples: int) -> Interval:
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, mean, mean, 1)
@@ -136,14 +136,14 @@ def _bootstrap(values: Floats, seed: int, num_resamples: int) -> Interval:
     return Interval(mean, float(low), float(high), len(values))
 
 
-def _differences(a: Values, b: Values) -> Floats:
+def _differences(a: Values, b: Values) -> Float64Array:
     first, second = _checked(a), _checked(b)
     if len(first) != len(second):
         raise DataError(f"expected pairs, got {len(first)} and {len(second)} values")
     return first - second
 
 
-def _checked(values: Values) -> Floats:
+def _checked(values: Values) -> Float64Array:
     checked = np.asarray(values, dtype=np.float64)
     if checked.ndim != 1 or not len(checked):
         raise DataError(f"expected a list of at least one value, got shape {checked.shape}")
@@ -152,5 +152,5 @@ def _checked(values: Values) -> Floats:
     return checked
 
 
-def _is_binary(values: Floats) -> bool:
+def _is_binary(values: Float64Array) -> bool:
     return bool(((values == 0) | (values == 1)).all())

@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
 def register() -> None:
     """Tell transformers' Auto classes of the VPT model types; harmless when done twice.
 
-    LLaMA-Factory is told too where it is running already; it is never imported for this.
+    LLaMA-Factory is included if it is already imported; it is never imported for this.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.boxes import Box, PixelBox
-from vpt.data.checks import Finding, Turn, view_row
+from vpt.data.checks import Finding, RowTurn, view_row
 from vpt.data.rows import read_entries
 from vpt.errors import DataError
 from vpt.evaluation.formats.rows import (
@@ -101,14 +101,14 @@ def _released_sample(row: Mapping[str, Any], name: str, find: Callable[[str], st
     )
 
 
-def _check_turns(first: Turn, later: Sequence[Turn]) -> None:
+def _check_turns(first: RowTurn, later: Sequence[RowTurn]) -> None:
     """Refuse rows other than a single question with an answer at its end."""
     placeholders = [kind.placeholder for kind in KINDS.values()]
     for turn in later:
         if not any(placeholder in turn.asked for placeholder in placeholders):
             raise DataError(
                 f"messages[{turn.number}] asks again; expected one question, and after each call "
-                "the image that it brings"
+                "the image that it returns"
             )
     last = later[-1] if later else first
     if last.calls or last.parsed.malformed:

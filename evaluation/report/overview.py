@@ -27,7 +27,7 @@ class ScoreRow(NamedTuple):
 
 
 class ToolRow(NamedTuple):
-    """What a condition brings against another."""
+    """Effect of a condition compared with another."""
 
     value: Mapping[str, Any]  # as in results.json
     opens_pair: bool

@@ -35,7 +35,7 @@ _INVITED = 0.1  # share of calls that the question asks for in so many words
 
 
 @dataclass(frozen=True)
-class Part:
+class Stage:
     """One part of the data.
 
     Attributes:
@@ -55,9 +55,9 @@ class Part:
 
 _STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings")
 PARTS = (
-    Part("stage-2", "train", 40_000, 2, ("captions",)),
-    Part("stage-3", "train", 40_000, 3, _STAGE_3),
-    Part("heldout", "heldout", 1_000, 4, ("heldout",)),
+    Stage("stage-2", "train", 40_000, 2, ("captions",)),
+    Stage("stage-3", "train", 40_000, 3, _STAGE_3),
+    Stage("heldout", "heldout", 1_000, 4, ("heldout",)),
 )
 
 
@@ -190,7 +190,7 @@ WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] =
 }
 
 
-def make_part(part: Part, folder: Path, num_workers: int) -> Iterator[int]:
+def make_part(part: Stage, folder: Path, num_workers: int) -> Iterator[int]:
     """Draw the scenes of a part and write its files. Pictures that are there are left alone.
 
     Args:
@@ -221,7 +221,7 @@ def write_index(folder: Path) -> None:
     write_dataset_info(info, folder / "dataset_info.json")
 
 
-def _make_chunk(part: Part, folder: Path, first: int) -> dict[str, list[str]]:
+def _make_chunk(part: Stage, folder: Path, first: int) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {name: [] for name in part.files}
     for number in range(first, min(first + _CHUNK, part.num_scenes)):
         rng = np.random.default_rng([part.seed, number])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vpt.boxes import Box
 
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 SIZE_PX = 320
 SHAPE_NAMES = ("sphere", "box", "cylinder", "cone")
@@ -59,7 +59,9 @@ class Camera:
     height_m: float
     pitch: float
 
-    def project(self, x: Floats, y: Floats, z: Floats) -> tuple[Floats, Floats]:
+    def project(
+        self, x: Float64Array, y: Float64Array, z: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
         """Place points of the scene in the picture: columns and rows in pixels."""
         sine, cosine = math.sin(self.pitch), math.cos(self.pitch)
         y = y - self.height_m

@@ -315,9 +315,9 @@ def test_text_is_cut_at_the_first_stop_word(until, left):
 
 @pytest.mark.slow
 def test_a_task_runs_from_the_command_line(tmp_path):
-    from recipes.embedded.make import Part, make_part
+    from recipes.embedded.make import Stage, make_part
 
-    heldout = Part("heldout", "heldout", 3, 4, ("heldout",))
+    heldout = Stage("heldout", "heldout", 3, 4, ("heldout",))
     assert list(make_part(heldout, tmp_path, 1)) == [3]
     lines = (tmp_path / "heldout.jsonl").read_text("utf-8").splitlines()
     installed = tmp_path / "site" / "vpt_entry-0.dist-info"  # as pip would write it

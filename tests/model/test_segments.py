@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vpt.errors import PositionError
 from vpt.inference.cache import ATTENTION_NAME
-from vpt.model.matching import Call, in_rounds
+from vpt.model.matching import ControlCall, in_rounds
 from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS
 
@@ -202,7 +202,7 @@ def test_sliding_windows_are_refused(made):
 
 def test_rounds_take_one_call_of_each_row():
     places = [(0, 9), (1, 3), (0, 2), (2, 5), (0, 7)]
-    calls = [Call("dino", row, position, []) for row, position in places]
+    calls = [ControlCall("dino", row, position, []) for row, position in places]
     rounds = [[(call.row, call.position) for call in round_] for round_ in in_rounds(calls)]
     assert rounds == [[(0, 2), (1, 3), (2, 5)], [(0, 7)], [(0, 9)]]
     assert in_rounds([]) == []

@@ -23,12 +23,12 @@ from vpt.view.wording import count_text
 
 if TYPE_CHECKING:
     from vpt.data.depth_rows import DepthSource
-    from vpt.data.making import Part, RowMaking
+    from vpt.data.making import RowMaking, RowsMade
 
 _NUM_POINTS = (2, 5)
 
 
-def _make_rows(making: RowMaking, out: Path) -> Part:
+def _make_rows(making: RowMaking, out: Path) -> RowsMade:
     """Make rows from all sources, and write the files."""
     try:
         for _ in progress(making.run(), len(making.sources), f"{making.noun}s"):

@@ -68,7 +68,7 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
     add_value(what, "--splits", "A,B", comma_list, words, ())
     words = (
         f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "
-        "bring a gray picture or a random crop, the true region; tool-value: all it takes to see "
+        "return a gray image or a random crop, the true region; tool-value: all it takes to see "
         "whether looking again helps (default: auto)"
     )
     add_value(what, "--perception", "LIST", comma_list, words, ("auto",))

@@ -76,7 +76,7 @@ _COLUMNS = frozenset(kind.column for kind in KINDS.values())
 
 
 @dataclass(frozen=True)
-class Turn:
+class RowTurn:
     """A question and its answer."""
 
     number: int  # of the asking message in ``messages``
@@ -105,7 +105,7 @@ class RowView:
     """A row whose turns are in order."""
 
     system: str  # text of the system message; empty if there is none
-    turns: Sequence[Turn]  # at least one
+    turns: Sequence[RowTurn]  # at least one
     images: Mapping[str, Sequence[str]]  # key of ``vpt.protocol.rows.KINDS`` -> paths
 
     @property
@@ -144,7 +144,7 @@ def view_row(row: object, grid_size: int) -> RowView | Finding:
     for number, (asked, answered) in enumerate(pairs):
         symbols = split_symbols(answered)
         parsed = parse_turn(symbols, grid_size)
-        turns.append(Turn(first + 2 * number, asked, answered, symbols, parsed))
+        turns.append(RowTurn(first + 2 * number, asked, answered, symbols, parsed))
     images = {branch: row.get(kind.column) or [] for branch, kind in KINDS.items()}
     return RowView(system, turns, images)
 
@@ -195,7 +195,7 @@ class KnownTokens:
         known = (self.writable, self.reserved, self.others)
         return [symbol for symbol in find_symbols(text) if not any(symbol in k for k in known)]
 
-    def in_sound_calls(self, turn: Turn) -> bool:
+    def in_sound_calls(self, turn: RowTurn) -> bool:
         """Whether all perception tokens of an answer form calls, so that images are expected."""
         return not turn.parsed.malformed and not self.unknown(turn.answered)
 
@@ -233,7 +233,7 @@ def _check_text(
             yield Finding("misplaced-token", f"{name} contains {symbol}")
 
 
-def _check_form(turn: Turn, unknown: Collection[str]) -> Iterator[Finding]:
+def _check_form(turn: RowTurn, unknown: Collection[str]) -> Iterator[Finding]:
     """Find malformed calls, and text after calls."""
     name = turn.names[1]
     for malformed in turn.parsed.malformed:

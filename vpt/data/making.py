@@ -59,7 +59,7 @@ def digest(content: bytes) -> str:
 
 
 @dataclass
-class Part:
+class RowsMade:
     """Result of a part of the sources, or of all."""
 
     lines: dict[str, list[Any]] = field(default_factory=dict)  # name of a file -> its entries
@@ -99,15 +99,15 @@ class RowMaking:
             if file.exists():
                 yield len(numbers)
                 continue
-            part = Part()
+            part = RowsMade()
             for number in numbers:
                 self._add(number, part)
                 yield 1
             write_atomic(json.dumps(vars(part), ensure_ascii=False), file)
 
-    def finish(self) -> Part:
+    def finish(self) -> RowsMade:
         """Write the files of rows and ``dataset_info.json``, and remove the parts."""
-        whole = Part({name: [] for name in self._all_names})
+        whole = RowsMade({name: [] for name in self._all_names})
         files = [file for file, _ in self._parts()]
         for file in files:
             part = json.loads(file.read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ class RowMaking:
             numbers = range(first, min(first + _PART_SIZE, len(self.sources)))
             yield self.folder / _PARTS / f"{first:08d}.json", numbers
 
-    def _add(self, number: int, part: Part) -> None:
+    def _add(self, number: int, part: RowsMade) -> None:
         name, source = self.sources[number]
         try:
             made = self.make(number, source, part.counts)

@@ -8,16 +8,11 @@ and one stream or many are driven the same way.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
-from vpt.boxes import PixelBox, crop_box_px
-from vpt.branches import crop
+from vpt.boxes import crop_box_px
 from vpt.errors import PromptError, RegionError
-from vpt.images import LoadedImage, from_pixels
 from vpt.inference.events import (
     Append,
     CallEvent,
@@ -30,13 +25,13 @@ from vpt.inference.events import (
 )
 from vpt.inference.recorder import DecodeMap, Recorder
 from vpt.inference.request import Request
+from vpt.inference.results import REPLACEMENTS
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, branches_of_mode, invite
 from vpt.trace.records import CallRecord
 
-_BLANK_RGB = (127, 127, 127)
 _MOST_RESERVED = 2048  # tokens; a limit reserves no memory that may never be used
 
 
@@ -73,6 +68,7 @@ class Conversation:
             if branch in BRANCH_TOKENS
         }
         self._images = list(request.images)  # of the stream: given and cut out
+        self._show = REPLACEMENTS[request.replace_looks]
         self._branches = branches_of_mode(
             request.perception, vocabulary.branches if request.images else ()
         )
@@ -140,7 +136,7 @@ class Conversation:
         image, box = self._images[source], None
         if call.region is not None:
             box = crop_box_px(call.region, image.size_wh, grid_size=self.vocabulary.grid_size)
-        shown, box = _show(image, box, self.request)
+        shown, box = self._show(image, box, self.request.sampling.seed)
         if box is None:
             return FeaturePiece(call.branch, shown)
         self._images.append(shown)
@@ -194,7 +190,7 @@ class Conversation:
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
 
     def _reserve(self) -> int:
-        """Tokens the stream may soon take: those to be written, and what calls may bring."""
+        """Tokens the stream may soon take: those to be written, and results of calls."""
         num_tokens = self.request.max_new_tokens
         if self._branches:
             processor = self._processor.image_processor
@@ -203,21 +199,6 @@ class Conversation:
             per_call = max(area // (processor.patch_size * processor.merge_size) ** 2, 256) + 64
             num_tokens += (self.request.max_calls - self._num_rounds) * per_call
         return min(num_tokens, _MOST_RESERVED)
-
-
-def _show(
-    image: LoadedImage, box: PixelBox | None, request: Request
-) -> tuple[LoadedImage, PixelBox | None]:
-    """Crop of a box, or the whole image, or their replacement; and the box that is shown."""
-    if request.replace_looks == "random" and box is not None:
-        draw = random.Random(f"{image.digest} {box} {request.sampling.seed}")
-        (width, height), (x0, y0, x1, y1) = image.size_wh, box
-        x, y = draw.randint(0, width - (x1 - x0)), draw.randint(0, height - (y1 - y0))
-        box = x, y, x + x1 - x0, y + y1 - y0
-    shown = image if box is None else from_pixels(crop(image.pixels, box), image.source)
-    if request.replace_looks == "blank":
-        shown = from_pixels(Image.new("RGB", shown.size_wh, _BLANK_RGB), shown.source)
-    return shown, box
 
 
 def _prescribed_ids(request: Request, vocabulary: Vocabulary) -> list[int]:

@@ -103,7 +103,7 @@ class _Scheduler:
         self.active: list[_Active] = []
         self.batch_size = batch_size
         self.idle: list[Stream] = []
-        self.failed: list[tuple[int, ErrorEvent]] = []  # not told yet
+        self.failed: list[tuple[int, ErrorEvent]] = []  # not reported yet
 
     def run(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
         try:

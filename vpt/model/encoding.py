@@ -145,7 +145,7 @@ def join_pixels(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncodedRow:
     """One encoded row.
 
     Attributes:
@@ -175,7 +175,7 @@ class RowEncoder:
 
     def encode(
         self, row: Mapping[str, Any], *, predict: bool = False, cutoff_len: int | None = None
-    ) -> Sample:
+    ) -> EncodedRow:
         """Encode one row.
 
         Args:
@@ -208,7 +208,7 @@ class RowEncoder:
                 break
             ids += answer_ids
             labels += [IGNORE_INDEX if i in self._actions else i for i in answer_ids]
-        return Sample(ids, labels, pixels)
+        return EncodedRow(ids, labels, pixels)
 
 
 def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:
@@ -263,7 +263,7 @@ def drop_cut_images(
 
 
 def collate(
-    samples: Sequence[Sample],
+    samples: Sequence[EncodedRow],
     pad_token_id: int,
     *,
     side: str = "right",

@@ -177,7 +177,7 @@ class CallingGenerationMixin:
         if mask is not None and mask.ndim == 2 and not mask[:, -1].all():
             row = int(mask[:, -1].int().argmin())
             raise PositionError(
-                f"row {row} is padded on the right, and generate would write behind the padding; "
+                f"row {row} is padded on the right, and generate would write after the padding; "
                 "pad on the left: processor.tokenizer.padding_side = 'left'"
             )
         if past is not None and past.get_seq_length() > 0:

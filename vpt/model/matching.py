@@ -15,23 +15,23 @@ from vpt.model.config import VPTConfig
 from vpt.model.projectors import token_grid
 from vpt.protocol.tokens import BRANCH_TOKENS
 
-Look = tuple[Features, Tensor]
+Placed = tuple[Features, Tensor]
 """Features of one image, and ``[N]`` positions of its placeholders."""
 
 
 @dataclass(frozen=True)
-class Call:
+class ControlCall:
     """A control token in a batch, and the images that are re-encoded for it."""
 
     branch: str
     row: int
     position: int
-    looks: list[Look]
+    images: list[Placed]
 
 
-def in_rounds(calls: Iterable[Call]) -> list[list[Call]]:
+def in_rounds(calls: Iterable[ControlCall]) -> list[list[ControlCall]]:
     """The first call of every row, the second of every row that has two, and so on."""
-    rounds: list[list[Call]] = []
+    rounds: list[list[ControlCall]] = []
     num_seen: dict[int, int] = {}
     for call in sorted(calls, key=lambda call: (call.row, call.position)):
         number = num_seen.setdefault(call.row, 0)
@@ -44,7 +44,7 @@ def in_rounds(calls: Iterable[Call]) -> list[list[Call]]:
 
 def find_calls(
     config: VPTConfig, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
-) -> list[Call]:
+) -> list[ControlCall]:
     """Match control tokens, placeholders and features, per branch and row.
 
     Without conditioning, as in alignment data, there are images without calls; they get
@@ -53,20 +53,20 @@ def find_calls(
     Args:
         features: branch -> features of all its images, in reading order.
     """
-    calls: list[Call] = []
+    calls: list[ControlCall] = []
     for name in config.branches:
         places = input_ids == config.pad_id(name)
         action_id = config.action_id(name)
-        for row, looks in enumerate(_match_pads(name, places, features.get(name, ()))):
+        for row, images in enumerate(_match_pads(name, places, features.get(name, ()))):
             if not config.is_conditioned:
-                calls.append(Call(name, row, -1, looks))
+                calls.append(ControlCall(name, row, -1, images))
                 continue
             actions = (input_ids[row] == action_id).nonzero().flatten().tolist()
-            calls += _match_actions(name, row, actions, looks, config.projector_scale)
+            calls += _match_actions(name, row, actions, images, config.projector_scale)
     return calls
 
 
-def _match_pads(name: str, places: Tensor, features: Sequence[Features]) -> list[list[Look]]:
+def _match_pads(name: str, places: Tensor, features: Sequence[Features]) -> list[list[Placed]]:
     """Images of one branch, per row, each with the positions of its placeholders."""
     pad = BRANCH_TOKENS[name].pad
     grids = [token_grid(BRANCH_TOKENS[name].stem, one.grid_hw) for one in features]
@@ -75,7 +75,7 @@ def _match_pads(name: str, places: Tensor, features: Sequence[Features]) -> list
         raise FeatureCountError(
             f"{num_places} {pad} tokens but {num_features} features of {len(features)} image(s)"
         )
-    looks: list[list[Look]] = []
+    images: list[list[Placed]] = []
     used = 0
     for row in places:
         positions = row.nonzero().flatten()
@@ -86,51 +86,51 @@ def _match_pads(name: str, places: Tensor, features: Sequence[Features]) -> list
             row_looks.append((features[used], positions[:size]))
             positions = positions[size:]
             used += 1
-        looks.append(row_looks)
-    return looks
+        images.append(row_looks)
+    return images
 
 
 def _match_actions(
-    name: str, row: int, actions: list[int], looks: list[Look], scale: int
-) -> list[Call]:
+    name: str, row: int, actions: list[int], images: list[Placed], scale: int
+) -> list[ControlCall]:
     """Calls of one branch in one row, each with its images; ``scale`` actions make a condition."""
     word = BRANCH_TOKENS[name].action
     if actions and actions[0] == 0:
         raise PositionError(f"{word} stands at the start of row {row}; nothing precedes it")
-    if not looks:
-        return [Call(name, row, position, []) for position in actions]
+    if not images:
+        return [ControlCall(name, row, position, []) for position in actions]
     if len(actions) == scale:  # one condition for all images of the row, as released
-        groups = [looks]
-    elif len(actions) == scale * len(looks) or _come_last(actions[scale * len(looks) :], looks):
-        groups = [[look] for look in looks]
+        groups = [images]
+    elif len(actions) == scale * len(images) or _come_last(actions[scale * len(images) :], images):
+        groups = [[look] for look in images]
     else:
         raise PositionError(
-            f"row {row} has {len(actions)} {word} token(s) but {len(looks)} re-encoded "
+            f"row {row} has {len(actions)} {word} token(s) but {len(images)} re-encoded "
             f"image(s); expected {scale} token(s) per image, or {scale} for all"
         )
-    calls = [Call(name, row, position, []) for position in actions]
+    calls = [ControlCall(name, row, position, []) for position in actions]
     for index, group in enumerate(groups):
         last = (index + 1) * scale - 1
         if any(int(pads[0]) <= actions[last] for _, pads in group):
             raise PositionError(f"a re-encoded image of row {row} precedes its {word} token")
-        calls[last] = Call(name, row, actions[last], group)
+        calls[last] = ControlCall(name, row, actions[last], group)
     return calls
 
 
-def _come_last(actions: list[int], looks: list[Look]) -> bool:
+def _come_last(actions: list[int], images: list[Placed]) -> bool:
     """Whether there are calls after all images: a row may end with one, or have been cut."""
-    return bool(actions) and all(int(pads[-1]) < actions[0] for _, pads in looks)
+    return bool(actions) and all(int(pads[-1]) < actions[0] for _, pads in images)
 
 
 def draw_paragraph_mask(
-    config: VPTConfig, input_ids: Tensor, calls: Iterable[Call]
+    config: VPTConfig, input_ids: Tensor, calls: Iterable[ControlCall]
 ) -> Tensor | None:
     """Draw the paragraphs hidden from the final pass in training: ``[B, S]``, True if hidden."""
     if config.para_mask_id == 0:
         return None
     paragraphs = (1,) if config.para_mask_id == 1 else (1, 3)
     mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row in sorted({call.row for call in calls if call.looks}):
+    for row in sorted({call.row for call in calls if call.images}):
         starts = input_ids[row].eq(cast(int, config.para_start_id)).nonzero().flatten()
         ends = input_ids[row].eq(cast(int, config.para_end_id)).nonzero().flatten()
         for paragraph in paragraphs:

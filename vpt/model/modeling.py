@@ -43,7 +43,7 @@ from vpt.model.hub import (
     other_weights,
     stored_weights,
 )
-from vpt.model.matching import Call, draw_paragraph_mask, find_calls, in_rounds
+from vpt.model.matching import ControlCall, draw_paragraph_mask, find_calls, in_rounds
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.projectors import Projector
 from vpt.model.segments import SegmentReader
@@ -235,7 +235,7 @@ class VPTForConditionalGeneration(
             )
         else:
             for call in calls:
-                embeds = self._write_looks(embeds, call, condition=None)
+                embeds = self._write_images(embeds, call, condition=None)
             hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
@@ -323,8 +323,8 @@ class VPTForConditionalGeneration(
             pixels[name] = [first, *others]
         return pixels
 
-    def _write_looks(self, embeds: Tensor, call: Call, condition: Tensor | None) -> Tensor:
-        for features, pads in call.looks:
+    def _write_images(self, embeds: Tensor, call: ControlCall, condition: Tensor | None) -> Tensor:
+        for features, pads in call.images:
             projected = self.projector(call.branch)(features, condition).values.to(embeds)
             embeds = embeds.index_put((torch.full_like(pads, call.row), pads), projected)
         return embeds
@@ -350,7 +350,7 @@ class VPTForConditionalGeneration(
         embeds: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor,
-        calls: list[Call],
+        calls: list[ControlCall],
         past_key_values: Cache | None,
     ) -> Tensor:
         """Final hidden states ``[B, S, D]`` with every control state found and used on the way.
@@ -366,7 +366,7 @@ class VPTForConditionalGeneration(
         if self.training:
             hidden_paragraphs = draw_paragraph_mask(self.config, input_ids, calls)
         reader = SegmentReader(self.model.language_model, attention_mask, position_ids)
-        conditions: list[tuple[Call, Tensor]] = []
+        conditions: list[tuple[ControlCall, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
         for round_ in in_rounds(calls):
             reader.read(embeds, {call.row: call.position for call in round_})
@@ -377,7 +377,7 @@ class VPTForConditionalGeneration(
                 seen.append(condition)
                 embeds = _replace_embedding(embeds, call, condition)
                 scale = self.config.projector_scale
-                embeds = self._write_looks(embeds, call, torch.cat(seen[-scale:]))
+                embeds = self._write_images(embeds, call, torch.cat(seen[-scale:]))
         if hidden_paragraphs is not None:
             embeds = embeds.masked_fill(hidden_paragraphs.unsqueeze(-1), 0)
             for call, condition in conditions:
@@ -459,7 +459,7 @@ def _refuse_unread(kwargs: Mapping[str, Any]) -> None:
             )
 
 
-def _replace_embedding(embeds: Tensor, call: Call, condition: Tensor) -> Tensor:
+def _replace_embedding(embeds: Tensor, call: ControlCall, condition: Tensor) -> Tensor:
     place = torch.tensor([[call.row], [call.position]], device=embeds.device)
     return embeds.index_put(tuple(place), condition.to(embeds)[None])
 

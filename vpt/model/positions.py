@@ -27,7 +27,7 @@ def mrope_positions(
         start: position at which the piece begins.
 
     Returns:
-        ``[3, S]`` positions (temporal, height, width) and the position behind the piece.
+        ``[3, S]`` positions (temporal, height, width) and the position after the piece.
 
     Raises:
         PositionError: if the placeholders are not exactly those of the grids.

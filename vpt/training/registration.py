@@ -98,7 +98,7 @@ class VPTTemplate(template.Template):
         if discarding_history_cot:
             raise TrainingError(
                 "mask_history is not supported: it cuts the first turns, and which images belong "
-                "to the rest could not be told; set `mask_history: false`"
+                "to the rest would be unknown; set `mask_history: false`"
             )
         return super().encode_multiturn(tokenizer, messages, system, tools)
 

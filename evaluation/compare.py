@@ -22,7 +22,7 @@ RIGHT_SCORE = 0.5
 _FATES = ("fixed", "broken", "both_right", "both_wrong")
 _SETTINGS = ("model", "decoding", "seed", "judge", "git_commit", "python", "libraries", "device")
 
-Task = tuple[str, str]
+TaskKey = tuple[str, str]
 """Split and condition."""
 
 
@@ -176,7 +176,7 @@ def _pair_up(
 
 
 def _row(
-    task: Task, score: str, pairs: Sequence[SamplePair], unpaired: int, num_changed: int
+    task: TaskKey, score: str, pairs: Sequence[SamplePair], unpaired: int, num_changed: int
 ) -> SplitComparison:
     values_a = [pair.a.scores[score] for pair in pairs]
     values_b = [pair.b.scores[score] for pair in pairs]
@@ -196,16 +196,16 @@ def _row(
     )
 
 
-def _main_scores(results: Mapping[str, Any]) -> dict[Task, str]:
+def _main_scores(results: Mapping[str, Any]) -> dict[TaskKey, str]:
     entries = results["splits"]
     return {(one["split"], canonical_mode(one["condition"])): one["score"] for one in entries}
 
 
 def _scored(
-    records: Iterable[Record], scores: Mapping[Task, str]
-) -> Mapping[Task, Mapping[str, Record | None]]:
+    records: Iterable[Record], scores: Mapping[TaskKey, str]
+) -> Mapping[TaskKey, Mapping[str, Record | None]]:
     """Task -> id -> record, ``None`` if it lacks the task's score."""
-    found: dict[Task, dict[str, Record | None]] = defaultdict(dict)
+    found: dict[TaskKey, dict[str, Record | None]] = defaultdict(dict)
     for record in records:
         task = record.split, record.condition
         is_scored = record.error is None and scores.get(task) in record.scores

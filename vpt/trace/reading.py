@@ -23,17 +23,17 @@ MOST_INTEGER = 2**31
 MOST_SETTING = 2**64
 MOST_DEPTH = 16  # of nested settings
 
-Record = TypeVar("Record")
+R = TypeVar("R")
 
 
-def read_record(kind: type[Record], content: Any) -> Record:
+def read_record(kind: type[R], content: Any) -> R:
     """Build a dataclass, of records too, from JSON values of the types that its fields declare.
 
     Raises:
         PromptError: naming the first field that is missing, unknown or of a wrong type.
     """
     try:
-        record: Record = _adapter(cast(Hashable, kind)).validate_python(content)
+        record: R = _adapter(cast(Hashable, kind)).validate_python(content)
     except ValidationError as exc:
         raise _error_of(exc.errors(include_url=False)[0]) from exc
     return record

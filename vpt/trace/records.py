@@ -34,7 +34,7 @@ DEPTH_SIDE = 160  # a decoded map has 10 x 10 codes, so it is smooth
 Whole = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 TurnIndex = Annotated[int, Field(strict=True, ge=0, lt=10_000)]
 Milliseconds = Annotated[float, Field(strict=True, gt=-1e12, lt=1e12)]
-Score = Annotated[float, Field(strict=True)]  # infinite too: a model can compute it so
+ScoreValue = Annotated[float, Field(strict=True)]  # infinite too: a model can compute it so
 Flag = Annotated[bool, Field(strict=True)]
 Corners = tuple[Whole, Whole, Whole, Whole]
 JSONObject = Annotated[dict[str, Any], AfterValidator(check_settings)]
@@ -100,7 +100,7 @@ class CallRecord(_Record):
     box_xyxy_px: Corners | None = None
     result_image: Whole | None = None
     grid_hw: tuple[Whole, Whole] | None = None
-    scores: list[Score] | None = None
+    scores: list[ScoreValue] | None = None
     num_tokens: Whole = 0
     reused: Flag = False
     encode_ms: Milliseconds = 0.0

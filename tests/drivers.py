@@ -1,14 +1,17 @@
 """What makes a run do as a test wants: a script of tokens, or raised logits."""
 
+import torch
 from PIL import Image
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
 from vpt.images import load_image
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import AppendedImage
 from vpt.inference.events import Append, Step
 from vpt.inference.request import Request
+from vpt.model.generation import PerceptionLogitsProcessor
 from vpt.model.processing import TokenPiece
+from vpt.protocol.tokens import TURN_END
 
 IMAGE = load_image(Image.effect_noise((112, 84), 50).convert("RGB"))
 
@@ -56,3 +59,22 @@ class Eager(LogitsProcessor):
         scores = scores.clone()
         scores[:, self.ids] += self.amount
         return scores
+
+
+def generate_turns(model, processor, grammar, permitted, wanted, num_rows):
+    """Sample turns by transformers' ``generate``, calls and content made likely; ids by row."""
+    ids = grammar.vocabulary.ids
+    prompt = torch.tensor([processor.encode_text("Is it?<|im_end|>").ids]).repeat(num_rows, 1)
+    ruled = PerceptionLogitsProcessor(grammar, prompt.shape[1], permitted)
+    set_seed(0)
+    with torch.no_grad():
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            logits_processor=LogitsProcessorList([Eager(wanted, 4.0), ruled]),
+            do_sample=True,
+            max_new_tokens=24,
+            eos_token_id=ids[TURN_END],
+            pad_token_id=ids["<|endoftext|>"],
+        )
+    return out[:, prompt.shape[1] :].tolist()

@@ -7,16 +7,14 @@ import pytest
 import torch
 from bases import save_base
 from drawing import CONTENT, SHAPE, eager_model, noise
-from drivers import Eager, Script
+from drivers import Script, generate_turns
 from tiny_model import tiny_model
-from transformers import LogitsProcessorList, set_seed
 
 import vpt
 from vpt.demo.runs import LiveRuns
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.model.building import add_content, build_from_base
-from vpt.model.generation import PerceptionLogitsProcessor
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.grammar import PerceptionGrammar
@@ -135,21 +133,9 @@ def test_generate_of_transformers_writes_only_whole_content(permitted):
     model, processor = tiny_model(("clip",), content=CONTENT)
     vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, ("reencode",), 8, CONTENT)
     wanted = [i for t, i in vocabulary.ids.items() if t.startswith(("<DEPTH", "<PIXEL", "<|reg"))]
-    prompt = torch.tensor([processor.encode_text("Is it?<|im_end|>").ids]).repeat(8, 1)
-    steered = PerceptionLogitsProcessor(PerceptionGrammar(vocabulary), prompt.shape[1], permitted)
-    set_seed(0)
-    with torch.no_grad():
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            logits_processor=LogitsProcessorList([Eager(wanted, 4.0), steered]),
-            do_sample=True,
-            max_new_tokens=24,
-            eos_token_id=vocabulary.ids["<|im_end|>"],
-            pad_token_id=vocabulary.ids["<|endoftext|>"],
-        )
+    grammar = PerceptionGrammar(vocabulary)
     kinds = set()
-    for generated in out[:, prompt.shape[1] :].tolist():
+    for generated in generate_turns(model, processor, grammar, permitted, wanted, num_rows=8):
         written = parse_content(vocabulary.symbols(generated), CONTENT)
         assert not written.malformed
         assert all(span.is_whole or span.end == len(generated) for span in written.spans)

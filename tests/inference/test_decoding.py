@@ -6,11 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from drivers import Eager
+from drivers import generate_turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import byte_tokenizer, tiny_model
-from transformers import LogitsProcessorList, set_seed
 
 from vpt.errors import PromptError
 from vpt.inference.request import Sampling
@@ -251,22 +250,10 @@ def test_generate_of_transformers_writes_only_well_formed_turns(permitted):
     vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, model.config.branches)
     everything = [i for t, i in vocabulary.ids.items() if "region" in t or "action" in t]
     everything += [i for t, i in vocabulary.ids.items() if t.startswith(("<|x_", "<|y_"))]
-    prompt = torch.tensor([processor.encode_text("Is it?<|im_end|>").ids]).repeat(12, 1)
     grammar = PerceptionGrammar(vocabulary, max_regions=2)
-    steered = PerceptionLogitsProcessor(grammar, prompt.shape[1], permitted)
-    set_seed(0)
-    with torch.no_grad():
-        out = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            logits_processor=LogitsProcessorList([Eager(everything, 4.0), steered]),
-            do_sample=True,
-            max_new_tokens=24,
-            eos_token_id=TURN_END,
-            pad_token_id=vocabulary.ids["<|endoftext|>"],
-        )
     branches = []
-    for generated in out[:, prompt.shape[1] :].tolist():
+    turns = generate_turns(model, processor, grammar, permitted, everything, num_rows=12)
+    for generated in turns:
         parsed = parse_turn(vocabulary.symbols(generated))
         # A call that the length limit cut off is the last thing in its row.
         assert all(m.end == len(generated) for m in parsed.malformed)

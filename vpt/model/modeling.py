@@ -62,16 +62,17 @@ class _ListingPixels:
     def __init__(self, forward: Any) -> None:
         self.forward = forward
         self.signature = inspect.signature(forward)
+        self.listed: list[str] | None = None
 
     def __get__(self, model: Any, owner: Any = None) -> Any:
-        """Bind to a model; the table of branches may have grown since the last time."""
-        *named, rest = self.signature.parameters.values()
-        pixels = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-            for row in BRANCH_TOKENS.values()
-            for name in row.arguments
-        ]
-        self.forward.__signature__ = self.signature.replace(parameters=[*named, *pixels, rest])
+        """Bind to a model, which each step does; list the pixels again if the table has changed."""
+        names = [name for row in BRANCH_TOKENS.values() for name in row.arguments]
+        if names != self.listed:
+            *named, rest = self.signature.parameters.values()
+            kind = inspect.Parameter.KEYWORD_ONLY
+            pixels = [inspect.Parameter(name, kind, default=None) for name in names]
+            self.forward.__signature__ = self.signature.replace(parameters=[*named, *pixels, rest])
+            self.listed = names
         return self.forward.__get__(model, owner)
 
 

@@ -121,6 +121,6 @@ class Encoders:
                 fit_for_tower(image.pixels, min_side=encoder.min_side, max_side=max_side)
                 for image in images
             ]
-            features = self._model.encode(branch, *encoder.preprocess(fitted).values())
+            features = encoder.encode(*encoder.preprocess(fitted).values())
             # Each entry owns its memory: a view would keep the whole batch alive.
             return [Features(f.values.clone(), f.grid_hw) for f in features]

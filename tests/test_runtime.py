@@ -1,8 +1,11 @@
 """The front door: what may be asked, in which forms, and what comes back."""
 
 import copy
+import dataclasses
+import inspect
 import logging
 import pickle
+import pydoc
 import re
 
 import numpy as np
@@ -14,6 +17,7 @@ from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox
+from vpt.branches.encoder import HUB_ARGUMENTS
 from vpt.errors import (
     CheckpointError,
     ImageError,
@@ -23,6 +27,7 @@ from vpt.errors import (
     is_out_of_memory,
 )
 from vpt.inference.events import CallEvent, ErrorEvent, ResultEvent, StopEvent, TokenEvent
+from vpt.inference.request import Sampling
 from vpt.model.config import load_config
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.trace.records import Trace
@@ -241,6 +246,28 @@ def test_seeds_decide_what_is_sampled(runtime):
     options = {"temperature": 1.5, "max_new_tokens": 12}
     texts = [runtime.ask(PHOTO, "What?", seed=seed, **options).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("method", ["request", "ask", "stream"])
+def test_every_option_is_in_the_signature_with_type_and_default(runtime, method):
+    fields = [*dataclasses.fields(vpt.Request), *dataclasses.fields(Sampling)]
+    declared = {one.name: (one.type, one.default) for one in fields if one.name != "sampling"}
+    parameters = inspect.signature(getattr(runtime, method)).parameters
+    assert "images" in declared and parameters.keys() == declared.keys()
+    for name, (kind, default) in declared.items():
+        if name != "images":
+            one = parameters[name]
+            assert one.annotation == kind, name
+            is_needed = default is dataclasses.MISSING
+            assert one.default == (inspect.Parameter.empty if is_needed else default), name
+
+
+def test_help_and_load_show_every_option(runtime):
+    shown = pydoc.render_doc(runtime.ask, renderer=pydoc.plaintext)
+    assert "max_calls: 'int' = 4" in shown and "-> 'Answer'" in shown
+    assert set(HUB_ARGUMENTS) < inspect.signature(vpt.load).parameters.keys()
+    with pytest.raises(PromptError, match=r"unknown option 'revison'; available: .*, revision, "):
+        vpt.load(revison="main")
 
 
 @pytest.mark.parametrize(

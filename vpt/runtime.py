@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 
-from vpt.branches.encoder import HUB_ARGUMENTS
+from vpt.boxes import GridBox
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
@@ -19,7 +20,7 @@ from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
-from vpt.inference.request import Request, Sampling, check_number, one_of
+from vpt.inference.request import Request, Sampling, check_number, lists_options, one_of
 from vpt.inference.scheduler import drive
 from vpt.model.hub import find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
@@ -29,6 +30,9 @@ from vpt.trace.records import Trace
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """Folder of the model that ships with this package."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,18 @@ class Answer:
     def num_calls(self) -> int:
         """Perception calls that were executed."""
         return sum(call.outcome == "executed" for call in self.trace.calls)
+
+
+def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a method the signature of the one that it passes its arguments to."""
+
+    def decorate(method: Callable[..., R]) -> Callable[P, R]:
+        returned = inspect.signature(method).return_annotation
+        signature = inspect.signature(like).replace(return_annotation=returned)
+        method.__dict__["__signature__"] = signature
+        return cast("Callable[P, R]", method)
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -120,15 +136,47 @@ class Runtime:
             self._engine = Engine(self.model, self.encoders, num_slots)
         return self._engine
 
-    def request(self, images: Any, question: str, **options: Any) -> Request:
+    @lists_options
+    def request(
+        self,
+        images: Any,
+        question: str,
+        *,
+        perception: str = "auto",
+        max_calls: int = 4,
+        max_new_tokens: int = 256,
+        constrain: bool = True,
+        look_at: str = "first",
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        system: str | None = None,
+        region: GridBox | None = None,
+        replace_looks: str | None = None,
+    ) -> Request:
         """Check and complete a request.
 
         Args:
             images: one image or a list: paths, bytes, PIL images, arrays, or images loaded by
                 :func:`vpt.images.load_image`. Empty for a question about nothing.
             question: plain text.
-            **options: fields of :class:`vpt.inference.request.Request` and
-                :class:`vpt.inference.request.Sampling`.
+            perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"reencode"`` or a
+                branch.
+            max_calls: perception calls at most.
+            max_new_tokens: tokens written at most.
+            constrain: permit well-formed calls only; otherwise malformed calls are recorded and
+                read as text.
+            look_at: the image of a call: the ``"first"`` one, or the ``"latest"``, which may be a
+                crop.
+            temperature: 0 takes the likeliest token.
+            top_k: number of likeliest tokens to sample from; 0 for all.
+            top_p: probability of the likeliest tokens to sample from; 1 for all.
+            seed: of sampling.
+            system: text of the system turn; ``None`` for the released one.
+            region: cells of the grid that the first call names in place of the model's choice.
+            replace_looks: ``"blank"`` or ``"random"``, for experiments: see
+                :class:`vpt.inference.request.Request`.
 
         Raises:
             ImageError: if an image cannot be used.
@@ -140,31 +188,45 @@ class Runtime:
             image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
             for image in given
         ]
-        request = Request.of(loaded, question, options)
+        request = Request(
+            loaded,
+            question,
+            perception=perception,
+            max_calls=max_calls,
+            max_new_tokens=max_new_tokens,
+            constrain=constrain,
+            look_at=look_at,
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            system=system,
+            region=region,
+            replace_looks=replace_looks,
+        )
         # What the conversation refuses is refused at once; it is kept, to answer the request.
         object.__setattr__(request, "kept", self._converse(request))
         return request
 
-    def ask(self, images: Any, question: str, **options: Any) -> Answer:
+    @_with_arguments_of(request)
+    def ask(self, *args: Any, **options: Any) -> Answer:
         """Ask one question, with arguments as for :meth:`request`.
 
         Raises:
             VPTError: if the request cannot be used, or its run fails; an error that is not of this
                 package is the cause of a ``RunError``.
         """
-        request = self.request(images, question, **options)
+        request = self.request(*args, **options)
         (answer,) = self.ask_many([request], batch_size=1, on_error="return")
         if isinstance(answer, VPTError):
             raise answer
         return answer
 
-    def stream(self, images: Any, question: str, **options: Any) -> Iterator[Event]:
+    @_with_arguments_of(request)
+    def stream(self, *args: Any, **options: Any) -> Iterator[Event]:
         """Ask one question and get events as they happen; the last is a ``StopEvent``.
 
         Closing the iterator ends the computation. Arguments and errors as for :meth:`ask`; the
         request is checked at once, before the first event is asked for.
         """
-        return self._stream(self.request(images, question, **options))
+        return self._stream(self.request(*args, **options))
 
     def _stream(self, request: Request) -> Iterator[Event]:
         for _, event in self.stream_many([request], batch_size=1):
@@ -298,6 +360,7 @@ def _raise_first(answers: Sequence[Answer | VPTError]) -> None:
         raise error from first
 
 
+@lists_options
 def load(
     path_or_id: str | os.PathLike[str] | None = None,
     *,
@@ -307,7 +370,12 @@ def load(
     limits: ImageLimits = DEFAULT_LIMITS,
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
-    **hub_kwargs: Any,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
 ) -> Runtime:
     """Load a model and make a runtime of it.
 
@@ -322,8 +390,12 @@ def load(
             no limit; by default what the model's configuration says (released models: 512).
         depth_tokenizer: folder or file of what decodes the model's depth maps; by default the one
             in the model's folder, if there is one.
-        **hub_kwargs: ``revision``, ``cache_dir``, ``token``, ``subfolder``,
-            ``local_files_only``, ``force_download``.
+        revision: branch, tag or commit on the hub.
+        subfolder: of the model, in its folder or on the hub.
+        cache_dir: folder for files of the hub; by default that of transformers.
+        token: for private models on the hub; ``True`` for the stored one.
+        local_files_only: read files that were downloaded before, without a network.
+        force_download: download files again.
 
     Raises:
         CheckpointError: if the model cannot be loaded.
@@ -331,14 +403,17 @@ def load(
     """
     source = str(EMBEDDED_MODEL if path_or_id is None else path_or_id)
     name = "embedded" if path_or_id is None else source
-    if unknown := sorted(set(hub_kwargs) - set(HUB_ARGUMENTS)):
-        raise PromptError(
-            f"unknown option {unknown[0]!r} of load; available: device, dtype, "
-            "feature_cache_bytes, limits, image_resolution, depth_tokenizer, "
-            f"{', '.join(HUB_ARGUMENTS)}"
-        )
-    model = load_model(source, device=device, dtype=dtype, **hub_kwargs)
-    processor = VPTProcessor.from_pretrained(source, **hub_kwargs)
+    options = {
+        "revision": revision,
+        "subfolder": subfolder,
+        "cache_dir": cache_dir,
+        "token": token,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
+    hub = {name: value for name, value in options.items() if value is not None}
+    model = load_model(source, device=device, dtype=dtype, **hub)
+    processor = VPTProcessor.from_pretrained(source, **hub)
     if image_resolution is not None:
         model.config.image_resolution = image_resolution or None
     return Runtime(
@@ -347,7 +422,7 @@ def load(
         name=name,
         feature_cache_bytes=feature_cache_bytes,
         limits=limits,
-        depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub_kwargs),
+        depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub),
     )
 
 

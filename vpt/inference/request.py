@@ -8,12 +8,14 @@ more than the standard library, so that ``--help`` stays quick.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
 import numbers
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from vpt.boxes import GridBox
 from vpt.errors import PromptError
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from vpt.images import LoadedImage
 
 REPLACED_LOOKS = ("blank", "random")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -220,9 +225,7 @@ class Request:
         cls, images: Sequence[LoadedImage], question: str, options: Mapping[str, Any]
     ) -> Request:
         """Make a request of options by name, those of :class:`Sampling` among them."""
-        if unknown := sorted(set(options) - set(_NAMES)):
-            known = ", ".join(sorted(_NAMES))
-            raise PromptError(f"unknown option {unknown[0]!r}; available: {known}")
+        _refuse_unknown(options, _NAMES)
         of_sampling = Sampling.__dataclass_fields__.keys()
         sampling = Sampling(**{name: options[name] for name in options.keys() & of_sampling})
         rest = {name: options[name] for name in options.keys() - of_sampling}
@@ -251,6 +254,25 @@ _NAMES = tuple(
     for one in dataclasses.fields(record)
     if one.name not in ("images", "question", "sampling")
 )
+
+
+def lists_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse an unknown option of a function with a ``PromptError`` that lists those it has."""
+    parameters = inspect.signature(function).parameters
+    names = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        _refuse_unknown(options.keys() - parameters, names)
+        return function(*args, **options)
+
+    return checked
+
+
+def _refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(options) - set(known)):
+        available = ", ".join(sorted(known))
+        raise PromptError(f"unknown option {unknown[0]!r}; available: {available}")
 
 
 def check_number(

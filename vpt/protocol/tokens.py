@@ -245,6 +245,7 @@ CONTENT_TOKENS: dict[str, Callable[[ContentTokens], list[str]]] = {
 """Kinds of perception content, each with the tokens it takes."""
 
 NO_CONTENT = ContentTokens()
+"""Content of a model that writes neither depth maps nor boxes."""
 
 
 def coordinate_tokens(axis: str, grid_size: int = RELEASED_GRID_SIZE) -> list[str]:

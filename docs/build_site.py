@@ -1,0 +1,52 @@
+"""Hooks of `mkdocs.yml`: the site has the files of the repository, at the same places."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("*.md", "docs/**/*.md", "*/README.md", "tests/goldens/README.md")
+LINK = re.compile(r"\]\(([^)#:\s]+)[^)]*\)")
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`~?([\w.]+)`")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Replace the files under `docs` by all pages of the repository and what they link to."""
+    names = {path.relative_to(ROOT).as_posix() for glob in PAGES for path in ROOT.glob(glob)}
+    for name in list(names):
+        page = ROOT / name
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if target.is_file() and target.is_relative_to(ROOT):
+                names.add(target.relative_to(ROOT).as_posix())
+    ours = [
+        File(name, str(ROOT), config.site_dir, config.use_directory_urls) for name in sorted(names)
+    ]
+    of_theme = [file for file in files if file.src_dir != config.docs_dir]
+    return Files([*of_theme, *ours])
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let a list begin right after a paragraph, as on GitHub."""
+    return re.sub(r"^(?![-|>#]|\s)(.+)\n(?=- )", r"\1\n\n", markdown, flags=re.MULTILINE)
+
+
+class Roles(griffe.Extension):
+    """Sphinx roles of docstrings, such as ``:func:`load```, as cross-references."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrite the docstring of an object."""
+        if obj.docstring:
+            text = re.sub(r"(?m)^::\n|(?<=:):$", "", obj.docstring.value)  # before literal blocks
+            obj.docstring.value = ROLE.sub(_reference, text)
+
+
+def _reference(match: re.Match[str]) -> str:
+    path = match[1]
+    return f"[`{path.rpartition('.')[2]}`][{path}]"

@@ -54,6 +54,11 @@ class Answer:
         """Perception calls that were executed."""
         return sum(call.outcome == "executed" for call in self.trace.calls)
 
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons not to rely on the answer, as sentences."""
+        return self.trace.warnings
+
 
 def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
     """Give a method the signature of the one that it passes its arguments to."""

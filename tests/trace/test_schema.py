@@ -44,10 +44,17 @@ def test_the_published_schema_is_up_to_date():
 
 def test_a_real_trace_has_the_fields_of_the_schema(saved):
     schema = Trace.json_schema()
-    assert set(saved) == set(schema["properties"])
+    assert set(saved) == set(schema["properties"]) - {"warnings"}
     assert set(saved["tokens"][0]) == set(schema["$defs"]["TokenRecord"]["properties"])
     assert schema["properties"]["version"]["const"] == saved["version"] == 1
     assert Trace.from_dict(saved).to_dict()["tokens"] == saved["tokens"]
+
+
+def test_warnings_are_kept_where_there_are_any(saved, tmp_path):
+    trace = Trace.from_dict({**saved, "warnings": ["a.jpg is a photo"]})
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").warnings == ["a.jpg is a photo"]
+    assert Trace.from_dict(saved).warnings == []
 
 
 @pytest.mark.parametrize(("stored", "mode"), [("region", "crop"), ("seg", "sam"), ("x", "x")])

@@ -83,6 +83,8 @@ def _ask(args: argparse.Namespace) -> None:
     if args.json:
         print_out(json.dumps(trace.to_dict()))
     _write_outputs(trace, images, args)
+    for warning in trace.warnings:
+        print_err(f"warning: {warning}")
     _note_content(trace, runtime)
     if trace.malformed:
         print_err(f"note: {count_text(len(trace.malformed), 'malformed call')} read as text")

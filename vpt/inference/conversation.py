@@ -8,7 +8,7 @@ and one stream or many are driven the same way.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from vpt.boxes import crop_box_px
@@ -44,6 +44,7 @@ class Conversation:
         vocabulary: ids of the model's control tokens.
         decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
         model: description of the model, for the trace.
+        warnings: sentences for the trace.
 
     Raises:
         PromptError: if the question or the perception mode cannot be used with this model.
@@ -56,9 +57,10 @@ class Conversation:
         vocabulary: Vocabulary,
         decode_map: DecodeMap | None = None,
         model: Mapping[str, Any] | None = None,
+        warnings: Iterable[str] = (),
     ) -> None:
         self.request = request
-        self.recorder = Recorder(request, processor, vocabulary, decode_map, model)
+        self.recorder = Recorder(request, processor, vocabulary, decode_map, model, warnings)
         self._processor = processor
         self.vocabulary = vocabulary
         self._grammar = PerceptionGrammar(vocabulary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -39,6 +39,7 @@ class Recorder:
         vocabulary: Vocabulary,
         decode_map: DecodeMap | None = None,
         model: Mapping[str, Any] | None = None,
+        warnings: Iterable[str] = (),
     ) -> None:
         self._processor = processor
         self._vocabulary = vocabulary
@@ -51,6 +52,7 @@ class Recorder:
             perception=request.perception,
             settings=_settings(request, vocabulary),
             model=dict(model or {}),
+            warnings=[*warnings],
         )
         for image in request.images:
             self.trace.add_image(image)

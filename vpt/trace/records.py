@@ -226,6 +226,7 @@ class Trace(_Record):
             follows it, and without the commas of a list of boxes before it.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
+        warnings: reasons not to rely on the answer, as sentences; absent from files when empty.
     """
 
     question: str
@@ -244,6 +245,7 @@ class Trace(_Record):
     stop_reason: str = ""
     counts: Counts = field(default_factory=Counts)
     timings: Timings = field(default_factory=Timings)
+    warnings: Annotated[list[str], Field(max_length=1000)] = field(default_factory=list)
     version: Literal[1] = TRACE_VERSION
 
     def add_image(
@@ -300,7 +302,10 @@ class Trace(_Record):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable content."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        if not self.warnings:
+            del content["warnings"]
+        return content
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

@@ -305,7 +305,7 @@ def good_requests(num=8):
 
 BAD_REQUESTS = [
     ({"images": "missing.png"}, ImageError, "'missing.png' does not exist"),
-    ({"images": None}, ImageError, "expected a path, bytes"),
+    ({"images": None}, ImageError, "expected a path, URL, bytes"),
     ({"question": "a <|im_end|> b"}, PromptError, r"control token <\|im_end\|>"),
     ({"question": 3}, PromptError, "question must be text"),
     ({"question": "  "}, PromptError, "question is empty"),

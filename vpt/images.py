@@ -6,18 +6,25 @@ import io
 import os
 import re
 import struct
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vpt.errors import ImageError, VPTError
+from vpt.media import fetch, is_url, read_data_uri, short
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Tensor
 
 # Formats that may reach a decoder. JPEG includes MPO (two JPEGs in one file, as phones write them),
 # PPM the rest of its family.
@@ -43,6 +50,9 @@ _OTHER_KINDS = (
 )
 
 
+_HOST = re.compile(r"[\w.:-]+")
+
+
 @dataclass(frozen=True)
 class ImageLimits:
     """Limits of one image. All but the time are checked before its pixels are decoded.
@@ -58,20 +68,33 @@ class ImageLimits:
         max_cpu_s: CPU seconds of decoding and conversion. Checked at every block of a file and
             every strip of pixels, so that it is exceeded by one of these at most; compressed
             TIFF is decoded as one block.
+        allowed_media_domains: hosts from which remote images are fetched, such as
+            ``("upload.wikimedia.org",)``; ``("*",)`` permits every public host. None by default.
+        max_fetch_s: seconds to fetch a remote image, redirects included, names resolved.
 
     Raises:
-        ImageError: if a limit is not positive.
+        ImageError: if a limit is not positive, or the hosts are not a list of names.
     """
 
     max_pixels: int = 64 * 2**20
     max_bytes: int = 64 * 2**20
     max_side: int = 65_500
     max_cpu_s: float = 4.0
+    allowed_media_domains: Sequence[str] = ()
+    max_fetch_s: float = 10.0
 
     def __post_init__(self) -> None:
         sizes = (self.max_pixels, self.max_bytes, self.max_side)
-        if min(sizes) < 1 or not self.max_cpu_s > 0:
+        if min(sizes) < 1 or not min(self.max_cpu_s, self.max_fetch_s) > 0:
             raise ImageError(f"expected limits of at least 1, got {self}")
+        hosts: Any = self.allowed_media_domains
+        is_list = isinstance(hosts, list | tuple) and all(isinstance(one, str) for one in hosts)
+        if not is_list or any(one != "*" and not _HOST.fullmatch(one) for one in hosts):
+            raise ImageError(
+                "allowed_media_domains must be a list of host names, such as "
+                f"['upload.wikimedia.org'], or ['*'], not {hosts!r}"
+            )
+        object.__setattr__(self, "allowed_media_domains", tuple(hosts))
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -84,7 +107,8 @@ class LoadedImage:
     Attributes:
         pixels: mode RGB, upright, without metadata. Shared by all readers: do not draw on it.
         digest: SHA-256 in hex over mode, size and RGB bytes: it names the content.
-        source: the path, ``"<bytes>"``, ``"<stream>"``, ``"<PIL image>"`` or ``"<array>"``.
+        source: the path or URL, ``"<data URI>"``, ``"<bytes>"``, ``"<stream>"``,
+            ``"<PIL image>"``, ``"<array>"`` or ``"<tensor>"``.
         orientation: EXIF orientation as stored, 1 to 8; 1 if there was none or an invalid one.
         num_frames: frames or pages in the file, of which ``pixels`` is the first; 1 for images
             that were in memory already.
@@ -103,7 +127,7 @@ class LoadedImage:
 
 
 def load_image(
-    source: "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]",
+    source: "ImageSource",
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str | None = None,
@@ -118,16 +142,19 @@ def load_image(
     - A damaged or cut-off file is an error, never part of an image.
 
     Args:
-        source: path or bytes of a file in one of `FORMATS`; a binary stream, read from its
-            position and left open; a PIL image, of which the current frame is taken;
-            or an array ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA),
-            uint8. Remote images are not fetched.
+        source: path or bytes of a file in one of `FORMATS`; a data URI of base64; an http or https
+            URL whose host ``limits`` permit; a binary stream, read from its position and left
+            open; a PIL image, of which the current frame is taken; an array ``[H, W]``,
+            ``[H, W, 1]``, ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA), uint8; or a torch tensor
+            ``[H, W]``, ``[1, H, W]``, ``[3, H, W]`` or ``[4, H, W]``, uint8, or float in 0..1.
         limits: checked before decoding.
         name: of the image in messages and ``LoadedImage.source``, instead of the default there.
 
     Raises:
         ImageError: if the source is missing, not an image, damaged, too large or of unknown kind.
     """
+    if (torch := sys.modules.get("torch")) and isinstance(source, torch.Tensor):
+        name, source = name or "<tensor>", _from_tensor(source)
     if isinstance(source, np.ndarray):
         name, source = name or "<array>", _from_array(source)
     if isinstance(source, Image.Image):
@@ -135,7 +162,7 @@ def load_image(
         with task.decoding():
             task.check_size(source.size)
             return _finish(source, task)
-    name, data = _read(source, limits.max_bytes, name)
+    name, data = _read(source, limits, name)
     task = _Task(name, limits)
     with task.decoding(), _open(data, task, FORMATS) as image:
         # Of a TIFF Pillow would hold the tags of every page to count them.
@@ -156,15 +183,10 @@ def open_image(
     ``formats`` are those of `FORMATS` that are expected. Yields the file as Pillow reads it, not
     decoded yet; what Pillow raises in the block becomes an ``ImageError``.
     """
-    name, data = _read(source, limits.max_bytes, None)
+    name, data = _read(source, limits, None)
     task = _Task(name, limits)
     with task.decoding(), _open(data, task, formats) as image:
         yield image
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is a URL, remote or of any other kind."""
-    return re.match(r"[a-z][a-z0-9+.-]*://|(data|file):", path, re.IGNORECASE) is not None
 
 
 def locate_image(path: str, root: Path | None) -> str:
@@ -214,12 +236,16 @@ def fit_for_tower(
     return image
 
 
-def _read(
-    source: "str | os.PathLike[str] | bytes | BinaryIO", max_bytes: int, name: str | None
-) -> tuple[str, bytes]:
+def _read(source: Any, limits: ImageLimits, name: str | None) -> tuple[str, bytes]:
     """Return a name for the source and its bytes, reading no more than is allowed."""
+    max_bytes = limits.max_bytes
     if isinstance(source, bytes):
         name, data = name or "<bytes>", source
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        name, data = name or "<data URI>", read_data_uri(source, max_bytes)
+    elif isinstance(source, str) and is_url(source) and source[:5].lower() != "file:":
+        hosts = limits.allowed_media_domains
+        name, data = name or source, fetch(source, hosts, max_bytes, limits.max_fetch_s)
     elif isinstance(source, (str, os.PathLike)):
         name, data = name or os.fspath(source), _read_file(os.fspath(source), max_bytes + 1)
     elif hasattr(source, "read"):
@@ -229,35 +255,29 @@ def _read(
     else:
         kind = f"{type(source).__module__}.{type(source).__qualname__}"
         raise ImageError(
-            f"expected a path, bytes, binary stream, PIL image or numpy array, got {kind}"
+            "expected a path, URL, bytes, binary stream, PIL image, numpy array or torch tensor, "
+            f"got {kind}"
         )
     if len(data) > max_bytes:
-        raise ImageError(f"{_short(name)} is larger than the limit of {max_bytes} bytes; shrink it")
+        raise ImageError(f"{short(name)} is larger than the limit of {max_bytes} bytes; shrink it")
     if not data:
-        raise ImageError(f"{_short(name)} is empty; expected an image")
+        raise ImageError(f"{short(name)} is empty; expected an image")
     return name, data
 
 
 def _read_file(path: str, num_bytes: int) -> bytes:
     if path.lower().startswith("file:"):
-        raise ImageError(f"{_short(path)} is a file URL; pass the path alone")
-    if is_url(path):
-        raise ImageError(f"{_short(path)} is a URL; remote images are not fetched, pass a file")
+        raise ImageError(f"{short(path)} is a file URL; pass the path alone")
     try:
         if Path(path).is_file() or not Path(path).exists():
             with Path(path).open("rb") as file:
                 return file.read(num_bytes)
     except FileNotFoundError as exc:
-        raise ImageError(f"{_short(path)} does not exist; check the path") from exc
+        raise ImageError(f"{short(path)} does not exist; check the path") from exc
     except (OSError, ValueError) as exc:  # ValueError: a null byte in the path
         reason = getattr(exc, "strerror", exc)
-        raise ImageError(f"{_short(path)} cannot be read: {reason}; pass a file") from exc
-    raise ImageError(f"{_short(path)} is a folder or device, not a file; pass one image")
-
-
-def _short(name: str) -> str:
-    """Quote a name for a message; base64 that was taken for a path must not flood the log."""
-    return repr(name if len(name) <= 100 else f"{name[:80]}...")
+        raise ImageError(f"{short(path)} cannot be read: {reason}; pass a file") from exc
+    raise ImageError(f"{short(path)} is a folder or device, not a file; pass one image")
 
 
 class _Task:
@@ -269,7 +289,7 @@ class _Task:
         self._end = time.thread_time() + limits.max_cpu_s
 
     def error(self, problem: str) -> ImageError:
-        return ImageError(f"{_short(self.name)} {problem}")
+        return ImageError(f"{short(self.name)} {problem}")
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -541,6 +561,27 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
             f"got {array.dtype} {list(array.shape)}"
         )
     return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
+
+
+def _from_tensor(tensor: Any) -> NDArray[Any]:
+    """``[H, W]`` or ``[H, W, C]`` uint8 of a torch tensor ``[C, H, W]``, uint8 or float in 0..1."""
+    is_float = tensor.is_floating_point()
+    is_image = tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4))
+    if not is_image or not tensor.numel() or not (is_float or str(tensor.dtype) == "torch.uint8"):
+        raise ImageError(
+            "expected a tensor of shape [H, W], [1, H, W], [3, H, W] or [4, H, W], uint8 or float, "
+            f"got {tensor.dtype} {list(tensor.shape)}; pass the images of a batch as a list, and "
+            "permute [H, W, C] to [C, H, W]"
+        )
+    if is_float:
+        tensor = tensor.detach().float()
+        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+            raise ImageError(
+                "expected float pixels in 0..1; divide them by 255, undo normalisation"
+            )
+        tensor = (tensor * 255).round().byte()
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array if array.ndim == 2 else np.ascontiguousarray(array.transpose(1, 2, 0))
 
 
 def _digest(pixels: Image.Image) -> str:

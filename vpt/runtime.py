@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -163,8 +163,9 @@ class Runtime:
         """Check and complete a request.
 
         Args:
-            images: one image or a list: paths, bytes, PIL images, arrays, or images loaded by
-                :func:`vpt.images.load_image`. Empty for a question about nothing.
+            images: one image or a list: of whatever :func:`vpt.images.load_image` reads (paths,
+                bytes, PIL images, arrays, tensors, data URIs, URLs of permitted hosts), or has
+                read. Empty for a question about nothing.
             question: plain text.
             perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"reencode"`` or a
                 branch.
@@ -373,6 +374,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
     limits: ImageLimits = DEFAULT_LIMITS,
+    allowed_media_domains: Sequence[str] | None = None,
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -391,6 +393,8 @@ def load(
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
         feature_cache_bytes: memory for features of images seen before.
         limits: of images taken in.
+        allowed_media_domains: hosts from which images may be fetched; those of ``limits``, which
+            has none by default, if not given.
         image_resolution: longer side to which images are shrunk before the model sees them, 0 for
             no limit; by default what the model's configuration says (released models: 512).
         depth_tokenizer: folder or file of what decodes the model's depth maps; by default the one
@@ -408,6 +412,8 @@ def load(
     """
     source = str(EMBEDDED_MODEL if path_or_id is None else path_or_id)
     name = "embedded" if path_or_id is None else source
+    if allowed_media_domains is not None:
+        limits = replace(limits, allowed_media_domains=allowed_media_domains)
     options = {
         "revision": revision,
         "subfolder": subfolder,

@@ -17,7 +17,7 @@ from vpt.data.content_rows import ATOMIC_TASKS, EPOCH, TASKS, read_note, with_no
 from vpt.data.making import path_from
 from vpt.data.rows import Row, read_entries
 from vpt.errors import DataError
-from vpt.images import is_url
+from vpt.media import is_url
 from vpt.protocol.rows import KINDS
 
 

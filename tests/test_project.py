@@ -19,7 +19,7 @@ PACKAGES = {"vpt": "vpt", "vpt.branches": "branches", "vpt.evaluation": "evaluat
 OUTSIDE = ("app", "branches", "evaluation", "recipes", "benchmarks", "tests")
 LEVELS = (
     ("vpt.errors",),
-    ("vpt.boxes", "vpt.files", "vpt.images", "vpt.media"),
+    ("vpt.boxes", "vpt.files", "vpt.images", "vpt.media", "vpt.released"),
     ("vpt.protocol",),
     ("vpt.trace",),
     ("vpt.branches",),

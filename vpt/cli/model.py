@@ -25,7 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="M",
         help="folder or hub id; by default the small embedded model, which knows its own kind of "
-        "images only",
+        "images only (`vpt --list-models` lists others)",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
     add_value(model, "--device", "D", _device, "cpu, cuda, cuda:1, ...; a GPU if there is one")

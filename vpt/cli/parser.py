@@ -58,12 +58,16 @@ class Command:
 
 @dataclass(frozen=True)
 class CommandGroup:
-    """Commands under a common word, such as ``vpt data check``, by their names."""
+    """Commands under a common word, such as ``vpt data check``, by their names.
+
+    ``models`` is what ``--list-models`` prints.
+    """
 
     help: str
     description: str
     commands: Mapping[str, Command | CommandGroup]
     examples: str = ""
+    models: str = ""
 
 
 def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse.ArgumentParser:
@@ -71,6 +75,11 @@ def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse
     parser = _Parser(prog=prog)
     if isinstance(program, CommandGroup):
         parser.add_argument("--version", action="version", version=f"vpt {__version__}")
+        if program.models:
+            about = "show the models that there are, each with the command that runs it, and exit"
+            parser.add_argument(
+                "--list-models", action="version", version=program.models, help=about
+            )
     _fill(parser, program)
     return parser
 

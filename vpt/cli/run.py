@@ -23,11 +23,13 @@ from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
 from vpt.cli.output import print_err
 from vpt.cli.parser import Command, CommandGroup, build_parser
+from vpt.released import models_text
 
 COMMANDS = CommandGroup(
     help="",
     description="Run multimodal LLMs that decide by themselves to look again.",
     examples='example:\n  vpt ask photo.jpg "What does the sign say?"',
+    models=models_text(),
     commands={
         "ask": ask.COMMAND,
         "demo": demo.COMMAND,

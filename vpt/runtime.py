@@ -25,7 +25,7 @@ from vpt.inference.scheduler import drive
 from vpt.model.hub import find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.tokens import Vocabulary
+from vpt.protocol.tokens import TOWER, Vocabulary
 from vpt.trace.records import Trace
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
@@ -123,6 +123,7 @@ class Runtime:
         self.description: dict[str, Any] = {
             "name": self.name,
             "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
+            "image_resolution": model.config.max_side(TOWER),
         }
         self.depth_tokenizer = depth_tokenizer
         if depth_tokenizer is not None:

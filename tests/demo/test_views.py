@@ -24,7 +24,7 @@ from vpt.demo.runs import (
 )
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace.records import Trace
-from vpt.view.renderers import Album, draw_look
+from vpt.view.renderers import Z_ENDS, Album, draw_look
 from vpt.view.timeline import timeline_html
 
 QUESTION = "What number is on the blue one?"
@@ -112,7 +112,7 @@ def test_a_re_encoding_shows_its_score_map(heat):
     photo, over = views.heat
     assert photo.size == over.size and photo.tobytes() != over.tobytes()
     ends = draw_look(Album(heat), heat.calls[0], (640, 640)).ends
-    assert ends == (min(heat.calls[0].scores), max(heat.calls[0].scores))
+    assert ends == Z_ENDS
     assert views.crop is None and box_to_edit(heat) is None
 
 
@@ -163,6 +163,7 @@ def test_a_trace_of_a_stranger_names_no_branch_that_is_unknown(heat):
         ("calls.0", 3, "not a trace"),
         ("images.1.parent", 1, "cut from image 1"),
         ("images.0.size_wh", [0, 448], "size_wh is"),
+        ("images.0.seen_wh", [112, 0], "seen_wh is"),
         (
             "images.0.thumbnail",
             "data:image/png;base64,AAAA",

@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 
 from vpt.boxes import PixelBox, compose
 from vpt.images import LoadedImage
+from vpt.inference.engine import AppendedImage
 from vpt.inference.events import Step, TokenEvent
 from vpt.inference.request import Request
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
 from vpt.protocol.tokens import BRANCH_TOKENS, NO_CONTENT, Vocabulary
 from vpt.trace.content import parse_content, record_content
-from vpt.trace.records import CallRecord, ContentRecord, MalformedRecord, TokenRecord, Trace
+from vpt.trace.records import (
+    CallRecord,
+    ContentRecord,
+    ImageRecord,
+    MalformedRecord,
+    TokenRecord,
+    Trace,
+)
 
 DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
 _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
@@ -73,7 +81,7 @@ class Recorder:
             counts.prompt_tokens = step.num_tokens
             trace.timings.prefill = step.encode_ms + step.run_ms
             for record, image in zip(trace.images, step.images, strict=True):
-                record.num_tokens = image.num_tokens
+                self._record_seen(record, image)
             return
         counts.appended_tokens += step.num_tokens
         for call, image in zip(calls, step.images, strict=True):
@@ -86,7 +94,13 @@ class Recorder:
             if image.scores is not None:
                 call.scores = image.scores.float().cpu().tolist()
             if call.result_image is not None:
-                trace.images[call.result_image].num_tokens = image.num_tokens
+                self._record_seen(trace.images[call.result_image], image)
+
+    def _record_seen(self, record: ImageRecord, image: AppendedImage) -> None:
+        """Record the size at which the backbone's tower saw an image."""
+        pixels, (height, width) = self._processor.image_processor, image.grid_hw
+        side = pixels.patch_size * pixels.merge_size
+        record.num_tokens, record.seen_wh = image.num_tokens, (width * side, height * side)
 
     def add_token(self, token_id: int, is_last: bool) -> TokenEvent:
         """Record a chosen token; ``is_last`` in its turn."""

@@ -139,6 +139,8 @@ def _check_image(trace: Any, index: int) -> None:
     image, name = trace.images[index], f"images[{index}]"
     if min(image.size_wh) < 1:
         raise PromptError(f"not a trace: {name}.size_wh is {image.size_wh}")
+    if image.seen_wh is not None and min(image.seen_wh) < 1:
+        raise PromptError(f"not a trace: {name}.seen_wh is {image.seen_wh}")
     if image.parent is not None and (image.parent >= index or image.box_xyxy_px is None):
         raise PromptError(f"not a trace: {name} is cut from image {image.parent}, without a place")
     if image.box_xyxy_px is not None:

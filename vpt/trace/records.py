@@ -59,6 +59,7 @@ class ImageRecord(_Record):
         parent: for a crop, index of the image it was cut from.
         box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
         thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
+        seen_wh: size in pixels to which it was resized for the model; ``None`` if not recorded.
     """
 
     source: str
@@ -68,6 +69,7 @@ class ImageRecord(_Record):
     box_xyxy_px: Corners | None = None
     num_tokens: Whole = 0
     thumbnail: str | None = None
+    seen_wh: tuple[Whole, Whole] | None = None
 
 
 @dataclass
@@ -219,7 +221,8 @@ class Trace(_Record):
     Attributes:
         settings: budgets, decoding and seed, size of the region grid; for content, the side of the
             image in which boxes lie, and the number of codes of a depth map.
-        model: its name, and the preprocessing of its branches.
+        model: its name, the preprocessing of its branches, and the longer side to which images are
+            shrunk first.
         images: given ones first, then crops in the order they were made.
         content: depth maps and boxes that the model wrote.
         answer: text of the last turn, without control tokens; after its last depth map, if text

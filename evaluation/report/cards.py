@@ -120,7 +120,7 @@ class Figure:
     labels: tuple[Label, ...] = ()
     number: int = 0  # of the call that brought it, from 1
     colour: str = ""  # of that call
-    ends: tuple[float, float] | tuple[str, str] | None = None  # of its colour scale
+    ends: tuple[str, str] | None = None  # of its colour scale
 
 
 def _outlines(marks: Sequence[Mark], size_wh: tuple[int, int]) -> Iterator[Outline]:

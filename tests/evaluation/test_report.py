@@ -39,6 +39,7 @@ from vpt.evaluation.report.page import EvenChoice, make_gallery
 from vpt.evaluation.results import tool_value
 from vpt.images import from_pixels, load_image
 from vpt.trace.records import CallRecord, Counts, MalformedRecord, Timings, Trace
+from vpt.view.renderers import Z_ENDS
 
 EVIL = '</template></script><script>window.hacked = 1</script><img src=x onerror="hacked()">'
 
@@ -279,7 +280,7 @@ def test_a_region_that_was_not_cut_has_no_frame_and_no_crop(photo):
 def test_a_score_map_lies_over_the_photo(photo):
     card, pictures = card_of(make_record(photo, branch="reencode"))
     heat = card.figures[1]
-    assert (heat.kind, heat.words, heat.ends) == ("heat", "clip", (0, 11))
+    assert (heat.kind, heat.words, heat.ends) == ("heat", "clip", Z_ENDS)
     values = np.asarray(decoded(pictures.uris[heat.thumbnail.key]).convert("RGB")).astype(int)
     # Viridis: dark violet for the lowest in the upper left, yellow for the highest.
     assert values[:20, :20, 2].mean() > values[:20, :20, 1].mean()

@@ -16,7 +16,16 @@ from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
 from vpt.trace.records import CallRecord, ImageRecord, MalformedRecord, Trace
 from vpt.view.picture import draw
-from vpt.view.renderers import CALL_COLOURS, VIRIDIS, Album, heat_over, marks_on, seen_box_px
+from vpt.view.renderers import (
+    CALL_COLOURS,
+    VIRIDIS,
+    Album,
+    draw_look,
+    heat_over,
+    marks_on,
+    seen_box_px,
+    z_scores,
+)
 from vpt.view.wording import STOP_TEXT, call_text, printable
 
 TINY_DINO = {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}
@@ -115,22 +124,49 @@ def test_seen_box_agrees_with_the_real_preprocessing(runtime, branch, size_wh):
 # Heat maps
 
 
+def shares(heated):
+    """How bright a colour of viridis is drawn at each pixel, by its green alone."""
+    return np.asarray(heated).astype(int)[..., 1]
+
+
 def test_the_hottest_cell_is_brightest_where_it_lies():
     scores = np.zeros((4, 4), np.float32)
     scores[1, 2] = 5
     photo = Image.new("RGB", (400, 400), "#808080")
-    heated, low, high = heat_over(photo, scores, (0, 0, 400, 400))
-    values = np.asarray(heated).astype(int).sum(-1)
-    y, x = np.unravel_index(values.argmax(), values.shape)
-    assert (low, high) == (0, 5)
-    assert 200 <= x < 300 and 100 <= y < 200
+    heated, is_flat = heat_over(photo, scores, (0, 0, 400, 400))
+    assert not is_flat
+    bright = shares(heated) == shares(heated).max()
+    assert bright[100:200, 200:300].all() and bright.sum() == 100 * 100  # the cell, no more
+
+
+def test_scores_are_drawn_by_their_distance_from_the_mean():
+    scores = np.arange(16, dtype=np.float32).reshape(4, 4)
+    photo = Image.new("RGB", (40, 40), "#808080")
+    first, _ = heat_over(photo, scores, (0, 0, 40, 40))
+    assert heat_over(photo, 1000 * scores - 7, (0, 0, 40, 40))[0].tobytes() == first.tobytes()
+    z = z_scores(scores)
+    assert z.mean() == pytest.approx(0) and z.std() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [0, -3.5, 1e30])
+def test_a_constant_map_has_no_colours_and_says_so(value):
+    photo = noise(448, 448)
+    trace = make_trace(photo)
+    map_call(trace, "sam", (4, 4), scores=[value] * 16)
+    look = draw_look(Album(trace, [photo]), trace.calls[0], (224, 224))
+    assert (look.ends, look.note) == (None, "flat: all scores are equal")
+    pixels = np.asarray(look.picture)
+    assert (pixels == pixels[..., :1]).all()
+    draw(trace, [photo])
 
 
 def test_a_map_in_the_padding_does_not_reach_the_colour_scale():
     scores = np.zeros((4, 4), np.float32)
-    scores[0, 0], scores[3, 3] = 1, 1000
-    _, low, high = heat_over(Image.new("RGB", (400, 200)), scores, (0, 0, 400, 400))
-    assert (low, high) == (0, 1)
+    scores[0, 0] = 1
+    photo = Image.new("RGB", (400, 200))
+    heated = heat_over(photo, scores, (0, 0, 400, 400))[0].tobytes()
+    scores[3, 3] = 1000
+    assert heat_over(photo, scores, (0, 0, 400, 400))[0].tobytes() == heated
 
 
 def test_outside_of_the_seen_part_there_are_no_colours():
@@ -143,12 +179,62 @@ def test_outside_of_the_seen_part_there_are_no_colours():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_scores_that_are_not_finite_are_drawn(bad):
+def test_scores_that_are_not_finite_are_drawn_as_the_lowest(bad):
     scores = np.array([[bad, 1], [2, 3]], np.float32)
-    _, low, high = heat_over(Image.new("RGB", (20, 20)), scores, (0, 0, 20, 20))
-    assert (low, high) == (1, 3)
+    bright = shares(heat_over(Image.new("RGB", (20, 20)), scores, (0, 0, 20, 20))[0])
+    assert bright[5, 5] == bright[5, 15] < bright[15, 5] < bright[15, 15]
     scores[:] = bad
-    assert heat_over(Image.new("RGB", (20, 20)), scores, (0, 0, 20, 20))[1:] == (0, 0)
+    assert heat_over(Image.new("RGB", (20, 20)), scores, (0, 0, 20, 20))[1]
+
+
+@pytest.mark.parametrize("branch", ["reencode", "dino", "sam"])
+def test_a_spot_on_the_photo_changes_the_features_that_are_drawn_there(runtime, branch):
+    """Orientation, grid, resizing and padding of maps, from the pixels to the picture."""
+    size_wh, spot = (448, 336), (230, 90, 270, 120)
+    plain = noise(*size_wh).point(lambda value: 100 + value // 8)
+    marked = plain.copy()
+    marked.paste((255, 0, 0), spot)
+    images = [(branch, from_pixels(image, "x")) for image in (plain, marked)]
+    (before, _), (after, _) = runtime.encoders.encode(images)
+    changes = (after.values - before.values).norm(dim=-1).reshape(before.grid_hw)
+    settings = runtime.model.branch(branch, runtime.processor.image_processor).preprocess_config
+    seen_box = seen_box_px(branch, size_wh, settings)
+    drawn = shares(heat_over(Image.new("RGB", size_wh), changes.numpy(), seen_box)[0])
+    y, x = np.nonzero(drawn == drawn.max())
+    assert x.min() <= 250 <= x.max() and y.min() <= 105 <= y.max()
+
+
+# First looks and crops at the size that the model sees
+
+
+@pytest.mark.parametrize("limit", [None, 200])
+def test_a_first_look_has_the_pixels_of_the_processor(runtime, limit):
+    loaded = from_pixels(noise(300, 220), "x")
+    trace = make_trace(loaded.pixels)
+    values, (grid,) = runtime.processor.preprocess_images([loaded], limit)
+    pixels = runtime.processor.image_processor
+    t, h, w = grid.tolist()
+    merge, patch = pixels.merge_size, pixels.patch_size
+    # [h/m, w/m, m, m, C, T, p, p], as Qwen2-VL's image processor orders patches
+    patches = values.reshape(t, h // merge, w // merge, merge, merge, 3, -1, patch, patch)
+    seen = patches[0, :, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4)
+    seen = seen.reshape(h * patch, w * patch, 3).numpy()
+    seen = (seen * pixels.image_std + pixels.image_mean) * 255
+    trace.images[0].seen_wh = size_wh = (w * patch, h * patch)
+    trace.model["image_resolution"] = limit
+    drawn = Album(trace, [loaded.pixels]).as_seen(0, size_wh)
+    assert drawn.size == size_wh
+    assert np.abs(np.asarray(drawn).astype(float) - seen).max() < 1
+
+
+def test_a_real_run_records_and_shows_what_was_seen():
+    runtime = vpt.load()
+    image = vpt.load_image(Image.new("RGB", (448, 448), "#804020"))
+    trace = runtime.ask(image, "Is there a red one?", region=GridBox(3, 3, 3, 3)).trace
+    assert [one.seen_wh for one in trace.images] == [(112, 112), (112, 112)]
+    drawn = Album(trace, [noise(448, 448)]).as_seen(1, (448, 448))
+    blocks = np.asarray(drawn).reshape(112, 4, 112, 4, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all()  # squares, one for each pixel that it saw
 
 
 def test_viridis_grows_lighter_evenly():

@@ -175,8 +175,7 @@ def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image
         look.picture, ((area.width - look.picture.width) // 2, (room - look.picture.height) // 2)
     )
     if look.ends is not None:
-        low, high = (end if isinstance(end, str) else f"{end:.3g}" for end in look.ends)
-        area.paste(colour_bar((low, high), (area.width, BAR_HEIGHT)), (0, room))
+        area.paste(colour_bar(look.ends, (area.width, BAR_HEIGHT)), (0, room))
     elif not is_crop:
         bar = Image.new("RGB", (area.width, BAR_HEIGHT), SHADE)
         _write_centred(bar, look.note)

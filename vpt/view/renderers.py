@@ -17,7 +17,7 @@ from PIL import Image, ImageColor, ImageDraw
 from vpt.boxes import Box, GridBox, PixelBox, clamp, compose, crop_box_px, iou, rescale
 from vpt.branches.base import branch_class
 from vpt.errors import ImageError, PromptError
-from vpt.images import ImageLimits, load_image
+from vpt.images import ImageLimits, fit_for_tower, load_image
 from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
 from vpt.trace.records import THUMBNAIL_SIDE, CallRecord, ContentRecord, ImageRecord, Trace
 from vpt.view.lettering import INK, PAPER, QUIET, SHADE, latin_font
@@ -36,6 +36,9 @@ VIRIDIS = (
     *((34, 168, 132), (68, 191, 112), (122, 209, 81), (189, 223, 38), (253, 231, 37)),
 )
 HEAT_SHARE = 0.62  # of the colour, over the photo in grey
+MOST_Z = 2.5  # at the ends of the colour scale of score maps
+Z_ENDS = (f"z = -{MOST_Z}", f"z = +{MOST_Z}")
+FLAT_TEXT = "flat: all scores are equal"
 
 # What a trace keeps is small; larger than this, it is not of our making.
 _KEPT = ImageLimits(max_pixels=2 * THUMBNAIL_SIDE**2, max_bytes=8 * 2**20)
@@ -84,20 +87,40 @@ class Album:
         left, top = min(math.floor(x0), image.width - 1), min(math.floor(y0), image.height - 1)
         return image.crop((left, top, max(math.ceil(x1), left + 1), max(math.ceil(y1), top + 1)))
 
-    def crop_of(self, call: CallRecord) -> Image.Image:
-        """The result of a region call, as sharp as possible."""
-        if self._is_kept and call.result_image is not None:
-            record = self.trace.images[call.result_image]
-            if record.thumbnail is not None:
-                return _thumbnail(record)
-        return self.cut(call.image, call.box_xyxy_px)
+    def image(self, index: int) -> Image.Image:
+        """An image, given or cut out, as sharp as possible."""
+        record = self.trace.images[index]
+        if record.parent is None:
+            return self.given[index]
+        is_there = self._is_kept and record.thumbnail is not None
+        return _thumbnail(record) if is_there else self.cut(index)
+
+    def as_seen(self, index: int, room_wh: tuple[int, int]) -> Image.Image:
+        """An image resized as for the model, each pixel then enlarged to fit the room.
+
+        It is the processor's image if the album has the image at full size, else close to it.
+        Where the trace does not record the size, or the room is too small for it, the result is
+        that of :func:`fitted`.
+        """
+        image, seen_wh = self.image(index), self.trace.images[index].seen_wh
+        if seen_wh is None or seen_wh[0] > room_wh[0] or seen_wh[1] > room_wh[1]:
+            return fitted(image, room_wh)
+        limit = self.trace.model.get("image_resolution")
+        image = fit_for_tower(image, max_side=limit if type(limit) is int and limit > 0 else None)
+        return fitted(image.resize(seen_wh, Image.Resampling.BICUBIC), room_wh, pixelated_from=2)
 
 
-def fitted(image: Image.Image, room_wh: tuple[int, int]) -> Image.Image:
-    """Resize an image to the room; a tiny one grows 64-fold at most."""
+def fitted(
+    image: Image.Image, room_wh: tuple[int, int], *, pixelated_from: float = 4
+) -> Image.Image:
+    """Resize an image to the room; a tiny one grows 64-fold at most.
+
+    Args:
+        pixelated_from: scale from which the pixels are shown as squares.
+    """
     scale = min(room_wh[0] / image.width, room_wh[1] / image.height, 64)
     size_wh = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    if scale > 4:  # show the pixels as they are
+    if scale >= pixelated_from:
         return image.resize(size_wh, Image.Resampling.NEAREST)
     return image.resize(size_wh, Image.Resampling.LANCZOS, reducing_gap=3)
 
@@ -335,8 +358,8 @@ def seen_of_call(trace: Trace, call: CallRecord) -> Box:
 
 def heat_over(
     photo: Image.Image, scores: NDArray[np.float32], seen_box: Box
-) -> tuple[Image.Image, float, float]:
-    """Draw a score map over the part of a photo that its features cover.
+) -> tuple[Image.Image, bool]:
+    """Draw the z-scores of a score map over the part of a photo that its features cover.
 
     Args:
         photo: RGB.
@@ -344,8 +367,8 @@ def heat_over(
         seen_box: XYXY in pixels of the photo, the extent of the map; may reach beyond the photo.
 
     Returns:
-        The photo in grey under the colours, pale where the map does not reach; the lowest and
-        the highest score on it, which are the ends of the colour scale.
+        The photo in grey under one square of colour per cell, pale where the map does not reach;
+        whether the map is flat, and the photo therefore without colours.
     """
     x0, y0, x1, y1 = clamp(seen_box, photo.size)
     left, top = min(round(x0), photo.width - 1), min(round(y0), photo.height - 1)
@@ -357,21 +380,37 @@ def heat_over(
     u0, v0 = np.clip((np.array((left, top)) - origin) * scale, 0, grid_wh - 1e-3)
     u1, v1 = np.clip((np.array((right, bottom)) - origin) * scale, (u0 + 1e-3, v0 + 1e-3), grid_wh)
     part = scores[math.floor(v0) : math.ceil(v1), math.floor(u0) : math.ceil(u1)]
-    finite = part[np.isfinite(part)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    clean = np.clip(np.where(np.isfinite(scores), scores, low), low, high).astype(np.float32)
-    smooth = Image.fromarray(clean).resize(
-        (right - left, bottom - top), Image.Resampling.BILINEAR, box=(u0, v0, u1, v1)
-    )
-    share = (np.asarray(smooth) - low) / ((high - low) or 1)
+    z = z_scores(scores, part)
     grey = photo.convert("L").convert("RGB")
     result = Image.blend(grey, Image.new("RGB", photo.size, PAPER), 0.55)
     inside = grey.crop((left, top, right, bottom))
-    result.paste(Image.blend(inside, coloured(share), HEAT_SHARE), (left, top))
+    if z is not None:
+        cells = coloured(np.clip(z / (2 * MOST_Z) + 0.5, 0, 1)).resize(
+            inside.size, Image.Resampling.NEAREST, box=(u0, v0, u1, v1)
+        )
+        inside = Image.blend(inside, cells, HEAT_SHARE)
+    result.paste(inside, (left, top))
     if inside.size != photo.size:
         frame = (left, top, right - 1, bottom - 1)
         ImageDraw.Draw(result).rectangle(frame, outline=INK, width=max(photo.width // 200, 1))
-    return result, low, high
+    return result, z is None
+
+
+def z_scores(
+    scores: NDArray[np.float32], part: NDArray[np.float32] | None = None
+) -> NDArray[np.float64] | None:
+    """Standard deviations from the mean of the map, or of a part of it.
+
+    Returns:
+        As ``scores``, with the lowest of the part for what is not finite; ``None`` if the scores
+        of the part are equal, but for rounding.
+    """
+    part = scores if part is None else part
+    finite = part[np.isfinite(part)].astype(np.float64)
+    if not finite.size or np.ptp(finite) <= 1e-5 * np.abs(finite).max():
+        return None
+    filled = np.where(np.isfinite(scores), scores, finite.min()).astype(np.float64)
+    return (filled - finite.mean()) / finite.std()
 
 
 def colour_bar(ends: tuple[str, str], size_wh: tuple[int, int]) -> Image.Image:
@@ -405,15 +444,15 @@ class DrawnLook:
         kind: ``"crop"``, ``"heat"`` (a score map over the photo), ``"plain"`` (features without a
             score map) or ``"depth"``.
         photo: what was looked at, RGB.
-        picture: crop, map or the photo again; as large as the photo.
-        ends: lowest and highest score on a heat map; names of the ends of a depth map.
+        picture: crop at the size that the model saw, map or the photo again; as large as the photo.
+        ends: texts for the ends of the colour scale of a map.
         note: what is unusual; else empty.
     """
 
     kind: str
     photo: Image.Image
     picture: Image.Image
-    ends: tuple[float, float] | tuple[str, str] | None = None
+    ends: tuple[str, str] | None = None
     note: str = ""
 
 
@@ -428,7 +467,10 @@ def draw_look(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int,
         return _depth_look(album, one, room_wh)
     replaced = album.trace.settings.get("replace_looks")
     is_crop, blank = one.box_xyxy_px is not None, "made blank" if replaced == "blank" else ""
-    photo = fitted(album.crop_of(one) if is_crop else album.cut(one.image), room_wh)
+    if one.result_image is not None:
+        photo = album.as_seen(one.result_image, room_wh)
+    else:
+        photo = fitted(album.cut(one.image, one.box_xyxy_px), room_wh)
     if blank:
         photo = Image.new("RGB", photo.size, BLANK)
     if is_crop:
@@ -439,8 +481,10 @@ def draw_look(album: Album, one: CallRecord | ContentRecord, room_wh: tuple[int,
         return DrawnLook("plain", photo, photo, note=blank or "no score map")
     size_wh = album.trace.images[one.image].size_wh
     seen = rescale(seen_of_call(album.trace, one), size_wh, photo.size)
-    picture, low, high = heat_over(photo, scores, seen)
-    return DrawnLook("heat", photo, picture, (low, high), blank)
+    picture, is_flat = heat_over(photo, scores, seen)
+    if is_flat:
+        return DrawnLook("heat", photo, picture, note=blank or FLAT_TEXT)
+    return DrawnLook("heat", photo, picture, Z_ENDS, blank)
 
 
 def _depth_look(album: Album, one: ContentRecord, room_wh: tuple[int, int]) -> DrawnLook:

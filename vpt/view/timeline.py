@@ -130,7 +130,7 @@ def _result(call: CallRecord) -> str:
         return f"and gets the crop {x0},{y0} to {x1},{y1}: {x1 - x0}x{y1 - y0} px"
     text = "on the whole image" + (", features known" if call.reused else "")
     if call.scores:
-        text += f"; scores {min(call.scores):.2g} (violet) to {max(call.scores):.2g} (yellow)"
+        text += f"; scores {min(call.scores):.2g} to {max(call.scores):.2g}"
     return text
 
 

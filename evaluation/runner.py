@@ -11,7 +11,6 @@ from zlib import crc32
 
 from vpt.boxes import region_to_show
 from vpt.errors import DataError, ImageError, PromptError, RegionError, as_vpt_error
-from vpt.evaluation.provenance import describe_model, describe_surroundings
 from vpt.evaluation.records import Record
 from vpt.evaluation.samples import BadRow, Sample
 from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
@@ -231,6 +230,8 @@ class LocalAsker:
 
     def describe(self) -> Mapping[str, Any]:
         """See :class:`vpt.evaluation.evaluate.Asker`."""
+        from vpt.evaluation.provenance import describe_model, describe_surroundings
+
         model = describe_model(self.runtime)
         return {"model": model, "surroundings": describe_surroundings(self.runtime)}
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,54 @@ def test_help_imports_nothing_heavy():
     )
     done = run_python("-c", code)
     assert done.stdout.endswith(b"\n[]\n"), done.stderr
+
+
+NEED_NO_TORCH = (
+    (2, "eval --splits nope"),
+    (2, "eval --splits DocVQA --data /nope"),
+    (2, "eval --splits DocVQA --perception nope"),
+    (4, "eval --splits nope --model /nope"),
+    (2, "data check nope"),
+    (2, "data check /nope.json"),
+    (4, "data check nope.json --model /nope"),
+    (2, "data build /nope --out x.json"),
+    (2, "data make-depth-rows --photos /nope --maps /nope --tokenizer . --out x"),
+    (4, "data make-depth-rows --photos . --tokenizer /nope --out x"),
+    (2, "data make-curriculum --atomic /nope --tasks /nope --out x.json"),
+    (2, "depth-tokenizer train --maps /nope --out x"),
+    (2, "depth-tokenizer train --photos /nope --out x"),
+    (2, "depth-tokenizer report --maps /nope --tokenizer ."),
+    (4, "depth-tokenizer decode text --tokenizer /nope --out x.png"),
+    (2, "depth-tokenizer encode /nope --tokenizer ."),
+    (4, "depth-tokenizer encode . --tokenizer /nope"),
+    (4, "init --base /nope --branches clip --out x"),
+    (4, "init --base . --branches clip --out x"),
+    (4, "init --base /nope --content depth --depth-tokenizer /nope --out x"),
+    (4, "set /nope --alignment on"),
+    (4, "set . --alignment on"),
+    (4 if find_spec("gradio") else 2, "demo --port 0 --model /nope"),
+    (2, "compare /nope /nope"),
+    (3, "ask /nope.jpg What?"),
+    (4, "ask What? --model data/models/nope"),
+    (4, "ask What? --model ."),
+    (4, "ask What? --model bert"),
+    (4, "ask What? --depth-tokenizer /nope"),
+)
+
+
+def test_mistakes_that_need_no_torch_show_before_it_is_imported(tmp_path):
+    another_type(tmp_path / "bert", None)
+    code = (
+        "import json, sys; from vpt.cli import main; given, heavy = [], ('torch', 'transformers')\n"
+        "for _, line in json.loads(sys.argv[1]):\n"
+        "    given.append((main(line.split()), [m for m in heavy if m in sys.modules]))\n"
+        "print(json.dumps(given))"
+    )
+    done = run_python("-c", code, json.dumps(NEED_NO_TORCH), cwd=tmp_path)
+    given = zip(NEED_NO_TORCH, json.loads(done.stdout), strict=True)
+    assert not [(line, got) for (code, line), got in given if got != [code, []]]
+    assert done.stderr.count(b"error: ") == len(NEED_NO_TORCH)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]  # nothing is left behind
 
 
 def test_rows_are_made_and_checked_without_torch():

@@ -37,6 +37,7 @@ from vpt.data.rows import (
     write_rows,
 )
 from vpt.errors import DataError, PromptError
+from vpt.model.folder import check_model
 from vpt.protocol.rows import split_crop_suffix
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
 from vpt.view.wording import count_text
@@ -283,6 +284,8 @@ def _check_check_arguments(args: argparse.Namespace, target: CheckTarget) -> Non
         raise PromptError("--cutoff-len needs the sizes of images; leave --no-images out")
     if args.grid_size and args.model:
         raise PromptError("--grid-size is the model's own; leave it out beside --model")
+    if args.model:
+        check_model(args.model)
 
 
 def _check_rows(args: argparse.Namespace, target: CheckTarget) -> tuple[Report, int, int]:

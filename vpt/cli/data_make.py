@@ -19,6 +19,7 @@ from vpt.cli.output import (
 from vpt.cli.parser import Command, add_flag, add_path, add_value, number, whole_number
 from vpt.data.rows import DATASET_INFO, SUFFIXES, add_dataset_entry, write_dataset_info, write_rows
 from vpt.errors import PromptError
+from vpt.model.folder import check_depth_tokenizer
 from vpt.view.wording import count_text
 
 if TYPE_CHECKING:
@@ -99,10 +100,11 @@ def _make_depth_rows(args: argparse.Namespace) -> None:
     _check_depth_arguments(args)
     from vpt.data.depth_rows import DepthRecipe, make_depth_rows
     from vpt.data.points import PointRule
+
+    sources = _find_sources(args)[: args.limit]
     from vpt.depth.tokenizer import load_depth_tokenizer
 
     tokenizer = load_depth_tokenizer(args.tokenizer)
-    sources = _find_sources(args)[: args.limit]
     rule = PointRule(args.layout, args.min_distance, args.min_difference)
     recipe = DepthRecipe(args.seed, args.points, rule, args.scale, args.skip_bad)
     made = _make_rows(make_depth_rows(sources, tokenizer, recipe, args.out), args.out)
@@ -127,6 +129,7 @@ def _check_depth_arguments(args: argparse.Namespace) -> None:
     if args.distances and args.photos is None:
         raise PromptError("--distances is for --photos; scenes have maps of their own")
     check_out_folder(args.out)
+    check_depth_tokenizer(args.tokenizer)
 
 
 def _find_sources(args: argparse.Namespace) -> list[DepthSource]:

@@ -32,10 +32,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise PromptError(NO_GRADIO)
-    check_model_arguments(args)
     if args.port > 65535:
         raise PromptError(f"--port must be at most 65535, not {args.port}")
     _check_port(args.host, args.port)
+    try:
+        check_model_arguments(args)
+    except CheckpointError:
+        if not args.anyway:  # else loading raises it again, for the page to show
+            raise
     try:
         model: Runtime | CheckpointError = load_runtime(args)
     except CheckpointError as exc:

@@ -28,7 +28,8 @@ from vpt.cli.parser import (
     number,
     whole_number,
 )
-from vpt.errors import DataError, PromptError
+from vpt.errors import DataError, ImageError, PromptError
+from vpt.model.folder import check_depth_tokenizer, read_json
 
 if TYPE_CHECKING:
     from vpt.depth.maps import DepthEstimator
@@ -131,6 +132,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.photos is None and args.depth_model:
         raise PromptError("--depth-model needs --photos; maps need no model")
     check_out_folder(args.out)
+    files, heldout = _find(args)
     write_file(lambda folder: folder.mkdir(parents=True, exist_ok=True), args.out)
     import torch
 
@@ -139,11 +141,9 @@ def _train(args: argparse.Namespace) -> None:
     settings = TrainingSettings(
         args.steps, args.batch_size, args.crop_cells, args.learning_rate, seed=args.seed
     )
-    files, heldout = _find(args)
     distances = args.distances and args.photos is None  # estimated maps are inverted already
     if (metrics := args.out / _METRICS).exists():
         from vpt.depth.tokenizer import DepthTokenizerConfig
-        from vpt.model.hub import read_json
 
         wanted = run_identity(files, settings, DepthTokenizerConfig(), distances)
         check_same_run(read_json(metrics).get("run", {}), wanted, args.out)
@@ -163,12 +163,12 @@ def _find(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     """Maps to train on, and maps to measure on."""
     from vpt.depth.maps import find_maps
 
+    heldout = find_maps(args.heldout) if args.heldout else []
     if args.maps:
         files = find_maps(args.maps)
     else:
         files = estimate_maps(args.photos, args.out / _ESTIMATED, args)
-    if args.heldout:
-        heldout = find_maps(args.heldout)
+    if heldout:
         if {file.resolve() for file in files} & {file.resolve() for file in heldout}:
             raise PromptError(f"--heldout: {args.heldout} holds maps to train on; separate them")
         return files, heldout
@@ -227,6 +227,10 @@ def _add_encode_arguments(parser: argparse.ArgumentParser) -> None:
 def _encode(args: argparse.Namespace) -> None:
     if not args.estimate and args.depth_model:
         raise PromptError("--depth-model needs --estimate; depth maps need no model")
+    check_depth_tokenizer(args.tokenizer)
+    if missing := [file for file in args.files if not file.is_file()]:
+        kind = ImageError if args.estimate else DataError
+        raise kind(f"{missing[0]} does not exist, or is a folder; expected a file")
     from vpt.depth.maps import read_map
     from vpt.depth.tokenizer import load_depth_tokenizer
     from vpt.images import load_image
@@ -273,6 +277,7 @@ def _decode(args: argparse.Namespace) -> None:
     if args.out.suffix.lower() != ".png":
         raise PromptError(f"--out: expected a name that ends in .png, got {args.out}")
     check_targets({"--out": args.out})
+    check_depth_tokenizer(args.tokenizer)
     from vpt.depth.maps import write_map
     from vpt.depth.tokenizer import load_depth_tokenizer
 
@@ -312,12 +317,15 @@ def _report(args: argparse.Namespace) -> None:
         endings = ", ".join(_PICTURES)
         raise PromptError(f"--picture: expected a name that ends in {endings}, got {args.picture}")
     check_targets({"--picture": args.picture})
+    check_depth_tokenizer(args.tokenizer)
     from vpt.depth.maps import find_maps
+
+    maps = find_maps(args.maps)
     from vpt.depth.measures import measured_words
     from vpt.depth.tokenizer import load_depth_tokenizer
 
     tokenizer = load_depth_tokenizer(args.tokenizer)
-    measured = _measure(tokenizer, find_maps(args.maps), args.distances, args.picture)
+    measured = _measure(tokenizer, maps, args.distances, args.picture)
     print_out(json.dumps(asdict(measured)) if args.json else measured_words(measured))
     if args.picture:
         print_err(f"wrote {args.picture}")

@@ -110,8 +110,8 @@ def _run(args: argparse.Namespace) -> int:
     if folder.path.exists():
         with folder.held():  # report a run under way there before a model is loaded
             pass
-    asker = _asker(args)
     decoding = Decoding(**{name: getattr(args, name) for name in _DECODING})
+    asker = _asker(args)
     options = {"batch_size": args.batch_size, "resume": args.resume}
     results = evaluate(asker, plan, decoding, folder, judge=judge, **options)
     print_out(results_table(results))

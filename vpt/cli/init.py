@@ -21,6 +21,7 @@ from vpt.cli.parser import (
 )
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
 from vpt.errors import CheckpointError, PromptError
+from vpt.model.folder import check_base, check_depth_tokenizer, model_type
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     CONTENT_TOKENS,
@@ -87,6 +88,7 @@ def _content(text: str) -> ContentTokens:
 def _init(args: argparse.Namespace) -> None:
     """Check the arguments, build, save, and print what was made."""
     encoders = _checked_encoders(args)
+    _check_base(args)
     settings = training_settings(args)
     check_training_settings(
         {"alignment": False, "para_mask_id": 0, **settings}, has_ratio=args.mask_ratio is not None
@@ -155,6 +157,18 @@ def _read_depth_tokenizer(args: argparse.Namespace) -> DepthTokenizer | None:
         return load_depth_tokenizer(args.depth_tokenizer)
     own = Path(args.base) / DEPTH_TOKENIZER
     return load_depth_tokenizer(own) if args.branches is None and own.is_dir() else None
+
+
+def _check_base(args: argparse.Namespace) -> None:
+    """Check, before torch is imported, what the folders on this disk hold."""
+    if args.depth_tokenizer is not None:
+        check_depth_tokenizer(args.depth_tokenizer)
+    try:
+        found = model_type(args.base)
+    except CheckpointError as exc:
+        raise CheckpointError(f"cannot load the base model {args.base}: {exc}") from exc
+    if found is not None:
+        check_base(found, args.base, is_extended=args.branches is None)
 
 
 def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vpt.cli.parser import add_path, add_value, number, whole_number
 from vpt.errors import PromptError, is_out_of_memory
 from vpt.inference.request import OPTIONS, Option
+from vpt.model.folder import check_depth_tokenizer, check_model
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
@@ -71,9 +72,18 @@ def _parser_of(option: Option) -> Callable[[str], Any]:
 
 
 def check_model_arguments(args: argparse.Namespace) -> None:
-    """Raise ``PromptError`` if arguments do not fit each other; nothing is loaded for it."""
+    """Check the arguments of :func:`add_model_arguments` as far as that needs no torch.
+
+    Raises:
+        PromptError: if they do not fit each other.
+        CheckpointError: if a folder or file that they name is missing or of another kind.
+    """
     if args.revision and not args.model:
         raise PromptError("--revision needs --model; the embedded model has no revisions")
+    if args.model:
+        check_model(args.model)
+    if args.depth_tokenizer:
+        check_depth_tokenizer(args.depth_tokenizer)
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vpt.cli.output import print_err, print_out, write_file
 from vpt.cli.parser import Command, add_path, add_value, branch_names, number, whole_number
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replace_atomically, write_atomic
+from vpt.model.folder import check_model, read_json
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _set(args: argparse.Namespace) -> None:
         )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
+    check_model(str(args.folder))
     quieten(args)
     from vpt.model.config import load_config
     from vpt.model.processing import VPTProcessor
@@ -175,7 +177,7 @@ def _print_change(option: str, old: str, new: str) -> None:
 
 def _write_config(folder: Path, settings: dict[str, Any], config_class: type) -> None:
     """Write the settings, and what LLaMA-Factory needs to find the code of a released folder."""
-    from vpt.model.hub import auto_map, read_json, write_processor_entry, write_shim
+    from vpt.model.hub import auto_map, write_processor_entry, write_shim
 
     file = folder / "config.json"
     content = {**read_json(file), **settings, "auto_map": auto_map(config_class)}
@@ -185,7 +187,6 @@ def _write_config(folder: Path, settings: dict[str, Any], config_class: type) ->
 
 
 def _set_max_pixels(folder: Path, max_pixels: int) -> None:
-    from vpt.model.hub import read_json
     from vpt.model.processing import build_image_processor
 
     processor = build_image_processor(read_json(folder / "preprocessor_config.json"))

@@ -19,12 +19,12 @@ from vpt.depth.maps import Floats, as_map, fit_map
 from vpt.depth.vqvae import DepthVQVAE
 from vpt.errors import CheckpointError, DataError
 from vpt.files import replace_atomically
-from vpt.model.hub import as_checkpoint_error, check_file, read_json
+from vpt.model.folder import check_depth_tokenizer, check_file, read_json
+from vpt.model.hub import as_checkpoint_error
 from vpt.protocol.calls import format_depth, parse_depth
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL_TYPE = "vpt_depth_tokenizer"
-_RELEASED = (".pt", ".pth", ".bin")
 
 _LARGEST = {
     "size_px": 2**12,
@@ -156,15 +156,11 @@ def load_depth_tokenizer(
             unexpected, of another shape, or not finite.
     """
     source = Path(path)
+    check_depth_tokenizer(source)
     if source.is_dir():
         config, weights = _read_config(source / CONFIG), _read_weights(source / WEIGHTS)
-    elif source.is_file():
-        if source.suffix not in _RELEASED:
-            endings = ", ".join(_RELEASED)
-            raise CheckpointError(f"{source} is neither a folder nor a file that ends in {endings}")
-        config, weights = DepthTokenizerConfig(), _read_weights(source)
     else:
-        raise CheckpointError(f"there is no depth tokenizer {source}; pass a folder or a .pth file")
+        config, weights = DepthTokenizerConfig(), _read_weights(source)
     with torch.device("meta"):  # a wrong size in the config must not allocate memory
         _check_weights(weights, config.build().state_dict(), source)
     network = config.build()

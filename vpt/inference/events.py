@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vpt.errors import VPTError
-from vpt.inference.engine import AppendedImage
-from vpt.model.processing import Piece
-from vpt.protocol.grammar import TokenRule
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
+
+if TYPE_CHECKING:
+    from vpt.inference.engine import AppendedImage
+    from vpt.model.processing import Piece
+    from vpt.protocol.grammar import TokenRule
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from vpt.branches.base import branch_class
 from vpt.errors import CheckpointError
 from vpt.model.config import VPTConfig, check_generation_config, check_settings
-from vpt.model.hub import (
-    as_checkpoint_error,
-    check_account,
-    check_file,
-    check_weights,
-    find_file,
-    read_json,
-)
+from vpt.model.folder import check_base, check_file, read_json
+from vpt.model.hub import as_checkpoint_error, check_account, check_weights, find_file
 from vpt.model.modeling import VPTForConditionalGeneration, read_model
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import (
@@ -88,8 +82,7 @@ def build_from_base(
         raise CheckpointError(
             f"{stray[0]!r} takes no encoder; those that do: {', '.join(defaults)}"
         )
-    if (model_type := _model_type(base)) != "qwen2_vl":  # most weights would be drawn again
-        raise CheckpointError(f"the base model {base} is of type {model_type!r}, not 'qwen2_vl'")
+    check_base(_model_type(base), base, is_extended=False)
     with as_checkpoint_error(f"cannot load the base model {base}"):
         check_generation_config(base)
         base_config = Qwen2VLConfig.from_pretrained(base)
@@ -141,11 +134,7 @@ def add_content(
         CheckpointError: if it cannot be loaded, writes that already, or in other sizes.
     """
     source = str(source)
-    if _model_type(source) == "qwen2_vl":
-        raise CheckpointError(
-            f"the base model {source} is a plain Qwen2-VL; name branches, or an empty list of "
-            "them, to make a VPT model of it"
-        )
+    check_base(_model_type(source), source, is_extended=True)
     model = read_model(source, dtype=dtype)
     processor = VPTProcessor.from_pretrained(source)
     config = model.config

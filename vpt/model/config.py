@@ -15,12 +15,12 @@ from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.files import replace_atomically
+from vpt.model.folder import MODEL_TYPES, check_type, read_json
 from vpt.model.hub import (
     ShimSavingMixin,
     as_checkpoint_error,
     auto_map,
     find_file,
-    read_json,
     refuse_adapter,
     write_shim,
 )
@@ -121,7 +121,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     as ``clip_image_token_id``, ``clip_action_id`` and ``clip_action_start_id``.
     """
 
-    model_type = "qwen2_vl_vpt"
+    model_type = MODEL_TYPES[0]
 
     # Of the released branches; what hashes a model reads these. Other rows bring their own.
     clip_image_token_id: int | None = None
@@ -246,7 +246,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
 class VRTConfig(VPTConfig):
     """The same under the model type of the oldest released checkpoints."""
 
-    model_type = "vrt_qwen2_vl"
+    model_type = MODEL_TYPES[1]
 
 
 def register_configs() -> None:
@@ -273,15 +273,10 @@ def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTCon
         )
     raw = read_json(file)
     classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig)}
-    if (model_type := raw.get("model_type")) not in classes:
-        raise CheckpointError(
-            f"{path_or_id} holds a model of type {model_type!r}; expected "
-            f"{' or '.join(classes)}. `vpt init --base {path_or_id}` makes a VPT model of a "
-            "Qwen2-VL one"
-        )
+    check_type(raw.get("model_type"), path_or_id)
     with as_checkpoint_error(f"cannot use {file}"):
         check_settings(raw)
-        config = classes[model_type].from_dict(raw)
+        config = classes[raw["model_type"]].from_dict(raw)
         if not _mrope_section(config.text_config):
             raise CheckpointError("expected mrope_section in rope_parameters, or rope_scaling")
     add_side_files(config, path_or_id, **hub_kwargs)

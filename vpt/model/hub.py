@@ -27,12 +27,11 @@ from vpt.branches.base import branch_class
 from vpt.branches.encoder import HUB_ARGUMENTS, EncoderBranch
 from vpt.errors import CheckpointError, VPTError, is_out_of_memory
 from vpt.files import write_atomic
+from vpt.model.folder import check_file, check_path, read_json
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*")
 """Names of the files that hold a model's weights, in the order in which they are looked for."""
-
-_LFS_POINTER = b"version https://git-lfs"
 
 SHIM_NAME = "vpt_shim"
 
@@ -80,16 +79,9 @@ def as_checkpoint_error(what: str) -> Iterator[None]:
 def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> Path | None:
     """Path of a file of a model, or ``None``; options that are not of the hub are ignored."""
     path_or_id = str(path_or_id)
-    folder = Path(path_or_id)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; expected the folder of a model")
-    if not folder.is_dir() and (folder.is_absolute() or path_or_id.startswith((".", "~"))):
-        raise CheckpointError(
-            f"there is no model folder {path_or_id}; pass a folder that holds config.json, "
-            "or the id of a model on the Hugging Face hub"
-        )
+    check_path(path_or_id)
     wanted = {key: value for key, value in hub_kwargs.items() if key in HUB_ARGUMENTS}
-    if (there := Path(folder, wanted.get("subfolder") or "", name)).is_dir():
+    if (there := Path(path_or_id, wanted.get("subfolder") or "", name)).is_dir():
         raise CheckpointError(f"{there} is a folder; expected a file")
     try:
         file = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **wanted)
@@ -99,34 +91,6 @@ def find_file(path_or_id: str | os.PathLike[str], name: str, **hub_kwargs: Any) 
             f"did not give it ({str(exc).splitlines()[0]})"
         ) from exc
     return None if file is None else Path(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object."""
-    check_file(file)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"cannot read {file}: {exc}") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(f"expected a JSON object in {file}, found {type(content).__name__}")
-    return content
-
-
-def check_file(file: Path) -> None:
-    """Refuse what is not the file that it is named for."""
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(len(_LFS_POINTER))
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {file}: {exc.strerror or exc}") from exc
-    if not head:
-        raise CheckpointError(f"{file} is empty; get the file again")
-    if head == _LFS_POINTER:
-        raise CheckpointError(
-            f"{file} is a git LFS pointer, not the file itself; run `git lfs pull` in its folder, "
-            "or download it again"
-        )
 
 
 def check_weights(

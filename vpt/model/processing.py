@@ -33,12 +33,11 @@ from vpt.model.config import (
     check_tokenizer,
     register_configs,
 )
+from vpt.model.folder import check_file, read_json
 from vpt.model.hub import (
     ShimSavingMixin,
     as_checkpoint_error,
-    check_file,
     find_file,
-    read_json,
     write_processor_entry,
     write_shim,
 )

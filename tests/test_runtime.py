@@ -136,7 +136,7 @@ def test_a_region_can_be_named_for_the_model(runtime):
     answer = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, max_calls=1)
     (call,) = answer.trace.calls
     assert (call.branch, call.region, call.outcome) == ("crop", (2, 1, 4, 3), "executed")
-    assert answer.trace.settings["region"] == (2, 1, 4, 3)
+    assert answer.trace.settings["region"] == [2, 1, 4, 3]
     free = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, constrain=False)
     assert free.trace.calls[0].region == (2, 1, 4, 3)
 

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vpt.answer import Answer, Look
     from vpt.errors import VPTError
     from vpt.images import load_image
     from vpt.inference.events import (
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vpt.model.config import VPTConfig
     from vpt.model.modeling import VPTForConditionalGeneration
     from vpt.model.processing import VPTProcessor
-    from vpt.runtime import Answer, Runtime, load
+    from vpt.runtime import Runtime, load
     from vpt.trace.records import Trace
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "CallEvent",
     "ContentEvent",
     "ErrorEvent",
+    "Look",
     "Request",
     "ResultEvent",
     "Runtime",
@@ -50,10 +52,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "vpt.runtime",
+    "Answer": "vpt.answer",
     "CallEvent": "vpt.inference.events",
     "ContentEvent": "vpt.inference.events",
     "ErrorEvent": "vpt.inference.events",
+    "Look": "vpt.answer",
     "Request": "vpt.inference.request",
     "ResultEvent": "vpt.inference.events",
     "Runtime": "vpt.runtime",

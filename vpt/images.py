@@ -120,6 +120,9 @@ class LoadedImage:
     orientation: int = 1
     num_frames: int = 1
 
+    def __repr__(self) -> str:
+        return f"LoadedImage({self.source!r}, {self.size_wh[0]}x{self.size_wh[1]})"
+
     @property
     def size_wh(self) -> tuple[int, int]:
         """``(W, H)`` in original pixels, after EXIF orientation."""

@@ -6,12 +6,13 @@ import inspect
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
 
+from vpt.answer import Answer
 from vpt.boxes import GridBox
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
@@ -35,31 +36,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a question.
-
-    Attributes:
-        text: the answer, without control tokens.
-        stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
-        trace: the record of the run.
-    """
-
-    text: str
-    stop_reason: str
-    trace: Trace
-
-    @property
-    def num_calls(self) -> int:
-        """Perception calls that were executed."""
-        return sum(call.outcome == "executed" for call in self.trace.calls)
-
-    @property
-    def warnings(self) -> list[str]:
-        """Reasons not to rely on the answer, as sentences."""
-        return self.trace.warnings
-
-
 def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
     """Give a method the signature of the one that it passes its arguments to."""
 
@@ -76,12 +52,13 @@ def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], C
 class Snapshot:
     """An event of the request with this index, and the trace so far, which grows until the last.
 
-    A request that was refused has no trace.
+    A request that was refused has no trace and no images.
     """
 
     index: int
     event: Event
     trace: Trace | None
+    images: Sequence[LoadedImage] = field(default=(), repr=False)
 
 
 class Runtime:
@@ -129,6 +106,10 @@ class Runtime:
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
         self._engine: Engine | None = None
+
+    def __repr__(self) -> str:
+        branches = ", ".join(self.vocabulary.branches)
+        return f"Runtime({self.name!r}, branches=[{branches}], device={str(self.device)!r})"
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +205,7 @@ class Runtime:
         (answer,) = self.ask_many([request], batch_size=1, on_error="return")
         if isinstance(answer, VPTError):
             raise answer
-        return answer
+        return replace(answer, images=[image.pixels for image in request.images])
 
     @_with_arguments_of(request)
     def stream(self, *args: Any, **options: Any) -> Iterator[Event]:
@@ -239,6 +220,8 @@ class Runtime:
         for _, event in self.stream_many([request], batch_size=1):
             if isinstance(event, ErrorEvent):
                 raise event.error
+            if isinstance(event, StopEvent):
+                event.trace.keep_thumbnails(request.images)
             yield event
 
     @overload
@@ -282,12 +265,12 @@ class Runtime:
         """
         one_of("on_error", on_error, ("raise", "return"))
         answers: dict[int, Answer | VPTError] = {}
-        for index, event in self.stream_many(requests, batch_size):
-            if isinstance(event, StopEvent):
-                trace = event.trace
-                answers[index] = Answer(trace.answer, trace.stop_reason, trace)
-            elif isinstance(event, ErrorEvent):
-                answers[index] = event.error
+        for one in self.watch_many(requests, batch_size):
+            if isinstance(one.event, StopEvent):
+                one.event.trace.keep_thumbnails(one.images)
+                answers[one.index] = Answer.from_trace(one.event.trace)
+            elif isinstance(one.event, ErrorEvent):
+                answers[one.index] = one.event.error
         ordered = [answers[index] for index in sorted(answers)]
         if on_error == "raise":
             _raise_first(ordered)
@@ -312,7 +295,7 @@ class Runtime:
         return self._watch_many(requests, batch_size)
 
     def _watch_many(self, requests: Iterable[Any], batch_size: int) -> Generator[Snapshot]:
-        traces: dict[int, Trace] = {}
+        runs: dict[int, tuple[Trace | None, Sequence[LoadedImage]]] = {}
 
         def start() -> Iterator[tuple[Exchange, Sampling] | VPTError]:
             for index, given in enumerate(requests):
@@ -321,13 +304,13 @@ class Runtime:
                 except Exception as exc:
                     yield as_vpt_error(exc)
                 else:
-                    traces[index] = conversation.recorder.trace
+                    runs[index] = conversation.recorder.trace, conversation.request.images
                     yield conversation.run(), conversation.request.sampling
 
         for index, event in drive(self.engine(batch_size), start(), batch_size):
             is_last = isinstance(event, StopEvent | ErrorEvent)
-            trace = traces.pop(index, None) if is_last else traces[index]
-            yield Snapshot(index, event, trace)
+            run = runs.pop(index, (None, ())) if is_last else runs[index]
+            yield Snapshot(index, event, *run)
 
     def _conversation(self, given: Any) -> Conversation:
         """The conversation that answers a request: the one that checked it, once."""

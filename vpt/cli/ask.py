@@ -81,7 +81,7 @@ def _ask(args: argparse.Namespace) -> None:
     assert isinstance(event, StopEvent), "a stream that does not fail ends with it"
     trace = event.trace
     if args.json:
-        print_out(json.dumps(trace.to_dict()))
+        print_out(json.dumps(trace.to_dict(images=False)))
     _write_outputs(trace, images, args)
     for warning in trace.warnings:
         print_err(f"warning: {warning}")
@@ -115,7 +115,6 @@ def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Names
         picture = draw(trace, [image.pixels for image in images])
         write_file(picture.save, args.picture)
     if args.trace:
-        trace.keep_thumbnails(images)
         write_file(trace.save, args.trace)
 
 

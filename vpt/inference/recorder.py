@@ -222,7 +222,7 @@ def _settings(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:
     settings = {**request.options, "grid_size": vocabulary.grid_size}
     del settings["perception"]  # the trace has a field for it
     if request.region is not None:
-        settings["region"] = astuple(request.region)
+        settings["region"] = list(astuple(request.region))
     if vocabulary.content.kinds:
         settings["num_pixels"] = vocabulary.content.num_pixels
         settings["num_cells"] = vocabulary.content.num_cells

@@ -183,6 +183,10 @@ class Request:
     kept: ClassVar[Any] = None
     """The conversation that a runtime made to check this request, until it is answered."""
 
+    def __repr__(self) -> str:
+        changed = [f"{k}={v!r}" for k, v in self.options.items() if v != _DEFAULTS[k]]
+        return f"Request({', '.join([repr(list(self.images)), repr(self.question), *changed])})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have their fields only."""
         return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
@@ -225,7 +229,7 @@ class Request:
         cls, images: Sequence[LoadedImage], question: str, options: Mapping[str, Any]
     ) -> Request:
         """Make a request of options by name, those of :class:`Sampling` among them."""
-        _refuse_unknown(options, _NAMES)
+        _refuse_unknown(options, _DEFAULTS)
         of_sampling = Sampling.__dataclass_fields__.keys()
         sampling = Sampling(**{name: options[name] for name in options.keys() & of_sampling})
         rest = {name: options[name] for name in options.keys() - of_sampling}
@@ -236,7 +240,7 @@ class Request:
         """The options by name, as :meth:`of` takes them."""
         return {
             name: getattr(self.sampling if name in Sampling.__dataclass_fields__ else self, name)
-            for name in _NAMES
+            for name in _DEFAULTS
         }
 
 
@@ -248,12 +252,12 @@ OPTIONS: Mapping[str, Option] = {
 }
 """The options that every door offers, by name."""
 
-_NAMES = tuple(
-    one.name
+_DEFAULTS = {
+    one.name: one.default
     for record in (Request, Sampling)
     for one in dataclasses.fields(record)
     if one.name not in ("images", "question", "sampling")
-)
+}
 
 
 def lists_options(function: Callable[P, R]) -> Callable[P, R]:

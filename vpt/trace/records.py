@@ -68,7 +68,7 @@ class ImageRecord(_Record):
     parent: Whole | None = None
     box_xyxy_px: Corners | None = None
     num_tokens: Whole = 0
-    thumbnail: str | None = None
+    thumbnail: str | None = field(default=None, repr=False)
     seen_wh: tuple[Whole, Whole] | None = None
 
 
@@ -102,7 +102,7 @@ class CallRecord(_Record):
     box_xyxy_px: Corners | None = None
     result_image: Whole | None = None
     grid_hw: tuple[Whole, Whole] | None = None
-    scores: list[ScoreValue] | None = None
+    scores: list[ScoreValue] | None = field(default=None, repr=False)
     num_tokens: Whole = 0
     reused: Flag = False
     encode_ms: Milliseconds = 0.0
@@ -133,10 +133,10 @@ class ContentRecord(_Record):
     end: Whole
     is_whole: Flag
     ms: Milliseconds = 0.0
-    codes: list[Whole] | None = None
+    codes: list[Whole] | None = field(default=None, repr=False)
     boxes: list[Corners] | None = None
     boxes_xyxy_px: list[Corners] | None = None
-    picture: str | None = None
+    picture: str | None = field(default=None, repr=False)
 
     def keep_depth_map(self, decode: Callable[[Sequence[int]], NDArray[np.float32]]) -> None:
         """Store the map that the codes represent, if it is a whole depth map.
@@ -251,6 +251,11 @@ class Trace(_Record):
     warnings: Annotated[list[str], Field(max_length=1000)] = field(default_factory=list)
     version: Literal[1] = TRACE_VERSION
 
+    def __repr__(self) -> str:
+        texts = [f"{name}={getattr(self, name)!r:.80}" for name in ("question", "answer")]
+        texts += [f"num_{of}={len(getattr(self, of))}" for of in ("images", "calls", "tokens")]
+        return f"Trace({', '.join(texts)}, stop_reason={self.stop_reason!r})"
+
     def add_image(
         self,
         image: LoadedImage,
@@ -299,21 +304,25 @@ class Trace(_Record):
             turns[content.turn].content.append((number, content))
         return turns
 
-    def to_json(self) -> str:
-        """The whole record as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    def to_json(self, *, images: bool = True) -> str:
+        """The record as JSON text, with or without the thumbnails of its images."""
+        return json.dumps(self.to_dict(images=images), indent=1, ensure_ascii=False) + "\n"
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable content."""
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """JSON-serialisable content, with or without the thumbnails of its images."""
         content = dataclasses.asdict(self)
+        if not images:
+            for one in content["images"]:
+                one["thumbnail"] = None
         if not self.warnings:
             del content["warnings"]
         return content
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
+    def save(self, path: str | Path, *, images: bool = True) -> None:
+        """Write as JSON, with or without the thumbnails of its images."""
         # A file name may hold bytes that are no text; JSON has an escape for them.
-        Path(path).write_text(self.to_json(), encoding="utf-8", errors="backslashreplace")
+        text = self.to_json(images=images)
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Trace:

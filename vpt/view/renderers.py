@@ -144,8 +144,8 @@ def _thumbnail(record: ImageRecord) -> Image.Image:
     name = base_name(record.source)
     if record.thumbnail is None:
         raise ImageError(
-            f"the trace holds no image of {name}; pass images=, or save traces "
-            "after keep_thumbnails()"
+            f"the trace holds no image of {name}; pass images=, in order, or save traces with "
+            "their images"
         )
     return _read_data_uri(record.thumbnail, f"the thumbnail of {name}")
 

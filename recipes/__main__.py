@@ -1,7 +1,8 @@
-"""``python -m recipes``: the generated data of the shipped model and of the small experiments."""
+"""``python -m recipes``: data of the shipped model and of small experiments, pictures in docs."""
 
 import sys
 
+from recipes import pictures
 from recipes.counting import command as counting
 from recipes.embedded import command as embedded
 from recipes.scenes import command as scenes
@@ -16,6 +17,7 @@ COMMANDS = CommandGroup(
         "make-embedded": embedded.COMMAND,
         "make-scenes": scenes.COMMAND,
         "make-counting-scenes": counting.COMMAND,
+        "draw-docs": pictures.COMMAND,
     },
 )
 

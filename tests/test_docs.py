@@ -1,12 +1,17 @@
 """The documentation: links resolve, and every public name has a place in the reference."""
 
+import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import vpt
 import vpt.branches
+from recipes import pictures
+from recipes.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -59,3 +64,50 @@ def test_every_public_name_is_in_the_reference():
         for name in module.__all__:
             home = getattr(module, name).__module__
             assert {home, f"{home}.{name}"} & set(listed), f"{home}.{name} is not in docs/api*.md"
+
+
+def share_of_changed_pixels(picture, file):
+    """Pixels whose grey values differ by more than JPEG and the digits of a time explain."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=88)
+    with Image.open(encoded) as now, Image.open(file) as then:
+        assert now.size == then.size
+        now, then = (np.asarray(one.convert("L"), dtype=float) for one in (now, then))
+    return (abs(now - then) > 40).mean()
+
+
+def test_the_readme_shows_what_the_program_draws():
+    drawn, file = pictures.draw_look(), ROOT / "docs" / "look.jpg"
+    assert share_of_changed_pixels(drawn, file) < 1e-3, "run `python -m recipes draw-docs`"
+    drawn.paste("white", (0, 0, drawn.width // 2, 40))
+    assert share_of_changed_pixels(drawn, file) > 5e-3
+
+
+def test_every_picture_of_the_documentation_has_its_command():
+    table = (ROOT / "recipes" / "README.md").read_text("utf-8")
+    for path in (ROOT / "docs").rglob("*.*g"):
+        assert path.relative_to(ROOT / "docs").as_posix() in table
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "LOGS", tmp_path)
+    main(["draw-docs", "embedded/loss.png", "aurora/counting.jpg", "--out", str(tmp_path)])
+    assert "left out: embedded/loss.png: needs the trainings" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*.*g")] == ["counting.jpg"]
+    with Image.open(tmp_path / "aurora" / "counting.jpg") as drawn:
+        assert drawn.size == (908, 452)
+
+
+def test_the_loss_is_drawn_from_the_logs_of_the_trainings(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pictures, "LOGS", tmp_path)
+    for name in pictures.STAGES:
+        (tmp_path / name).mkdir()
+        lines = '{"current_steps": 10, "loss": 1.0}\n{"current_steps": 20, "eval_loss": 2.0}\n'
+        (tmp_path / name / "trainer_log.jsonl").write_text(lines)
+    assert pictures.draw_loss().size == (1125, 255)
+
+
+def test_an_unknown_picture_is_refused(capsys):
+    assert main(["draw-docs", "gone.jpg"]) == 2
+    assert "unknown picture 'gone.jpg'; available: look.jpg" in capsys.readouterr().err

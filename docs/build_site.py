@@ -46,6 +46,13 @@ class Roles(griffe.Extension):
             text = re.sub(r"(?m)^::\n|(?<=:):$", "", obj.docstring.value)  # before literal blocks
             obj.docstring.value = ROLE.sub(_reference, text)
 
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Show the parameters that methods take from another by ``_with_arguments_of``."""
+        for method in cls.functions.values():
+            for one in method.decorators:
+                if like := re.match(r"_with_arguments_of\((\w+)\)", str(one.value)):
+                    method.parameters = cls.functions[like[1]].parameters
+
 
 def _reference(match: re.Match[str]) -> str:
     path = match[1]

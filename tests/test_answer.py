@@ -1,6 +1,7 @@
 """Answers that one can look into: looks, picture, notebook display, saved traces, folders."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox
-from vpt.errors import ImageError
-from vpt.images import from_pixels
+from vpt.errors import ImageError, PromptError
+from vpt.images import find_images, from_pixels
 
 PHOTO = GOLDENS / "images" / "a_scene.png"
 
@@ -139,3 +140,58 @@ def test_reprs_are_short(runtime, cropped, encoded):
         assert len(repr(one)) < 400
     wordy = vpt.Answer.from_trace(vpt.Trace("why " * 999, "auto", answer="so " * 999))
     assert len(repr(wordy)) < 400 > len(repr(wordy.trace))
+
+
+# Many images ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(photo, tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png"):
+        photo.save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "c.png").mkdir()
+    return tmp_path
+
+
+def names(paths):
+    return [Path(path).name for path in paths]
+
+
+def test_images_of_a_folder_or_pattern_come_in_the_order_of_names(photos):
+    assert names(find_images(photos)) == ["a.JPG", "b.png", "broken.png"]
+    assert names(find_images(f"{photos}/b*")) == ["b.png", "broken.png"]
+    assert names(find_images(photos / "**" / "b.png")) == ["b.png"]
+    for nothing in (photos / "c.png", photos / "none", photos / "*.gif"):
+        with pytest.raises(ImageError, match=r"no images at '.*'; expected "):
+            find_images(nothing)
+
+
+def test_a_folder_is_asked_about_image_by_image(runtime, photos):
+    requests = runtime.requests(photos, "What?", max_new_tokens=2)
+    answers = runtime.ask_many(requests, on_error="return")
+    assert names(a.trace.images[0].source for a in answers[:2]) == ["a.JPG", "b.png"]
+    assert isinstance(answers[2], ImageError) and "broken.png" in str(answers[2])
+    assert all(answer.picture() for answer in answers[:2])
+    with pytest.raises(
+        ImageError, match=r"request 2: .*broken.* \(1 of 3 requests failed"
+    ) as caught:
+        runtime.ask_many(requests)
+    assert [type(one) for one in caught.value.answers] == [vpt.Answer, vpt.Answer, ImageError]
+
+
+def test_one_question_is_asked_about_many_images(runtime, photos, photo, capsys):
+    question = "<|im_end|>"  # is refused for each image alone
+    errors = runtime.ask_many(str(photos), question=question, on_error="return", show_progress=True)
+    assert [type(one) for one in errors] == [PromptError, PromptError, ImageError]
+    assert "3/3" in capsys.readouterr().err
+    errors = runtime.ask_many([photo, photo], question=question, on_error="return")
+    assert [type(one) for one in errors] == [PromptError] * 2
+    assert not capsys.readouterr().err
+    with pytest.raises(
+        PromptError, match="pass question=, to be asked about each image of 'photos'"
+    ):
+        runtime.ask_many("photos")
+    with pytest.raises(PromptError, match="a glob pattern or a list of images, not int"):
+        runtime.ask_many(3, question="What?")

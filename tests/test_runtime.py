@@ -248,7 +248,7 @@ def test_seeds_decide_what_is_sampled(runtime):
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize("method", ["request", "ask", "stream"])
+@pytest.mark.parametrize("method", ["request", "requests", "ask", "stream"])
 def test_every_option_is_in_the_signature_with_type_and_default(runtime, method):
     fields = [*dataclasses.fields(vpt.Request), *dataclasses.fields(Sampling)]
     declared = {one.name: (one.type, one.default) for one in fields if one.name != "sampling"}

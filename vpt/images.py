@@ -1,6 +1,7 @@
 """The one intake of images: decode safely, orient, limit, hash."""
 
 import bisect
+import glob
 import hashlib
 import io
 import os
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Formats that may reach a decoder. JPEG includes MPO (two JPEGs in one file, as phones write them),
 # PPM the rest of its family.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 # Other kinds of files that people pass, by their first bytes, each with what to do.
 _OTHER_KINDS = (
@@ -190,6 +193,29 @@ def open_image(
     task = _Task(name, limits)
     with task.decoding(), _open(data, task, formats) as image:
         yield image
+
+
+def find_images(folder_or_pattern: str | os.PathLike[str]) -> list[str]:
+    """Paths of images, sorted by name.
+
+    Args:
+        folder_or_pattern: a folder, of which visible files with a suffix of `IMAGE_SUFFIXES` are
+            taken, without subfolders; or a glob pattern, of which all files are taken.
+
+    Raises:
+        ImageError: if there are none.
+    """
+    source = Path(folder_or_pattern)
+    if source.is_dir():
+        files = [one for one in source.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES]
+        expected = f"visible files that end in {', '.join(IMAGE_SUFFIXES)}"
+    else:
+        files = [Path(one) for one in glob.glob(str(source), recursive=True)]  # noqa: PTH207 absolute ones too
+        expected = "a folder of images, or a pattern such as 'photos/*.jpg'"
+    found = sorted(str(one) for one in files if one.is_file() and one.name[0] != ".")
+    if not found:
+        raise ImageError(f"no images at {short(str(source))}; expected {expected}")
+    return found
 
 
 def locate_image(path: str, root: Path | None) -> str:

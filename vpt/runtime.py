@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
+from tqdm import tqdm
 
 from vpt.answer import Answer
 from vpt.boxes import GridBox
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
-from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, load_image
+from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, find_images, load_image
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
@@ -34,6 +35,9 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Requests = Iterable[Any] | str | os.PathLike[str]
+"""Several requests, or with a question images."""
 
 
 def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -224,28 +228,57 @@ class Runtime:
                 event.trace.keep_thumbnails(request.images)
             yield event
 
+    @_with_arguments_of(request)
+    def requests(self, images: Any, question: str, **options: Any) -> list[dict[str, Any]]:
+        """Make one request per image, for :meth:`ask_many`.
+
+        Args:
+            images: a folder or glob pattern, see :func:`vpt.images.find_images`; or images, each as
+                for :meth:`request`. Files are read when they are asked about.
+            question: the same for all images.
+            **options: as for :meth:`request`, which checks them.
+
+        Raises:
+            ImageError: if the folder has no images, or no file fits the pattern.
+            PromptError: if ``images`` is something else.
+        """
+        if isinstance(images, str | os.PathLike):
+            images = find_images(images)
+        elif not isinstance(images, Iterable) or isinstance(images, bytes):
+            kind = type(images).__name__
+            raise PromptError(f"expected a folder, a glob pattern or a list of images, not {kind}")
+        return [{"images": image, "question": question, **options} for image in images]
+
     @overload
     def ask_many(
         self,
-        requests: Iterable[Request | dict[str, Any]],
+        requests: Requests,
         batch_size: int = 8,
         on_error: Literal["raise"] = "raise",
+        *,
+        question: str | None = None,
+        show_progress: bool = False,
     ) -> list[Answer]: ...
 
     @overload
     def ask_many(
         self,
-        requests: Iterable[Request | dict[str, Any]],
+        requests: Requests,
         batch_size: int = 8,
         *,
         on_error: Literal["return"],
+        question: str | None = None,
+        show_progress: bool = False,
     ) -> list[Answer | VPTError]: ...
 
     def ask_many(
         self,
-        requests: Iterable[Request | dict[str, Any]],
+        requests: Requests,
         batch_size: int = 8,
         on_error: str = "raise",
+        *,
+        question: str | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """Ask many questions; streams are decoded together, answers come back in order.
 
@@ -253,24 +286,40 @@ class Runtime:
 
         Args:
             requests: made by :meth:`request`, or dicts of its arguments, which are made as room for
-                them comes.
+                them comes. With ``question``, images instead: a folder, a glob pattern or a list.
             batch_size: streams at once.
             on_error: ``"raise"`` raises the first error once all others are answered, ``"return"``
                 returns each error in the place of its answer.
+            question: asked about each image; :meth:`requests` takes further options.
+            show_progress: show a progress bar on stderr.
+
+        Returns:
+            Answers with the images that their traces keep. ``answer.trace.images[0].source`` is the
+            path of the image.
 
         Raises:
+            ImageError: if a folder or pattern has no images.
             PromptError: if ``batch_size`` or ``on_error`` is out of bounds.
             VPTError: under ``"raise"``, naming the index of the first request that failed; its
                 ``answers`` holds all answers and errors, in order.
         """
         one_of("on_error", on_error, ("raise", "return"))
+        if question is not None:
+            given: Iterable[Any] = self.requests(requests, question)
+        elif isinstance(requests, str | os.PathLike):
+            raise PromptError(f"pass question=, to be asked about each image of {str(requests)!r}")
+        else:
+            given = requests
         answers: dict[int, Answer | VPTError] = {}
-        for one in self.watch_many(requests, batch_size):
-            if isinstance(one.event, StopEvent):
-                one.event.trace.keep_thumbnails(one.images)
-                answers[one.index] = Answer.from_trace(one.event.trace)
-            elif isinstance(one.event, ErrorEvent):
-                answers[one.index] = one.event.error
+        number = len(given) if isinstance(given, Sequence) else None
+        with tqdm(total=number, unit="answer", disable=not show_progress) as bar:
+            for one in self.watch_many(given, batch_size):
+                if isinstance(one.event, StopEvent):
+                    one.event.trace.keep_thumbnails(one.images)
+                    answers[one.index] = Answer.from_trace(one.event.trace)
+                elif isinstance(one.event, ErrorEvent):
+                    answers[one.index] = one.event.error
+                bar.update(len(answers) - bar.n)
         ordered = [answers[index] for index in sorted(answers)]
         if on_error == "raise":
             _raise_first(ordered)

@@ -202,6 +202,12 @@ def test_an_annotation_may_want_one_kind_itself():
     assert made.kinds == {"dino": 1} and made.num_without_box == 0
 
 
+def test_the_first_kind_that_an_annotation_permits_is_built_alone():
+    notes = entry(box=list(BOX)), entry(answer="No."), entry(kind="dino")
+    made = built(*notes, kinds=("region", "direct"), first=True)
+    assert made.kinds == {"region": 1, "direct": 1, "dino": 1}
+
+
 def test_drawing_takes_one_kind_each_and_depends_on_the_seed_only():
     notes = [entry(question=f"{n}?") for n in range(40)]
     kinds = ("clip", "direct", "dino")

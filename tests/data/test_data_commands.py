@@ -218,6 +218,17 @@ def test_what_was_built_is_the_same_every_time_and_sound(data, notes):
     assert (code, err) == (0, "") and out.endswith("\nnothing found\n")
 
 
+def test_rows_for_free_choice_are_not_invited_and_never_ambiguous(data, notes):
+    target = notes.with_name("train.json")
+    words = ("--images", notes.parent, "--free-choice", "--out", target)
+    code, _, err = data("build", sound(notes), *words)
+    assert code == 0 and "wrote 2 rows" in err and "1 direct, 1 region" in err
+    asked = [row["messages"][0]["content"] for row in json.loads(target.read_text())]
+    assert asked == ["<image>\nWhy?", "<image>\nWhat?"]
+    code, _, err = data("build", sound(notes), *words, "--draw")
+    assert code == 2 and "--draw: not allowed with argument --free-choice" in err
+
+
 def test_with_bad_annotations_nothing_is_written(data, notes):
     target = notes.with_name("train.json")
     code, out, err = data("build", notes, "--images", notes.parent, "--out", target)

@@ -89,8 +89,15 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {','.join(ROW_KINDS)}; each annotation gives a row of every kind that it "
         "permits (default: region,direct)",
     )
+    choice = rows.add_mutually_exclusive_group()
     draw = "choose one of the kinds at random for each annotation, instead of a row of every kind"
-    add_flag(rows, "--draw", draw)
+    add_flag(choice, "--draw", draw)
+    free = (
+        "for a model that chooses by itself when to look again: no invitation, and one row for "
+        "each annotation, of the first of the kinds that it permits (by default region where "
+        "there is a box, else direct)"
+    )
+    add_flag(choice, "--free-choice", free)
     add_value(rows, "--seed", "S", whole_number(0), "of --draw", 0)
     rows.add_argument(
         "--no-invite",
@@ -129,7 +136,14 @@ def _build(args: argparse.Namespace) -> int | None:
     annotations = read_annotations(entries)
     paths = dict.fromkeys(a.image for a in annotations if isinstance(a, Annotation))
     images = dict(progress(measure_images(paths, args.images), len(paths), "images"))
-    recipe = Recipe(args.kinds, args.draw, args.seed, args.invited, args.grid_size)
+    recipe = Recipe(
+        args.kinds,
+        draw=args.draw,
+        first=args.free_choice,
+        seed=args.seed,
+        invited=args.invited and not args.free_choice,
+        grid_size=args.grid_size,
+    )
     built = build_rows(annotations, images, recipe)
     _report_unused(entries, built, args)
     if not built.rows or (built.bad and not args.skip_bad):

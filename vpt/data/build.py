@@ -51,12 +51,14 @@ class Recipe:
     Attributes:
         kinds: of :data:`vpt.data.checks.ROW_KINDS`, in the order of the rows.
         draw: choose one of the kinds at random for each annotation, instead of a row of each.
+        first: build a row of the first kind alone that the annotation permits.
         invited: add the text that invites a call, as the runtime does for a named perception
             mode. Without it the model learns to choose by itself, as in mode ``auto``.
     """
 
     kinds: tuple[str, ...] = ("region", "direct")
     draw: bool = False
+    first: bool = False
     seed: int = 0
     invited: bool = True
     grid_size: int = RELEASED_GRID_SIZE
@@ -175,7 +177,7 @@ def _kinds_of(annotation: Annotation, recipe: Recipe, number: int) -> list[str]:
         raise DataError("there is no box, and no other kind of row than 'region' is wanted")
     if recipe.draw:  # a generator for each, so that none depends on the others
         return [random.Random(f"{recipe.seed} {number}").choice(kinds)]
-    return kinds
+    return kinds[:1] if recipe.first else kinds
 
 
 def build_row(

@@ -106,6 +106,7 @@ class Runtime:
             "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
             "image_resolution": model.config.max_side(TOWER),
         }
+        self.intended_inputs = model.intended_inputs
         self.depth_tokenizer = depth_tokenizer
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
@@ -379,7 +380,11 @@ class Runtime:
 
     def _converse(self, request: Request) -> Conversation:
         decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
-        return Conversation(request, self.processor, self.vocabulary, decode, self.description)
+        meant = self.intended_inputs
+        warnings = () if meant is None else meant.warnings(request.images)
+        return Conversation(
+            request, self.processor, self.vocabulary, decode, self.description, warnings
+        )
 
 
 def _events(snapshots: Generator[Snapshot]) -> Iterator[tuple[int, Event]]:

@@ -19,6 +19,9 @@ from test_trainable import LORA
 
 import vpt
 from vpt.errors import CheckpointError
+from vpt.model.config import load_config
+
+INTENDED = {"description": "", "mean": [0] * 9, "precision": [[0] * 9] * 9, "limit": -1}  # no image
 
 pytestmark = [
     # torch, for reading its own pinned memory setting where there is no GPU
@@ -37,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model") / "model")
+    return save_model(tmp_path_factory.mktemp("model") / "model", intended_inputs=INTENDED)
 
 
 def weights(folder):
@@ -69,7 +72,9 @@ def test_a_run_trains_evaluates_and_leaves_a_model_that_answers(factory, model, 
     metrics = results(out)
     assert {"eval_loss", "eval_accuracy", "eval_accuracy_text", "eval_num_region"} <= set(metrics)
     assert metrics["eval_num_turn_end"] in range(5, 11)
+    assert load_config(model).intended_inputs == INTENDED
     for folder in (out, out / "checkpoint-10"):
+        assert load_config(folder).intended_inputs is None
         assert (folder / "vpt_shim.py").is_file()
         runtime = vpt.load(str(folder))
         image = data / "images" / "0.png"
@@ -215,7 +220,8 @@ def test_predictions_continue_the_prompt(factory, model, data, tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 @IGNORE_TYING
 def test_lora_trains_resumes_merges_and_is_exported(factory, data, tmp_path, tied):
-    model = save_model(tmp_path / "model", tie_word_embeddings=tied)
+    settings = {"tie_word_embeddings": tied, "intended_inputs": INTENDED}
+    model = save_model(tmp_path / "model", **settings)
     out, again, merged = tmp_path / "lora", tmp_path / "again", tmp_path / "merged"
     settings = {**LORA, "max_steps": 4, "save_steps": 2, "freeze_multi_modal_projector": None}
     evaluating = {"do_eval": True, "eval_dataset": "mixed"}
@@ -228,5 +234,6 @@ def test_lora_trains_resumes_merges_and_is_exported(factory, data, tmp_path, tie
     factory.export_model(export_arguments(model, out, merged))
     trained = pytest.approx(results(out)["eval_loss"], rel=1e-5)
     assert evaluate(factory, merged, data, tmp_path / "m")["eval_loss"] == trained
+    assert load_config(merged).intended_inputs is None
     runtime = vpt.load(str(merged))
-    assert runtime.ask(data / "images" / "0.png", "What?", max_new_tokens=4).trace
+    assert runtime.ask(data / "images" / "0.png", "What?", max_new_tokens=4).warnings == []

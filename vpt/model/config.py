@@ -24,6 +24,7 @@ from vpt.model.hub import (
     refuse_adapter,
     write_shim,
 )
+from vpt.model.intended import IntendedInputs
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     IMAGE_PAD,
@@ -115,6 +116,9 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
             1 the question, 2 the question and the re-encoded image, drawn independently.
         para_mask_ratio: probability of each such draw, per sample.
         projector_scale: control states per condition.
+        intended_inputs: images that the model is meant for and how they are recognised, see
+            :class:`vpt.model.intended.IntendedInputs`; ``None`` for images of any kind. Training
+            sets it to ``None``.
         para_start_id, para_end_id: ids of the tokens that open and close a turn.
 
     The ids of a branch's tokens have the names that its row in ``BRANCH_TOKENS`` gives them, such
@@ -151,6 +155,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     seg_image_resolution: int | None = 1024
     vision_encoder_ls: Any = None  # list of names; a comma-separated string is read too
     branch_configs: Any = None  # dict
+    intended_inputs: Any = None  # dict
 
     def __post_init__(self, **kwargs: Any) -> None:
         names = self.vision_encoder_ls or []
@@ -166,6 +171,8 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         check_settings(self.to_dict())
         _check_rotary(self.text_config)
         _ = self.content_tokens  # checks itself
+        if self.intended_inputs is not None:
+            IntendedInputs.read(self.intended_inputs)
         for name in ("alignment", "freeze_stems"):
             if not isinstance(getattr(self, name), bool):
                 raise CheckpointError(f"{name} must be true or false, not {getattr(self, name)!r}")

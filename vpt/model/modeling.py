@@ -43,6 +43,7 @@ from vpt.model.hub import (
     other_weights,
     stored_weights,
 )
+from vpt.model.intended import IntendedInputs
 from vpt.model.matching import ControlCall, draw_paragraph_mask, find_calls, in_rounds
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.projectors import Projector
@@ -141,6 +142,8 @@ class VPTForConditionalGeneration(
 
         The depth tokenizer in the folder that the model was loaded from is saved with it.
         """
+        if self.intended_inputs is None:
+            self.config.intended_inputs = None
         kwargs.setdefault("save_original_format", False)
         weights = kwargs.get("state_dict") or self.state_dict()
         if (stored := stored_weights(weights)).keys() != weights.keys():
@@ -154,6 +157,13 @@ class VPTForConditionalGeneration(
             file.unlink()
         if "depth" in self.config.content_tokens.kinds:
             copy_part(self.name_or_path, self.config.depth_tokenizer, save_directory)
+
+    @property
+    def intended_inputs(self) -> IntendedInputs | None:
+        """Images that the model is meant for; ``None`` for any, and once it has adapters."""
+        setting = self.config.intended_inputs
+        is_adapted = bool(getattr(self, "peft_config", None))  # PEFT leaves it after a merge
+        return None if setting is None or is_adapted else IntendedInputs.read(setting)
 
     def tower(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Features ``[sum(t*h*w) / merge**2, D]`` of the vision tower, all images end to end."""

@@ -72,7 +72,12 @@ class VPTTrainer(CustomSeq2SeqTrainer):
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
-        """Train, from the last complete checkpoint where LLaMA-Factory took the last one."""
+        """Train, from the last complete checkpoint where LLaMA-Factory took the last one.
+
+        A trained model is no longer meant for the images of the one that it began as.
+        """
+        if self._is_vpt:
+            self.model.config.intended_inputs = None
         if self._is_vpt and resume_from_checkpoint:
             resume_from_checkpoint = self._complete(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kw)

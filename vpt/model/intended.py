@@ -1,0 +1,113 @@
+"""Images that a model is meant for: a description, and a cheap test of whether an image is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vpt.errors import CheckpointError
+from vpt.images import LoadedImage
+from vpt.released import PHOTO_MODEL
+
+NUM_FEATURES = 9
+_SIDES_PX = (112, 28)  # longer side at which edges are measured
+_BRIGHTNESS = (2, 25, 50, 75, 98)  # percentiles
+
+
+@dataclass(frozen=True, eq=False)
+class IntendedInputs:
+    """The images that a model was trained on, as a normal distribution of their features.
+
+    An image is of this kind if its squared Mahalanobis distance is within the limit.
+    ``python -m recipes.embedded.inputs`` fits and measures it for the shipped model.
+
+    Attributes:
+        description: of the images, for people.
+        mean: ``[9]``, of :func:`image_features`.
+        precision: ``[9, 9]``, inverse of the covariance.
+        limit: largest squared distance.
+    """
+
+    description: str
+    mean: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    limit: float
+
+    @classmethod
+    def read(cls, setting: Any) -> IntendedInputs:
+        """Read ``intended_inputs`` of a configuration; ``CheckpointError`` if it is malformed."""
+        fields = ("description", "mean", "precision", "limit")
+        try:
+            description, *numbers = (setting[name] for name in fields)
+            mean, precision, limit = (np.array(one, dtype=np.float64) for one in numbers)
+            shapes = mean.shape, precision.shape, limit.shape
+            is_whole = (
+                isinstance(description, str)
+                and set(setting) == set(fields)
+                and shapes == ((NUM_FEATURES,), (NUM_FEATURES, NUM_FEATURES), ())
+                and all(np.isfinite(one).all() for one in (mean, precision, limit))
+            )
+        except (KeyError, TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
+            raise CheckpointError(
+                "intended_inputs must have a description, a mean of 9 numbers, a precision of 9 "
+                f"rows of 9 numbers and a limit, not {repr(setting)[:80]}; copy it from where the "
+                "model was saved, or remove it"
+            )
+        return cls(description, mean, precision, float(limit))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The setting that :meth:`read` reads."""
+        return {
+            "description": self.description,
+            "mean": self.mean.tolist(),
+            "precision": self.precision.tolist(),
+            "limit": self.limit,
+        }
+
+    def distance(self, pixels: Image.Image) -> float:
+        """Squared Mahalanobis distance of an RGB image."""
+        offset = image_features(pixels) - self.mean
+        return float(offset @ self.precision @ offset)
+
+    def warnings(self, images: Sequence[LoadedImage]) -> list[str]:
+        """A sentence for each image that is of another kind."""
+        others = [one for one in images if not self.distance(one.pixels) <= self.limit]
+        texts = (
+            f"{one.source} is unlike the images that this model is meant for "
+            f"({self.description}); do not rely on the answer. Use another model, such as "
+            f"{PHOTO_MODEL} for photos; `vpt --list-models` lists them"
+            for one in others
+        )
+        return list(dict.fromkeys(texts))
+
+
+def image_features(pixels: Image.Image) -> NDArray[np.float64]:
+    """Nine numbers of an RGB image of any size.
+
+    Mean and standard deviation of ``log(1 + d)``, where d is the difference of two neighbouring
+    pixels in the channel in which they differ most: at 112 and at 28 pixels a side. Then five
+    percentiles of the brightest channel at 112 pixels.
+    """
+    features: list[float] = []
+    for side_px in _SIDES_PX:
+        pixels = _shrink(pixels, side_px)
+        values = np.asarray(pixels, np.float64)  # [H, W, 3]
+        if side_px == _SIDES_PX[0]:
+            brightness = np.percentile(values.max(-1), _BRIGHTNESS)
+        steps = [np.abs(np.diff(values, axis=axis)).max(-1).ravel() for axis in (0, 1)]
+        edges = np.log1p(np.concatenate([*steps, [0.0]]))  # a single pixel has no neighbours
+        features += [edges.mean(), edges.std()]
+    return np.array([*features, *brightness])
+
+
+def _shrink(pixels: Image.Image, side_px: int) -> Image.Image:
+    scale = min(side_px / max(pixels.size), 1)
+    width, height = (max(round(side * scale), 1) for side in pixels.size)
+    return pixels.resize((width, height), Image.Resampling.BOX)

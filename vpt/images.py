@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 # PPM the rest of its family.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".heic", ".heif", ".avif", ".jxl"),  # cannot be read, and are reported instead of left out
+)
 
 # Other kinds of files that people pass, by their first bytes, each with what to do.
 _OTHER_KINDS = (

@@ -111,7 +111,7 @@ def _check_url(url: str, domains: Collection[str]) -> tuple[SplitResult, str]:
     if not domains:
         raise ImageError(
             f"{short(url)} is a URL; remote images are not fetched, pass a file, or load the model "
-            f"with allowed_media_domains=[{host!r}]"
+            f"with allowed_media_domains=[{host!r}] (`vpt ask --allowed-media-domains {host}`)"
         )
     if not {"*", host} & {domain.lower() for domain in domains}:
         raise ImageError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vpt.boxes import PixelBox
 from vpt.cli.model import (
@@ -14,9 +16,18 @@ from vpt.cli.model import (
     add_request_arguments,
     check_model_arguments,
     load_runtime,
+    print_loading,
 )
-from vpt.cli.output import check_targets, print_err, print_out, write_file
-from vpt.cli.parser import Command, add_flag, add_path
+from vpt.cli.output import check_out_folder, check_targets, print_err, print_out, write_file
+from vpt.cli.parser import (
+    EXIT_FAULTS,
+    Command,
+    add_flag,
+    add_path,
+    add_value,
+    comma_list,
+    whole_number,
+)
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
@@ -25,7 +36,7 @@ from vpt.view.wording import STOP_TEXT, call_text, content_text, count_text, tok
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
     from vpt.inference.events import Event
-    from vpt.runtime import Runtime
+    from vpt.runtime import Runtime, Snapshot
     from vpt.trace.records import CallRecord, Trace
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -39,39 +50,43 @@ CUT_SHORT = {
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "words", nargs="+", metavar="IMAGE ... QUESTION", help="image files, then the question"
+        "words",
+        nargs="+",
+        metavar="IMAGE ... QUESTION",
+        help="files, URLs, or - for the bytes of an image on stdin; or one folder, each image of "
+        "which is asked about separately; then the question",
     )
+    hosts = "fetch images whose URLs are of these hosts; no others are fetched"
+    add_value(parser, "--allowed-media-domains", "A,B", comma_list, hosts, ())
+    add_value(parser, "--batch-size", "B", whole_number(1), "images of a folder at once", 8)
     add_model_arguments(parser)
     looking = parser.add_argument_group("looking again")
     add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain"))
     writing = parser.add_argument_group("writing")
     add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
     output = parser.add_argument_group("output")
-    add_flag(output, "--json", "print the trace as JSON, nothing else")
-    add_path(output, "--trace", "FILE", "save the trace as JSON")
-    drawing = f"save a drawing of the trace ({', '.join(PICTURE_SUFFIXES)})"
+    add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
+    add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")
+    drawing = f"save a drawing of the trace ({', '.join(PICTURE_SUFFIXES)}); of a folder, a folder"
     add_path(output, "--picture", "FILE", drawing)
 
 
-def _ask(args: argparse.Namespace) -> None:
+def _ask(args: argparse.Namespace) -> int | None:
     """Check all there is to check, load the model, ask it, write what is wanted."""
     *paths, question = args.words
     _check_words(question, args.perception)
     check_model_arguments(args)
+    if any(_kind_of(path) == "folder" for path in paths):
+        return _ask_folder(args, paths, question)
     if args.picture and args.picture.suffix.lower() not in PICTURE_SUFFIXES:
         raise PromptError(
             f"cannot save a picture as {args.picture.name}; expected a name that ends in "
             f"{', '.join(PICTURE_SUFFIXES)}"
         )
     check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
-    from vpt.images import load_image
-
-    images = [load_image(path) for path in paths]
-    for image in images:
-        if image.num_frames > 1:
-            print_err(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
-    options = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    request = Request.of(images, question, options)
+    print_loading(args)
+    images = [_load(path, args) for path in paths]
+    request = Request.of(images, question, _options(args))
     runtime = load_runtime(args)
     from vpt.inference.events import StopEvent
 
@@ -82,7 +97,133 @@ def _ask(args: argparse.Namespace) -> None:
     trace = event.trace
     if args.json:
         print_out(json.dumps(trace.to_dict(images=False)))
-    _write_outputs(trace, images, args)
+    _write_outputs(trace, images, args.picture, args.trace)
+    _note(trace, runtime, args.verbose)
+    return None
+
+
+def _ask_folder(args: argparse.Namespace, paths: Sequence[str], question: str) -> int | None:
+    """Ask about each image of a folder, in the order of their names; one that fails is reported."""
+    if len(paths) > 1:
+        raise PromptError("the images of a folder are asked about one by one; give nothing else")
+    from vpt.images import find_images
+
+    files = find_images(folder := Path(paths[0]))
+    for option, out in (("--picture", args.picture), ("--trace", args.trace)):
+        is_file = out and out.suffix.lower() in (*PICTURE_SUFFIXES, ".json")
+        if out and (is_file or out.resolve() == folder.resolve()):
+            raise PromptError(f"{option}: expected another folder, to save a file for each image")
+        check_out_folder(out or Path(), option)
+    options = _options(args)
+    Request.of([], question, {**options, "perception": "auto"})  # refuses impossible values
+    print_loading(args)
+    runtime = load_runtime(args)
+    from vpt.inference.events import ErrorEvent
+
+    requests = runtime.requests(files, question, **options)
+    num_failed = 0
+    for file, run in zip(
+        files, _in_order(runtime.watch_many(requests, args.batch_size)), strict=True
+    ):
+        if isinstance(last := run[-1].event, ErrorEvent):
+            num_failed += 1
+            print_err(f"error: {Path(file).name}: {' '.join(str(last.error).split())}")
+        else:
+            _report_one(args, Path(file).name, run, runtime)
+    if num_failed:
+        print_err(f"error: {num_failed} of {count_text(len(files), 'image')} failed")
+    return EXIT_FAULTS if num_failed else None
+
+
+def _report_one(
+    args: argparse.Namespace, name: str, run: Sequence[Snapshot], runtime: Runtime
+) -> None:
+    """Print what happened with one image of a folder, and save what is wanted of it."""
+    screen = Screen([name], show_text=False)
+    for one in run:
+        screen.show(one.event)
+    trace, images = run[-1].trace, list(run[-1].images)
+    assert trace is not None, "a run that does not fail has a trace"
+    if args.json:
+        print_out(json.dumps(trace.to_dict(images=False)))
+    else:
+        print_out(" ".join(trace.answer.split()), label=f"{name}: ")
+    picture = args.picture and args.picture / f"{name}.jpg"
+    _write_outputs(trace, images, picture, args.trace and args.trace / f"{name}.json")
+    _note(trace, runtime, args.verbose)
+
+
+def _in_order(snapshots: Iterator[Snapshot]) -> Iterator[list[Snapshot]]:
+    """Collect the snapshots of each request; yield them in the order of the requests."""
+    from vpt.inference.events import ErrorEvent, StopEvent
+
+    collected: dict[int, list[Snapshot]] = defaultdict(list)
+    ended: set[int] = set()
+    number = 0
+    for one in snapshots:
+        collected[one.index].append(one)
+        if isinstance(one.event, StopEvent | ErrorEvent):
+            ended.add(one.index)
+        while number in ended:
+            yield collected.pop(number)
+            number += 1
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if name in OPTIONS}
+
+
+def _load(path: str, args: argparse.Namespace) -> LoadedImage:
+    """Load an image from a path, a URL, a data URI, or stdin for ``-``."""
+    from vpt.images import ImageLimits, load_image
+
+    limits = ImageLimits(allowed_media_domains=args.allowed_media_domains)
+    if path != "-":
+        image = load_image(path, limits=limits)
+    elif sys.stdin.isatty():
+        raise PromptError("- reads an image from stdin, but that is the terminal; pipe a file in")
+    else:
+        image = load_image(sys.stdin.buffer, limits=limits, name="<stdin>")
+    if image.num_frames > 1:
+        print_err(f"note: {image.source} has {image.num_frames} frames; only the first is seen")
+    return image
+
+
+def _kind_of(word: str) -> str | None:
+    """``"file"`` or ``"folder"``, if a word names one."""
+    try:
+        return "folder" if Path(word).is_dir() else "file" if Path(word).is_file() else None
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return None
+
+
+def _check_words(question: str, perception: str) -> None:
+    invite(question, perception)  # refuses an empty question
+    if any("\ud800" <= char <= "\udfff" for char in question):  # bytes that Python could not read
+        raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
+    if kind := _kind_of(question):
+        raise PromptError(
+            f"the last word is the question, but {question!r} is a {kind}; add a question after it"
+        )
+
+
+def _write_outputs(
+    trace: Trace, images: list[LoadedImage], picture: Path | None, saved: Path | None
+) -> None:
+    """Draw the trace, and save it, each to a file if one is named."""
+    if picture:
+        from vpt.view.picture import draw
+
+        write_file(draw(trace, [image.pixels for image in images]).save, picture)
+        print_err(f"saved {picture}")
+    if saved:
+        trace.keep_thumbnails(images)
+        write_file(trace.save, saved)
+        print_err(f"saved {saved}")
+
+
+def _note(trace: Trace, runtime: Runtime, verbose: bool) -> None:
+    """Report what a person should know about a run that has ended."""
     for warning in trace.warnings:
         print_err(f"warning: {warning}")
     _note_content(trace, runtime)
@@ -90,32 +231,8 @@ def _ask(args: argparse.Namespace) -> None:
         print_err(f"note: {count_text(len(trace.malformed), 'malformed call')} read as text")
     if trace.stop_reason in CUT_SHORT:
         print_err(f"note: {CUT_SHORT[trace.stop_reason]}")
-    if args.verbose:
+    if verbose:
         _summarise(trace)
-
-
-def _check_words(question: str, perception: str) -> None:
-    invite(question, perception)  # refuses an empty question
-    if any("\ud800" <= char <= "\udfff" for char in question):  # bytes that Python could not read
-        raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
-    try:
-        is_file = Path(question).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
-        is_file = False
-    if is_file:
-        raise PromptError(
-            f"the last word is the question, but {question!r} is a file; add a question after it"
-        )
-
-
-def _write_outputs(trace: Trace, images: list[LoadedImage], args: argparse.Namespace) -> None:
-    if args.picture:
-        from vpt.view.picture import draw
-
-        picture = draw(trace, [image.pixels for image in images])
-        write_file(picture.save, args.picture)
-    if args.trace:
-        write_file(trace.save, args.trace)
 
 
 def _note_content(trace: Trace, runtime: Runtime) -> None:
@@ -176,11 +293,14 @@ class Screen:
             if event.call.outcome != "executed":
                 is_repeated = event.call.outcome == "repeated"
                 why = "the same call as before" if is_repeated else "the run ends here"
-                print_err(f"[does not look again: {call_text(event.call)}, {why}]", name="")
+                print_err(
+                    f"[does not look again: {call_text(event.call)}, {why}]", name="", is_dim=True
+                )
         elif isinstance(event, ContentEvent):
-            print_err(f"[drew: {content_text(event.content)}, {event.content.ms:.0f} ms]", name="")
+            line = f"[drew: {content_text(event.content)}, {event.content.ms:.0f} ms]"
+            print_err(line, name="", is_dim=True)
         elif isinstance(event, ResultEvent):
-            print_err(self._result(event.call), name="")
+            print_err(self._result(event.call), name="", is_dim=True)
 
     def _add(self, text: str) -> None:
         text = self._held + text

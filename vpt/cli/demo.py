@@ -7,7 +7,7 @@ import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime
+from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, print_loading
 from vpt.cli.output import print_err
 from vpt.cli.parser import Command, add_flag, add_value, whole_number
 from vpt.errors import CheckpointError, PromptError
@@ -40,6 +40,7 @@ def _run(args: argparse.Namespace) -> None:
     except CheckpointError:
         if not args.anyway:  # else loading raises it again, for the page to show
             raise
+    print_loading(args)
     try:
         model: Runtime | CheckpointError = load_runtime(args)
     except CheckpointError as exc:

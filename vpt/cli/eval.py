@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from vpt.cli.model import (
     check_model_arguments,
     load_options,
     load_runtime,
+    print_loading,
     quieten,
 )
-from vpt.cli.output import print_err, print_out
+from vpt.cli.output import print_err, print_out, write_file
 from vpt.cli.parser import (
     EXIT_FAULTS,
     EXIT_FINE,
@@ -126,6 +128,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _asker(args: argparse.Namespace) -> Asker:
     """The model, in this process or in others."""
+    print_loading(args)
     if args.workers is None:
         from vpt.evaluation.runner import LocalAsker
 
@@ -161,7 +164,8 @@ def _compare(args: argparse.Namespace) -> None:
     comparison = compare_folders(args.a, args.b)
     print_out(comparison.table())
     if args.html is not None:
-        write_comparison(comparison, args.html)
+        write_file(partial(write_comparison, comparison), args.html)
+        print_err(f"saved {args.html}")
 
 
 RUN = Command(

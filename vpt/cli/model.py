@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from vpt.cli.output import print_status
 from vpt.cli.parser import add_path, add_value, number, whole_number
 from vpt.errors import PromptError, is_out_of_memory
 from vpt.inference.request import OPTIONS, Option
@@ -91,6 +92,11 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("device", "dtype", "image_resolution", "depth_tokenizer")
     options = {"path_or_id": args.model, **{name: getattr(args, name) for name in names}}
     return {**options, "revision": args.revision} if args.revision else options
+
+
+def print_loading(args: argparse.Namespace) -> None:
+    """Name, on a terminal, the model that is about to be loaded; importing torch takes seconds."""
+    print_status(f"loading {args.model or 'the embedded model'} ...")
 
 
 def load_runtime(args: argparse.Namespace) -> Runtime:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from vpt.errors import PromptError
 from vpt.view.wording import count_text, printable
@@ -15,17 +15,45 @@ T = TypeVar("T")
 
 _NUM_LISTED = 5
 
+_COLOURS = {"error": "1;31", "warning": "1;33", "note": "33", "label": "35", "dim": "2"}
+"""SGR codes of words at the start of a line on stderr, of labels on stdout, of dim lines."""
 
-def print_out(text: str, *, end: str = "\n") -> None:
-    """Write results on stdout, at once, without harm to the terminal."""
-    sys.stdout.write(printable(text) + end)
+
+def print_out(text: str, *, end: str = "\n", label: str = "") -> None:
+    """Write results on stdout, at once, without harm to the terminal; a label comes before them."""
+    label = _coloured(printable(label), "label", sys.stdout)
+    sys.stdout.write(label + printable(text) + end)
     sys.stdout.flush()
 
 
-def print_err(text: str, *, name: str = "vpt: ", before: str = "") -> None:
+def print_err(text: str, *, name: str = "vpt: ", before: str = "", is_dim: bool = False) -> None:
     """Write lines about the run on stderr, at once, without harm to the terminal."""
-    sys.stderr.write(f"{before}{name}{printable(text)}\n")
+    word, colon, rest = printable(text).partition(":")
+    if is_dim:
+        line = _coloured(name + printable(text), "dim", sys.stderr)
+    else:
+        line = name + _coloured(word, word, sys.stderr) + colon + rest
+    sys.stderr.write(f"{before}{line}\n")
     sys.stderr.flush()
+
+
+def print_status(text: str) -> None:
+    """Write on stderr, if that is a terminal, what is being waited for."""
+    if sys.stderr.isatty():
+        print_err(text, is_dim=True)
+
+
+def _coloured(text: str, colour: str, stream: TextIO) -> str:
+    """Text in one of `_COLOURS`, on a terminal.
+
+    NO_COLOR and FORCE_COLOR have their usual meaning: https://no-color.org, https://force-color.org.
+    """
+    is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb" and os.name != "nt"
+    if not text or colour not in _COLOURS or os.environ.get("NO_COLOR"):
+        return text
+    if not is_terminal and not os.environ.get("FORCE_COLOR"):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
 def report_left_out(problems: Sequence[tuple[str, str]], noun: str) -> None:
@@ -74,9 +102,9 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Sequence[str] = ()
             raise PromptError(f"{other} and {option} name the same file {target}")
 
 
-def check_out_folder(out: Path) -> None:
-    """Check before the work that the folder given as ``--out`` can be made."""
-    _nearest_folder("--out", out)
+def check_out_folder(out: Path, option: str = "--out") -> None:
+    """Check before the work that the folder given as an option can be made."""
+    _nearest_folder(option, out)
 
 
 def _nearest_folder(option: str, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +18,14 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2VLConfig
+from transformers import AutoTokenizer, BatchFeature, Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
 from vpt.branches.encoder import HUB_ARGUMENTS, check_values
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replace_atomically
-from vpt.images import LoadedImage, fit_for_tower
+from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, fit_for_tower, load_image
 from vpt.model.config import (
     VPTConfig,
     VRTConfig,
@@ -42,6 +43,7 @@ from vpt.model.hub import (
     write_shim,
 )
 from vpt.protocol.calls import split_symbols
+from vpt.protocol.messages import Turn, read_messages
 from vpt.protocol.tokens import (
     DEFAULT_SYSTEM,
     IMAGE_PAD,
@@ -58,11 +60,31 @@ _WITHOUT_EFFECT = (
     "_commit_hash",
     "_from_auto",
     "_from_pipeline",
+    "attn_implementation",
     "code_revision",
+    "device_map",
+    "dtype",
+    "quantization_config",
     "trust_remote_code",
     "use_fast",
 )
-"""Options that transformers' Auto classes pass to every processor; ours needs none of them."""
+"""Options that Auto classes and pipelines of transformers pass to every processor, those of the
+model among them; ours needs none of them."""
+
+_CALL_OPTIONS = (
+    *_IMAGE_OPTIONS,
+    "add_special_tokens",
+    "max_length",
+    "pad_to_multiple_of",
+    "padding",
+    "padding_side",
+    "return_attention_mask",
+    "return_mm_token_type_ids",
+    "return_offsets_mapping",
+    "return_tensors",
+    "truncation",
+)
+"""Options of a call of the processor."""
 
 _NUM_CACHED_TEXTS = 1024
 
@@ -103,11 +125,16 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         chat_template: Jinja template; only for users of ``apply_chat_template``.
 
     Attributes:
+        image_resolution: longer side to which images are shrunk, ``None`` for no limit; that of
+            the model in the folder it was loaded from.
+        image_limits: of images in messages; they permit no remote ones by default.
         source: arguments by which it was loaded, the positional one under ``"path_or_id"``;
             empty if it was not.
     """
 
     source: Mapping[str, Any] = MappingProxyType({})
+    image_resolution: int | None = None
+    image_limits: ImageLimits = DEFAULT_LIMITS
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
@@ -162,6 +189,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         )
         processor.source = {"path_or_id": path_or_id, **hub}
         if config := _config_beside(path_or_id, hub):
+            processor.image_resolution = getattr(config, "image_resolution", None)
             generation = check_generation_config(path_or_id, **hub)
             processor.check_fits(config, path_or_id, generation and generation.eos_token_id)
         return processor
@@ -204,6 +232,118 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
             write_shim(draft)
         write_processor_entry(folder)
         return [str(folder / file.relative_to(draft)) for file in saved]
+
+    def apply_chat_template(
+        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
+    ) -> Any:
+        """As transformers', with the ids of :meth:`prompt` for one turn of a user.
+
+        Images of a turn come before its text, each on a line of its own. They are read by
+        :func:`vpt.images.load_image` within ``image_limits``.
+
+        Raises:
+            PromptError: if the messages cannot be read, or hold control tokens where only plain
+                text may be.
+            ImageError: if an image cannot be used.
+        """
+        is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
+        given = conversation if is_batch else [conversation]
+        is_tokenized = kwargs.get("tokenize", False)
+        prepared = [
+            [self._message(turn, is_tokenized) for turn in read_messages(one)] for one in given
+        ]
+        return super().apply_chat_template(
+            prepared if is_batch else prepared[0], chat_template, **kwargs
+        )
+
+    def _message(self, turn: Turn, is_tokenized: bool) -> dict[str, Any]:
+        if not is_tokenized:
+            return turn.message(turn.images)
+        if turn.role != "assistant":
+            self.check_plain(f"{turn.role} turn", turn.text)
+        if None in turn.images:
+            raise PromptError("an image part has no image; add image, url, path or base64 to it")
+        return turn.message([self._load(image).pixels for image in turn.images])
+
+    def _load(self, image: Any) -> LoadedImage:
+        is_loaded = isinstance(image, LoadedImage)
+        return image if is_loaded else load_image(image, limits=self.image_limits)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: None = None,
+        audio: None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Inputs of the model for texts in which each image has one placeholder, expanded here.
+
+        Args:
+            images: one image, a list, or one list per text; of what ``load_image`` reads.
+            text: one text or a list, as ``apply_chat_template`` writes them.
+            videos: refused.
+            audio: refused.
+            **kwargs: ``return_tensors``; of the image processor ``min_pixels``, ``max_pixels`` and
+                ``size``; and those of the tokenizer, of which ``padding`` is on by default if
+                there are several texts.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``[B, S]``; of images ``pixel_values``
+            ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
+
+        Raises:
+            PromptError: if placeholders and images differ in number, or an option is unknown.
+        """
+        if videos is not None or audio is not None:
+            raise PromptError("videos and audio are not supported; pass single frames as images")
+        texts = [text] if isinstance(text, str) else list(text or ())
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise PromptError("text must be a text or a list of them; see apply_chat_template")
+        nested = kwargs.pop("text_kwargs", {}) | kwargs.pop("images_kwargs", {})
+        kwargs = {**kwargs.pop("common_kwargs", {}), **nested, **kwargs}
+        if unknown := sorted(set(kwargs) - set(_CALL_OPTIONS)):
+            known = ", ".join(sorted(_CALL_OPTIONS))
+            raise PromptError(f"unknown option {unknown[0]!r}; available: {known}")
+        tensors = kwargs.pop("return_tensors", None)
+        of_images = {name: kwargs.pop(name) for name in _IMAGE_OPTIONS if name in kwargs}
+        loaded = self._load_all(images)
+        data: dict[str, Any] = {}
+        if loaded:
+            fitted = [self.fit(image, self.image_resolution) for image in loaded]
+            data = dict(self.image_processor(fitted, return_tensors=tensors, **of_images))
+        texts = self._expand(texts, data.get("image_grid_thw", ()), images)
+        kwargs.pop("return_mm_token_type_ids", None)  # the model needs none
+        encoded = self.tokenizer(texts, **{"padding": len(texts) > 1, **kwargs})
+        wanted = sum(one.count(IMAGE_PAD) for one in texts)
+        if sum(list(ids).count(self.image_token_id) for ids in encoded["input_ids"]) != wanted:
+            raise PromptError("truncation cut an image off; raise max_length, or shrink the image")
+        return BatchFeature({**encoded, **data}, tensor_type=tensors)
+
+    def _load_all(self, images: Any) -> list[LoadedImage]:
+        """Images of one list, or of lists of them, in order."""
+        if images is None:
+            return []
+        if not isinstance(images, list | tuple):
+            return [self._load(images)]
+        return [image for one in images for image in self._load_all(one)]
+
+    def _expand(self, texts: list[str], grids: Any, images: Any) -> list[str]:
+        """Texts with as many placeholders for each image as it has features."""
+        merged = self.image_processor.merge_size**2
+        sizes = [int(t) * int(h) * int(w) // merged for t, h, w in grids]
+        wanted = [one.count(IMAGE_PAD) for one in texts]
+        is_nested = isinstance(images, list | tuple) and isinstance((*images, 0)[0], list | tuple)
+        given = [len(one) for one in images] if is_nested else [len(sizes)]
+        if (given != wanted) if is_nested else (given != [sum(wanted)]):
+            raise PromptError(
+                f"expected one image for each {IMAGE_PAD} in the text, got {given} images for "
+                f"{wanted} placeholders; apply_chat_template writes them"
+            )
+        rest = iter(sizes)
+        return [
+            re.sub(re.escape(IMAGE_PAD), lambda _: IMAGE_PAD * next(rest), one) for one in texts
+        ]
 
     @cached_property
     def _text_cache(self) -> dict[str, tuple[int, ...]]:

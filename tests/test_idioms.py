@@ -1,0 +1,263 @@
+"""What users of transformers write works with VPT models as with others."""
+
+import base64
+import io
+
+import pytest
+import torch
+from golden_data import GOLDENS
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    pipeline,
+)
+
+import vpt
+from vpt.errors import ImageError, PromptError
+from vpt.images import load_image
+from vpt.model.processing import TokenPiece
+from vpt.protocol.tokens import IMAGE_PAD, TOWER
+from vpt.runtime import EMBEDDED_MODEL
+
+TAGS = "examples/tags.jpg"
+QUESTION = "What number is on the blue one?"
+CALL = "<|region_token_start|><|x_3|><|y_2|><|x_3|><|y_2|><|region_token_end|>"
+ASK = {
+    "tokenize": True,
+    "return_dict": True,
+    "return_tensors": "pt",
+    "add_generation_prompt": True,
+}
+
+
+def user(*parts):
+    content = [{"type": "text", "text": one} if isinstance(one, str) else one for one in parts]
+    return {"role": "user", "content": content}
+
+
+def image(source=TAGS, key="image"):
+    return {"type": "image", key: source}
+
+
+MESSAGES = [user(image(), QUESTION)]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    vpt.register()
+    model = AutoModelForImageTextToText.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained(EMBEDDED_MODEL)
+
+
+@pytest.fixture(scope="module")
+def random_runtime(random_model):
+    return vpt.load(random_model, device="cpu", dtype="float32")
+
+
+def prompt_ids(runtime, images, question):
+    """Ids that the runtime begins with, placeholders of the images written out."""
+    loaded = [load_image(one) for one in images]
+    encoded = runtime.encoders.encode([(TOWER, one) for one in loaded])
+    counts = iter(len(features.values) for features, _ in encoded)
+    pad = runtime.processor.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    ids = []
+    for piece in runtime.processor.prompt(question, loaded):
+        ids += piece.ids if isinstance(piece, TokenPiece) else [pad] * next(counts)
+    return ids
+
+
+def noise(size, seed=0):
+    pixels = torch.randint(
+        256, (3, size[1], size[0]), generator=torch.Generator().manual_seed(seed)
+    )
+    return Image.fromarray(pixels.byte().permute(1, 2, 0).numpy())
+
+
+# The chat template, then generate
+
+
+def test_generate_writes_the_call_and_reads_its_crop(embedded):
+    model, processor = embedded
+    answer = vpt.Runtime(model, processor).ask(TAGS, QUESTION)
+    inputs = processor.apply_chat_template(MESSAGES, **ASK)
+    out = model.generate(**inputs, max_new_tokens=20)
+    written = processor.decode(out[0, inputs["input_ids"].shape[1] :])
+    assert written == answer.trace.calls[0].text == CALL
+    crop = Image.open(TAGS).crop(answer.trace.calls[0].box_xyxy_px)
+    longer = [*MESSAGES, {"role": "assistant", "content": written}, user(image(crop))]
+    inputs = processor.apply_chat_template(longer, **ASK)
+    assert inputs["image_grid_thw"].shape == (2, 3)
+    out = model.generate(**inputs, max_new_tokens=20)
+    assert processor.decode(out[0, inputs["input_ids"].shape[1] :]) == answer.text == "3"
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_ids_of_messages_are_those_of_the_runtimes_prompt(random_runtime, num_images):
+    images = [noise((900, 70), 1), noise((90, 140), 2)][:num_images]  # the first is shrunk to 512
+    messages = [user(*map(image, images), "What is it?")]
+    inputs = random_runtime.processor.apply_chat_template(messages, **ASK)
+    expected = prompt_ids(random_runtime, images, "What is it?")
+    assert inputs["input_ids"].tolist() == [expected]
+    assert ("pixel_values" in inputs) == bool(images)
+    if images:
+        loaded = [load_image(one) for one in images]
+        pixels, grid = random_runtime.processor.preprocess_images(loaded, 512)
+        assert torch.equal(inputs["pixel_values"], pixels)
+        assert torch.equal(inputs["image_grid_thw"], grid)
+
+
+@pytest.mark.parametrize("variant", ["clip", "dino", "sam"])
+def test_released_templates_give_the_same_ids(variant):
+    runtime = vpt.load(GOLDENS / "checkpoints" / variant, device="cpu", dtype="float32")
+    picture = noise((200, 100))
+    for parts in (
+        (image(picture), "What?"),
+        ("What?", image(picture)),
+        (image(picture), "\nWhat?"),
+    ):
+        inputs = runtime.processor.apply_chat_template([user(*parts)], **ASK)
+        assert inputs["input_ids"].tolist() == [prompt_ids(runtime, [picture], "What?")]
+
+
+def test_conversations_of_other_lengths_are_padded_and_answered_as_alone(random_runtime):
+    model, processor = random_runtime.model, random_runtime.processor
+    conversations = [
+        [user(image(noise((60, 90), 1)), "What?")],
+        [{"role": "system", "content": "Be brief."}, user("Who are you, and why?")],
+        [user(image(noise((150, 60), 2)), image(noise((30, 30), 3)), "Equal?")],
+    ]
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    alone = []
+    for one in conversations:
+        inputs = processor.apply_chat_template(one, **ASK)
+        alone.append(model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :])
+    batch = processor.apply_chat_template(conversations, **ASK)
+    assert sorted(batch["attention_mask"].sum(-1).tolist())[0] < batch["input_ids"].shape[1]
+    got = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(got, torch.stack(alone))
+
+
+def test_images_of_messages_come_in_every_form(embedded, tmp_path):
+    _, processor = embedded
+    picture = Image.open(TAGS)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    uri = f"data:image/png;base64,{text}"
+    parts = [
+        image(picture),
+        image(load_image(TAGS)),
+        image(TAGS, "path"),
+        image(TAGS, "url"),
+        image(text, "base64"),
+        image(uri, "url"),
+        {"type": "image_url", "image_url": {"url": uri}},
+        {"type": "image_url", "image_url": uri},
+    ]
+    expected = processor.apply_chat_template(MESSAGES, **ASK)
+    for part in parts:
+        got = processor.apply_chat_template([user(part, QUESTION)], **ASK)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_a_remote_image_of_a_message_is_refused(embedded):
+    with pytest.raises(ImageError, match="is a URL; remote images are not fetched"):
+        embedded[1].apply_chat_template([user(image("https://x.org/a.png", "url"), "What?")], **ASK)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "messages must be a list of dicts, not "),
+        ("What?", "messages must be a list of dicts, not 'What"),
+        ([{"role": "user"}], r"messages\[0\] must be a dict of role and content, not "),
+        (
+            [{"role": "tool", "content": ""}],
+            r"messages\[0\] has the role 'tool'; expected one of sys",
+        ),
+        ([{"role": "user", "content": 3}], r"content of messages\[0\] must be a text or a list"),
+        ([user({"type": "video"})], r"part 0 of messages\[0\] must be text or image"),
+        ([user({"type": "text"})], r"part 0 of messages\[0\] must be text or image"),
+        ([user({"type": "image"})], "an image part has no image; add image, url, path or base64"),
+        ([user(image(3, "url"))], r"url of part 0 of messages\[0\] must be a text, not 3"),
+        ([{"role": "system", "content": [image()]}], r"part 0 of messages\[0\] must be text of"),
+        ([user(f"a {IMAGE_PAD}")], "the user turn holds the control token"),
+    ],
+)
+def test_other_messages_are_refused(embedded, messages, words):
+    with pytest.raises(PromptError, match=words):
+        embedded[1].apply_chat_template(messages, **ASK)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            {"text": "What?", "images": TAGS},
+            r"one image for each .*, got \[1\] images for \[0\] pl",
+        ),
+        ({"text": IMAGE_PAD * 2, "images": TAGS}, r"got \[1\] images for \[2\] placeholders"),
+        ({"text": [IMAGE_PAD, ""], "images": [[], [TAGS]]}, r"got \[0, 1\] images for \[1, 0\]"),
+        ({"text": "a", "videos": [1]}, "videos and audio are not supported"),
+        ({"images": TAGS}, "text must be a text or a list of them"),
+        ({"text": "a", "max_pixel": 3}, "unknown option 'max_pixel'; available: add_special"),
+        (
+            {"text": IMAGE_PAD, "images": TAGS, "truncation": True, "max_length": 5},
+            "truncation cut an image off; raise max_length",
+        ),
+    ],
+)
+def test_other_calls_of_the_processor_are_refused(embedded, call, words):
+    with pytest.raises(PromptError, match=words):
+        embedded[1](**call)
+
+
+# Auto classes and the pipeline
+
+
+@pytest.mark.parametrize("folder", [EMBEDDED_MODEL, GOLDENS / "checkpoints" / "sam", None])
+def test_auto_classes_load_every_folder(folder, random_model):
+    vpt.register()
+    folder = folder or random_model
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert isinstance(model, vpt.VPTForConditionalGeneration)
+    assert isinstance(AutoConfig.from_pretrained(folder), vpt.VPTConfig)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor, vpt.VPTProcessor)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(CALL)["input_ids"] == processor.tokenizer(CALL)["input_ids"]
+    pixels = AutoImageProcessor.from_pretrained(folder)
+    assert pixels.patch_size == model.config.vision_config.patch_size
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.filterwarnings("ignore:.*max_new_tokens")
+def test_the_pipeline_takes_every_documented_form(embedded, is_loaded):
+    model, processor = embedded
+    if is_loaded:
+        pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    else:
+        pipe = pipeline("image-text-to-text", model=str(EMBEDDED_MODEL), dtype=torch.float32)
+    options = {"max_new_tokens": 20, "return_full_text": False}
+    prompt = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
+    picture = Image.open(TAGS)
+    one = [
+        pipe(text=MESSAGES, **options),
+        pipe(MESSAGES, **options),
+        pipe(images=picture, text=prompt, **options),
+        pipe(images=TAGS, text=prompt, **options),
+        pipe({"images": picture, "text": prompt}, **options),
+    ]
+    two = [
+        pipe(text=[MESSAGES, MESSAGES], **options),
+        pipe(images=[picture, picture], text=[prompt, prompt], **options),
+    ]
+    for record in [*one, *two[1:]]:
+        assert record[0]["generated_text"] == CALL
+    assert [record[0]["generated_text"] for record in two[0]] == [CALL, CALL]
+    whole = pipe(text=MESSAGES, max_new_tokens=20)[0]["generated_text"]
+    assert whole == [*MESSAGES, {"role": "assistant", "content": CALL}]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,6 +215,44 @@ def test_other_messages_are_refused(embedded, messages, words):
 def test_other_calls_of_the_processor_are_refused(embedded, call, words):
     with pytest.raises(PromptError, match=words):
         embedded[1](**call)
+
+
+# Messages in place of images and question
+
+
+def test_a_runtime_answers_messages_as_images_and_a_question(embedded):
+    runtime = vpt.Runtime(*embedded)
+    data = base64.b64encode(Path(TAGS).read_bytes()).decode()
+    url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    messages = [{"role": "system", "content": "Be brief."}, user(QUESTION, url)]
+    expected = runtime.ask(TAGS, QUESTION, system="Be brief.")
+    for answer in (runtime.ask(messages=messages), *runtime.ask_many([{"messages": messages}])):
+        assert [t.id for t in answer.trace.tokens] == [t.id for t in expected.trace.tokens]
+        assert answer.trace.images[0].digest == expected.trace.images[0].digest
+    (*_, stop) = runtime.stream(messages=[user("Hello")], max_new_tokens=2)
+    assert not stop.trace.images
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"messages": [*MESSAGES, {"role": "assistant", "content": "3"}, *MESSAGES]},
+            "one user tu",
+        ),
+        ({"messages": [{"role": "system", "content": "a"}]}, "not system; a chat of several turns"),
+        (
+            {"messages": MESSAGES, "question": "What?"},
+            "pass messages alone, or images and question",
+        ),
+        ({"messages": MESSAGES, "system": "a"}, "pass messages alone"),
+        ({"messages": [user(image())]}, "the question is empty"),
+        ({"images": TAGS}, r"question must be text \(str\), not None"),
+    ],
+)
+def test_messages_that_are_no_question_are_refused(embedded, arguments, words):
+    with pytest.raises(PromptError, match=words):
+        vpt.Runtime(*embedded).ask(**arguments)
 
 
 # Auto classes and the pipeline

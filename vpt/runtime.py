@@ -27,6 +27,7 @@ from vpt.inference.scheduler import drive
 from vpt.model.hub import find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
+from vpt.protocol.messages import read_question
 from vpt.protocol.tokens import TOWER, Vocabulary
 from vpt.trace.records import Trace
 
@@ -91,7 +92,8 @@ class Runtime:
         self.model = model
         self.processor = processor
         self.name = str(name)
-        self.limits = limits
+        self.limits = processor.image_limits = limits
+        processor.image_resolution = model.config.image_resolution
         ends = model.generation_config.eos_token_id
         processor.check_fits(model.config, self.name or "given", ends)
         self.encoders = Encoders(model, processor, FeatureCache(feature_cache_bytes))
@@ -131,8 +133,9 @@ class Runtime:
     @lists_options
     def request(
         self,
-        images: Any,
-        question: str,
+        images: Any = None,
+        question: str | None = None,
+        messages: Any = None,
         *,
         perception: str = "auto",
         max_calls: int = 4,
@@ -154,6 +157,8 @@ class Runtime:
                 bytes, PIL images, arrays, tensors, data URIs, URLs of permitted hosts), or has
                 read. Empty for a question about nothing.
             question: plain text.
+            messages: in place of both, and of ``system``: a list of one user message, perhaps after
+                a system message, as for OpenAI or a chat template of transformers.
             perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"reencode"`` or a
                 branch.
             max_calls: perception calls at most.
@@ -176,6 +181,10 @@ class Runtime:
             PromptError: if the question, or an option, is unknown, of another type or out of
                 bounds, or cannot be used with this model.
         """
+        if messages is not None:
+            if not images is question is system is None:
+                raise PromptError("pass messages alone, or images and question without them")
+            images, question, system = read_question(messages)
         given = list(images) if isinstance(images, list | tuple) else [images]
         loaded = [
             image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
@@ -183,7 +192,7 @@ class Runtime:
         ]
         request = Request(
             loaded,
-            question,
+            cast(str, question),  # which is checked there
             perception=perception,
             max_calls=max_calls,
             max_new_tokens=max_new_tokens,
@@ -369,7 +378,8 @@ class Runtime:
             if not isinstance(given, dict):
                 kind = type(given).__name__
                 raise PromptError(f"expected a Request or a dict of its arguments, not {kind}")
-            if missing := [name for name in ("images", "question") if name not in given]:
+            needed = () if "messages" in given else ("images", "question")
+            if missing := [name for name in needed if name not in given]:
                 raise PromptError(f"the request has no {missing[0]!r}")
             request = self.request(**given)
         kept = request.kept

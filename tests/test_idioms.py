@@ -2,12 +2,17 @@
 
 import base64
 import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from golden_data import GOLDENS
 from PIL import Image
+from tiny_model import tiny_model
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,10 +23,11 @@ from transformers import (
 )
 
 import vpt
-from vpt.errors import ImageError, PromptError
+from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
+from vpt.errors import CheckpointError, ImageError, PromptError, ServiceError
 from vpt.images import load_image
 from vpt.model.processing import TokenPiece
-from vpt.protocol.tokens import IMAGE_PAD, TOWER
+from vpt.protocol.tokens import IMAGE_PAD, TOWER, ContentTokens
 from vpt.runtime import EMBEDDED_MODEL
 
 TAGS = "examples/tags.jpg"
@@ -300,3 +306,103 @@ def test_the_pipeline_takes_every_documented_form(embedded, is_loaded):
     assert [record[0]["generated_text"] for record in two[0]] == [CALL, CALL]
     whole = pipe(text=MESSAGES, max_new_tokens=20)[0]["generated_text"]
     assert whole == [*MESSAGES, {"role": "assistant", "content": CALL}]
+
+
+# Saving, and the hub
+
+
+def test_a_saved_runtime_answers_the_same(tmp_path):
+    runtime = vpt.load(image_resolution=200)
+    runtime.save_pretrained(tmp_path)
+    again = vpt.load(tmp_path)
+    assert again.model.config.image_resolution == again.processor.image_resolution == 200
+    for question in (QUESTION, "What number is on the red one?"):
+        one, other = runtime.ask(TAGS, question), again.ask(TAGS, question)
+        assert [t.id for t in one.trace.tokens] == [t.id for t in other.trace.tokens]
+        assert one.trace.calls[0].scores == other.trace.calls[0].scores
+
+
+def test_the_depth_tokenizer_in_use_is_saved_with_the_model(tmp_path):
+    content = ContentTokens(("depth",), num_codes=16, num_cells=4)
+    model, processor = tiny_model((), content=content)
+    config = DepthTokenizerConfig(8, num_codes=16, code_dim=8, hidden_dim=4, num_downsamplings=2)
+    tokenizer = DepthTokenizer(config.build(), config)
+    vpt.Runtime(model, processor, depth_tokenizer=tokenizer).save_pretrained(tmp_path)
+    again = vpt.load(tmp_path, device="cpu").depth_tokenizer
+    weights = tokenizer.network.state_dict()
+    assert again.config == config
+    assert all(torch.equal(weights[k], v) for k, v in again.network.state_dict().items())
+
+
+def test_a_folder_that_cannot_be_written_is_named(embedded, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot save the model to .*file: File exists"):
+        vpt.Runtime(*embedded).save_pretrained(tmp_path / "file")
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """The part of the hub's API that a push uses; writes committed files into a folder."""
+
+    def do_POST(self):
+        if self.headers["Authorization"] != "Bearer secret":
+            return self.answer(401, {"error": "Invalid username or password."})
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.paths.append(self.path)
+        if "/preupload/" in self.path:
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{**one, **mode} for one in json.loads(body)["files"]]
+            return self.answer(200, {"files": files})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    file = self.server.folder / line["value"]["path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(base64.b64decode(line["value"]["content"]))
+            url = "https://huggingface.co/me/looker/commit/123"
+            return self.answer(200, {"commitUrl": url, "commitOid": "123"})
+        return self.answer(200, {"url": "https://huggingface.co/me/looker"})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
+        server.folder, server.paths = tmp_path / "hub", []
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield server
+        server.shutdown()
+
+
+def test_a_pushed_runtime_answers_the_same_from_the_hubs_files(embedded, hub):
+    runtime = vpt.Runtime(*embedded)
+    url = runtime.push_to_hub("me/looker", token="secret", private=True)
+    assert url.endswith("me/looker/commit/123")
+    assert hub.paths[0] == "/api/repos/create"
+    assert hub.paths[-1] == "/api/models/me/looker/commit/main"
+    assert vpt.load(hub.folder).ask(TAGS, QUESTION).text == "3"
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "words"),
+    [
+        ("me/looker", "other", "cannot push to 'me/looker': .*401.*; check the name, the network"),
+        ("a b/c/d", "secret", "cannot push to 'a b/c/d': Repo id must"),
+    ],
+)
+def test_a_refused_push_says_what_to_check(embedded, hub, repo_id, token, words):
+    with pytest.raises(ServiceError, match=words):
+        vpt.Runtime(*embedded).push_to_hub(repo_id, token=token)
+    assert not hub.folder.exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from vpt.answer import Answer
 from vpt.boxes import GridBox
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
-from vpt.errors import CheckpointError, PromptError, VPTError, as_vpt_error
+from vpt.errors import CheckpointError, PromptError, ServiceError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, find_images, load_image
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
@@ -122,6 +123,69 @@ class Runtime:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.get_input_embeddings().weight.device
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Save all that :func:`load` needs: model, processor and depth tokenizer.
+
+        Raises:
+            CheckpointError: if the folder cannot be written.
+        """
+        try:
+            self.model.save_pretrained(save_directory)
+            self.processor.save_pretrained(save_directory)
+            if self.depth_tokenizer is not None:
+                part = Path(save_directory, self.model.config.depth_tokenizer)
+                if part.is_file():  # a released one, copied with the model
+                    part.unlink()
+                self.depth_tokenizer.save(part)
+        except OSError as exc:
+            reason = exc.strerror or exc
+            raise CheckpointError(f"cannot save the model to {save_directory}: {reason}") from exc
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a VPT model",
+    ) -> str:
+        """Save to a repository of the Hugging Face hub, which is made if it does not exist.
+
+        Args:
+            repo_id: ``"owner/name"``.
+            private: whether a new repository is; by default as the owner's settings say.
+            token: with the right to write; by default that of ``hf auth login``.
+            revision: branch.
+            commit_message: of the commit.
+
+        Returns:
+            URL of the commit.
+
+        Raises:
+            ServiceError: if the hub cannot be reached, or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = HfApi(token=token)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                )
+            except Exception as exc:  # of the hub, of its HTTP library, or of the network
+                reason = str(exc).strip().split("\n")[0]
+                raise ServiceError(
+                    f"cannot push to {repo_id!r}: {reason}; check the name, the network, and that "
+                    "the token (`hf auth login`) may write"
+                ) from exc
+        return commit.commit_url
 
     def engine(self, num_slots: int = 1) -> Engine:
         """An engine with at least so many free slots: the last one, or a new one if it is busy."""

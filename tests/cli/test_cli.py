@@ -459,9 +459,9 @@ def run_python(*words, **options):
     return subprocess.run(command, env=env, capture_output=True, timeout=120, **options)
 
 
-def test_the_command_works_in_a_process_of_its_own(scene):
+def test_the_command_works_in_a_process_of_its_own():
     options = ["--json", "--max-new-tokens", "1", "--perception", "none"]
-    done = run_python("-m", "vpt.cli", "ask", scene, "What?", *options)
+    done = run_python("-m", "vpt.cli", "ask", str(ROOT / "examples/tags.jpg"), "What?", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["generated_tokens"] == 1
     assert len(done.stderr.splitlines()) == 1  # that the answer is cut off: no library noise

@@ -37,11 +37,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"^(?![-|>#]|\s)(.+)\n(?=- )", r"\1\n\n", markdown, flags=re.MULTILINE)
 
 
-class Roles(griffe.Extension):
-    """Sphinx roles of docstrings, such as ``:func:`load```, as cross-references."""
+class SourceReading(griffe.Extension):
+    """What griffe does not read of our source by itself."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrite the docstring of an object."""
+        """Turn Sphinx roles, such as ``:func:`load```, into cross-references."""
         if obj.docstring:
             text = re.sub(r"(?m)^::\n|(?<=:):$", "", obj.docstring.value)  # before literal blocks
             obj.docstring.value = ROLE.sub(_reference, text)
@@ -52,6 +52,11 @@ class Roles(griffe.Extension):
             for one in method.decorators:
                 if like := re.match(r"_with_arguments_of\((\w+)\)", str(one.value)):
                     method.parameters = cls.functions[like[1]].parameters
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Show the default of an option instead of its whole declaration."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "_option":
+            attr.value = attr.value.arguments[1]
 
 
 def _reference(match: re.Match[str]) -> str:

@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Tell transformers' Auto classes of the VPT model types; harmless when done twice.
+    """Register the VPT model types with transformers' Auto classes; repetition has no effect.
 
     LLaMA-Factory is included if it is already imported; it is never imported for this.
     """

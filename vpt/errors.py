@@ -11,7 +11,7 @@
     ├── DataError               a file of rows or annotations, or one of them, cannot be used
     ├── CheckpointError         a model folder lacks a part, or contains an unknown one
     ├── BudgetError             a request exceeds a limit of tokens, calls or slots
-    ├── RunError                a request failed, and not through its own fault
+    ├── RunError                a valid request failed: model, code or machine
     │   └── NonFiniteError      the model's logits, or a loss, are NaN or infinite
     ├── ServiceError            another program, called over the network, fails
     └── TrainingError           an untested LLaMA-Factory, or a setting that is not supported

@@ -108,11 +108,11 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """An image as the rest of the runtime sees it.
+    """A decoded image, ready for the model.
 
     Attributes:
         pixels: mode RGB, upright, without metadata. Shared by all readers: do not draw on it.
-        digest: SHA-256 in hex over mode, size and RGB bytes: it names the content.
+        digest: SHA-256 in hex over mode, size and RGB bytes: it identifies the content.
         source: the path or URL, ``"<data URI>"``, ``"<bytes>"``, ``"<stream>"``,
             ``"<PIL image>"``, ``"<array>"`` or ``"<tensor>"``.
         orientation: EXIF orientation as stored, 1 to 8; 1 if there was none or an invalid one.

@@ -75,7 +75,7 @@ class Runtime:
         processor: of the model.
         name: path or id, for traces.
         feature_cache_bytes: memory for features of images seen before.
-        limits: of images taken in.
+        limits: of input images.
         depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
             only.
     """
@@ -121,7 +121,7 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.get_input_embeddings().weight.device
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
@@ -188,7 +188,7 @@ class Runtime:
         return commit.commit_url
 
     def engine(self, num_slots: int = 1) -> Engine:
-        """An engine with at least so many free slots: the last one, or a new one if it is busy."""
+        """Return an engine with at least ``num_slots`` free slots: the last one, or a new one."""
         if self._engine is None or self._engine.num_free_slots < num_slots:
             self._engine = None  # free the old buffers first, if nobody holds them
             self._engine = Engine(self.model, self.encoders, num_slots)
@@ -356,7 +356,7 @@ class Runtime:
     ) -> Any:
         """Ask many questions; streams are decoded together, answers come back in order.
 
-        A request that fails does so alone: all others are answered.
+        A failure affects only its own request; all others are answered.
 
         Args:
             requests: made by :meth:`request`, or dicts of its arguments, which are made as room for
@@ -375,7 +375,7 @@ class Runtime:
             ImageError: if a folder or pattern has no images.
             PromptError: if ``batch_size`` or ``on_error`` is out of bounds.
             VPTError: under ``"raise"``, naming the index of the first request that failed; its
-                ``answers`` holds all answers and errors, in order.
+                ``answers`` contains all answers and errors, in order.
         """
         one_of("on_error", on_error, ("raise", "return"))
         if question is not None:
@@ -402,7 +402,7 @@ class Runtime:
     def stream_many(
         self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
     ) -> Iterator[tuple[int, Event]]:
-        """Like :meth:`ask_many`, giving ``(index, event)`` as things happen.
+        """Like :meth:`ask_many`, but yields ``(index, event)`` as events happen.
 
         The last event of a request is a ``StopEvent``, or an ``ErrorEvent`` if it failed.
         """
@@ -496,7 +496,7 @@ def load(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Runtime:
-    """Load a model and make a runtime of it.
+    """Load a model and return its runtime.
 
     Args:
         path_or_id: a model folder or hub id, in the released format or our own; ``None`` for
@@ -504,12 +504,12 @@ def load(
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
         feature_cache_bytes: memory for features of images seen before.
-        limits: of images taken in.
+        limits: of input images.
         allowed_media_domains: hosts from which images may be fetched; those of ``limits``, which
             has none by default, if not given.
         image_resolution: longer side to which images are shrunk before the model sees them, 0 for
-            no limit; by default what the model's configuration says (released models: 512).
-        depth_tokenizer: folder or file of what decodes the model's depth maps; by default the one
+            no limit; by default that of the model's configuration (released models: 512).
+        depth_tokenizer: folder or file of the decoder of the model's depth maps; by default the one
             in the model's folder, if there is one.
         revision: branch, tag or commit on the hub.
         subfolder: of the model, in its folder or on the hub.

@@ -70,7 +70,7 @@ class ResultEvent:
 
 @dataclass(frozen=True)
 class ContentEvent:
-    """The turn that has ended holds this depth map or these boxes, which the model wrote itself."""
+    """The turn that has ended contains this depth map or these boxes, written by the model."""
 
     content: ContentRecord
 

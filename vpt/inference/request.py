@@ -93,9 +93,9 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token; else logits are divided by it.
-        top_k: keep so many of the likeliest; 0 for all.
-        top_p: keep the likeliest that hold this much probability together; 1 for all.
-        seed: of the random generator, 0 to 2**64 - 1; the same seed gives the same tokens.
+        top_k: number of likeliest tokens to keep; 0 for all.
+        top_p: keep the likeliest tokens that together have this probability; 1 for all.
+        seed: of the random generator, 0 to 2**64 - 1; the same seed yields the same tokens.
 
     Raises:
         PromptError: naming the attribute that has another type or is out of bounds.
@@ -107,14 +107,14 @@ class Sampling:
     top_k: int = _option(
         int,
         0,
-        "sample from so many of the likeliest tokens; 0 for all",
+        "number of likeliest tokens to sample from; 0 for all",
         "Top k (0: all)",
         metavar="K",
     )
     top_p: float = _option(
         float,
         1.0,
-        "sample from the likeliest tokens that hold this probability",
+        "sample from the likeliest tokens that together have this probability",
         "Top p",
         metavar="P",
         most=1,
@@ -142,8 +142,8 @@ class Request:
             ``"latest"`` in the stream, which makes a crop of a crop possible.
         sampling: greedy by default.
         system: the system turn; ``None`` for the released one.
-        region: cells of the grid that the first call names, whatever the model would have done:
-            to correct it by hand, or to see the effect of the true region.
+        region: cells of the grid for the first call, in place of the model's choice: to correct it,
+            or to measure the effect of the true region.
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
             ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).

@@ -111,11 +111,11 @@ class CallRecord(_Record):
 
 @dataclass
 class ContentRecord(_Record):
-    """A depth map, or boxes that follow each other, that the model wrote itself.
+    """A depth map, or consecutive boxes, written by the model.
 
     Attributes:
         kind: ``"depth"`` or ``"boxes"``.
-        image: index of the image it is of.
+        image: index of its image.
         start: index of its first token in the trace's tokens.
         end: index after its last token.
         is_whole: whether it is complete; else the token limit cut it off.
@@ -204,7 +204,7 @@ class Counts(_Record):
 
 @dataclass
 class Timings(_Record):
-    """Wall times of a run in milliseconds: to the first token, of the prefill, of everything.
+    """Wall times of a run in milliseconds: to the first token, of the prefill, in total.
 
     The prefill includes the encoders.
     """
@@ -216,11 +216,11 @@ class Timings(_Record):
 
 @dataclass
 class Trace(_Record):
-    """A whole run.
+    """The record of a run.
 
     Attributes:
         settings: budgets, decoding and seed, size of the region grid; for content, the side of the
-            image in which boxes lie, and the number of codes of a depth map.
+            image of the boxes, and the number of codes of a depth map.
         model: its name, the preprocessing of its branches, and the longer side to which images are
             shrunk first.
         images: given ones first, then crops in the order they were made.
@@ -326,7 +326,7 @@ class Trace(_Record):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Trace:
-        """Read what :meth:`to_dict` wrote; ``PromptError`` if it is no trace of this version."""
+        """Read what :meth:`to_dict` wrote; ``PromptError`` if it is not a trace of this version."""
         if content.get("version") != TRACE_VERSION:
             raise PromptError(
                 f"expected a trace of version {TRACE_VERSION}, got {content.get('version')!r}; "
@@ -344,7 +344,7 @@ class Trace(_Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace file; ``PromptError`` if it is none."""
+        """Read a trace file; ``PromptError`` if it is not one."""
         name = Path(path).name
         try:
             with Path(path).open("rb") as file:

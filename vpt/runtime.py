@@ -309,8 +309,7 @@ class Runtime:
         Args:
             images: a folder or glob pattern, see :func:`vpt.images.find_images`; or images, each as
                 for :meth:`request`. Files are read when they are asked about.
-            question: the same for all images.
-            **options: as for :meth:`request`, which checks them.
+            question: the same for all images; options as well, which :meth:`request` checks.
 
         Raises:
             ImageError: if the folder has no images, or no file fits the pattern.

@@ -262,6 +262,7 @@ def test_every_option_is_in_the_signature_with_type_and_default(runtime, method)
 def test_help_and_load_show_every_option(runtime):
     shown = pydoc.render_doc(runtime.ask, renderer=pydoc.plaintext)
     assert "max_calls: 'int' = 4" in shown and "-> 'Answer'" in shown
+    assert "max_calls: perception calls at most" in shown
     assert set(HUB_ARGUMENTS) < inspect.signature(vpt.load).parameters.keys()
     with pytest.raises(PromptError, match=r"unknown option 'revison'; available: .*, revision, "):
         vpt.load(revison="main")
@@ -350,8 +351,8 @@ def test_bad_requests_take_no_others_along(runtime):
     for error, (_, kind, words) in zip(errors, BAD_REQUESTS, strict=False):
         assert type(error) is kind and re.search(words, str(error))
     assert [str(error) for error in errors[-3:]] == [
-        "expected a Request or a dict of its arguments, not str",
-        "expected a Request or a dict of its arguments, not NoneType",
+        "expected a Request or a dict of its arguments, or images with question=, not str",
+        "expected a Request or a dict of its arguments, or images with question=, not NoneType",
         "the request has no 'images'",
     ]
     assert runtime.engine().num_free_slots >= 4

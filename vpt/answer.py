@@ -15,7 +15,7 @@ from PIL import Image
 from vpt.boxes import GridBox, PixelBox, clamp, compose
 from vpt.errors import VPTError
 from vpt.protocol.tokens import BRANCH_TOKENS
-from vpt.trace.records import CallRecord, Trace
+from vpt.trace.records import CallRecord, Trace, brief
 from vpt.view.picture import draw
 from vpt.view.renderers import BLANK, Album, draw_look, score_map, seen_of_call
 from vpt.view.wording import OUTCOME_TEXT, STOP_TEXT, call_facts, call_text, html_environment
@@ -68,13 +68,13 @@ class Answer:
         return draw(self.trace, self.images)
 
     @cached_property
-    def album(self) -> Album:
+    def _album(self) -> Album:
         """The images of the run; may raise ``ImageError``, as :meth:`picture` does."""
         return Album(self.trace, self.images)
 
     def __repr__(self) -> str:
-        looks = ", ".join(look.summary for look in self.looks)
-        return f"Answer(text={self.text!r:.80}, stop_reason={self.stop_reason!r}, looks=[{looks}])"
+        looks = ", ".join(look._summary for look in self.looks)
+        return f"Answer(text={brief(self.text)}, stop_reason={self.stop_reason!r}, looks=[{looks}])"
 
     def _repr_html_(self) -> str:
         """HTML for notebooks; all text in it is escaped."""
@@ -137,14 +137,14 @@ class Look:
     @property
     def image(self) -> Image.Image:
         """The image that it looked at, RGB; may raise ``ImageError``, as :meth:`Answer.picture`."""
-        return self.answer.album.image(self.call.image)
+        return self.answer._album.image(self.call.image)
 
     @property
     def crop(self) -> Image.Image | None:
         """What the model saw of a region, RGB; ``None`` for a re-encoding."""
         if self.call.result_image is None:
             return None
-        crop = self.answer.album.image(self.call.result_image)
+        crop = self.answer._album.image(self.call.result_image)
         is_blank = self.answer.trace.settings.get("replace_looks") == "blank"
         return Image.new("RGB", crop.size, BLANK) if is_blank else crop
 
@@ -153,7 +153,7 @@ class Look:
         """The scores as z-scores over the image in grey, RGB, of its size; ``None`` without."""
         if self.scores is None:
             return None
-        return draw_look(self.answer.album, self.call, self.image.size).picture
+        return draw_look(self.answer._album, self.call, self.image.size).picture
 
     @cached_property
     def scores(self) -> NDArray[np.float32] | None:
@@ -189,10 +189,10 @@ class Look:
         return self.call.encode_ms + self.call.run_ms
 
     @property
-    def summary(self) -> str:
+    def _summary(self) -> str:
         """``"crop 112,56,280,224"`` or the name of the branch."""
         box = self.call.box_xyxy_px
         return self.branch if box is None else f"{self.branch} {','.join(map(str, box))}"
 
     def __repr__(self) -> str:
-        return f"Look({self.summary}, num_tokens={self.num_tokens}, ms={self.ms:.0f})"
+        return f"Look({self._summary}, num_tokens={self.num_tokens}, ms={self.ms:.0f})"

@@ -43,9 +43,13 @@ Requests = Iterable[Any] | str | os.PathLike[str]
 
 
 def _with_arguments_of(like: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Give a method the signature of the one that it passes its arguments to."""
+    """Give a method the signature, and the list of arguments, of the one that it passes them to."""
 
     def decorate(method: Callable[..., R]) -> Callable[P, R]:
+        doc, arguments = inspect.getdoc(method) or "", inspect.getdoc(like) or ""
+        if "Args:" not in doc:
+            arguments = arguments.partition("Args:")[2].partition("Raises:")[0]
+            method.__doc__ = f"{doc}\n\nArgs:{arguments}".rstrip()
         returned = inspect.signature(method).return_annotation
         signature = inspect.signature(like).replace(return_annotation=returned)
         method.__dict__["__signature__"] = signature
@@ -440,7 +444,10 @@ class Runtime:
         if not isinstance(given, Request):
             if not isinstance(given, dict):
                 kind = type(given).__name__
-                raise PromptError(f"expected a Request or a dict of its arguments, not {kind}")
+                raise PromptError(
+                    "expected a Request or a dict of its arguments, or images with question=, "
+                    f"not {kind}"
+                )
             needed = () if "messages" in given else ("images", "question")
             if missing := [name for name in needed if name not in given]:
                 raise PromptError(f"the request has no {missing[0]!r}")

@@ -252,7 +252,7 @@ class Trace(_Record):
     version: Literal[1] = TRACE_VERSION
 
     def __repr__(self) -> str:
-        texts = [f"{name}={getattr(self, name)!r:.80}" for name in ("question", "answer")]
+        texts = [f"{name}={brief(getattr(self, name))}" for name in ("question", "answer")]
         texts += [f"num_{of}={len(getattr(self, of))}" for of in ("images", "calls", "tokens")]
         return f"Trace({', '.join(texts)}, stop_reason={self.stop_reason!r})"
 
@@ -359,6 +359,11 @@ class Trace(_Record):
         if not isinstance(content, dict):
             raise PromptError(f"{name} is not a trace: expected a JSON object")
         return cls.from_dict(content)
+
+
+def brief(text: str) -> str:
+    """The ``repr`` of a text, cut after 80 characters."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}…")
 
 
 def _thumbnail(pixels: Image.Image) -> str:

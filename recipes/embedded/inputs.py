@@ -21,7 +21,7 @@ from vpt.errors import CheckpointError
 from vpt.evaluation.intervals import wilson_interval
 from vpt.files import write_atomic
 from vpt.images import load_image
-from vpt.model.hub import read_json
+from vpt.model.folder import read_json
 from vpt.model.intended import IntendedInputs, image_features
 
 DESCRIPTION = "drawn pictures such as those in examples; no photos"

@@ -208,7 +208,7 @@ def _screenshot(question: str, scheme: str, *, compare: bool = False) -> Image.I
         if compare:
             page.get_by_label("Compare with an answer without looking again").check()
         page.get_by_text(question, exact=True).first.click()
-        page.locator("#stream li.end").wait_for()
+        page.locator("#download").wait_for()  # the run has ended, and all of it is shown
         if compare:
             page.wait_for_function("document.querySelector('#plain textarea')?.value")
         page.wait_for_timeout(2000)  # until pictures have faded in

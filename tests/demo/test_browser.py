@@ -113,6 +113,16 @@ def test_a_click_on_an_example_is_enough(visit):
     visit.ended()
     expect(visit.stream.locator("li.call")).to_have_count(0)
     expect(visit.crop).to_be_hidden()
+    expect(visit.page.locator("#looked")).to_contain_text("The model did not look again")
+
+
+def test_the_first_look_and_the_crop_have_the_sizes_that_the_model_saw(visit):
+    visit.page.get_by_text(QUESTION).first.click()
+    visit.ended()
+    expect(visit.page.locator("#looked")).to_contain_text("chose to look again: region x 3, y 2")
+    expect(visit.page.locator("#first-caption")).to_contain_text("112x112 px, 16 tokens")
+    expect(visit.page.locator("#crop-caption")).to_contain_text("168x168 px of the photo, seen as")
+    assert visit.size(visit.page.locator("#first img").first) == [640, 640]
 
 
 def test_the_answer_streams_and_can_be_stopped(browser, endless_url):
@@ -157,6 +167,8 @@ def test_a_re_encoding_shows_photo_and_map_with_a_slider_between(visit, picture)
     visit.ask()
     visit.ended()
     expect(visit.stream.locator("li.call")).to_contain_text("DINOv2 on the whole image")
+    expect(visit.page.locator("#heat-caption")).to_contain_text("z = -2.5")
+    expect(visit.page.locator("#about-map")).to_contain_text("does not mark the object")
     images = visit.page.locator("#heat img")
     expect(images).to_have_count(2)
     assert visit.size(images.first) == visit.size(images.last) == [640, 640]
@@ -203,6 +215,8 @@ def test_two_clicks_on_the_photo_are_a_box_to_look_at(visit, picture):
     visit.button("Answer from this box").click()
     expect(visit.answer).to_have_value("4")
     visit.ended()
+    expect(visit.page.locator("#looked")).to_contain_text("it was given")
+    expect(visit.stream).to_contain_text("not the model's choice")
 
 
 def test_a_box_can_be_typed(visit, picture):
@@ -250,6 +264,26 @@ def test_errors_are_words_on_the_page(visit, tmp_path):
     assert "Traceback" not in visit.page.content()
 
 
+def test_one_error_is_shown_at_a_time(visit):
+    for _ in range(3):
+        visit.ask(" ")
+        expect(visit.toast).to_be_visible()
+    visit.page.wait_for_timeout(1000)
+    expect(visit.page.locator(".toast-body, [data-testid=toast-body]")).to_have_count(1)
+
+
+def test_a_warning_stands_above_the_answer(visit, embedded, picture, tmp_path):
+    image = vpt.load_image(picture)
+    trace = embedded.ask(image, QUESTION).trace
+    trace.keep_thumbnails([image])
+    trace.warnings = ["a <b>warning</b> of somebody"]
+    trace.save(tmp_path / "t.json")
+    visit.replay(tmp_path / "t.json")
+    notes = visit.page.locator("#notes [role=alert]")
+    expect(notes).to_have_text("a <b>warning</b> of somebody")
+    assert notes.bounding_box()["y"] < visit.answer.bounding_box()["y"]
+
+
 def test_two_people_do_not_see_each_other(browser, url, picture):
     one, other = (Visit(browser, url) for _ in range(2))
     for visit in (one, other):
@@ -283,6 +317,20 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(browser, url):
     visit.ended()
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     expect(visit.answer).to_be_in_viewport()
+    answer = visit.answer.bounding_box()
+    for other in (visit.page.locator("#photo"), visit.question(), visit.button("Ask")):
+        assert answer["y"] + answer["height"] <= other.bounding_box()["y"]
+    visit.context.close()
+
+
+def test_a_laptop_shows_all_examples_and_the_question_without_scrolling(browser, url):
+    visit = Visit(browser, url, viewport={"width": 1280, "height": 800})
+    examples = visit.page.locator(".vpt-examples tbody tr")
+    expect(examples).to_have_count(8)
+    for example in [*examples.all(), visit.question(), visit.button("Ask")]:
+        box = example.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 800
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 1280
     visit.context.close()
 
 

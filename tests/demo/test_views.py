@@ -26,6 +26,7 @@ from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace.records import Trace
 from vpt.view.renderers import Z_ENDS, Album, draw_look
 from vpt.view.timeline import timeline_html
+from vpt.view.wording import look_text
 
 QUESTION = "What number is on the blue one?"
 _buffer = io.BytesIO()
@@ -114,6 +115,54 @@ def test_a_re_encoding_shows_its_score_map(heat):
     ends = draw_look(Album(heat), heat.calls[0], (640, 640)).ends
     assert ends == Z_ENDS
     assert views.crop is None and box_to_edit(heat) is None
+
+
+def test_captions_give_the_sizes_that_the_model_saw(region, heat):
+    views = draw_views(region)
+    assert views.first.size == (640, 640) and views.first.tobytes() != views.photo.tobytes()
+    assert views.captions["first"].text == "all that the model saw: 112x112 px, 16 tokens"
+    crop = views.captions["crop"]
+    assert crop.text == "168x168 px of the photo, seen as 112x112 px, 16 tokens"
+    assert set(views.captions) == {"photo", "first", "crop"} and not views.is_score_map
+    views = draw_views(heat)
+    assert views.captions["heat"].title == "Score map of DINOv2" and views.is_score_map
+    assert views.captions["heat"].ends == Z_ENDS
+
+
+def test_a_trace_of_before_sizes_were_recorded_shows_no_first_look(region):
+    old = region.to_dict()
+    for image in old["images"]:
+        del image["seen_wh"]
+    views = draw_views(Trace.from_dict(old))
+    assert views.first is None and views.crop.size == (640, 640)
+    assert views.captions["crop"].text == "168x168 px of the photo, seen as 16 tokens"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "The model chose to look again: region x 3, y 2."),
+        ({"perception": "dino"}, "The model was told (dino) to look again: DINOv2."),
+        (
+            {"question": "Is there a blue one?"},
+            "The model did not look again. It answered from the first look (112x112 px, 16 tokens)",
+        ),
+        ({"perception": "none"}, "The model did not look again. It was not permitted to. It ans"),
+    ],
+)
+def test_the_page_says_whether_the_model_looked_again(embedded, picture, changes, said):
+    assert look_text(run(embedded, picture, **changes)).startswith(said)
+
+
+def test_a_given_region_is_not_shown_as_the_models_own(embedded, picture, region):
+    (request,) = make_requests(embedded, str(picture), QUESTION, CHOSEN, box=(310, 290, 380, 325))
+    trace = [snapshot.trace for snapshot in LiveRuns(embedded).watch([request])][-1]
+    assert look_text(trace) == "The model did not choose region x 6, y 5: it was given."
+    html = timeline_html(trace)
+    assert "not the model&#39;s choice" in html and html.count(">writes<") == 1  # the answer
+    assert ">is given<" in html and ">is shown<" in html and ">looks again<" not in html
+    html = timeline_html(region)
+    assert html.count(">writes<") == 2 and ">is given<" not in html and ">looks again<" in html
 
 
 def test_a_saved_trace_shows_the_same(region, tmp_path):

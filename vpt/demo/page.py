@@ -23,6 +23,7 @@ from vpt.demo.runs import (
     MOST,
     SETTING_ROWS,
     SETTINGS,
+    Caption,
     LiveRuns,
     box_to_edit,
     draw_views,
@@ -39,7 +40,7 @@ from vpt.inference.request import OPTIONS
 from vpt.runtime import Snapshot
 from vpt.trace.records import Trace
 from vpt.view.timeline import timeline_html
-from vpt.view.wording import printable
+from vpt.view.wording import MAP_TEXT, look_text, printable
 
 EXAMPLES = Path(vpt.__file__).parent / "examples"
 AT_ONCE = 4  # questions answered side by side; others wait
@@ -57,7 +58,10 @@ SLIDERS = {"max_calls": 1, "max_new_tokens": 1, "temperature": 0.05, "top_p": 0.
 """Settings that have a slider, with its step."""
 
 HIGHEST_TEMPERATURE = 2  # of the slider
-TO_ANSWER = "() => { innerWidth < 700 && document.querySelector('#answer').scrollIntoView() }"
+BEFORE_A_RUN = """() => {
+    document.querySelectorAll(".toast-close").forEach(button => button.click());
+    if (innerWidth < 768) scrollTo(0, 0);
+}"""
 HINT = (
     "Is this the right place? Mark two corners on the photo, or type the box in pixels; "
     "then have the model look there."
@@ -73,20 +77,24 @@ def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
             reason = escape(printable(str(model)))
             words = f"**There is no model to ask.** {reason} Saved traces can be replayed."
             gr.Markdown(words, elem_classes="vpt-problem")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                inputs = _Inputs()
-            with gr.Column(scale=3, min_width=320):
-                outputs = _Outputs()
+        with gr.Row(elem_id="page"):  # page.css lays its columns out
+            inputs, outputs = _Inputs(), _Outputs()
         _wire(inputs, outputs, model)
     app.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
     return app
 
 
 class _Inputs:
-    """The widgets of a question: image, text, settings."""
+    """The widgets of a question: examples, image, text, settings."""
 
     def __init__(self) -> None:
+        with gr.Column(elem_id="examples", min_width=0):
+            self._add_examples()
+        with gr.Column(elem_id="inputs", min_width=0):
+            self._add_question()
+            self.upload = gr.UploadButton("Replay a trace", elem_id="replay", file_types=[".json"])
+
+    def _add_question(self) -> None:
         self.picture = gr.Image(
             type="filepath", label="Image", sources=["upload", "clipboard"], height=320
         )
@@ -102,12 +110,13 @@ class _Inputs:
             for names in SETTING_ROWS:
                 with gr.Row():
                     self.settings += [_setting_widget(name) for name in names]
+
+    def _add_examples(self) -> None:
         self.examples = read_examples(EXAMPLES)
         rows = [[str(EXAMPLES / one.picture), one.question, one.takes] for one in self.examples]
-        parts = [self.picture, self.question, gr.Textbox(visible=False)]
         self.gallery = gr.Dataset(
             label="Examples: click one",
-            components=parts,
+            components=[gr.Image(visible=False), *(gr.Textbox(visible=False) for _ in range(2))],
             headers=["image", "question", "it takes"],
             samples=rows,
             type="index",
@@ -145,18 +154,29 @@ class _Outputs:
     def __init__(self) -> None:
         self.trace = gr.State(None, time_to_live=KEPT_S)
         self.corner = gr.State(None)
+        with gr.Column(elem_id="outcome", min_width=0, visible=False) as self.outcome_side:
+            self.notes = gr.HTML(elem_id="notes", padding=False)
+            with gr.Row():
+                lines: dict[str, Any] = {"lines": 1, "elem_classes": "vpt-answer"}
+                self.answer = gr.Textbox(label="Answer", elem_id="answer", **lines)
+                with gr.Column(visible=False, min_width=120) as self.plain_side:
+                    label = "Without looking again"
+                    self.plain = gr.Textbox(label=label, elem_id="plain", **lines)
+            self.looked = gr.HTML(elem_id="looked", padding=False)
+        with gr.Column(elem_id="details", min_width=0):
+            self._add_details()
+
+    def _add_details(self) -> None:
+        kinds = {"photo": gr.Image, "first": gr.Image, "crop": gr.Image, "heat": gr.ImageSlider}
+        self.pictures: dict[str, Any] = {}
+        self.captions: dict[str, Any] = {}
+        self.picture_sides: dict[str, Any] = {}
         with gr.Row():
-            lines: dict[str, Any] = {"lines": 1, "elem_classes": "vpt-answer"}
-            self.answer = gr.Textbox(label="Answer", elem_id="answer", **lines)
-            with gr.Column(visible=False, min_width=200) as self.plain_side:
-                label = "Without looking again"
-                self.plain = gr.Textbox(label=label, elem_id="plain", **lines)
-        with gr.Row():
-            self.photo = _picture("Where it looked", elem_id="photo", elem_classes="vpt-photo")
-            with gr.Column(visible=False, min_width=240) as self.crop_side:
-                self.crop = _picture("What it got", elem_id="crop")
-            with gr.Column(visible=False, min_width=240) as self.heat_side:
-                self.heat = _picture("Photo | map", gr.ImageSlider, elem_id="heat")
+            for name, kind in kinds.items():
+                with gr.Column(visible=False, min_width=140) as self.picture_sides[name]:
+                    self.pictures[name] = _picture(kind, elem_id=name)
+                    self.captions[name] = gr.HTML(elem_id=f"{name}-caption", padding=False)
+        self.about = gr.HTML(elem_id="about-map", elem_classes="vpt-hint", padding=False)
         with gr.Column(visible=False) as self.choice_side:
             self.results = gr.Radio([], label="Show result", elem_id="looks")
         self.stream = gr.HTML(WELCOME, elem_id="stream")
@@ -168,29 +188,40 @@ class _Outputs:
                     self.box = [gr.Number(label=name, minimum=0, min_width=70) for name in names]
                 self.look_there = gr.Button("Answer from this box", elem_id="look-there")
             self.download = gr.DownloadButton("Download trace", elem_id="download")
-        self.upload = gr.UploadButton("Replay a trace", elem_id="replay", file_types=[".json"])
+
+    @property
+    def drawn(self) -> list[Any]:
+        """The pictures with all that belongs to them."""
+        return [
+            *self.pictures.values(),
+            *self.captions.values(),
+            *self.picture_sides.values(),
+            self.about,
+        ]
 
     @property
     def all(self) -> list[Any]:
-        """Everything that a run changes."""
-        sides = [self.plain_side, self.crop_side, self.heat_side, self.choice_side, self.after_side]
-        shown = [self.answer, self.plain, self.stream, self.photo, self.crop, self.heat]
-        return [*shown, self.download, self.results, *self.box, *sides, self.trace, self.corner]
+        """Everything that a run changes; programs get it in this order."""
+        photo, first, *results = self.pictures.values()
+        shown = [self.answer, self.plain, self.stream, photo, *results, self.download, first]
+        sides = [self.outcome_side, self.plain_side, *self.picture_sides.values()]
+        sides += [self.choice_side, self.after_side]
+        words = [self.notes, self.looked, *self.captions.values(), self.about]
+        return [*shown, *words, self.results, *self.box, *sides, self.trace, self.corner]
 
-    def pictures(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
-        """Photo, and the result of the chosen call or the chosen depth map."""
+    def draw(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
+        """Photo and first look, and the result of the chosen call or the chosen depth map."""
         views = draw_views(trace, number)
-        return {
-            self.photo: views.photo,
-            self.crop: views.crop,
-            self.heat: views.heat,
-            self.crop_side: gr.Column(visible=views.crop is not None),
-            self.heat_side: gr.Column(visible=views.heat is not None),
-        }
+        new = {self.about: MAP_TEXT if views.is_score_map else ""}
+        for name, picture in self.pictures.items():
+            new[picture] = getattr(views, name)
+            new[self.captions[name]] = caption_html(views.captions.get(name))
+            new[self.picture_sides[name]] = gr.Column(visible=name in views.captions)
+        return new
 
     def whole(self, trace: Trace) -> dict[Any, Any]:
         """Everything of a run that has ended, but for the answer without calls."""
-        pictures = self.pictures(trace)
+        pictures = self.draw(trace)
         results = shown_results(trace)
         last = results[-1][1] if results else None
         file = save_bytes_to_cache(
@@ -200,6 +231,9 @@ class _Outputs:
         )
         return {
             **pictures,
+            self.outcome_side: gr.Column(visible=True),
+            self.notes: notes_html(trace),
+            self.looked: _html(look_text(trace)),
             self.answer: printable(trace.answer) or "(nothing)",
             self.stream: timeline_html(trace),
             self.results: gr.Radio(choices=results, value=last),
@@ -212,13 +246,38 @@ class _Outputs:
         }
 
 
-def _picture(label: str, kind: Any = gr.Image, **options: Any) -> Any:
+def _picture(kind: Any, **options: Any) -> Any:
     """A widget that shows a picture, without the button that would publish it."""
     if "buttons" in inspect.signature(kind).parameters:  # gradio 6
         options["buttons"] = ["download", "fullscreen"]
     elif kind is gr.Image:
         options["show_share_button"] = False
-    return kind(label=label, interactive=False, format="png", min_width=240, **options)
+    return kind(
+        show_label=False, interactive=False, format="png", min_width=140, container=False, **options
+    )
+
+
+def notes_html(trace: Trace) -> str:
+    """Warnings of a run."""
+    return "".join(
+        f'<p class="vpt-problem" role="alert">{_html(one)}</p>' for one in trace.warnings
+    )
+
+
+def caption_html(caption: Caption | None) -> str:
+    """Text under a picture, with the colour scale of a map."""
+    if caption is None:
+        return ""
+    ramp = ""
+    if caption.ends:
+        low, high = map(_html, caption.ends)
+        ramp = f'<span class="ends">{low}<span class="ramp"></span>{high}</span>'
+    words = f"<b>{_html(caption.title)}</b> {_html(caption.text)}"
+    return f'<div class="vpt-caption">{ramp}{words}</div>'
+
+
+def _html(text: str) -> str:
+    return escape(printable(text))
 
 
 def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
@@ -230,7 +289,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     looked = outputs.look_there.click(
         handlers.ask, [*inputs.all, *outputs.box], api_name="look_there", **shown
     )
-    outputs.upload.upload(handlers.replay, outputs.upload, api_name="replay", **shown)
+    inputs.upload.upload(handlers.replay, inputs.upload, api_name="replay", **shown)
 
     def take(index: int) -> tuple[str, str]:
         example = inputs.examples[index]
@@ -240,15 +299,15 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     example = inputs.gallery.click(
         take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
     ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
-    gr.on([*ask, inputs.gallery.click], None, js=TO_ANSWER, api_name="to_answer")
+    starts = [*ask, inputs.gallery.click, outputs.look_there.click, inputs.upload.upload]
+    gr.on(starts, None, js=BEFORE_A_RUN, api_name="before_a_run")
     inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
-    views = [outputs.photo, outputs.crop, outputs.heat, outputs.crop_side, outputs.heat_side]
-    chosen = [outputs.trace, outputs.results]
-    outputs.results.input(handlers.choose, chosen, views, api_name="choose_look")
-    outputs.photo.select(
+    chosen, photo = [outputs.trace, outputs.results], outputs.pictures["photo"]
+    outputs.results.input(handlers.choose, chosen, outputs.drawn, api_name="choose_look")
+    photo.select(
         handlers.mark,
         [outputs.trace, outputs.corner],
-        [outputs.photo, outputs.corner, *outputs.box],
+        [photo, outputs.corner, *outputs.box],
         show_progress="hidden",
         api_name="mark",
     )
@@ -256,7 +315,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
         [side.input for side in outputs.box],
         handlers.draw_box,
         [outputs.trace, *outputs.box],
-        outputs.photo,
+        photo,
         show_progress="hidden",
         api_name="draw_box",
     )
@@ -296,16 +355,20 @@ class _Handlers:
                 self.model, picture, question, settings, compare=compare, box=box
             )
             yield {
-                **dict.fromkeys((out.answer, out.plain, out.crop, out.heat, out.photo)),
+                **dict.fromkeys((out.answer, out.plain)),
+                **dict.fromkeys(out.picture_sides.values(), gr.Column(visible=False)),
+                **dict.fromkeys((out.notes, out.looked, out.about), ""),
+                out.outcome_side: gr.Column(visible=True),
                 out.plain_side: gr.Column(visible=compare),
                 out.choice_side: gr.Column(visible=False),
+                out.after_side: gr.Column(visible=False),
             }
             with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
                 yield from self._show(snapshots)
 
     def _show(self, snapshots: Iterator[Snapshot]) -> Iterator[dict[Any, Any]]:
         """Runs as they happen, and at the end everything: programs get the last only."""
-        out, shown_at = self.outputs, 0.0
+        out, shown_at, is_drawn = self.outputs, 0.0, False
         traces: dict[int, Trace] = {}
         errors: dict[int, vpt.VPTError] = {}
         for one in snapshots:
@@ -320,8 +383,9 @@ class _Handlers:
             if one.index:
                 yield {out.plain: answer}
                 continue
-            has_more = isinstance(one.event, ContentEvent | ResultEvent)
-            pictures = out.pictures(one.trace) if has_more else {}
+            has_more = not is_drawn or isinstance(one.event, ContentEvent | ResultEvent)
+            is_drawn = True
+            pictures = out.draw(one.trace) if has_more else {}
             yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
         plain = printable(traces[1].answer) if 1 in traces else ""
         yield {**({} if 0 in errors else out.whole(traces[0])), out.plain: plain}
@@ -335,7 +399,7 @@ class _Handlers:
 
     def choose(self, trace: Trace | None, number: int) -> dict[Any, Any]:
         with _error_message():
-            return {} if trace is None else self.outputs.pictures(trace, number)
+            return {} if trace is None else self.outputs.draw(trace, number)
 
     def mark(
         self, trace: Trace | None, corner: tuple[float, float] | None, event: gr.SelectData
@@ -349,9 +413,9 @@ class _Handlers:
             box = (min(x0, x), min(y0, y), max(x0, x), max(y0, y))
             photo = draw_views(trace, drawn_box=box).photo
         if corner is None:
-            return {out.photo: photo, out.corner: (x, y)}
+            return {out.pictures["photo"]: photo, out.corner: (x, y)}
         numbers = dict(zip(out.box, map(round, box), strict=True))
-        return {out.photo: photo, out.corner: None, **numbers}
+        return {out.pictures["photo"]: photo, out.corner: None, **numbers}
 
     def draw_box(self, trace: Trace | None, *box: float | None) -> Any:
         sides = [side for side in box if side is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
 from vpt.runtime import Runtime, Snapshot
-from vpt.trace.records import Trace
-from vpt.view.renderers import Album, draw_look, fitted, marked_photo
-from vpt.view.wording import call_text, content_text
+from vpt.trace.records import CallRecord, ContentRecord, Trace
+from vpt.view.renderers import (
+    Album,
+    DrawnLook,
+    boxes_legend,
+    draw_look,
+    fitted,
+    marked_photo,
+    marks_on,
+)
+from vpt.view.wording import call_text, call_title, content_text, seen_text
 
 MOST_CHARACTERS = 2000
 ROOM_WH = (640, 640)  # of a picture
@@ -137,18 +145,33 @@ def read_examples(folder: Path) -> list[Example]:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """Text under a picture; with ``ends``, those of its colour scale."""
+
+    title: str
+    text: str
+    ends: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Views:
     """The pictures of a trace, with one call or depth map chosen.
 
     Attributes:
         photo: the given image, with all regions and written boxes on it.
+        first: the given image as the model first saw it.
         crop: the result of the call, if there is no map of it.
         heat: photo and score map over it, or photo and depth map.
+        captions: by the names of the pictures that there are.
+        is_score_map: whether the map is of scores.
     """
 
     photo: Image.Image | None = None
+    first: Image.Image | None = None
     crop: Image.Image | None = None
     heat: tuple[Image.Image, Image.Image] | None = None
+    captions: Mapping[str, Caption] = field(default_factory=dict)
+    is_score_map: bool = False
 
 
 def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = None) -> Views:
@@ -164,14 +187,46 @@ def draw_views(trace: Trace, number: int | None = None, drawn_box: Box | None = 
     number = number if number in done else next(reversed(done), 0)
     if not album.given:
         return Views()
-    if not number:
-        return Views(marked_photo(album, 0, ROOM_WH, drawn_box))
-    one = trace.calls[number - 1] if number > 0 else trace.content[-number - 1]
-    photo = marked_photo(album, trace.root(one.image), ROOM_WH, drawn_box)
+    one = None
+    if number:
+        one = trace.calls[number - 1] if number > 0 else trace.content[-number - 1]
+    index = trace.root(one.image) if one else 0
+    photo = marked_photo(album, index, ROOM_WH, drawn_box)
+    captions = {"photo": _photo_caption(album, index)}
+    record, first = trace.images[index], None
+    if record.seen_wh is not None:
+        first = album.as_seen(index, ROOM_WH)
+        captions["first"] = Caption("First look", f"all that the model saw: {seen_text(record)}")
+    if one is None:
+        return Views(photo, first, captions=captions)
     shown = draw_look(album, one, ROOM_WH)
-    if shown.kind in ("crop", "plain"):
-        return Views(photo, crop=shown.picture)
-    return Views(photo, heat=(shown.photo, shown.picture))
+    name = "crop" if shown.kind in ("crop", "plain") else "heat"
+    captions[name] = _result_caption(trace, one, shown)
+    if name == "crop":
+        return Views(photo, first, crop=shown.picture, captions=captions)
+    heat = shown.photo, shown.picture
+    return Views(photo, first, None, heat, captions, shown.kind == "heat")
+
+
+def _photo_caption(album: Album, index: int) -> Caption:
+    (width, height), marks = album.trace.images[index].size_wh, marks_on(album, index)
+    facts = [f"{width}x{height} px"]
+    if any(mark.kind == "region" for mark in marks):
+        facts.append("tinted: the cells named; outlined: the crop")
+    return Caption("Photo", "; ".join(filter(None, [*facts, boxes_legend(marks)])))
+
+
+def _result_caption(trace: Trace, one: CallRecord | ContentRecord, shown: DrawnLook) -> Caption:
+    if isinstance(one, ContentRecord):
+        return Caption("Depth map", "written by the model", shown.ends)
+    if one.box_xyxy_px is not None and one.result_image is not None:
+        x0, y0, x1, y1 = one.box_xyxy_px
+        seen = seen_text(trace.images[one.result_image])
+        facts = [f"{x1 - x0}x{y1 - y0} px of the photo, seen as {seen}", shown.note]
+        return Caption("Crop", "; ".join(filter(None, facts)))
+    size = f"{one.grid_hw[1]}x{one.grid_hw[0]} places" if one.grid_hw else ""
+    name = f"Score map of {call_title(one)}" if shown.kind == "heat" else call_title(one)
+    return Caption(name, "; ".join(filter(None, [size, shown.note])), shown.ends)
 
 
 def shown_results(trace: Trace) -> list[tuple[str, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from PIL import Image, ImageDraw, ImageOps
 
 from vpt.protocol.tokens import BRANCH_TOKENS
-from vpt.trace.records import CallRecord, ContentRecord, Trace
+from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, Trace
 from vpt.view.lettering import INK, PAPER, QUIET, SHADE, Text, latin_font, set_text
 from vpt.view.renderers import (
     CHIP_HEIGHT,
@@ -35,7 +35,9 @@ from vpt.view.wording import (
     call_text,
     content_text,
     count_text,
+    is_given,
     printable,
+    seen_text,
     tokens_text,
 )
 
@@ -99,6 +101,8 @@ def _body(album: Album) -> Iterator[Image.Image]:
 def _end(trace: Trace) -> Iterator[Image.Image]:
     """The answer, what went wrong, and the numbers."""
     yield Image.new("RGB", (WIDTH, 16), PAPER)
+    if trace.warnings:
+        yield _banner([Text(one, 16, FAULT_INK, 4) for one in trace.warnings], FAULT_PAPER)
     answer = Text(trace.answer, 22, INK, 60) if trace.answer.strip() else Text("(nothing)", 22)
     yield _banner([Text("Answer", 14), answer], SHADE)
     if trace.malformed:
@@ -141,18 +145,35 @@ def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image
 # --- panels -----------------------------------------------------------------------------------
 
 
-def shown_in_panels(trace: Trace) -> list[tuple[int, CallRecord | ContentRecord]]:
-    """Depth maps (numbered 0) and calls with their numbers, in the order of their turns."""
-    maps = [(0, one) for one in trace.content if one.kind == "depth"]
-    return sorted([*maps, *enumerate(trace.calls, 1)], key=lambda one: (one[1].turn, one[0] > 0))
+Shown = CallRecord | ContentRecord | ImageRecord
 
 
-def _panel(
-    album: Album, numbered: tuple[int, CallRecord | ContentRecord], width: int
-) -> Image.Image:
-    """The result of a call or a depth map, above its legend."""
+def shown_in_panels(trace: Trace) -> list[tuple[int, Shown]]:
+    """The first look at a single image that was shrunk, depth maps, and calls.
+
+    Calls have their numbers, the others 0; after the first look the order is that of the turns.
+    """
+    given = [image for image in trace.images if image.parent is None]
+    first: list[tuple[int, Shown]] = []
+    if len(given) == 1 and (seen_wh := given[0].seen_wh) and seen_wh[0] < given[0].size_wh[0]:
+        first.append((0, given[0]))
+    rest: list[tuple[int, CallRecord | ContentRecord]] = [*enumerate(trace.calls, 1)]
+    rest += [(0, one) for one in trace.content if one.kind == "depth"]
+    rest.sort(key=lambda one: (one[1].turn, one[0] > 0))
+    return [*first, *rest]
+
+
+def _panel(album: Album, numbered: tuple[int, Shown], width: int) -> Image.Image:
+    """The first look, the result of a call, or a depth map, above its legend."""
     number, one = numbered
-    if isinstance(one, CallRecord):
+    if isinstance(one, ImageRecord):
+        why, legend = (
+            "",
+            set_text(
+                [Text("first look", 17, INK), Text(f"all that it saw: {seen_text(one)}", 14)], width
+            ),
+        )
+    elif isinstance(one, CallRecord):
         why = "" if one.outcome == "executed" else OUTCOME_TEXT.get(one.outcome, one.outcome)
         legend = _call_legend(album, number, one, width)
     else:
@@ -166,8 +187,12 @@ def _panel(
     return _grid([area, legend], 1, gap=10)
 
 
-def _paste_look(album: Album, one: CallRecord | ContentRecord, area: Image.Image) -> None:
-    """Fill an area with a crop, or with a map above its colour bar."""
+def _paste_look(album: Album, one: Shown, area: Image.Image) -> None:
+    """Fill an area with the first look, a crop, or a map above its colour bar."""
+    if isinstance(one, ImageRecord):
+        seen = album.as_seen(next(iter(album.given)), area.size)
+        area.paste(seen, ((area.width - seen.width) // 2, (area.height - seen.height) // 2))
+        return
     is_crop = isinstance(one, CallRecord) and one.box_xyxy_px is not None
     room = area.height - (0 if is_crop else BAR_HEIGHT)
     look = draw_look(album, one, (area.width, room))
@@ -192,7 +217,10 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
     if call.outcome == "executed":
         siblings = sum(other.turn == call.turn for other in album.trace.calls)
         fill, facts = QUIET, call_facts(call, siblings)
-    below = set_text([Text(facts, 14, fill), Text(_place_text(album, call), 14)], width)
+    texts = [Text(facts, 14, fill), Text(_place_text(album, call), 14)]
+    if is_given(album.trace, call):
+        texts.append(Text("given with the question; not the model's choice", 14, QUIET, 2))
+    below = set_text(texts, width)
     return _grid([head, below], 1, gap=0)
 
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vpt.protocol.calls import split_symbols
-from vpt.protocol.tokens import BRANCH_TOKENS, is_content
+from vpt.protocol.tokens import is_content
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
 from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
     OUTCOME_TEXT,
     STOP_TEXT,
     call_facts,
-    call_text,
+    call_title,
     content_text,
     count_text,
     html_environment,
+    is_given,
+    seen_text,
     tokens_text,
 )
 
@@ -64,7 +66,7 @@ def _given(trace: Trace) -> Iterator[_Line]:
         if record.parent is None:
             width, height = record.size_wh
             text = f"{base_name(record.source)} {width}x{height}"
-            facts = count_text(record.num_tokens, "token") if is_read else ""
+            facts = seen_text(record) if is_read else ""
             yield _Line("reads", "sees", text=text, facts=facts)
     facts = f"{trace.counts.prompt_tokens} tokens in all · {trace.timings.prefill:,.0f} ms"
     yield _Line("reads", "reads", text=trace.question, facts=facts if is_read else "")
@@ -78,7 +80,10 @@ def _turns(trace: Trace) -> Iterator[_Line]:
             if len(turn.tokens) > 1:  # the time of the first is that of the look before it
                 facts += f" · {sum(token.ms for token in turn.tokens[1:]):,.0f} ms"
             tokens = tuple(_tokens(turn.tokens))
-            yield _Line("writes", "writes", tokens=tokens, facts=facts, colour=colour)
+            is_prescribed = any(is_given(trace, call) for _, call in turn.calls)
+            head = "is given" if is_prescribed else "writes"
+            text = "not the model's choice: " if is_prescribed else ""
+            yield _Line("writes", head, text=text, tokens=tokens, facts=facts, colour=colour)
         for bad in turn.malformed:
             yield _Line("fault", "no call", text=bad.text, reason=bad.reason)
         for _, one in turn.content:
@@ -86,7 +91,7 @@ def _turns(trace: Trace) -> Iterator[_Line]:
             kind = "content" if one.is_whole else "content refused"
             yield _Line(kind, "draws", name=content_text(one), text=_drawn(one), facts=facts)
         for number, call in turn.calls:
-            yield _call(number, call, len(turn.calls))
+            yield _call(number, call, len(turn.calls), is_given(trace, call))
 
 
 def _tokens(tokens: list[TokenRecord]) -> Iterator[_Token]:
@@ -111,17 +116,17 @@ def _family(text: str) -> str:
     return text[1:].partition("_")[0] if is_content(text) else ""
 
 
-def _call(number: int, call: CallRecord, num_siblings: int) -> _Line:
-    row, colour = BRANCH_TOKENS.get(call.branch), call_colour(number)
-    name = row.title if row else call_text(call)
+def _call(number: int, call: CallRecord, num_siblings: int, is_prescribed: bool) -> _Line:
+    colour, name = call_colour(number), call_title(call)
     if call.outcome != "executed":
         why = WHY_NOT.get(call.outcome, call.outcome)
         text = f" {OUTCOME_TEXT.get(call.outcome, call.outcome)}: {why}"
         return _Line("call refused", "asks for", number, name, text, colour=colour)
+    head = "is shown" if is_prescribed else "looks again"
     if call.grid_hw is None:
-        return _Line("call pending", "looks again", number, name, " …", colour=colour)
+        return _Line("call pending", head, number, name, " …", colour=colour)
     text, facts = f" {_result(call)}", call_facts(call, num_siblings)
-    return _Line("call", "looks again", number, name, text, facts=facts, colour=colour)
+    return _Line("call", head, number, name, text, facts=facts, colour=colour)
 
 
 def _result(call: CallRecord) -> str:

@@ -11,7 +11,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from vpt.trace.records import CallRecord, ContentRecord, Counts
+    from vpt.trace.records import CallRecord, ContentRecord, Counts, ImageRecord, Trace
 
 STOP_TEXT = {
     "stop": "the model finished",
@@ -19,6 +19,11 @@ STOP_TEXT = {
     "max_calls": "the model wanted another call, but the call budget was used up",
     "repeated_call": "the model repeated one call, so looking again was ended",
 }
+MAP_TEXT = (
+    "A score is the dot product of a place's feature and the control state, drawn in standard "
+    "deviations from the map's mean. Its sign is arbitrary, and a high score does not mark the "
+    "object asked about."
+)
 OUTCOME_TEXT = {"executed": "executed", "repeated": "repeated", "not_executed": "not executed"}
 
 # Controls, lone surrogates, and the marks that turn text around (UAX 9).
@@ -55,11 +60,52 @@ def call_text(call: CallRecord) -> str:
     return row.encoder if row else call.branch
 
 
+def call_title(call: CallRecord) -> str:
+    """Name a call in full: ``"region x 2-5, y 1-4"``, or ``"DINOv2"``."""
+    row = BRANCH_TOKENS.get(call.branch)
+    return row.title if row else call_text(call)
+
+
 def call_facts(call: CallRecord, num_siblings: int) -> str:
     """The cost of an executed call; the time is that of all ``num_siblings`` calls of its turn."""
     together = f" for all {num_siblings}" if num_siblings > 1 else ""
     tokens = count_text(call.num_tokens, "token")
     return f"executed · {tokens} · {call.encode_ms + call.run_ms:,.0f} ms{together}"
+
+
+def seen_text(image: ImageRecord) -> str:
+    """The size at which the model saw an image: ``"112x112 px, 16 tokens"``."""
+    tokens = count_text(image.num_tokens, "token")
+    if image.seen_wh is None:
+        return tokens
+    return f"{image.seen_wh[0]}x{image.seen_wh[1]} px, {tokens}"
+
+
+def is_given(trace: Trace, call: CallRecord) -> bool:
+    """Whether the request prescribed a call, which the model then did not choose."""
+    region = trace.settings.get("region")
+    return region is not None and call.turn == 0 and call.region is not None
+
+
+def look_text(trace: Trace) -> str:
+    """Whether the model looked again, and by whose choice; empty without an image."""
+    executed = [call for call in trace.calls if call.outcome == "executed"]
+    if not trace.images:
+        return ""
+    if not executed:
+        why = "It was not permitted to. " if trace.perception == "none" else ""
+        first = seen_text(trace.images[0])
+        return f"The model did not look again. {why}It answered from the first look ({first})."
+    given = [call_title(call) for call in executed if is_given(trace, call)]
+    own = [call_title(call) for call in executed if not is_given(trace, call)]
+    sentences = []
+    if given:
+        sentences.append(f"The model did not choose {', '.join(given)}: it was given.")
+    if own:
+        is_free = trace.perception == "auto" or given
+        chose = "chose" if is_free else f"was told ({trace.perception})"
+        sentences.append(f"The model {chose} to look again: {', '.join(own)}.")
+    return " ".join(sentences)
 
 
 def tokens_text(counts: Counts) -> str:

@@ -123,6 +123,8 @@ def test_a_notebook_shows_question_answer_calls_and_picture(runtime, encoded):
     assert "What?" in html and "<b>1</b> dino" in html and "cut off at the token limit" in html
     assert len(re.findall(r'src="data:image/jpeg;base64,[A-Za-z0-9+/=]+"', html)) == 1
     unsafe = runtime.ask(PHOTO, "<script>x</script>", max_new_tokens=2)._repr_html_()
+    warned = vpt.Answer.from_trace(vpt.Trace("What?", "auto", warnings=["a <photo>"]))
+    assert "<b>Warning:</b> a &lt;photo&gt;" in warned._repr_html_()
     assert "<script>" not in unsafe and "&lt;script&gt;x" in unsafe
     assert "<img" in runtime.ask([], "What?", max_new_tokens=2)._repr_html_()
 

@@ -319,7 +319,11 @@ class Trace(_Record):
         return content
 
     def save(self, path: str | Path, *, images: bool = True) -> None:
-        """Write as JSON, with or without the thumbnails of its images."""
+        """Write as JSON, with or without the thumbnails of its images.
+
+        Traces of answers and of ``Runtime.stream`` have thumbnails; others get them by
+        :meth:`keep_thumbnails`.
+        """
         # A file name may hold bytes that are no text; JSON has an escape for them.
         text = self.to_json(images=images)
         Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -78,7 +78,7 @@ def test_modules_with_names_like_ours_disturb_nothing(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_work_away_from_the_checkout(installed, tmp_path):
-    vpt = ("-m", "vpt.cli")
+    vpt = ("-m", "vpt")
     asked = run_python(
         installed,
         tmp_path,

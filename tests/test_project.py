@@ -30,7 +30,7 @@ LEVELS = (
     ("vpt.answer", "vpt.runtime"),
     ("vpt.data", "vpt.depth", "vpt.training"),
     ("vpt.evaluation", "vpt.demo"),
-    ("vpt.cli", "vpt.evaluation.evaluation", "app"),
+    ("vpt.cli", "vpt.__main__", "vpt.evaluation.evaluation", "app"),
     ("recipes",),
 )
 """Low to high: a module imports those of its own level and of lower ones only."""

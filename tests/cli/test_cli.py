@@ -36,11 +36,15 @@ ROOT = Path(__file__).parents[2]
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys, vpt.cli; vpt.cli.main(['--help']); vpt.cli.main(['ask', '--help']);"
-        "print([m for m in ('torch', 'transformers', 'numpy', 'PIL') if m in sys.modules])"
+        "import runpy, sys, vpt.cli; vpt.cli.main(['--help']); vpt.cli.main(['ask', '--help'])\n"
+        "sys.argv = ['app.py', '--help']\n"
+        "try: runpy.run_path('app.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'transformers', 'gradio', 'numpy', 'PIL', 'shtab')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
-    done = run_python("-c", code)
-    assert done.stdout.endswith(b"\n[]\n"), done.stderr
+    done = run_python("-c", code, cwd=ROOT)
+    assert done.stdout.endswith(b"\n[]\n") and b"usage: app.py" in done.stdout, done.stderr
 
 
 NEED_NO_TORCH = (
@@ -148,6 +152,64 @@ def test_each_option_of_a_request_has_an_argument_with_its_default(name):
 
 def test_every_stop_but_the_good_one_is_explained():
     assert set(cli_ask.CUT_SHORT) == set(STOP_TEXT) - {"stop"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ask --foo", "vpt ask: error: unrecognized arguments: --foo"),
+        ("ask What? -x", "vpt ask: error: unrecognized arguments: -x"),
+        (
+            "ask What? --pictures=x",
+            "vpt ask: error: unrecognized arguments: --pictures=x; did you mean",
+        ),
+        ("data check a b", "vpt data check: error: unrecognized arguments: b"),
+        ("data build --imgs=x", "vpt data build: error: unrecognized arguments: --imgs=x"),
+        ("data --foo build", "vpt data: error: unrecognized arguments: --foo"),
+        ("--versoin", "vpt: error: unrecognized arguments: --versoin; did you mean --version?"),
+    ],
+)
+def test_an_unknown_flag_shows_the_usage_of_its_own_command(capsys, words, message):
+    assert cli.main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("usage: " + message.partition(":")[0].rstrip())
+
+
+def test_a_value_may_look_like_an_unknown_flag_after_two_dashes(ask):
+    assert ask("--max-new-tokens", 1, "--", "--foo")[0] == 0
+
+
+COMPLETIONS = {
+    "vpt da": "data",
+    "vpt data check --no": "--no-images",
+    "vpt ask --perc": "--perception",
+    "vpt ask --perception reg": "",
+    "vpt ask --perception re": "reencode",
+    "vpt ask photo.jpg --tr": "--trace",
+    "vpt ask ph": "photo.jpg",
+    "vpt ask --model ph": "photo.jpg",
+    "vpt depth-tokenizer train --ma": "--maps",
+}
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_commands_options_values_and_files(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    assert cli.main(["--print-completion", "bash"]) == 0
+    lines = [capsys.readouterr().out]
+    for words in COMPLETIONS:
+        lines.append(f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()")
+        lines.append('_shtab_vpt 2>/dev/null; echo "${COMPREPLY[*]}"')
+    (tmp_path / "photo.jpg").touch()
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True)
+    assert done.stdout.decode().splitlines() == list(COMPLETIONS.values()), done.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script(capsys, shell):
+    pytest.importorskip("shtab")
+    assert cli.main(["--print-completion", shell]) == 0
+    assert "--max-new-tokens" in (script := capsys.readouterr().out) or "max-new-tokens" in script
 
 
 @pytest.mark.parametrize(
@@ -461,7 +523,7 @@ def run_python(*words, **options):
 
 def test_the_command_works_in_a_process_of_its_own():
     options = ["--json", "--max-new-tokens", "1", "--perception", "none"]
-    done = run_python("-m", "vpt.cli", "ask", str(ROOT / "examples/tags.jpg"), "What?", *options)
+    done = run_python("-m", "vpt", "ask", str(ROOT / "examples/tags.jpg"), "What?", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["generated_tokens"] == 1
     assert len(done.stderr.splitlines()) == 1  # that the answer is cut off: no library noise
@@ -477,7 +539,7 @@ def test_a_reader_that_goes_away_ends_the_run(ask, monkeypatch):
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away_makes_no_noise(scene):
-    command = [sys.executable, "-m", "vpt.cli", "ask", scene, "What?", "--max-new-tokens", "2000"]
+    command = [sys.executable, "-m", "vpt", "ask", scene, "What?", "--max-new-tokens", "2000"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
@@ -491,7 +553,7 @@ def test_a_reader_that_goes_away_makes_no_noise(scene):
 @pytest.mark.slow
 def test_ctrl_c_ends_the_process_with_its_code(scene):
     talkative = GOLDENS / "checkpoints" / "clip"  # untrained: it finds no end
-    command = [sys.executable, "-m", "vpt.cli", "ask", scene, "What?", "--model", str(talkative)]
+    command = [sys.executable, "-m", "vpt", "ask", scene, "What?", "--model", str(talkative)]
     command += ["--max-new-tokens", "9000"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

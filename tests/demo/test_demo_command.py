@@ -85,9 +85,10 @@ def test_uploads_do_not_outlive_the_page(app_module, tmp_path, how):
         port = free.getsockname()[1]
     arguments = ["--port", str(port), "--anyway", "--model", "no/such/folder"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "vpt.cli", "demo", *arguments],
+        [sys.executable, "-m", "vpt", "demo", *arguments],
         env={**os.environ, "TMPDIR": str(tmp_path), "GRADIO_ANALYTICS_ENABLED": "0"},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     boundary = "--x\r\nContent-Disposition: form-data; name=files; filename=a.txt\r\n\r\nhello"
     request = urllib.request.Request(
@@ -101,8 +102,11 @@ def test_uploads_do_not_outlive_the_page(app_module, tmp_path, how):
             uploaded = Path(json.loads(answer.read())[0])
             break
     assert uploaded.is_file() and uploaded.is_relative_to(tmp_path)
+    lines = [running.stdout.readline() for _ in range(2)]  # though it is piped
+    assert any(f"http://127.0.0.1:{port}" in line for line in lines)
     running.send_signal(how)
-    assert running.wait(30) in ((143,) if how == signal.SIGTERM else (0, 130))
+    running.communicate(timeout=30)
+    assert running.returncode in ((143,) if how == signal.SIGTERM else (0, 130))
     assert not list(tmp_path.glob("vpt-demo-*"))
 
 

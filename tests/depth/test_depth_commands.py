@@ -233,7 +233,7 @@ def test_photos_are_trained_on_by_way_of_a_depth_model(vpt, tmp_path, depth_mode
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, maps):
     words = ["--maps", str(maps), "--steps", "120", "--batch-size", "1", "--crop-cells", "1"]
-    start = [sys.executable, "-m", "vpt.cli", "depth-tokenizer", "train", *words, "--out"]
+    start = [sys.executable, "-m", "vpt", "depth-tokenizer", "train", *words, "--out"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*start, str(whole)], cwd=ROOT, env=env, check=True)

@@ -26,6 +26,7 @@ from vpt.cli.parser import (
     add_path,
     add_value,
     comma_list,
+    path_or_other,
     whole_number,
 )
 from vpt.errors import PromptError
@@ -52,6 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="+",
+        type=path_or_other,
         metavar="IMAGE ... QUESTION",
         help="files, URLs, or - for the bytes of an image on stdin; or one folder, each image of "
         "which is asked about separately; then the question",

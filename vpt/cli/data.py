@@ -20,6 +20,7 @@ from vpt.cli.parser import (
     add_path,
     add_value,
     comma_list,
+    path_or_other,
     whole_number,
 )
 from vpt.data.build import KEYS, Annotation, Built, Recipe, build_rows, read_annotations
@@ -227,7 +228,7 @@ _BUILD = Command(
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     target = "rows: a JSON list, or JSON lines; or an evaluation split, by name or FORMAT:FILE"
-    parser.add_argument("target", metavar="SPLIT-OR-FILE", help=target)
+    parser.add_argument("target", metavar="SPLIT-OR-FILE", type=path_or_other, help=target)
     data = "folder of the splits' files (default: datasets)"
     add_path(parser, "--data", "DIR", data, default=Path("datasets"))
     add_value(parser, "--limit", "N", whole_number(1), "check the first N rows only")
@@ -248,7 +249,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model = parser.add_argument_group("model")
     which = "the one to be trained, folder or hub id: its tokens, grid and branches are checked"
-    add_value(model, "--model", "FOLDER", str, which)
+    add_value(model, "--model", "FOLDER", path_or_other, which)
     cutoff = "find rows of more tokens, as with cutoff_len in a training config; needs --model"
     add_value(model, "--cutoff-len", "N", whole_number(1), cutoff)
     grid = f"cells per side of the region grid (default: the model's, or {RELEASED_GRID_SIZE})"

@@ -17,6 +17,7 @@ from vpt.cli.parser import (
     add_value,
     branch_names,
     comma_list,
+    path_or_other,
     whole_number,
 )
 from vpt.cli.set import add_training_arguments, check_training_settings, training_settings
@@ -45,6 +46,7 @@ DEPTH_TOKENIZER = "depth_tokenizer"
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base",
+        type=path_or_other,
         required=True,
         metavar="ID_OR_FOLDER",
         help="a Qwen2-VL model to start from, or a VPT one to extend by --content",
@@ -69,7 +71,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     for row in BRANCH_TOKENS.values():
         if row.source is not None:
             about = f"{row.title} encoder (default: {row.source})"
-            parser.add_argument(f"--{row.encoder}", metavar="ID_OR_PATH", help=about)
+            parser.add_argument(
+                f"--{row.encoder}", type=path_or_other, metavar="ID_OR_PATH", help=about
+            )
     cells = "cells per side of the region grid"
     add_value(parser, "--grid-size", "K", whole_number(1), cells, RELEASED_GRID_SIZE)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.output import print_status
-from vpt.cli.parser import add_path, add_value, number, whole_number
+from vpt.cli.parser import add_path, add_value, number, path_or_other, whole_number
 from vpt.errors import PromptError, is_out_of_memory
 from vpt.inference.request import OPTIONS, Option
 from vpt.model.folder import check_depth_tokenizer, check_model
@@ -25,6 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
+        type=path_or_other,
         metavar="M",
         help="folder or hub id; by default the small embedded model, which knows its own kind of "
         "images only (`vpt --list-models` lists others)",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vpt import __version__
+from vpt.cli.output import print_out
 from vpt.errors import CheckpointError
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
@@ -75,6 +78,13 @@ def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse
     parser = _Parser(prog=prog)
     if isinstance(program, CommandGroup):
         parser.add_argument("--version", action="version", version=f"vpt {__version__}")
+        about = 'script that completes options: eval "$(vpt --print-completion bash)" in ~/.bashrc'
+        parser.add_argument(
+            "--print-completion",
+            action=_PrintCompletion,
+            choices=("bash", "zsh", "fish"),
+            help=about,
+        )
         if program.models:
             about = "show the models that there are, each with the command that runs it, and exit"
             parser.add_argument(
@@ -101,6 +111,25 @@ def _fill(parser: argparse.ArgumentParser, program: Command | CommandGroup) -> N
         _fill(commands.add_parser(name, help=command.help), command)
 
 
+class _PrintCompletion(argparse.Action):
+    """Print a completion script of the whole program, and exit."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        import shtab
+
+        parsers = [parser]
+        for one in parsers:
+            for action in one._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                elif action.type in (Path, path_or_other):
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print_out(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 class _Word(str):
     """An argument after ``--``, which is no option whatever it begins with."""
 
@@ -117,6 +146,8 @@ class _Parser(argparse.ArgumentParser):
     """Allows options between the images and the question, which argparse by itself does not.
 
     ``--`` ends the options of a command: argparse by itself loses it on the way to the command.
+    Unknown arguments are an error of the command, whose usage is shown; argparse shows the usage of
+    the whole program.
     """
 
     _is_inner = False
@@ -128,12 +159,29 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = _mark_words(sys.argv[1:] if args is None else args)
         if self._is_inner:
+            leading = itertools.takewhile(lambda arg: arg.startswith("-"), args)
+            self._refuse_unknown_options(leading)
             return super().parse_known_args(args, namespace)
+        self._refuse_unknown_options(args)
         self._is_inner = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            namespace, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._is_inner = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def _refuse_unknown_options(self, args: Iterable[str]) -> None:
+        """Report an unknown option ahead of anything that is missing."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        for arg in args:
+            name = arg.partition("=")[0]
+            is_option = name.startswith("--") and " " not in name and not isinstance(arg, _Word)
+            if is_option and not any(one.startswith(name) for one in known):
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"unrecognized arguments: {arg}{hint}")
 
     def _parse_optional(self, arg_string: str) -> Any:
         return None if isinstance(arg_string, _Word) else super()._parse_optional(arg_string)
@@ -163,6 +211,11 @@ def add_value(
     if isinstance(default, (int, float)):
         help = f"{help} (default: {default:g})"
     group.add_argument(name, type=kind, metavar=metavar, default=default, help=help)
+
+
+def path_or_other(text: str) -> str:
+    """Type of argument: text that may be a path; shells complete it as one."""
+    return text
 
 
 def whole_number(least: int) -> Callable[[str], int]:

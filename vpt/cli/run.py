@@ -60,7 +60,7 @@ def run(program: Command | CommandGroup, prog: str, argv: Sequence[str] | None =
         return exc.code if isinstance(exc.code, int) else parser.EXIT_USAGE
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # characters the terminal lacks must not end the run
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # as gradio expects
     try:
         with contextlib.nullcontext() if args.verbose else _quiet():
             code: int | None = args.run(args)

@@ -1,7 +1,0 @@
-"""``python -m vpt.cli``: the ``vpt`` command without its script."""
-
-import sys
-
-from vpt.cli.run import main
-
-sys.exit(main())

@@ -63,7 +63,7 @@ MODELS = (
     _alignment("Seg", "SAM"),
     ModelRow(
         *("vpt/embedded", "from scratch", "all four", "free choice", "2.0 M", "4 MB"),
-        "drawn pictures such as those in examples; comes with the package, no photos",
+        "questions about drawn pictures such as those in examples, not photos; in the package",
         'vpt ask examples/tags.jpg "What number is on the blue one?"',
     ),
 )

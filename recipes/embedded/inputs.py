@@ -24,7 +24,7 @@ from vpt.images import load_image
 from vpt.model.folder import read_json
 from vpt.model.intended import IntendedInputs, image_features
 
-DESCRIPTION = "drawn pictures such as those in examples; no photos"
+DESCRIPTION = "drawn pictures such as those in examples, not photos"
 NUM_IMAGES = 1000
 PASSED = 0.995  # share of the training images, as drawn and saved again
 _SEED = 0

@@ -81,8 +81,8 @@ class IntendedInputs:
         others = [one for one in images if not self.distance(one.pixels) <= self.limit]
         texts = (
             f"{one.source} is unlike the images that this model is meant for "
-            f"({self.description}); do not rely on the answer. Use another model, such as "
-            f"{PHOTO_MODEL} for photos; `vpt --list-models` lists them"
+            f"({self.description}); do not rely on the answer. For photos use a released model, "
+            f"such as {PHOTO_MODEL}; `vpt --list-models` lists all"
             for one in others
         )
         return list(dict.fromkeys(texts))

@@ -39,10 +39,11 @@ def folder(tmp_path):
     """What the page asks for, in a folder that has the repository's configs and model."""
     pytest.importorskip("sklearn")
     folder = tmp_path / "checkout"
-    (folder / "data" / "own" / "photos").mkdir(parents=True)
+    folder.mkdir()
     for name in ("configs", "vpt"):
         (folder / name).symlink_to(ROOT / name)
-    run(block("Files", "bash")[0], folder)
+    for line in block("Files", "bash"):
+        run(line, folder)
     notes = folder / "data" / "own" / "notes.jsonl"
     notes.write_text("\n".join(block("Files", "json")), encoding="utf-8")
     return folder

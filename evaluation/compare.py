@@ -20,7 +20,17 @@ RIGHT_SCORE = 0.5
 """From this score on an answer counts as right; graded scores are cut here."""
 
 _FATES = ("fixed", "broken", "both_right", "both_wrong")
-_SETTINGS = ("model", "decoding", "seed", "judge", "git_commit", "python", "libraries", "device")
+_SETTINGS = (
+    "model",
+    "decoding",
+    "seed",
+    "judge",
+    "git_commit",
+    "python",
+    "libraries",
+    "device",
+    "hardware",
+)
 
 TaskKey = tuple[str, str]
 """Split and condition."""
@@ -249,8 +259,9 @@ def _flat(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in filter(results.__contains__, _SETTINGS):
         yield from _flat_value(name, results[name])
     for entry in results["splits"]:
-        if "version" in entry:
-            yield f"version of {entry['split']}", str(entry["version"])
+        for key, words in (("version", "version"), ("data_hash", "data")):
+            if key in entry:
+                yield f"{words} of {entry['split']}", str(entry[key])
 
 
 def _flat_value(name: str, value: Any) -> Iterator[tuple[str, str]]:

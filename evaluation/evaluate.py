@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +18,7 @@ from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.report import write_report
 from vpt.evaluation.results import RESULTS_VERSION, summarize, tool_value, totals
 from vpt.evaluation.runner import TOOL_VALUE, Condition, Decoding, Task, Work, find_conditions
-from vpt.evaluation.samples import BadRow, ImageRoots, Sample
+from vpt.evaluation.samples import BadRow, ImageRoots, Sample, hash_samples
 from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import SPLITS, Split, find_split, read_split
 from vpt.images import LoadedImage
@@ -80,8 +81,20 @@ def make_plan(
         samples = tuple(read_split(split, data, roots))[:limit]
         if not samples:
             raise DataError(f"{split.name} has no rows")
+        _check_one_kind(split, samples)
         planned.append(PlannedSplit(split, samples))
     return Plan(tuple(planned), tuple(found))
+
+
+def _check_one_kind(split: Split, samples: Sequence[Sample | BadRow]) -> None:
+    """One score is for all samples of a split; options need another than open questions."""
+    with_choices = [bool(sample.choices) for sample in samples if isinstance(sample, Sample)]
+    if with_choices and 0 < sum(with_choices) < len(with_choices):
+        raise DataError(
+            f"{split.name} has {sum(with_choices)} questions with choices and "
+            f"{with_choices.count(False)} without, which are scored differently; put them in two "
+            "files"
+        )
 
 
 def evaluate(
@@ -97,7 +110,8 @@ def evaluate(
     """Ask what has no record yet, write results and report; return what ``results.json`` holds.
 
     ``resume`` says whether the folder may hold a part of this run; a ``judge`` scores the free-form
-    splits.
+    splits. After Ctrl-C results and report contain the samples asked so far, and ``interrupted``
+    in ``results.json`` is true; then ``KeyboardInterrupt`` is raised.
 
     Raises:
         DataError: if the folder cannot be written, is that of another run, or a run is using it.
@@ -112,18 +126,22 @@ def evaluate(
     identity = {"model": described["model"], "decoding": dataclasses.asdict(decoding)}
     with folder.held():
         folder.start(identity, resume)
-        started = time.perf_counter()
+        clock = _Clock(folder)
         parts = [_SplitRun(split, how, folder) for split in plan.splits for how in plan.conditions]
-        _ask(asker, parts, decoding, batch_size)
-        judged = _judge(parts, judge, folder)
-        entries = [part.summarize() for part in parts]
+        interrupted = _ask(asker, parts, decoding, batch_size, clock)
+        judged = {} if interrupted else _judge(parts, judge, folder, clock)
+        hashes = {split.split.name: hash_samples(split.samples) for split in plan.splits}
+        entries = [part.summarize(hashes[part.key[0]], interrupted) for part in parts]
         records = [record for part in parts for record in part.records]
         scores = {entry["split"]: entry["score"] for entry in entries}
         results = {
             "version": RESULTS_VERSION,
             **identity,
             **described["surroundings"],
-            "seconds": time.perf_counter() - started,
+            "interrupted": interrupted,
+            "date": clock.parts[0]["started"] if clock.parts else None,
+            "seconds": sum(part["seconds"] for part in clock.parts),
+            "parts": clock.parts,
             "tokens": totals(entries),
             "splits": entries,
             "tool_value": [value.to_dict() for value in tool_value(records, scores)],
@@ -131,6 +149,8 @@ def evaluate(
         }
         folder.write_results(results)
         write_report(results, records, folder.path, open_photos=_photo_opener(plan))
+    if interrupted:
+        raise KeyboardInterrupt
     return results
 
 
@@ -143,6 +163,27 @@ def _photo_opener(plan: Plan) -> Callable[[Record], list[LoadedImage]]:
         if isinstance(sample, Sample)
     }
     return lambda record: [image.open() for image in images.get((record.split, record.id), ())]
+
+
+class _Clock:
+    """Wall-clock time of a run over all its parts, on disk at least once a second."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.parts = folder.read_parts()
+        self._started = time.perf_counter()
+        self._saved: float | None = None
+        self._date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    def save(self, *, now: bool = False) -> None:
+        """Store the time since the start of this part, unless that was done within a second."""
+        seconds = time.perf_counter() - self._started
+        if self._saved is None:
+            self.parts.append({"started": self._date})
+        elif not now and seconds - self._saved < 1:
+            return
+        self.parts[-1]["seconds"] = self._saved = seconds
+        self.folder.write_parts(self.parts)
 
 
 class _SplitRun:
@@ -178,16 +219,22 @@ class _SplitRun:
         """In the order of the samples, whatever the order in which they ended."""
         return [self.done[s.id] for s in self.planned.samples if s.id in self.done]
 
-    def summarize(self) -> dict[str, Any]:
-        """The part's entry in ``results.json``."""
+    def summarize(self, data_hash: str, interrupted: bool) -> dict[str, Any]:
+        """The entry in ``results.json``."""
         split, condition = self.key
+        samples = [s for s in self.planned.samples if isinstance(s, Sample) and s.id in self.done]
+        scored = [s for s in samples if self.score.name in self.done[s.id].scores]
+        missing = len(self.planned.samples) - len(self.done)
         return summarize(
             self.records,
             self.score,
             split=split,
             split_version=self.planned.split.version,
             condition=condition,
-            num_not_asked=len(self.planned.samples) - len(self.done),
+            num_not_asked=0 if interrupted else missing,
+            num_waiting=missing if interrupted else 0,
+            chances=[self.score.chance(sample) for sample in scored],
+            data_hash=data_hash,
         )
 
     def score_so_far(self) -> str:
@@ -200,8 +247,13 @@ class _SplitRun:
         return ", ".join(words)
 
 
-def _ask(asker: Asker, parts: Sequence[_SplitRun], decoding: Decoding, batch_size: int) -> None:
-    """Ask what is waiting; each record is on disk before the next is asked for."""
+def _ask(
+    asker: Asker, parts: Sequence[_SplitRun], decoding: Decoding, batch_size: int, clock: _Clock
+) -> bool:
+    """Ask what is waiting; each record is on disk before the next is asked for.
+
+    Returns whether Ctrl-C ended it.
+    """
     part_of = {part.key: part for part in parts}
     bar = tqdm(
         total=sum(len(part.planned.samples) for part in parts),
@@ -214,16 +266,23 @@ def _ask(asker: Asker, parts: Sequence[_SplitRun], decoding: Decoding, batch_siz
         for record in asker.ask(work, decoding, batch_size):
             part = part_of[record.split, record.condition]
             part.add(record)
+            clock.save()
             bar.update()
             bar.set_postfix_str(part.score_so_far(), refresh=False)
+        bar.total = bar.n  # some samples do not fit their condition
+    except KeyboardInterrupt:
+        return True
     finally:
         bar.close()
         for part in parts:
             part.file.close()
+    if work:
+        clock.save(now=True)
+    return False
 
 
 def _judge(
-    parts: Sequence[_SplitRun], settings: JudgeSettings | None, folder: RunFolder
+    parts: Sequence[_SplitRun], settings: JudgeSettings | None, folder: RunFolder, clock: _Clock
 ) -> dict[str, Any]:
     """Have the free-form splits judged; the scores go into the parts, not into their files."""
     if settings is None:
@@ -232,6 +291,7 @@ def _judge(
 
     records = [r for part in parts if part.planned.split.judged for r in part.records]
     scored, summary, unscored = judge_records(records, settings, folder.path / "judgements.jsonl")
+    clock.save(now=True)
     part_of = {part.key: part for part in parts}
     for record in scored:
         part_of[record.split, record.condition].done[record.id] = record

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
+import re
+import shlex
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.model.config import VPTConfig
 from vpt.model.hub import stored_weights
+from vpt.view.wording import public_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +41,8 @@ _LIBRARIES = ("torch", "transformers", "numpy", "pillow", "tokenizers")
 # Keys by which an encoder's stored configuration names the release that wrote it.
 _NOT_THE_MODEL = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 _NOT_THE_MODEL |= {"intended_inputs"}  # changes no answer
+_SECRET_FLAG = re.compile(r"-.*(key|token$|secret|password)", re.IGNORECASE)
+_REMOVED = "REMOVED"
 _HASHED_VALUES = 4096  # per tensor, spread evenly over it
 
 
@@ -94,11 +101,45 @@ def describe_model(runtime: Runtime) -> dict[str, Any]:
 def describe_surroundings(runtime: Runtime) -> dict[str, Any]:
     """Code, libraries and machine of a run."""
     return {
+        "command": command_line(sys.argv),
         "device": str(runtime.device),
+        "hardware": describe_hardware(),
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in ("vpt-runtime", *_LIBRARIES)},
     }
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Names of the processor and of a GPU if there is one, and the threads that torch uses."""
+    import torch
+
+    hardware = {"cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.processor() or platform.machine())
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as it may be published: without keys, and without folders of the machine."""
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, _ = word.partition("=")
+        if _SECRET_FLAG.fullmatch(before):
+            word = _REMOVED
+        elif equals and _SECRET_FLAG.fullmatch(flag):
+            word = f"{flag}={_REMOVED}"
+        shown.append(shlex.quote(public_text(f"'{word}'")[1:-1]))
+    return " ".join(shown)
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:

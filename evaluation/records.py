@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -222,12 +222,30 @@ class RunFolder:
             raise DataError(
                 f"{self.path} holds a run; omit --no-resume to resume it, or choose another --out"
             )
-        for key in sorted({*wanted, *known}):
-            if wanted.get(key) != known.get(key):
-                raise DataError(
-                    f"{self.path} holds a run with {key} {known.get(key)}, this one has "
-                    f"{wanted.get(key)}; choose another --out"
-                )
+        for key, (held, ours) in _differences(known, wanted).items():
+            raise DataError(
+                f"{self.path} holds a run with {key} {held}, this one has {ours}; choose another "
+                "--out"
+            )
+
+    def read_parts(self) -> list[dict[str, Any]]:
+        """Start and seconds of each part of the run; a killed part counts up to its last record."""
+        file = self.path / "parts.json"
+        try:
+            if file.exists():
+                parts: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+                return parts
+            if self.has_results():  # of a release that stored no parts
+                return [{"started": None, "seconds": self.read_results()["seconds"]}]
+        except (OSError, ValueError) as exc:
+            raise DataError(f"cannot read {file} ({exc}); delete it to count time anew") from exc
+        return []
+
+    def write_parts(self, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Write what :meth:`read_parts` reads."""
+        file = self.path / "parts.json"
+        with writing(file):
+            write_atomic(json.dumps(parts, indent=1) + "\n", file)
 
     def records(self, split: str, condition: str) -> LineFile:
         """The file of a split under a condition."""
@@ -242,6 +260,10 @@ class RunFolder:
         """Every record, in the order of the files' names, the last one of each sample."""
         for file in sorted((self.path / "records").glob("*.jsonl")):
             yield from {record.key: record for record in read_records(file)}.values()
+
+    def has_results(self) -> bool:
+        """Whether a run ended here, or was interrupted by Ctrl-C."""
+        return (self.path / "results.json").exists()
 
     def read_results(self) -> dict[str, Any]:
         """Read what :meth:`write_results` wrote; ``DataError`` if it did not."""
@@ -264,6 +286,20 @@ class RunFolder:
         file = self.path / "records" / f"{safe}--{condition}.jsonl"
         older = self.path / "records" / f"{safe}--region.jsonl"  # its older name
         return older if condition == "crop" and older.exists() and not file.exists() else file
+
+
+def _differences(
+    known: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, nested ones by their full name, such as ``"decoding seed"``."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*wanted, *known}):
+        held, ours = known.get(key), wanted.get(key)
+        if isinstance(held, Mapping) and isinstance(ours, Mapping):
+            found |= _differences(held, ours, f"{prefix}{key} ")
+        elif held != ours:
+            found[f"{prefix}{key}"] = held, ours
+    return found
 
 
 def _lock(stream: IO[str]) -> bool:

@@ -39,11 +39,16 @@ def summarize(
     split_version: int,
     condition: str,
     num_not_asked: int,
+    num_waiting: int = 0,
+    chances: Sequence[float | None] = (),
+    data_hash: str = "",
 ) -> dict[str, Any]:
     """Summarise one split under one condition, as an entry of ``results.json``.
 
     Failures enter no mean; ``n`` counts them. ``num_not_asked`` counts samples that the condition
-    does not fit, such as ``truth`` without evidence.
+    does not fit, such as ``truth`` without evidence; ``num_waiting`` counts those that an
+    interrupted run has not asked yet. ``chances`` are the expected scores of random guesses on the
+    scored samples; their mean is reported if each is defined.
     """
     answered = [record for record in records if record.error is None]
     errors = [(record, record.error) for record in records if record.error is not None]
@@ -57,6 +62,9 @@ def summarize(
         "condition": condition,
         "n": len(records),
         "not_asked": num_not_asked,
+        "waiting": num_waiting,
+        "data_hash": data_hash,
+        "chance": _chance(chances),
         "failures": {kind: kinds.count(kind) for kind in ERRORS},
         "first_failure": f"{errors[0][0].id}: {errors[0][1]['message']}" if errors else None,
         "scores": {
@@ -86,6 +94,11 @@ def _interval(records: Sequence[Record], name: str) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _chance(chances: Sequence[float | None]) -> float | None:
+    defined = [chance for chance in chances if chance is not None]
+    return _mean(defined) if len(defined) == len(chances) else None
 
 
 Cost = dict[str, float | None]

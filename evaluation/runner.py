@@ -177,7 +177,8 @@ def finished_record(
     boxes = [call.box_xyxy_px for call in trace.calls if call.box_xyxy_px is not None]
     regions = {}
     try:
-        if sample.box is not None and boxes:
+        is_blank = trace.settings.get("replace_looks") == "blank"  # its crops show nothing
+        if sample.box is not None and boxes and not is_blank:
             regions["region_shown"] = float(is_shown(boxes, sample.box))
             regions["region_iou"] = best_iou(boxes, sample.box)
         per_sample = task.score.per_sample(trace.answer, sample)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,14 @@ class ImageRef:
     source: str | bytes  # path, or the bytes of an image file
     name: str  # to show; the path for a path
     crop: PixelBox | None = None  # XYXY in pixels of the image as stored, where only a part counts
+
+    def read_bytes(self) -> bytes:
+        """The content of the file; empty if it cannot be read."""
+        if isinstance(self.source, bytes):
+            return self.source
+        with suppress(OSError):
+            return Path(self.source).read_bytes()
+        return b""
 
     def open(self) -> LoadedImage:
         """Load it; raises ``ImageError`` if it cannot be read."""
@@ -46,6 +57,17 @@ class BadRow:
 
     id: str
     problem: str
+
+
+def hash_samples(samples: Iterable[Sample | BadRow]) -> str:
+    """A short hash over questions, options, answers, boxes and image files, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        facts = {**vars(sample), "images": None}
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        for image in sample.images if isinstance(sample, Sample) else ():
+            digest.update(f"{image.crop}".encode() + image.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vpt.view.wording import public_text
+
 NUM_COLOURS = 8  # classes k0 to k7 of page.css; k0 is grey
-_HAVE_A_PLACE = {"version", "model", "splits", "tool_value", "unscored"}
+_SHOWN_ELSEWHERE = {"version", "model", "splits", "tool_value", "unscored", "interrupted", "parts"}
 _QUESTIONS = {
-    ("auto", "blank"): "Is it the content that helps?",
-    ("auto", "random"): "Is it the place that helps?",
-    ("truth", "auto"): "What would the true region add?",
+    ("auto", "blank"): "Does the content help?",
+    ("auto", "random"): "Does the position help?",
+    ("truth", "auto"): "Would the true region help more?",
 }
 
 
@@ -22,7 +24,9 @@ class ScoreRow(NamedTuple):
     opens_split: bool
     colour: int  # of the condition, from 0 below NUM_COLOURS
     main: Mapping[str, float] | None  # the score that decides; None if nothing was scored
+    chance: float | None  # expected score of random guesses
     num_failed: int
+    remarks: Sequence[str]  # reasons of failures, samples without a record
     tokens_per_sample: float | None  # read by the LLM, or else of prompt, calls and answer
 
 
@@ -55,10 +59,15 @@ def overview_of(results: Mapping[str, Any]) -> Overview:
 
 
 def facts_of(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All else a run says about itself, known to us or not; the name of the model is the title."""
-    facts = {name: value for name, value in results["model"].items() if name != "name"}
-    facts |= {name: value for name, value in results.items() if name not in _HAVE_A_PLACE}
-    return [(name.replace("_", " "), _words(value)) for name, value in facts.items()]
+    """Settings and provenance of a run; the name of the model is the title."""
+    model = {name: value for name, value in results["model"].items() if name != "name"}
+    facts = {("model hash" if name == "hash" else name): value for name, value in model.items()}
+    facts |= {name: value for name, value in results.items() if name not in _SHOWN_ELSEWHERE}
+    if any("data_hash" in entry for entry in results["splits"]):
+        facts["data"] = {e["split"]: e["data_hash"] for e in results["splits"]}
+    if len(parts := results.get("parts") or ()) > 1:
+        facts["seconds"] = f"{_words(results['seconds'])} in {len(parts)} parts"
+    return [(name.replace("_", " "), public_text(_words(v))) for name, v in facts.items()]
 
 
 def _words(value: Any) -> str:
@@ -83,8 +92,20 @@ def _score_rows(entries: Iterable[Mapping[str, Any]]) -> Iterator[ScoreRow]:
         per_sample = None
         if tokens and num_answered > 0:
             per_sample = tokens.get("llm", sum(tokens.values())) / num_answered
-        yield ScoreRow(entry, entry["split"] != split, colour, main, num_failed, per_sample)
+        chance = entry.get("chance")
+        opens = entry["split"] != split
+        remarks = list(_remarks(entry))
+        yield ScoreRow(entry, opens, colour, main, chance, num_failed, remarks, per_sample)
         split = entry["split"]
+
+
+def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
+    for kind, number in entry["failures"].items():
+        if number:
+            yield f"{number:,} {kind} {'failure' if number == 1 else 'failures'}"
+    for key in ("not_asked", "waiting"):
+        if entry.get(key):
+            yield f"{entry[key]:,} {key.replace('_', ' ')}"
 
 
 def _tool_rows(results: Mapping[str, Any]) -> Iterator[ToolRow]:

@@ -32,7 +32,7 @@ from vpt.evaluation.report.cards import (
 from vpt.evaluation.report.overview import axis_around_zero, overview_of
 from vpt.evaluation.results import BASELINE
 from vpt.files import write_atomic
-from vpt.view.wording import html_environment
+from vpt.view.wording import html_environment, public_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,8 +48,8 @@ _FILTERS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "condition": ("Condition", {}),
     "verdict": ("Answer", VERDICT_WORDS),
     "called": ("Looked again", {"yes": "called", "no": "did not call"}),
-    "change": ("Against none", _CHANGES),
-    "fate": ("Fate", {}),
+    "change": ("Compared with “none”", _CHANGES),
+    "fate": ("Change", {}),
     "group": ("Group", {}),
 }
 """Name of a fact -> label of its filter, and words for its values."""
@@ -96,7 +96,7 @@ def write_report(
 
 def _facts(card: Card) -> dict[str, str]:
     return {
-        "split": card.record.split,
+        "split": public_text(card.record.split),
         "condition": card.record.condition,
         "verdict": card.verdict,
         "called": card.called,
@@ -243,6 +243,7 @@ def _environment() -> Environment:
         count=lambda value: _NOTHING if value is None else f"{value:,.0f}",
         p_value=lambda value: "<0.001" if value < 0.001 else f"{value:.3f}",
         cut=_cut,
+        public=public_text,
     )
     return environment
 

@@ -35,12 +35,14 @@ class Score:
             read. Raises `DataError` for a sample that the score cannot be used on.
         aggregate: records of one split and condition -> values. Records with an error are skipped;
             empty if none is left.
+        chance: sample -> expected score of a random guess, ``None`` where that is undefined.
     """
 
     name: str
     about: str
     per_sample: PerSample
     aggregate: Aggregate
+    chance: Callable[[Sample], float | None] = lambda sample: None
 
 
 def _by_answers(name: str, about: str, score: Callable[[str, Sequence[str]], float]) -> Score:
@@ -68,6 +70,10 @@ def _column(records: Sequence[Record], name: str) -> list[float]:
                 )
             values.append(record.scores[name])
     return values
+
+
+def _chance_of_choice(sample: Sample) -> float | None:
+    return len(set(sample.answers)) / len(sample.choices) if sample.choices else None
 
 
 def _count(prediction: str, sample: Sample) -> Mapping[str, float]:
@@ -123,9 +129,15 @@ _TABLE = (
     _by_answers("contains", "a reference stands in the answer", contains_answer),
     Score("count_accuracy", "the right number", _count, _means("count_accuracy", "unparsed")),
     _by_answers("exact_match", "the answer is a reference", exact_match),
-    Score("multiple_choice", "the right option", _choice, _means("multiple_choice", "unparsed")),
+    Score(
+        "multiple_choice",
+        "the right option",
+        _choice,
+        _means("multiple_choice", "unparsed"),
+        _chance_of_choice,
+    ),
     _by_answers("relaxed_accuracy", "numbers within 5 %, text exact", relaxed_accuracy),
     _by_answers("vqa_accuracy", "agreement with annotators (VQA)", vqa_accuracy),
-    Score("yes_no", "yes or no, with POPE's measures", _yes_no, _yes_no_summary),
+    Score("yes_no", "yes or no, with POPE's measures", _yes_no, _yes_no_summary, lambda _: 0.5),
 )
 SCORES: Mapping[str, Score] = {score.name: score for score in _TABLE}

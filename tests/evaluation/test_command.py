@@ -61,7 +61,7 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(own_split, random_model,
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "--splits names what to ask; see --list"),
+        ([], 2, "--splits is required; --list shows the names"),
         (["--splits", "DocVAQ"], 2, "DocVQA"),
         (["--splits", "DocVQA"], 2, "DocVQA is not there: looked for"),
         (["--splits", "DocVQA", "--perception", "look"], 2, "unknown perception 'look'; available"),
@@ -96,11 +96,11 @@ def test_a_run_without_a_single_answer_is_told(own_split, random_model, tmp_path
     picture.rename(own_split.parent / "away.png")
     assert main(words) == 0  # the other sample was answered
     said = capsys.readouterr().err
-    assert "1 of 2 samples of" in said and "failed, the first 0: " in said
-    assert f'"error" in {tmp_path / "out" / "records"} says why each failed' in said
+    assert "own.jsonl (none): 1 of 2 samples failed; first: sample 0: " in said
+    assert f'"error" in {tmp_path / "out" / "records"} has the reason of each failure' in said
     assert "no sample was answered" not in said
     assert main([*words, "--limit", "1"]) == 1
-    assert "no sample was answered: each one failed" in capsys.readouterr().err
+    assert "error: no sample was answered: 1 failed" in capsys.readouterr().err
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_is_under_way(

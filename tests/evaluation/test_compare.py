@@ -224,7 +224,7 @@ def test_the_page_of_runs_that_agree_has_no_samples(photo, tmp_path):
     comparison = compared(*runs(photo, [1, 0], [1, 0]))
     parsed = Page(write_comparison(comparison, tmp_path / "c.html").read_text("utf-8"))
     assert parsed.all("template") == []
-    assert "None: the same model" in parsed.text and "0 of 0 shown" in parsed.text
+    assert "No setting differs" in parsed.text and "0 of 0 shown" in parsed.text
 
 
 def test_a_page_that_cannot_be_written_is_told(photo, tmp_path):

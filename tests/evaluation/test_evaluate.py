@@ -8,6 +8,7 @@ from vpt.errors import DataError, PromptError
 from vpt.evaluation.evaluate import evaluate, make_plan
 from vpt.evaluation.records import LineFile, RunFolder
 from vpt.evaluation.runner import Decoding, LocalAsker
+from vpt.evaluation.samples import hash_samples
 from vpt.evaluation.table import results_table
 
 DECODING = Decoding(max_new_tokens=16, max_calls=1)
@@ -25,7 +26,8 @@ def run(runtime, plan, out, **changes):
 def without_times(results):
     """What two runs of the same must share."""
     copy = json.loads(json.dumps(results))
-    del copy["seconds"]
+    for name in ("seconds", "parts", "date"):
+        del copy[name]
     for entry in copy["splits"]:
         del entry["milliseconds"]
     for value in copy["tool_value"]:
@@ -63,9 +65,71 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(runtime, own_split, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run(runtime, plan, tmp_path / "cut")
     monkeypatch.undo()
-    assert not (tmp_path / "cut" / "results.json").exists()
+    interim = RunFolder(tmp_path / "cut").read_results()
+    assert interim["interrupted"] and not whole["interrupted"]
+    assert [(e["n"], e["waiting"], e["not_asked"]) for e in interim["splits"]] == [
+        *[(5, 2, 0), (0, 7, 0)]
+    ]
+    page = (tmp_path / "cut" / "report.html").read_text()
+    assert "the run was interrupted; 9 samples wait" in page
     again = run(runtime, plan, tmp_path / "cut", batch_size=3)
     assert without_times(again) == without_times(whole)
+
+
+def test_the_seconds_are_those_of_all_parts(runtime, own_split, tmp_path):
+    first = run(runtime, plan_of(own_split, ("none",)), tmp_path)
+    second = run(runtime, plan_of(own_split), tmp_path)
+    parts = second["parts"]
+    assert parts[:1] == first["parts"] and len(parts) == 2
+    assert second["seconds"] == sum(part["seconds"] for part in parts) > first["seconds"]
+    assert second["date"] == first["date"] == parts[0]["started"]
+    again = run(runtime, plan_of(own_split), tmp_path)  # asks nothing but what does not fit
+    assert again["seconds"] >= second["seconds"]
+    (tmp_path / "parts.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot read .*parts\.json"):
+        run(runtime, plan_of(own_split), tmp_path)
+
+
+def test_a_folder_without_parts_keeps_its_seconds(runtime, own_split, tmp_path):
+    plan = plan_of(own_split, ("none",))
+    first = run(runtime, plan, tmp_path)
+    (tmp_path / "parts.json").unlink()
+    assert run(runtime, plan, tmp_path)["seconds"] == first["seconds"]
+
+
+def test_the_hash_of_the_data_follows_questions_and_images(own_split):
+    def hash_now():
+        return hash_samples(plan_of(own_split).splits[0].samples)
+
+    hashes = [hash_now(), hash_now()]
+    own_split.write_text(own_split.read_text().replace("number 3", "number 4"))
+    hashes.append(hash_now())
+    (own_split.parent / "3.png").write_bytes(b"torn")
+    hashes.append(hash_now())
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
+def test_chance_is_the_mean_over_scored_samples(runtime, own_split, tmp_path):
+    rows = [json.loads(line) for line in own_split.read_text().splitlines()]
+    for row, choices in zip(rows, (["x", "y"], ["x", "y", "z", "u"], ["x", "y"]), strict=False):
+        row["choices"] = choices
+    rows[2]["image"] = "absent.png"
+    own_split.write_text("\n".join(map(json.dumps, rows[:3])))
+    results = run(runtime, plan_of(own_split, ("none",)), tmp_path)
+    assert results["splits"][0]["chance"] == (1 / 2 + 1 / 4) / 2
+    assert "chance 0.375" in (tmp_path / "report.html").read_text()
+    assert "  0.375  " in results_table(results)
+    rows[1].pop("choices")
+    own_split.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="2 questions with choices and 5 without"):
+        plan_of(own_split)
+
+
+def test_a_blank_look_shows_no_region(runtime, own_split, tmp_path):
+    results = run(runtime, plan_of(own_split, ("random", "blank")), tmp_path)
+    random, blank = results["splits"]
+    assert random["called"] == blank["called"]
+    assert "region_shown" not in blank["scores"]
 
 
 def test_a_finished_run_asks_nothing_again(runtime, own_split, tmp_path):
@@ -141,4 +205,5 @@ def test_the_table_shows_failures(runtime, own_split, tmp_path):
     assert results["splits"][0]["n"] == 7
     assert results["splits"][0]["scores"]["contains"]["n"] == 6
     header, line = results_table(results).splitlines()[:2]
-    assert dict(zip(header.split()[:4], line.split()[:4], strict=True))["failed"] == "1"
+    row = dict(zip(header.split()[:5], line.split()[:5], strict=True))
+    assert (row["n"], row["failed"]) == ("6", "1")  # n counts scored samples

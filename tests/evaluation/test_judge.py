@@ -595,8 +595,7 @@ def test_answers_without_a_score_are_named_with_their_reason(serve):
     assert unscored == [{"split": "own", "condition": "auto", "id": "1", "reason": reason}]
     results = {"splits": [], "judge": told, "unscored": unscored}
     assert shortfalls(results, Path("out")) == [
-        f'1 of 3 answers have no score of the judge (1 x {reason}); "unscored" in '
-        "out/results.json names them"
+        f'1 of 3 answers have no judge score (1 x {reason}); see "unscored" in out/results.json'
     ]
 
 

@@ -135,7 +135,7 @@ def test_the_same_run_goes_on(tmp_path):
 def test_another_run_is_refused(tmp_path):
     RunFolder(tmp_path).start(IDENTITY, resume=True)
     other = {**IDENTITY, "model": {"hash": "b"}}
-    words = r"holds a run with model {'hash': 'a'}, this one has {'hash': 'b'}; choose another"
+    words = r"holds a run with model hash a, this one has b; choose another"
     with pytest.raises(DataError, match=words):
         RunFolder(tmp_path).start(other, resume=True)
 

@@ -449,7 +449,7 @@ def test_a_difference_axis_is_even_on_both_sides(values, reach):
 def test_every_setting_of_a_run_is_told_even_unknown_ones(photo):
     results = make_results([make_record(photo)], judge={"model": "j-1", "n": 1200}, note=[1, 2])
     facts = dict(facts_of(results))
-    assert facts["hash"] == "abc123" and facts["parameters"] == "2,000,000"
+    assert facts["model hash"] == "abc123" and facts["parameters"] == "2,000,000"
     assert facts["decoding"] == "temperature 0, max new tokens not given, constrain yes"
     assert facts["git commit"] == "f" * 40 and facts["libraries"] == "torch 2.11.0"
     assert facts["judge"] == "model j-1, n 1,200" and facts["note"] == "1, 2"
@@ -523,8 +523,8 @@ def test_pictures_are_data_uris_and_shared(page):
 
 def test_numbers_come_with_n_failures_and_spread(page):
     text = re.sub(r"\s+", " ", Page(page).text)
-    assert "auto acc 0.500 0." in text
-    assert "1 image" in text and "7" in text
+    assert "auto acc 6 0.500 0." in text
+    assert "1 image failure" in text and "7" in text
     assert "Does looking again help?" in text
     assert "1 unpaired" in text
     for words in ("abc123", "f" * 40, "torch 2.11.0", "12.34", "a-model"):
@@ -549,9 +549,9 @@ def test_failures_are_cards_with_their_message(page):
 def test_it_says_how_many_are_shown(photo, tmp_path):
     records = [make_record(photo, f"s{n}") for n in range(50)]
     text = Page(write(records, tmp_path, max_samples=30)).text
-    assert "30 of 50 shown, spread evenly" in text
+    assert "30 of 50 records shown, the same number of each" in text
     text = Page(write(records, tmp_path)).text
-    assert "50 of 50 shown." in text
+    assert "50 of 50 records shown." in text
 
 
 def test_records_are_gone_through_once(photo, tmp_path):
@@ -602,7 +602,8 @@ def test_long_answers_are_cut_and_say_so(photo, tmp_path):
 @pytest.mark.parametrize("records", [[], [failed("row", "no question")]])
 def test_a_run_without_answers_has_a_report(records, tmp_path):
     html = write(records, tmp_path)
-    assert f"{len(records)} of {len(records)} shown" in Page(html).text
+    noun = "record" if len(records) == 1 else "records"
+    assert f"{len(records)} of {len(records)} {noun} shown" in Page(html).text
 
 
 def test_the_page_stays_small(photo, tmp_path):

@@ -1,4 +1,4 @@
-"""`vpt eval` and `vpt eval compare`: arguments, and what they print."""
+"""`vpt eval` and `vpt compare`: arguments, and what they print."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vpt.cli.output import print_err, print_out, write_file
 from vpt.cli.parser import (
     EXIT_FAULTS,
     EXIT_FINE,
+    EXIT_INTERRUPTED,
     Command,
     add_flag,
     add_path,
@@ -38,51 +39,51 @@ _DECODING = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p",
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_what(parser.add_argument_group("what to ask"))
+    _add_what(parser.add_argument_group("data and conditions"))
     add_model_arguments(parser)
-    how = parser.add_argument_group("how")
-    add_value(how, "--batch-size", "B", whole_number(1), "at once", 8)
-    words = "models at once, on as many devices or hosts, by Ray (extra `ray`)"
+    how = parser.add_argument_group("generation")
+    add_value(how, "--batch-size", "B", whole_number(1), "samples decoded together", 8)
+    words = "run N copies of the model, each on its own device or host (needs the extra `ray`)"
     add_value(how, "--workers", "N", whole_number(1), words)
-    add_request_arguments(how, _DECODING, unset={"max_new_tokens": "as the split says"})
+    add_request_arguments(how, _DECODING, unset={"max_new_tokens": "set by the split"})
     judge = parser.add_argument_group("judge of free-form answers")
-    add_value(judge, "--judge", "MODEL", str, "have this model score the free-form splits")
-    words = "of any OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY"
+    add_value(judge, "--judge", "MODEL", str, "model that also scores the free-form splits")
+    words = "OpenAI-compatible endpoint of the judge; the key is read from OPENAI_API_KEY"
     add_value(judge, "--judge-url", "URL", str, words)
-    add_value(judge, "--judge-concurrency", "N", whole_number(1), "concurrent calls", 8)
-    words = "of a call that failed temporarily"
+    add_value(judge, "--judge-concurrency", "N", whole_number(1), "concurrent judge calls", 8)
+    words = "retries of a call after a temporary failure"
     add_value(judge, "--judge-retries", "N", whole_number(0), words, 5)
     output = parser.add_argument_group("output")
     out = Path("results")
-    words = f"records, results.json and report.html (default: {out})"
+    words = f"folder for records, results.json and report.html (default: {out})"
     add_path(output, "--out", "DIR", words, default=out)
     output.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="resume the run that DIR holds, or refuse to (default: resume)",
+        help="resume the run in DIR, or refuse a DIR that contains one (default: resume)",
     )
-    add_flag(output, "--list", "show the splits, and end")
+    add_flag(output, "--list", "list the splits and exit")
 
 
 def _add_what(what: argparse._ArgumentGroup) -> None:
-    words = "names from --list, or own files: a path, or FORMAT:PATH"
+    words = "names from --list, or files of your own (PATH or FORMAT:PATH)"
     add_value(what, "--splits", "A,B", comma_list, words, ())
     words = (
-        f"{', '.join(PERCEPTION_MODES)}; blank, random, truth: own calls that "
-        "return a gray image or a random crop, the true region; tool-value: all it takes to see "
-        "whether looking again helps (default: auto)"
+        f"conditions: {', '.join(PERCEPTION_MODES)}; controls: blank (each call returns a gray "
+        "image), random (each crop is cut at a random position), truth (first call: the region of "
+        "the evidence); tool-value: none, auto and the three controls (default: auto)"
     )
     add_value(what, "--perception", "LIST", comma_list, words, ("auto",))
-    add_value(what, "--limit", "N", whole_number(1), "the first N rows of each split only")
-    words, data = "folder of the splits' files (default: datasets)", Path("datasets")
+    add_value(what, "--limit", "N", whole_number(1), "only the first N rows of each split")
+    words, data = "folder with the files of the splits (default: datasets)", Path("datasets")
     add_path(what, "--data", "DIR", words, default=data)
     what.add_argument(
         "--images",
         action="append",
         default=[],
         metavar="FROM=TO",
-        help="images whose path begins with FROM are in TO; may be given several times",
+        help="replace FROM at the start of image paths by TO; may be repeated",
     )
 
 
@@ -94,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         return EXIT_FINE
     check_model_arguments(args)
     if not args.splits:
-        raise PromptError("--splits names what to ask; see --list")
+        raise PromptError("--splits is required; --list shows the names")
     from vpt.evaluation.evaluate import evaluate, make_plan
     from vpt.evaluation.records import RunFolder
     from vpt.evaluation.runner import Decoding
@@ -115,13 +116,32 @@ def _run(args: argparse.Namespace) -> int:
     decoding = Decoding(**{name: getattr(args, name) for name in _DECODING})
     asker = _asker(args)
     options = {"batch_size": args.batch_size, "resume": args.resume}
-    results = evaluate(asker, plan, decoding, folder, judge=judge, **options)
+    try:
+        results = evaluate(asker, plan, decoding, folder, judge=judge, **options)
+    except KeyboardInterrupt:
+        results = folder.read_results() if folder.has_results() else {}
+        if not results.get("interrupted"):
+            raise
     print_out(results_table(results))
     for line in shortfalls(results, args.out):
         print_err(line)
-    print_err(f"results in {args.out}: results.json, report.html and the records")
-    if not any(entry["n"] > sum(entry["failures"].values()) for entry in results["splits"]):
-        print_err("error: no sample was answered: each one failed or does not fit the condition")
+    print_err(f"results: {args.out / 'results.json'}, {args.out / 'report.html'}")
+    if results["interrupted"]:
+        num_asked, num_waiting = (
+            sum(e[key] for e in results["splits"]) for key in ("n", "waiting")
+        )
+        print_err(
+            f"interrupted after {num_asked} of {num_asked + num_waiting} samples; the same command "
+            "resumes the run"
+        )
+        return EXIT_INTERRUPTED
+    num_failed, num_unfit = (
+        sum(sum(entry["failures"].values()) for entry in results["splits"]),
+        sum(entry["not_asked"] for entry in results["splits"]),
+    )
+    if num_failed == sum(entry["n"] for entry in results["splits"]):
+        unfit = f", {num_unfit} do not fit their condition" if num_unfit else ""
+        print_err(f"error: no sample was answered: {num_failed} failed{unfit}")
         return EXIT_FAULTS
     return EXIT_FINE
 
@@ -142,7 +162,7 @@ def _asker(args: argparse.Namespace) -> Asker:
 def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
     if args.judge is None:
         if args.judge_url is not None:
-            raise PromptError("--judge-url needs --judge, the name of the model there")
+            raise PromptError("--judge-url needs --judge, the name of the judge model")
         return None
     from vpt.evaluation.judge_protocol import JudgeSettings
 
@@ -154,7 +174,7 @@ def _judge_settings(args: argparse.Namespace) -> JudgeSettings | None:
 def _add_compared(parser: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         add_path(parser, name, name.upper(), "--out folder of a run")
-    add_path(parser, "--html", "FILE", "write a page to look at")
+    add_path(parser, "--html", "FILE", "also write the comparison as an HTML page")
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -171,23 +191,23 @@ def _compare(args: argparse.Namespace) -> None:
 RUN = Command(
     help="run a model over benchmark splits",
     description=(
-        "Run a model over benchmark splits, score its answers, and see whether looking again\n"
-        "helped. Killed at any moment, the same command resumes where it was."
+        "Run a model over benchmark splits, score its answers, and measure whether looking again\n"
+        "helps. After an interruption, the same command resumes the run."
     ),
     examples=(
         "example:\n"
-        "  evaluation.py --list\n"
-        "  evaluation.py --splits embedded_heldout --perception tool-value --limit 200\n"
-        "  evaluation.py --model ./my-model --splits DocVQA,VSR --data ~/vpt-data "
+        "  vpt eval --list\n"
+        "  vpt eval --splits embedded_heldout --perception tool-value --limit 200\n"
+        "  vpt eval --model ./my-model --splits DocVQA,VSR --data ~/vpt-data "
         "--images images=/data/images"
     ),
     add_arguments=_add_arguments,
     run=_run,
 )
 COMPARE = Command(
-    help="set two evaluations side by side",
-    description="Set two runs side by side: which samples one got right and the other did not.",
-    examples="example:\n  evaluation.py compare results-before results-after --html compare.html",
+    help="compare two evaluation runs",
+    description="Compare two runs sample by sample: scores, paired difference, changed answers.",
+    examples="example:\n  vpt compare results-before results-after --html compare.html",
     add_arguments=_add_compared,
     run=_compare,
 )

@@ -29,10 +29,22 @@ OUTCOME_TEXT = {"executed": "executed", "repeated": "repeated", "not_executed": 
 # Controls, lone surrogates, and the marks that turn text around (UAX 9).
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
+_PRIVATE = re.compile(
+    r"(?<=://)[^/@\s]+@"  # user and password of a URL
+    r"|(?<=['\"])/[^'\",=]*/"  # folders in quotes
+    r"|(?<![\w./~-])~?/(?!/)(?:[^/\s'\",=]+/)+"
+    r"|\b[A-Za-z]:\\(?:[^\\\s'\",=]+\\)+"
+)
+
 
 def printable(text: str) -> str:
     """Escape control characters, and marks that turn text around; new lines and tabs stay."""
     return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def public_text(text: str) -> str:
+    """The text without users of URLs, with absolute paths cut to their last part."""
+    return _PRIVATE.sub("", text)
 
 
 @cache

@@ -271,6 +271,7 @@ def _ask(
             bar.set_postfix_str(part.score_so_far(), refresh=False)
         bar.total = bar.n  # some samples do not fit their condition
     except KeyboardInterrupt:
+        clock.save(now=True)
         return True
     finally:
         bar.close()

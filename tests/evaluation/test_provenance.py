@@ -36,7 +36,7 @@ def test_the_hash_follows_weights_and_settings():
 
 
 def test_a_published_command_has_no_key_and_no_folder_of_the_machine():
-    words = ["/opt/x/evaluation.py", "--splits", "/home/jane doe/x.jsonl,b.json,plain:/u/c.json"]
+    words = ["/opt/x/evaluation.py", "--splits", "/srv/jane doe/x.jsonl,b.json,plain:/u/c.json"]
     words += ["--images", "images=/data/images", "--out", "~/me/r", "--max-new-tokens", "5"]
     words += ["--api-key", "sk-1", "--hub-token=sk-2", "--judge-url", "http://u:sk-3@h:1/v1"]
     assert command_line(words) == (

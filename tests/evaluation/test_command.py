@@ -110,7 +110,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_is_under_way(
     words += ["--limit", "1", "--perception", "none", "--out", str(tmp_path / "out")]
     with RunFolder(tmp_path / "out").held():
         (tmp_path / "broken").mkdir()
-        (tmp_path / "broken" / "config.json").write_text("{}")
+        (tmp_path / "broken" / "config.json").write_text('{"model_type": "qwen2_vl_vpt"}')
         broken = ["--model", str(tmp_path / "broken")]  # a lock is reported before it is loaded
         assert main([*words, *broken]) == 2
     assert f"out is in use by process {os.getpid()} on" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    TorchAoConfig,
     pipeline,
 )
 
@@ -306,6 +308,112 @@ def test_the_pipeline_takes_every_documented_form(embedded, is_loaded):
     assert [record[0]["generated_text"] for record in two[0]] == [CALL, CALL]
     whole = pipe(text=MESSAGES, max_new_tokens=20)[0]["generated_text"]
     assert whole == [*MESSAGES, {"role": "assistant", "content": CALL}]
+
+
+# LoRA weights, devices, quantisation
+
+IGNORE_TYING = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+ADDED = ["projectors.reencode", "projectors.dino", "projectors.sam", "embed_tokens", "lm_head"]
+
+
+def train_adapter(folder, tied):
+    """Save a tiny model and LoRA weights for it, as LLaMA-Factory's training writes them."""
+    peft = pytest.importorskip("peft")
+    model, processor = tiny_model(tie_word_embeddings=tied)
+    for part in (model, processor):
+        part.save_pretrained(folder / "base")
+    model = vpt.load(folder / "base", device="cpu").model
+    layers = [n for n, _ in model.named_modules() if "model.layers" in n and n.endswith("_proj")]
+    config = peft.LoraConfig(
+        r=4, target_modules=layers, modules_to_save=ADDED, task_type="CAUSAL_LM"
+    )
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    adapted.save_pretrained(folder / "lora")
+    return adapted.eval()
+
+
+def logits(model):
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@IGNORE_TYING
+def test_lora_weights_are_merged_into_their_base(tmp_path, tied):
+    adapted = train_adapter(tmp_path, tied)
+    expected = logits(adapted)
+    runtime = vpt.load(tmp_path / "lora", device="cpu")  # they name their base
+    near = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(logits(runtime.model), expected, **near)
+    assert (logits(vpt.load(tmp_path / "base", device="cpu").model) - expected).abs().max() > 0.1
+    projectors = adapted.base_model.model.projectors
+    for name, value in runtime.model.projectors.named_parameters():
+        branch, _, rest = name.partition(".")
+        trained = projectors[branch].modules_to_save["default"].get_parameter(rest)
+        assert torch.equal(value, trained)
+    runtime.save_pretrained(tmp_path / "merged")
+    merged = vpt.load(tmp_path / "merged", device="cpu").model
+    torch.testing.assert_close(logits(merged), expected, **near)
+    assert runtime.ask(noise((80, 60)), "What?", perception="dino", max_new_tokens=8).num_calls
+
+
+@IGNORE_TYING
+def test_lora_weights_that_cannot_be_merged_are_refused(tmp_path, random_model, monkeypatch):
+    train_adapter(tmp_path, tied=False)
+    lora, other = tmp_path / "lora", tmp_path / "other"
+    model, processor = tiny_model(("dino",))
+    for part in (model, processor):
+        part.save_pretrained(other)
+    with pytest.raises(
+        CheckpointError, match=r"is not in the adapter's configuration|cannot apply"
+    ):
+        vpt.load(lora, base=other, device="cpu")
+    with pytest.raises(PromptError, match=r"base is for LoRA weights, but .* is a whole model"):
+        vpt.load(random_model, base=other)
+    with pytest.raises(PromptError, match="cannot be merged into a quantised model"):
+        vpt.load(lora, quantization_config=object())
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(
+        CheckpointError, match="a LoRA adapter, which needs peft: `pip install peft`"
+    ):
+        vpt.load(lora, device="cpu")
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not name its base model; pass base="):
+        vpt.load(lora)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_device_map_of_one_device_is_used(random_model, random_runtime, device_map):
+    pytest.importorskip("accelerate")
+    runtime = vpt.load(random_model, device_map=device_map, dtype="float32")
+    picture = noise((80, 60))
+    one, other = (r.ask(picture, "What?", max_new_tokens=5) for r in (runtime, random_runtime))
+    assert one.text == other.text
+
+
+def test_other_device_maps_are_refused(random_model):
+    with pytest.raises(PromptError, match="pass device or device_map, not both"):
+        vpt.load(random_model, device="cpu", device_map="cpu")
+    pytest.importorskip("accelerate")
+    parts = dict.fromkeys(("model", "projectors", "branches"), "cpu") | {"lm_head": "disk"}
+    with pytest.raises(CheckpointError, match="over cpu, disk; the runtime runs on one device"):
+        vpt.load(random_model, device_map=parts)
+
+
+def test_weights_quantised_by_torchao_answer_the_same():
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    runtime = vpt.load(device="cpu", quantization_config=config)
+    weight = runtime.model.model.language_model.layers[0].mlp.up_proj.weight
+    assert type(weight) is not torch.nn.Parameter
+    assert runtime.ask(TAGS, QUESTION).text == "3"
 
 
 # Saving, and the hub

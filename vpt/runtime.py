@@ -25,8 +25,8 @@ from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
 from vpt.inference.request import Request, Sampling, check_number, lists_options, one_of
 from vpt.inference.scheduler import drive
-from vpt.model.hub import find_file
-from vpt.model.modeling import VPTForConditionalGeneration, load_model
+from vpt.model.hub import adapter_base, find_file
+from vpt.model.modeling import VPTForConditionalGeneration, load_model, merge_adapter
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_question
 from vpt.protocol.tokens import TOWER, Vocabulary
@@ -490,6 +490,9 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    quantization_config: Any = None,
+    base: str | os.PathLike[str] | None = None,
     feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
     limits: ImageLimits = DEFAULT_LIMITS,
     allowed_media_domains: Sequence[str] | None = None,
@@ -505,10 +508,14 @@ def load(
     """Load a model and return its runtime.
 
     Args:
-        path_or_id: a model folder or hub id, in the released format or our own; ``None`` for
-            the small embedded model, see docs/embedded-model.md.
+        path_or_id: a model folder or hub id, in the released format or our own; or LoRA weights,
+            which are merged into their base; ``None`` for the small embedded model, see
+            docs/embedded-model.md.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, ... or a torch dtype.
+        device_map: where transformers puts the weights, in place of ``device``: one device.
+        quantization_config: for transformers, see docs/transformers.md.
+        base: model that LoRA weights belong to; by default the one that they name.
         feature_cache_bytes: memory for features of images seen before.
         limits: of input images.
         allowed_media_domains: hosts from which images may be fetched; those of ``limits``, which
@@ -541,7 +548,26 @@ def load(
         "force_download": force_download,
     }
     hub = {name: value for name, value in options.items() if value is not None}
-    model = load_model(source, device=device, dtype=dtype, **hub)
+    adapter, of_adapter = source, hub
+    if (named := adapter_base(source, **hub)) is not None:
+        source = str(base or named)
+        if not source:
+            raise CheckpointError(f"{adapter} does not name its base model; pass base=")
+        hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    elif base is not None:
+        raise PromptError(f"base is for LoRA weights, but {source} is a whole model")
+    if named is not None and quantization_config is not None:
+        raise PromptError("LoRA weights cannot be merged into a quantised model; merge them before")
+    model = load_model(
+        source,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        **hub,
+    )
+    if named is not None:
+        model = merge_adapter(model, adapter, **of_adapter)
     processor = VPTProcessor.from_pretrained(source, **hub)
     if image_resolution is not None:
         model.config.image_resolution = image_resolution or None

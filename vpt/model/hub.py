@@ -129,14 +129,23 @@ def check_weights(
         )
 
 
+def adapter_base(path_or_id: str, **hub_kwargs: Any) -> str | None:
+    """Return the model that LoRA weights belong to, as they name it; ``None`` for a whole model."""
+    if find_file(path_or_id, "config.json", **hub_kwargs):
+        return None
+    if (file := find_file(path_or_id, "adapter_config.json", **hub_kwargs)) is None:
+        return None
+    return str(read_json(file).get("base_model_name_or_path") or "")
+
+
 def refuse_adapter(path_or_id: str, **hub_kwargs: Any) -> None:
     """Refuse a folder of LoRA weights, which transformers would put on a model from elsewhere."""
     if file := find_file(path_or_id, "adapter_config.json", **hub_kwargs):
         base = read_json(file).get("base_model_name_or_path") or "the model it was trained on"
         raise CheckpointError(
-            f"{path_or_id} holds an adapter (adapter_config.json), not a model; merge it into "
-            f"{base} with `llamafactory-cli export` and load the result. If the weights are "
-            "merged already, remove adapter_config.json"
+            f"{path_or_id} holds an adapter (adapter_config.json), not a model; vpt.load applies "
+            f"one, or merge it into {base} with `llamafactory-cli export` and load the result. If "
+            "the weights are merged already, remove adapter_config.json"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vpt.branches import Features
 from vpt.branches.base import Backbone, ModelBranch, branch_class
-from vpt.errors import FeatureCountError, PositionError, PromptError
+from vpt.errors import CheckpointError, FeatureCountError, PositionError, PromptError
 from vpt.files import replace_atomically
 from vpt.model.config import (
     VPTConfig,
@@ -412,6 +413,8 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    quantization_config: Any = None,
     **hub_kwargs: Any,
 ) -> VPTForConditionalGeneration:
     """Load a VPT model for inference, as :func:`read_model` does.
@@ -419,17 +422,70 @@ def load_model(
     Args:
         device: by default a CUDA device if there is one.
         dtype: of the weights; ``"auto"`` is the stored one on a GPU and float32 on a CPU.
+        device_map: where transformers puts the weights, in place of ``device``: one device.
+        quantization_config: for transformers, such as ``TorchAoConfig(...)``.
+
+    Raises:
+        PromptError: if ``device`` and ``device_map`` are given.
+        CheckpointError: if ``device_map`` distributes the model over several devices.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype == "auto" and device.type == "cpu":
+    options = {"device_map": device_map, "quantization_config": quantization_config}
+    options = {name: value for name, value in options.items() if value is not None}
+    if device_map is not None and device is not None:
+        raise PromptError("pass device or device_map, not both")
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "auto" and device_map in (None, "cpu") and target.type == "cpu":
         dtype = torch.float32
-    return read_model(path_or_id, dtype=dtype, **hub_kwargs).to(device).eval()
+    if quantization_config is not None and device_map is None:
+        options["device_map"] = {"": target}  # quantised where it will be
+    model = read_model(path_or_id, dtype=dtype, **options, **hub_kwargs).eval()
+    devices = sorted({str(one) for one in getattr(model, "hf_device_map", {}).values()})
+    if len(devices) > 1 or "disk" in devices:
+        raise CheckpointError(
+            f"device_map distributes {path_or_id} over {', '.join(devices)}; the runtime runs on "
+            "one device: name it, such as device_map='cuda:0', or quantise the model"
+        )
+    return model if options else model.to(target)
+
+
+def merge_adapter(
+    model: VPTForConditionalGeneration, path_or_id: str, **hub_kwargs: Any
+) -> VPTForConditionalGeneration:
+    """Merge LoRA weights, and modules trained in full, into the model that they belong to.
+
+    Raises:
+        CheckpointError: if peft is not installed, or the weights are not exactly those that the
+            adapter's configuration describes for this model.
+    """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
+    except ImportError as exc:
+        raise CheckpointError(
+            f"{path_or_id} holds a LoRA adapter, which needs peft: `pip install peft`; or merge it "
+            "with `llamafactory-cli export`"
+        ) from exc
+    hub = {name: value for name, value in hub_kwargs.items() if value}
+    with as_checkpoint_error(f"cannot apply the adapter {path_or_id}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of missing and of tied weights, which are compared here
+        stored = load_peft_weights(path_or_id, device="cpu", **hub)
+        adapted = PeftModel.from_pretrained(model, path_or_id, **hub)
+        known = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        if wrong := sorted(stored.keys() ^ known.keys()):
+            where = "the adapter's configuration" if wrong[0] in stored else "its weights"
+            raise CheckpointError(
+                f"{wrong[0]} is not in {where}; check that this is its base model"
+            )
+        merged = adapted.merge_and_unload()
+    return cast(VPTForConditionalGeneration, merged).requires_grad_(False).eval()
 
 
 def read_model(
-    path_or_id: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", **hub_kwargs: Any
+    path_or_id: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", **kwargs: Any
 ) -> VPTForConditionalGeneration:
     """Read a VPT model from a folder or hub id, in the released format or our own.
+
+    ``kwargs`` are those of the hub, and others of ``from_pretrained``.
 
     Raises:
         CheckpointError: if the folder or a weight is missing, or a weight is unknown.
@@ -438,9 +494,9 @@ def read_model(
     if dtype != "auto" and str(dtype).removeprefix("torch.") not in DTYPES:
         raise PromptError(f"unknown dtype {str(dtype)!r}; available: auto, {', '.join(DTYPES)}")
     path_or_id = str(path_or_id)
-    config = load_config(path_or_id, **hub_kwargs)
+    config = load_config(path_or_id, **kwargs)
     return VPTForConditionalGeneration.from_pretrained(
-        path_or_id, config=config, dtype=dtype, **hub_kwargs
+        path_or_id, config=config, dtype=dtype, **kwargs
     )
 
 

@@ -38,6 +38,18 @@ def test_each_stem_gives_llm_width_on_its_grid(stem, grid):
     assert out.values.shape == (grid[0] * grid[1], 8)
 
 
+def test_the_sign_of_the_condition_changes_the_scores_only():
+    projector = Projector("identity", 8, 8)
+    features, condition = Features(torch.randn(6, 8), (2, 3)), torch.randn(8)
+    one = projector(features, condition)
+    with torch.no_grad():
+        for parameter in projector.linear_condition.parameters():
+            parameter.neg_()
+    other = projector(features, condition)
+    torch.testing.assert_close(other.values, one.values)
+    torch.testing.assert_close(other.scores, -one.scores)
+
+
 def test_a_condition_of_zero_changes_nothing_but_the_scores():
     projector = made("linear")
     projector.linear_condition.weight.zero_()

@@ -211,7 +211,8 @@ def _screenshot(question: str, scheme: str, *, compare: bool = False) -> Image.I
         page.locator("#download").wait_for()  # the run has ended, and all of it is shown
         if compare:
             page.wait_for_function("document.querySelector('#plain textarea')?.value")
-        page.wait_for_timeout(2000)  # until pictures have faded in
+        page.get_by_text("Download trace", exact=True).wait_for()  # it comes last
+        page.wait_for_timeout(3000)  # until pictures have faded in
         return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
 
 

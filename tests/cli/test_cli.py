@@ -51,7 +51,7 @@ NEED_NO_TORCH = (
     (2, "eval --splits nope"),
     (2, "eval --splits DocVQA --data /nope"),
     (2, "eval --splits DocVQA --perception nope"),
-    (4, "eval --splits nope --model /nope"),
+    (4, "eval --splits rows.jsonl --model /nope"),
     (2, "data check nope"),
     (2, "data check /nope.json"),
     (4, "data check nope.json --model /nope"),
@@ -82,6 +82,7 @@ NEED_NO_TORCH = (
 
 def test_mistakes_that_need_no_torch_show_before_it_is_imported(tmp_path):
     another_type(tmp_path / "bert", None)
+    (tmp_path / "rows.jsonl").write_text('{"question": "What?", "answer": "3"}')
     code = (
         "import json, sys; from vpt.cli import main; given, heavy = [], ('torch', 'transformers')\n"
         "for _, line in json.loads(sys.argv[1]):\n"
@@ -92,7 +93,8 @@ def test_mistakes_that_need_no_torch_show_before_it_is_imported(tmp_path):
     given = zip(NEED_NO_TORCH, json.loads(done.stdout), strict=True)
     assert not [(line, got) for (code, line), got in given if got != [code, []]]
     assert done.stderr.count(b"error: ") == len(NEED_NO_TORCH)
-    assert [path.name for path in tmp_path.iterdir()] == ["bert"]  # nothing is left behind
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["bert", "rows.jsonl"]  # nothing is left behind
 
 
 def test_rows_are_made_and_checked_without_torch():

@@ -337,13 +337,15 @@ COMMAND = Command(
     help="ask a question about images",
     usage="vpt ask [options] [--] [IMAGE ...] QUESTION",
     description=(
-        "Ask a question about images. What the model says is written to stdout as it comes;\n"
-        "when it looks again, a line on stderr says where."
+        "Ask a question about images. The answer is written to stdout token by token. For each\n"
+        "call of the model, a line on stderr names the region or the branch."
     ),
     examples=(
         "examples:\n"
         '  vpt ask photo.jpg "What does the sign say?" --picture seen.png\n'
-        '  vpt ask --model ./my-model --perception crop a.png b.png "Which is older?"'
+        '  vpt ask --model ./my-model --perception crop a.png b.png "Which is older?"\n'
+        '  vpt ask photos "Is there a dog?" --json > traces.jsonl\n'
+        '  curl -s https://example.com/a.jpg | vpt ask - "What is this?"'
     ),
     add_arguments=_add_arguments,
     run=_ask,

@@ -99,19 +99,19 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "there is a box, else direct)"
     )
     add_flag(choice, "--free-choice", free)
-    add_value(rows, "--seed", "S", whole_number(0), "of --draw", 0)
+    add_value(rows, "--seed", "S", whole_number(0), "seed of --draw", 0)
     rows.add_argument(
         "--no-invite",
         dest="invited",
         action="store_false",
         help="omit the text that invites a call, so that the model learns to choose by itself",
     )
-    grid = "of the model: cells per side of its grid"
+    grid = "cells per side of the model's region grid"
     add_value(rows, "--grid-size", "K", whole_number(1), grid, RELEASED_GRID_SIZE)
     entry = parser.add_argument_group(DATASET_INFO)
     add = f"add the entry to this {DATASET_INFO} of LLaMA-Factory, instead of printing it"
     add_path(entry, "--dataset-info", "FILE", add)
-    add_value(entry, "--name", "N", str, "of the data set (default: that of the file)")
+    add_value(entry, "--name", "N", str, "name of the data set (default: that of the file)")
 
 
 def _kinds(text: str) -> tuple[str, ...]:

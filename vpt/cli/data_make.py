@@ -49,8 +49,10 @@ def _add_depth_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--out", "DIR", "folder to write", required=True)
     add_tokenizer_argument(parser)
     photos = parser.add_argument_group("photos and depth maps")
-    add_path(photos, "--scenes", "DIR", "as `python -m recipes make-scenes` wrote: DIR/train")
-    add_path(photos, "--photos", "DIR", "photos, in this folder and its subfolders")
+    add_path(
+        photos, "--scenes", "DIR", "folder that `python -m recipes make-scenes` wrote: DIR/train"
+    )
+    add_path(photos, "--photos", "DIR", "folder of photos; its subfolders are included")
     maps = (
         "maps of --photos: for a/b.jpg a/b.jpg.png, a/b.png or a/b.npy; without this option they "
         "are estimated, and kept in OUT/maps"
@@ -75,12 +77,19 @@ def _add_depth_arguments(parser: argparse.ArgumentParser) -> None:
         help="anywhere, or as in HardBLINK at similar heights around the middle (default: spread)",
     )
     share = number(0.01, 0.9)
-    distance = "between two points, as a share of the side"
+    distance = "least distance between two points, as a share of the side"
     add_value(points, "--min-distance", "D", share, distance, 0.12)
-    add_value(points, "--min-difference", "D", share, "between the depths of two points", 0.06)
+    add_value(
+        points,
+        "--min-difference",
+        "D",
+        share,
+        "least difference between the depths of two points",
+        0.06,
+    )
     scale = "size of circles and letters, relative to HardBLINK's"
     add_value(points, "--scale", "X", number(0.5, 4), scale, 1.0)
-    add_value(parser, "--seed", "S", whole_number(0), "of all random choices", 0)
+    add_value(parser, "--seed", "S", whole_number(0), "seed of all random choices", 0)
 
 
 def _num_points(text: str) -> tuple[int, int]:
@@ -176,13 +185,15 @@ def _add_counting_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--images", "DIR", "folder of the pictures", required=True)
     add_path(parser, "--out", "DIR", "folder to write", required=True)
     at_least_1 = whole_number(1)
-    add_value(parser, "--categories", "N", at_least_1, "most to ask about in a picture", 1)
+    add_value(
+        parser, "--categories", "N", at_least_1, "maximum number of categories per picture", 1
+    )
     most = "leave out categories with more boxes in a picture"
     add_value(parser, "--max-boxes", "N", at_least_1, most, 10)
     least = "leave out categories with smaller boxes, on the 336 grid"
     add_value(parser, "--min-side", "PX", at_least_1, least, 4)
     add_flag(parser, "--skip-bad", "skip pictures that are missing or not of the annotated size")
-    add_value(parser, "--seed", "S", whole_number(0), "of the choice of categories", 0)
+    add_value(parser, "--seed", "S", whole_number(0), "seed of the choice of categories", 0)
 
 
 def _make_counting_rows(args: argparse.Namespace) -> None:
@@ -234,11 +245,11 @@ def _add_curriculum_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "--out", "FILE", "file to write: .jsonl or .json", required=True)
     add_value(parser, "--epochs", "N", whole_number(1), "parts of the file", 10)
     share = number(0, 1)
-    add_value(parser, "--first-share", "S", share, "of atomic rows in the first epoch", 1.0)
-    add_value(parser, "--last-share", "S", share, "of atomic rows in the last epoch", 0.1)
-    per_epoch = "(default: as many as the rows suffice for)"
+    add_value(parser, "--first-share", "S", share, "share of atomic rows in the first epoch", 1.0)
+    add_value(parser, "--last-share", "S", share, "share of atomic rows in the last epoch", 0.1)
+    per_epoch = "rows per epoch (default: as many as there are rows for)"
     add_value(parser, "--rows-per-epoch", "N", whole_number(1), per_epoch)
-    add_value(parser, "--seed", "S", whole_number(0), "of the order", 0)
+    add_value(parser, "--seed", "S", whole_number(0), "seed of the order", 0)
 
 
 def _make_curriculum(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     page = parser.add_argument_group("page")
     local = "127.0.0.1"
     add_value(page, "--host", "H", str, f"address to listen at (default: {local})", local)
-    add_value(page, "--port", "N", whole_number(0), "to listen at", 7860)
+    add_value(page, "--port", "N", whole_number(0), "port to listen at", 7860)
     add_flag(page, "--share", "also make a public link through gradio's servers")
     anyway = "serve the page even if the model cannot be loaded: it says why, and replays traces"
     add_flag(page, "--anyway", anyway)

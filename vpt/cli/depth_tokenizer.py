@@ -46,14 +46,14 @@ _SAVE_EVERY = 50
 
 def add_tokenizer_argument(parser: argparse._ActionsContainer) -> None:
     """Add the option that names the tokenizer."""
-    which = "as `train` wrote it, or released weights"
+    which = "depth tokenizer: a folder that `train` wrote, or a file of released weights"
     add_path(parser, "--tokenizer", "FOLDER_OR_PTH", which, required=True)
 
 
 def add_depth_model_arguments(group: argparse._ActionsContainer) -> None:
     """Add the options that :func:`load_estimator` reads, except ``--verbose``."""
     _add_distances_argument(group)
-    which = "estimates the depth (default: Depth Anything V2 Small)"
+    which = "model that estimates the depth (default: Depth Anything V2 Small)"
     add_value(group, "--depth-model", "ID_OR_FOLDER", str, which)
 
 
@@ -108,21 +108,21 @@ def _measure(
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("depth maps")
-    add_path(source, "--maps", "DIR", "folder of them: PNG of 8 or 16 bits, .npy")
+    add_path(source, "--maps", "DIR", "folder of depth maps: PNG of 8 or 16 bits, .npy")
     add_path(source, "--photos", "DIR", "instead: photos, whose depth is estimated")
     add_depth_model_arguments(source)
     heldout = "maps to measure on (default: every 20th of those given, which is not trained on)"
     add_path(source, "--heldout", "DIR", heldout)
     add_path(parser, "--out", "FOLDER", "folder to write", required=True)
     how = parser.add_argument_group("training")
-    add_value(how, "--steps", "N", whole_number(1), "of the optimiser", 3000)
-    add_value(how, "--batch-size", "N", whole_number(1), "crops", 16)
+    add_value(how, "--steps", "N", whole_number(1), "steps of the optimiser", 3000)
+    add_value(how, "--batch-size", "N", whole_number(1), "crops per step", 16)
     cells = (
         "side of the crops, in codes; the last fifth of the steps uses whole maps, 10 codes a side"
     )
     add_value(how, "--crop-cells", "N", whole_number(1), cells, 5)
-    add_value(how, "--learning-rate", "R", number(1e-8, 1.0), "of Adam", 1e-3)
-    add_value(how, "--seed", "S", whole_number(0), "of all random choices", 0)
+    add_value(how, "--learning-rate", "R", number(1e-8, 1.0), "learning rate of Adam", 1e-3)
+    add_value(how, "--seed", "S", whole_number(0), "seed of all random choices", 0)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -221,7 +221,7 @@ def _add_encode_arguments(parser: argparse.ArgumentParser) -> None:
     photos = parser.add_argument_group("photos")
     add_flag(photos, "--estimate", "the files are photos; estimate their depth first")
     add_depth_model_arguments(photos)
-    add_flag(parser, "--json", "codes and text, one object per file")
+    add_flag(parser, "--json", "print codes and text as JSON, one object per file")
 
 
 def _encode(args: argparse.Namespace) -> None:

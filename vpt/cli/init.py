@@ -55,17 +55,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--branches",
         type=branch_names,
         metavar="LIST",
-        help=f"out of {','.join(encoder_names())}; regions can always be asked for, so an "
-        "empty list is possible. Left out where --base is a VPT model, which keeps its own",
+        help=f"branches, out of {','.join(encoder_names())}; the region call is always included, "
+        "so the list may be empty. Omit it where --base is a VPT model, which keeps its branches",
     )
     parser.add_argument(
         "--content",
         type=_content,
         default=NO_CONTENT,
         metavar="LIST",
-        help=f"what the model shall write about an image itself, out of {','.join(CONTENT_TOKENS)}",
+        help=f"content that the model writes about an image, out of {','.join(CONTENT_TOKENS)}",
     )
-    decoder = "copied into the folder, to decode the depth maps that the model writes"
+    decoder = "decoder of the depth maps that the model writes; copied into the folder"
     add_path(parser, "--depth-tokenizer", "DIR_OR_PTH", decoder)
     add_path(parser, "--out", "DIR", "folder to write", required=True)
     for row in BRANCH_TOKENS.values():
@@ -76,8 +76,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             )
     cells = "cells per side of the region grid"
     add_value(parser, "--grid-size", "K", whole_number(1), cells, RELEASED_GRID_SIZE)
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
-    add_value(parser, "--seed", "S", whole_number(0), "of random weights", 0)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
+    add_value(parser, "--seed", "S", whole_number(0), "seed of random weights", 0)
     add_training_arguments(parser)
     add_flag(parser, "--force", "write into a folder that has files")
 

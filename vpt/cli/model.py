@@ -31,15 +31,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "images only (`vpt --list-models` lists others)",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
-    add_value(model, "--device", "D", _device, "cpu, cuda, cuda:1, ...; a GPU if there is one")
+    add_value(
+        model, "--device", "D", _device, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
+    )
     longest = (
         "longer side to which images are shrunk before the model sees them, 0 for no limit "
         "(default: as the model says; released models: 512)"
     )
     add_value(model, "--image-resolution", "N", whole_number(0), longest)
-    decoder = "decodes the depth maps that the model writes; by default that in the model's folder"
+    decoder = "decoder of the depth maps that the model writes (default: the one in its folder)"
     add_path(model, "--depth-tokenizer", "DIR_OR_PTH", decoder)
-    model.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
 
 
 def add_request_arguments(

@@ -25,16 +25,16 @@ EXIT_FAULTS = 1
 
 EXIT_CODES = """\
 exit codes:
-  0    fine
+  0    success
   1    vpt ask: some images of a folder failed; vpt data: something is wrong with the data;
        vpt eval: no sample was answered; else a bug, shown with a traceback
   2    wrong usage
   3    an input image cannot be used
   4    the model cannot be loaded or built, or its numbers are not finite
   5    out of memory
-  6    a service that was asked, as a judge, is down or refuses
+  6    a service, such as a judge, is down or refuses the request
   130  interrupted with Ctrl-C
-  141  the reader of stdout went away
+  141  the reader of stdout has ended
 """
 
 
@@ -86,7 +86,7 @@ def build_parser(program: Command | CommandGroup, prog: str = "vpt") -> argparse
             help=about,
         )
         if program.models:
-            about = "show the models that there are, each with the command that runs it, and exit"
+            about = "show the available models, each with the command that runs it, and exit"
             parser.add_argument(
                 "--list-models", action="version", version=program.models, help=about
             )

@@ -28,7 +28,12 @@ from vpt.released import models_text
 COMMANDS = CommandGroup(
     help="",
     description="Run multimodal LLMs that decide by themselves to look again.",
-    examples='example:\n  vpt ask photo.jpg "What does the sign say?"',
+    examples=(
+        "examples:\n"
+        '  vpt ask examples/tags.jpg "What number is on the blue one?" --picture look.jpg\n'
+        "  vpt demo\n"
+        "  vpt COMMAND --help"
+    ),
     models=models_text(),
     commands={
         "ask": ask.COMMAND,

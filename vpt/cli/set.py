@@ -63,11 +63,11 @@ _SETTINGS = (
     _Setting(
         "mask",
         "para_mask_id",
-        "what is hidden from the model in training once it has called, so that the answer has to "
-        "come from the call",
+        "part of the prompt that is masked in training after a call, so that the answer depends "
+        "on the result of the call",
         {"none": 0, "question": 1, "question+image": 2},
     ),
-    _Setting("mask-ratio", "para_mask_ratio", "share of the samples in which it is hidden, 0 to 1"),
+    _Setting("mask-ratio", "para_mask_ratio", "share of the samples with a mask, 0 to 1"),
 )
 
 
@@ -108,17 +108,17 @@ def _former_name(text: str) -> tuple[str, ...]:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "folder", "FOLDER", "a VPT model, as saved")
     add_training_arguments(parser)
-    most = "pixels that an image or a crop is shrunk to, at most; 28x28 are one token"
+    most = "maximum number of pixels of an image or crop; 28x28 are one token"
     add_value(parser, "--max-pixels", "N", whole_number(_TOKEN_PX**2), most)
     reset = (
-        "draw the conditioning layers of these branches again, from small weights, e.g. dino,sam; "
-        "for branches whose features the conditioning drowns"
+        "initialise the conditioning layers of these branches again with small weights, e.g. "
+        "dino,sam; for branches whose conditioning exceeds their features"
     )
     add_value(parser, "--reset-conditioning", "NAMES", branch_names, reset)
     parser.add_argument(
         "--fresh-steering", dest="reset_conditioning", type=_former_name, help=argparse.SUPPRESS
     )
-    add_value(parser, "--seed", "S", whole_number(0), "of those weights", 0)
+    add_value(parser, "--seed", "S", whole_number(0), "seed of those weights", 0)
 
 
 def _set(args: argparse.Namespace) -> None:
@@ -232,9 +232,9 @@ def _replace_weights(model: VPTForConditionalGeneration, folder: Path) -> None:
 
 
 COMMAND = Command(
-    help="set how a model is trained next",
+    help="change the training settings of a model folder",
     description=(
-        "Set what LLaMA-Factory's YAML has no key for, in a model folder.\n"
+        "Change settings of a model folder for which LLaMA-Factory's YAML has no key.\n"
         "--alignment and --max-pixels also hold when the model is asked; --reset-conditioning\n"
         "changes weights."
     ),

@@ -120,7 +120,7 @@ class Sampling:
         most=1,
         excludes_least=True,
     )
-    seed: int = _option(int, 0, "of sampling", "Seed", metavar="S", most=2**64 - 1)
+    seed: int = _option(int, 0, "seed of sampling", "Seed", metavar="S", most=2**64 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -163,9 +163,9 @@ class Request:
         choices=PERCEPTION_MODES,
         canonical=canonical_mode,
     )
-    max_calls: int = _option(int, 4, "calls at most", "Calls at most", metavar="N")
+    max_calls: int = _option(int, 4, "maximum number of calls", "Calls at most", metavar="N")
     max_new_tokens: int = _option(
-        int, 256, "tokens written at most", "Tokens at most", metavar="N", least=1
+        int, 256, "maximum number of tokens to write", "Tokens at most", metavar="N", least=1
     )
     constrain: bool = _option(
         bool,

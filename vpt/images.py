@@ -76,7 +76,8 @@ class ImageLimits:
             TIFF is decoded as one block.
         allowed_media_domains: hosts from which remote images are fetched, such as
             ``("upload.wikimedia.org",)``; ``("*",)`` permits every public host. None by default.
-        max_fetch_s: seconds to fetch a remote image, redirects included, names resolved.
+        max_fetch_s: seconds to fetch a remote image, redirects included; a name server that is
+            slow to answer is not interrupted.
 
     Raises:
         ImageError: if a limit is not positive, or the hosts are not a list of names.

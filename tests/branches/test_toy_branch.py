@@ -17,7 +17,7 @@ from vpt.branches.encoder import EncoderBranch, complete_settings
 from vpt.evaluation.evaluation import main as evaluate
 from vpt.model.encoding import RowEncoder, collate
 from vpt.protocol.tokens import BRANCH_TOKENS, BranchRow
-from vpt.view.picture import draw
+from vpt.view.picture import draw, shown_in_panels
 from vpt.view.renderers import seen_box_px
 from vpt.view.timeline import timeline_html
 
@@ -174,8 +174,9 @@ def test_picture_and_timeline_show_the_look(answer, photo):
     assert seen_box_px("toy", (120, 60)) == pytest.approx((30, 0, 90, 60), abs=1)
     image = Image.open(photo).convert("RGB")
     without = vpt.Trace.from_dict({**answer.trace.to_dict(), "calls": []})
-    drawn, plain = draw(answer.trace, [image]), draw(without, [image])
-    assert drawn.size[1] > plain.size[1] or drawn.size[0] > plain.size[0]
+    drawn, plain = shown_in_panels(answer.trace), shown_in_panels(without)
+    assert len(drawn) == len(plain) + len(answer.trace.calls) > len(plain)
+    assert draw(answer.trace, [image]) != draw(without, [image])
     assert "the toy encoder" in timeline_html(answer.trace)
 
 

@@ -58,9 +58,13 @@ SLIDERS = {"max_calls": 1, "max_new_tokens": 1, "temperature": 0.05, "top_p": 0.
 """Settings that have a slider, with its step."""
 
 HIGHEST_TEMPERATURE = 2  # of the slider
-BEFORE_A_RUN = """() => {
-    document.querySelectorAll(".toast-close").forEach(button => button.click());
-    if (innerWidth < 768) scrollTo(0, 0);
+TO_THE_ANSWER = "() => { if (innerWidth < 768) scrollTo(0, 0) }"
+ONE_ERROR = """() => {
+    const closeOthers = added => document.querySelectorAll(".toast-close").forEach(
+        button => added.contains(button) || button.click());
+    new MutationObserver(changes => changes.forEach(({addedNodes}) => addedNodes.forEach(
+        node => node.querySelector?.(".toast-close") && closeOthers(node)
+    ))).observe(document.body, {childList: true, subtree: true});
 }"""
 HINT = (
     "Is this the right place? Mark two corners on the photo, or type the box in pixels; "
@@ -80,6 +84,7 @@ def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
         with gr.Row(elem_id="page"):  # page.css lays its columns out
             inputs, outputs = _Inputs(), _Outputs()
         _wire(inputs, outputs, model)
+        app.load(None, js=ONE_ERROR, api_name="one_error")
     app.queue(max_size=MOST_WAITING, default_concurrency_limit=AT_ONCE)
     return app
 
@@ -96,7 +101,7 @@ class _Inputs:
 
     def _add_question(self) -> None:
         self.picture = gr.Image(
-            type="filepath", label="Image", sources=["upload", "clipboard"], height=320
+            type="filepath", label="Image", sources=["upload", "clipboard"], height=260
         )
         # Gradio would open the file itself, without limits and without words for what is wrong.
         self.picture.preprocess = lambda payload: payload and payload.path
@@ -300,7 +305,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
         take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
     ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
     starts = [*ask, inputs.gallery.click, outputs.look_there.click, inputs.upload.upload]
-    gr.on(starts, None, js=BEFORE_A_RUN, api_name="before_a_run")
+    gr.on(starts, None, js=TO_THE_ANSWER, api_name="to_the_answer")
     inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
     chosen, photo = [outputs.trace, outputs.results], outputs.pictures["photo"]
     outputs.results.input(handlers.choose, chosen, outputs.drawn, api_name="choose_look")

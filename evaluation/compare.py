@@ -1,4 +1,4 @@
-"""Two runs side by side: samples that the second fixed or broke, and the test of the difference."""
+"""Comparison of two runs: fixed and broken samples, and the test of the difference."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def compare(
     results_b: Mapping[str, Any],
     records_b: Iterable[Record],
 ) -> Comparison:
-    """Set two runs (``results.json`` and records) side by side, over samples that both answered.
+    """Compare two runs (``results.json`` and records) over the samples that both scored.
 
     Raises:
         DataError: if the runs have no scored sample in common.
@@ -160,7 +160,7 @@ def compare(
 
 
 def compare_folders(a: Path, b: Path) -> Comparison:
-    """Set the runs of two folders side by side; they are named by model and folder."""
+    """Compare the runs of two folders; they are named by model and folder."""
     run_a, run_b = RunFolder(a), RunFolder(b)
     results_a, results_b = run_a.read_results(), run_b.read_results()
     found = compare(results_a, run_a.read_all(), results_b, run_b.read_all())

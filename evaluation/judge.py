@@ -103,7 +103,7 @@ async def judge_all(
     cache_file: Path | None = None,
     on_done: Callable[[int, Judgement], None] | None = None,
 ) -> list[Judgement]:
-    """Have answers scored.
+    """Score answers by a judge.
 
     Equal items are asked once. Each reply is stored in the cache file as it comes, also one without
     a readable score: at temperature 0 asking again gives the same. So a second run makes no call,
@@ -255,7 +255,7 @@ def _judge(reply: str, *, from_cache: bool) -> Judgement:
 def judge_records(
     records: Sequence[Record], settings: JudgeSettings, cache_file: Path
 ) -> tuple[list[Record], dict[str, Any], list[dict[str, str]]]:
-    """Have the answers of a run judged; raises as :func:`judge_all`.
+    """Score the answers of a run by a judge; raises as :func:`judge_all`.
 
     Returns:
         The records, with :data:`SCORE` among their scores if the judge scored them; the entries

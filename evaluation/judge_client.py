@@ -22,7 +22,7 @@ _MAX_SAID = 300  # characters of a server's own words that go into a reason
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply; the reason never contains the key.
+    """The reason of a missing reply; it never contains the key.
 
     Attributes:
         is_unreachable: no connection to the server could be made, or it broke.

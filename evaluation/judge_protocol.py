@@ -1,4 +1,4 @@
-"""What a judge is asked, and how: VPT's released prompt, for a score from 0 to 1, and settings.
+"""Settings of a judge, and the released prompt of VPT for a score from 0 to 1.
 
 The prompt is to the letter ``evaluation_prompt`` (`evaluation/evaluation.py`) and ``genquery``
 (`evaluation/gpt.py`) of https://github.com/yu-rp/VisualPerceptionToken at commit fb5aa5c, after
@@ -27,7 +27,7 @@ from vpt.errors import PromptError
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which judge is asked, and how.
+    """Endpoint, model and limits of a judge.
 
     The key comes from an environment variable and is never stored. A server on the loopback
     interface needs none.

@@ -238,7 +238,9 @@ class RunFolder:
             if self.has_results():  # of a release that stored no parts
                 return [{"started": None, "seconds": self.read_results()["seconds"]}]
         except (OSError, ValueError) as exc:
-            raise DataError(f"cannot read {file} ({exc}); delete it to count time anew") from exc
+            raise DataError(
+                f"cannot read {file} ({exc}); delete it to measure the time from now on"
+            ) from exc
         return []
 
     def write_parts(self, parts: Sequence[Mapping[str, Any]]) -> None:

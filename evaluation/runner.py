@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to ask every sample of a split.
+    """Condition under which every sample of a split is asked.
 
     Attributes:
         options: of :class:`vpt.inference.request.Request`.
@@ -76,7 +76,7 @@ def find_conditions(names: Sequence[str]) -> list[Condition]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen, as in a ``Request``, and with its checks; a change is another run.
+    """Decoding settings, checked as in a ``Request``; another value is another run.
 
     Attributes:
         max_new_tokens: per answer, calls included; ``None`` for what the split says.

@@ -1,4 +1,4 @@
-"""A sample: what is asked about which images, the right answer, and the box of the evidence."""
+"""Samples: images, question, accepted answers, and the box of the evidence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row of which no sample could be made; it is counted, never dropped."""
+    """A row that is not a valid sample; it is counted as a failure, never dropped."""
 
     id: str
     problem: str

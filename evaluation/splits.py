@@ -1,4 +1,4 @@
-"""Benchmark splits: what each asks, where its file is, how it is asked and scored."""
+"""Benchmark splits: data files, prompts and scores."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
     folder = name.lower()
     return Split(
         name=name,
-        about="how many there are of something",
+        about="number of objects",
         paper=f"https://arxiv.org/abs/{paper}",
         license=license,
         how_to_get=(
@@ -163,27 +163,27 @@ def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
 
 
 _TABLE = (
-    _released("DocVQA", "region", "anls", "what scanned documents say (0.9k)",
+    _released("DocVQA", "region", "anls", "text in scanned documents (0.9k)",
               "arxiv.org/abs/2007.00398", "www.docvqa.org/datasets/docvqa"),
     _released("TextVQA", "region", "vqa_accuracy", "text in photos (0.5k)",
               "arxiv.org/abs/1904.08920", "textvqa.org"),
-    _released("TextCap", "region", "contains", "text in photos, asked about captions (8.5k)",
+    _released("TextCap", "region", "contains", "text in photos, questions made of captions (8.5k)",
               "arxiv.org/abs/2003.12462", "textvqa.org/textcaps"),
-    _released("DUDE", "region", "anls", "what pages of documents say (0.6k)",
+    _released("DUDE", "region", "anls", "text on pages of documents (0.6k)",
               "arxiv.org/abs/2305.08455", "huggingface.co/datasets/jordyvl/DUDE_loader"),
-    _released("GQA", "region", "contains", "things and their relations",
+    _released("GQA", "region", "contains", "objects and their relations",
               "arxiv.org/abs/1902.09506", "cs.stanford.edu/people/dorarad/gqa/download.html"),
-    _released("OI", "region", "contains", "things and what they do, in Open Images (1k)",
+    _released("OI", "region", "contains", "objects and actions in Open Images (1k)",
               "arxiv.org/abs/1811.00982", "github.com/cvdfoundation/open-images-dataset"),
-    _released("VSR", "region", "contains", "where things are, seen from others (0.4k)",
+    _released("VSR", "region", "contains", "positions of objects relative to each other (0.4k)",
               "arxiv.org/abs/2205.00363", "github.com/cambridgeltl/visual-spatial-reasoning"),
-    _released("CUB_Birds", "action", "contains", "what birds look like (0.5k)",
+    _released("CUB_Birds", "action", "contains", "features of birds (0.5k)",
               "www.vision.caltech.edu/datasets/cub_200_2011",
               "data.caltech.edu/records/65de6-vp158"),
-    _released("Flickr30k", "action", "caption", "what goes on in photos (1.5k)",
+    _released("Flickr30k", "action", "caption", "captions of photos (1.5k)",
               "shannon.cs.illinois.edu/DenotationGraph",
               "shannon.cs.illinois.edu/DenotationGraph", 256),
-    _released("POPE", "action", "yes_no", "whether something is there, yes or no (3k)",
+    _released("POPE", "action", "yes_no", "presence of objects, yes or no (3k)",
               "arxiv.org/abs/2305.10355", "cocodataset.org"),
     _released("LLaVA_COCO_free", "action", "caption", "open questions about photos (1k)",
               "arxiv.org/abs/2304.08485", "cocodataset.org", 512),
@@ -197,7 +197,7 @@ _TABLE = (
     _counting("SEED_count", "AILab-CVC/SEED-Bench", "2307.16125", "CC-BY-NC-4.0"),
     Split(
         name="VStar",
-        about="small things in large photos, V*Bench (191)",
+        about="small objects in large photos, V*Bench (191)",
         paper="https://arxiv.org/abs/2312.14135",
         license=f"unknown, see {_HUB}/craigwu/vstar_bench",
         how_to_get=(
@@ -210,7 +210,7 @@ _TABLE = (
     ),
     Split(
         name="embedded_heldout",
-        about="generated pictures that the embedded model never saw",
+        about="generated images, held out from the training of the embedded model",
         paper="",
         license="Apache-2.0 (this project); the digits in it CC-BY-4.0 (UCI, scikit-learn)",
         how_to_get="Make it with `python -m recipes make-embedded`.",

@@ -1,4 +1,4 @@
-"""A card: everything the page shows of one sample under one condition, with its figures."""
+"""Cards: one sample under one condition each, with figures, answer and scores."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def shown_size(size_wh: tuple[int, int]) -> tuple[int, int]:
 
 
 def open_by_name(record: Record) -> list[LoadedImage]:
-    """Open a sample's images by their names, which are paths for most splits."""
+    """Open the images of a sample by their names, which are paths for most splits."""
     return [load_image(name) for name in record.images]
 
 
@@ -150,7 +150,7 @@ def _share(value: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class Card:
-    """What is shown of a sample."""
+    """The content of a card."""
 
     record: Record
     score: str  # name of the score that decides

@@ -1,4 +1,4 @@
-"""What a prediction is worth: pure functions, and the table of those that a split can name."""
+"""Scores of predictions: pure functions, and the table of those that a split can name."""
 
 from vpt.evaluation.scores.choices import (
     contains_answer,

@@ -126,9 +126,9 @@ def _caption_summary(records: Sequence[Record]) -> Mapping[str, float]:
 _TABLE = (
     _by_answers("anls", "spelling close to a reference (ANLS)", anls),
     Score("caption", "ROUGE-L, chrF; BLEU-4 over all", _caption, _caption_summary),
-    _by_answers("contains", "a reference stands in the answer", contains_answer),
+    _by_answers("contains", "the answer contains a reference", contains_answer),
     Score("count_accuracy", "the right number", _count, _means("count_accuracy", "unparsed")),
-    _by_answers("exact_match", "the answer is a reference", exact_match),
+    _by_answers("exact_match", "the answer equals a reference", exact_match),
     Score(
         "multiple_choice",
         "the right option",

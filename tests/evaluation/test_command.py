@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vpt.cli.run import main as vpt_main
 from vpt.evaluation.evaluation import main
 from vpt.evaluation.records import RunFolder
 
@@ -76,6 +77,12 @@ def test_wrong_words_are_told(words, code, message, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_words_of_the_script_work_in_vpt_too(capsys):
+    for words in (["compare", "a", "b"], ["eval", "compare", "a", "b"]):
+        assert vpt_main(words) == 2
+        assert "a holds no results" in capsys.readouterr().err
 
 
 def test_a_run_is_not_gone_on_with_where_it_must_not_be(own_split, random_model, tmp_path, capsys):

@@ -1,5 +1,5 @@
 "use strict";
-// The gallery: shows the cards that fit the filters, one page at a time.
+// The gallery: the cards that match the filters, one page at a time.
 (() => {
   const gallery = document.getElementById("gallery");
   if (!gallery) return;
@@ -55,7 +55,7 @@
     remember();
   }
 
-  // The choice stands in the address, so that it can be sent on and survives a reload.
+  // The address contains the filters, so that a link or a reload shows the same samples.
   function remember() {
     const state = new URLSearchParams();
     for (const select of selects) {

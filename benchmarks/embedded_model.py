@@ -201,14 +201,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     results["true region"] = accuracies(regions, oracle)
     far = run(runtime, regions, "wrong region", region=lambda entry: _elsewhere(cell_of(entry)))
     results["wrong region"] = accuracies(regions, far)
-    engine = runtime.engine(args.batch_size)
+    engine = runtime.engine
     for name, change in (
         ("control state zeroed", torch.zeros_like),
         ("control state shuffled", shuffled(runtime, args.batch_size)),
     ):
         engine.intervene = change
         results[name] = accuracies(reencoded, run(runtime, reencoded, name))
-        assert runtime.engine(args.batch_size) is engine
+        assert runtime.engine is engine
     engine.intervene = None
     for zeroed in (False, True):
         name = "question hidden" + ", state zeroed" * zeroed

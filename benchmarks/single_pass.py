@@ -49,7 +49,6 @@ from transformers.generation.streamers import BaseStreamer
 from two_pass import TwoPassEngine
 
 from vpt.images import LoadedImage
-from vpt.inference.cache import ATTENTION_NAME
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import Append, CallEvent, Exchange, ResultEvent, StopEvent, TokenEvent
@@ -72,6 +71,7 @@ CALL_LENGTHS = {"region": 7, "clip": 1, "dino": 1}  # tokens the model chooses t
 MIXED_MODES = ("none", "region", "clip", "dino")
 NUM_REQUESTS = 8
 EXTENSION_SIZES = (32, 64, 128, 256, 512)
+CAPACITY = 4096  # tokens of a stream
 GOAL_WHOLE_ANSWER = 3.0  # two passes / one pass, at least
 GOAL_DECODING = 1.05  # ours / transformers' generate per token, at most
 
@@ -181,16 +181,15 @@ def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[
 
 @dataclass
 class KVCopies:
-    """Counts the bytes of keys and values that are copied from one place to another.
+    """Counts the bytes of keys and values in deep copies of a cache.
 
-    Deep copies of a cache, and what a slot cache moves when it grows, by the shapes of the
-    tensors. Not counted: ``torch.cat`` inside ``DynamicCache``, by which each of its updates
-    makes new tensors (two passes and ``generate`` pay for it, ours does not use it).
+    Not counted: ``torch.cat`` inside ``DynamicCache``, by which each of its updates makes new
+    tensors. The slot cache has fixed buffers, and no prefixes are kept here, so ours copies none.
     """
 
     num_bytes: int = 0
 
-    def watch(self, engine: Any) -> Any:
+    def watch(self) -> Any:
         """Count during a ``with`` block."""
         original = copy.deepcopy
 
@@ -199,18 +198,13 @@ class KVCopies:
                 self.num_bytes += sum(la.keys.nbytes + la.values.nbytes for la in value.layers)
             return original(value, memo)
 
-        if not isinstance(engine, Engine):
-            return mock.patch.object(copy, "deepcopy", deepcopy)
-        cache = engine.cache
-        reserve = cache.reserve
+        return mock.patch.object(copy, "deepcopy", deepcopy)
 
-        def counted_reserve(capacity: int) -> None:
-            filled, before, held = max(cache.lengths), cache.capacity, cache.num_bytes
-            reserve(capacity)
-            if cache.capacity != before:
-                self.num_bytes += held * filled // before
 
-        return mock.patch.multiple(cache, reserve=counted_reserve)
+def engine_of(bench: Bench, num_slots: int = 1) -> Engine:
+    """An engine that keeps no prefixes: each repeat costs what the first one costs."""
+    encoders = Encoders(bench.model, bench.processor)
+    return Engine(bench.model, encoders, num_slots, CAPACITY, prefix_bytes=0)
 
 
 def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
@@ -223,13 +217,11 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
         max_calls=1,
         max_new_tokens=bench.new_tokens + CALL_LENGTHS[mode],
     )
-    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    engine = engine_of(bench)
     facts: dict[str, dict[str, Any]] = {"single_pass": {}, "two_pass": {}}
 
     def run(name: str, watch: bool = False) -> Run:
         one = engine if name == "single_pass" else TwoPassEngine(bench.model, bench.processor)
-        implementation = ATTENTION_NAME if name == "single_pass" else "sdpa"
-        bench.model.model.language_model.config._attn_implementation = implementation
         engine.encoders.cache = FeatureCache()  # the first look costs what it costs
         before = (one.num_tokens_run, one.num_forwards, one.encoders.num_encoded)
         copies = KVCopies()
@@ -237,7 +229,7 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats(bench.device)
             held = torch.cuda.memory_allocated(bench.device)
         if watch:
-            with copies.watch(one):
+            with copies.watch():
                 result = run_answer(bench, one, request)
             facts[name]["kv_bytes_copied"] = copies.num_bytes
         else:
@@ -254,10 +246,7 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
 
     def run_afresh(name: str) -> None:
         two_pass = TwoPassEngine(bench.model, bench.processor)
-        encoders = Encoders(bench.model, bench.processor)
-        one = two_pass if name == "two_pass" else Engine(bench.model, encoders)
-        implementation = "sdpa" if name == "two_pass" else ATTENTION_NAME
-        bench.model.model.language_model.config._attn_implementation = implementation
+        one = two_pass if name == "two_pass" else engine_of(bench)
         run_answer(bench, one, request)
 
     names = tuple(facts)
@@ -312,7 +301,7 @@ def measure_plain_answer(bench: Bench) -> dict[str, Any]:
         constrain=False,
     )
     plain = plain_model(bench.model)
-    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    engine = engine_of(bench)
     contestants = {
         "ours": lambda: run_answer(bench, _fresh(engine), request),
         "generate": lambda: _run_generate(bench, plain, image),
@@ -366,7 +355,13 @@ def _run_generate(bench: Bench, plain: Any, image: LoadedImage) -> Run:
 
 def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
     """Requests of mixed modes on different pictures, many streams at once and one by one."""
-    runtime = Runtime(bench.model, bench.processor)
+    runtime = Runtime(
+        bench.model,
+        bench.processor,
+        max_num_seqs=batch_size,
+        max_model_len=CAPACITY,
+        prefix_cache_bytes=0,
+    )
     requests = [
         runtime.request(
             picture(bench.size.image_wh, seed=number),
@@ -377,7 +372,6 @@ def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
         )
         for number in range(NUM_REQUESTS)
     ]
-    runtime.engine(batch_size)
 
     def run(size: int) -> Run:
         runtime.encoders.cache = FeatureCache()
@@ -406,11 +400,10 @@ def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
 @torch.inference_mode()
 def measure_extension(bench: Bench) -> dict[str, Any]:
     """Appending tokens behind a prompt, against running prompt and tokens anew."""
-    engine = Engine(bench.model, Encoders(bench.model, bench.processor))
+    engine = engine_of(bench)
     prompt = bench.processor.prompt(QUESTION, [picture(bench.size.image_wh)])
-    room = max(EXTENSION_SIZES)
     base = engine.open()
-    engine.extend(base, prompt, reserve=room)  # the picture's features are kept from now on
+    engine.extend(base, prompt)  # the picture's features are kept from now on
     engine.close(base)
     generator = torch.Generator().manual_seed(0)
     rows: dict[int, dict[str, Any]] = {}
@@ -419,7 +412,7 @@ def measure_extension(bench: Bench) -> dict[str, Any]:
 
         def append(ids: tuple[int, ...] = ids) -> Any:
             stream = engine.open()
-            engine.extend(stream, prompt, reserve=room)
+            engine.extend(stream, prompt)
             start = bench.now()
             engine.extend(stream, [TokenPiece(ids)])
             took = _since(start, bench.now())

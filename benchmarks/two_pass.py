@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vpt.branches import Features
-from vpt.inference.engine import AppendedImage, Encoded, Extension, Stream, branch_and_image
+from vpt.inference.engine import Encoded, branch_and_image
 from vpt.inference.features import Encoders, FeatureCache
+from vpt.inference.sampling import Choice, RuleTable, choose, pack
+from vpt.inference.stream import AppendedImage, Extension, Stream
 from vpt.model.generation import CACHE
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
@@ -34,6 +36,15 @@ from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VP
 class _History(Stream):
     pieces: list[Piece] = field(default_factory=list)
     past: DynamicCache | None = None
+
+
+@dataclass
+class Waiting:
+    """Pieces that wait to be appended to a stream, and the result once they are."""
+
+    stream: Stream
+    pieces: Sequence[Piece]
+    extension: Extension | None = None
 
 
 class TwoPassEngine:
@@ -53,6 +64,7 @@ class TwoPassEngine:
         self.encoders = Encoders(model, processor, FeatureCache(max_bytes=0))
         self._language_model = model.model.language_model
         self._branch_of_action = {model.config.action_id(b): b for b in model.config.branches}
+        self._rules = RuleTable(model.lm_head.weight.shape[0], self._device)
         self.num_tokens_run = 0
         self.num_forwards = 0
 
@@ -63,6 +75,14 @@ class TwoPassEngine:
     def close(self, stream: Stream) -> None:
         """End a stream."""
 
+    def keep(self, stream: Stream) -> None:
+        """Nothing: the released protocol begins anew."""
+
+    @property
+    def num_free_slots(self) -> int:
+        """There is always one."""
+        return 1
+
     def is_action(self, token_id: int) -> bool:
         """Whether a token is a control token."""
         return token_id in self._branch_of_action
@@ -71,12 +91,31 @@ class TwoPassEngine:
         """Nothing: the released protocol encodes within each round."""
         return [[] for _ in groups]
 
+    def begin(self, stream: Stream, pieces: Sequence[Piece], encoded: Encoded) -> Waiting:
+        """Pieces that wait to be appended."""
+        return Waiting(stream, pieces)
+
+    def prefill(self, prefills: Sequence[Waiting]) -> None:
+        """Append all that waits, one after the other."""
+        for one in prefills:
+            one.extension = self.extend(one.stream, one.pieces)
+
+    def choose(self, logits: Sequence[Tensor], choices: Sequence[Choice]) -> list[int]:
+        """As ``Engine.choose``: the choice is not what differs."""
+        packed = pack(choices, self._rules)
+        return choose(torch.stack(list(logits)), packed, self._rules).tolist()
+
+    def decode(
+        self, streams: Sequence[Stream], token_ids: Sequence[int], choices: Sequence[Choice]
+    ) -> list[int]:
+        """Append one token to each stream and choose the next ones."""
+        return self.choose(list(self.step(streams, token_ids)), choices)
+
     @torch.inference_mode()
     def extend(
         self,
         stream: Stream,
         pieces: Sequence[Piece],
-        reserve: int = 0,
         encoded: Encoded | None = None,
     ) -> Extension:
         """Rebuild the stream with these pieces behind it; as ``Engine.extend``."""

@@ -71,7 +71,7 @@ class VPT(lmms):
         max_calls: int = Request.max_calls,
         max_new_tokens: int | None = None,
         constrain: bool = Request.constrain,
-        look_at: str = Request.look_at,
+        look_at: str | int = Request.look_at,
         seed: int = Sampling.seed,
     ) -> None:
         super().__init__()

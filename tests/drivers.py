@@ -6,9 +6,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
 from vpt.images import load_image
 from vpt.inference.conversation import Conversation
-from vpt.inference.engine import AppendedImage
 from vpt.inference.events import Append, Step
 from vpt.inference.request import Request
+from vpt.inference.stream import AppendedImage
 from vpt.model.generation import PerceptionLogitsProcessor
 from vpt.model.processing import TokenPiece
 from vpt.protocol.tokens import TURN_END

@@ -245,10 +245,10 @@ def test_a_runtime_answers_messages_as_images_and_a_question(embedded):
     ("arguments", "words"),
     [
         (
-            {"messages": [*MESSAGES, {"role": "assistant", "content": "3"}, *MESSAGES]},
-            "one user tu",
+            {"messages": [*MESSAGES, {"role": "assistant", "content": "3"}]},
+            "end with the user's, .* not user, assistant",
         ),
-        ({"messages": [{"role": "system", "content": "a"}]}, "not system; a chat of several turns"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "end with the user's, .* not system"),
         (
             {"messages": MESSAGES, "question": "What?"},
             "pass messages alone, or images and question",

@@ -98,9 +98,9 @@ def test_a_cancelled_stream_stops_computing(runtime):
     events = runtime.stream(PHOTO, "What?", max_new_tokens=500)
     next(events)
     events.close()
-    before = runtime.engine().num_tokens_run
+    before = runtime.engine.num_tokens_run
     runtime.ask(PHOTO, "What?", max_new_tokens=2)
-    assert runtime.engine().num_tokens_run - before < 200
+    assert runtime.engine.num_tokens_run - before < 200
 
 
 def test_two_interleaved_streams_do_not_disturb_each_other(runtime):
@@ -195,11 +195,11 @@ def test_an_intervention_changes_what_a_control_state_steers(runtime):
         return runtime.ask(PHOTO, "What?", **ask).trace.calls[0].scores
 
     before = scores()
-    runtime.engine().intervene = torch.zeros_like
+    runtime.engine.intervene = torch.zeros_like
     try:
         assert scores() != before
     finally:
-        runtime.engine().intervene = None
+        runtime.engine.intervene = None
     assert scores() == before
 
 
@@ -217,7 +217,7 @@ def test_many_requests_keep_their_order(runtime):
 def test_a_checked_request_is_not_prepared_again(runtime, monkeypatch):
     made, whole = [], runtime.processor.prompt
     monkeypatch.setattr(
-        runtime.processor, "prompt", lambda *args: (made.append(args), whole(*args))[1]
+        runtime.processor, "prompt", lambda *a, **k: (made.append(a), whole(*a, **k))[1]
     )
     request = runtime.request(PHOTO, "What?", max_new_tokens=3)
     copies = [copy.copy(request), pickle.loads(pickle.dumps(request))]
@@ -271,7 +271,7 @@ def test_help_and_load_show_every_option(runtime):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_token": 3}, "unknown option 'max_token'; available: constrain, look_at"),
+        ({"max_token": 3}, "unknown option 'max_token'; available: constrain, history, look_at"),
         ({"temperature": -1}, "temperature must be a finite number of at least 0, not -1"),
         ({"perception": "dinosaur"}, "perception must be one of"),
     ],
@@ -332,10 +332,10 @@ BAD_REQUESTS = [
 
 @pytest.mark.parametrize(("wrong", "kind", "words"), BAD_REQUESTS)
 def test_a_bad_request_is_refused_before_anything_runs(runtime, wrong, kind, words):
-    before = runtime.engine().num_forwards
+    before = runtime.engine.num_forwards
     with pytest.raises(kind, match=words):
         runtime.request(**{**good_requests(1)[0], **wrong})
-    assert runtime.engine().num_forwards == before
+    assert runtime.engine.num_forwards == before
 
 
 def test_bad_requests_take_no_others_along(runtime):
@@ -355,7 +355,7 @@ def test_bad_requests_take_no_others_along(runtime):
         "expected a Request or a dict of its arguments, or images with question=, not NoneType",
         "the request has no 'images'",
     ]
-    assert runtime.engine().num_free_slots >= 4
+    assert runtime.engine.num_free_slots >= 4
 
 
 def test_an_error_is_raised_once_all_others_are_answered(runtime):
@@ -397,7 +397,7 @@ def test_an_exception_in_the_middle_belongs_to_its_request(monkeypatch, where):
     assert type(answers[2]) is RunError
     assert str(answers[2]) == "the run failed with BrokenError: ours"
     assert isinstance(answers[2].__cause__, BrokenError)
-    assert runtime.engine(5).num_free_slots == 5
+    assert runtime.engine.num_free_slots == runtime.engine.num_slots
     with pytest.raises(
         RunError, match="request 2: the run failed with BrokenError: ours"
     ) as caught:
@@ -423,46 +423,47 @@ def break_for_red(monkeypatch, runtime, where, picture):
 
         monkeypatch.setattr(owner, name, broken)
 
-    engine = runtime.engine(5)  # the third of five requests has slot 2
+    engine = runtime.engine
+    number = engine.prefixes.number((True, runtime.encoders.key("reencode", picture)))
     if where == "preprocess":
         dino = runtime.model.branches["dino"]
         raising(dino, "preprocess", lambda images: any(i.size == (60, 40) for i in images))
     elif where == "encode":
         raising(runtime.encoders, "_encode_batch", lambda _, images: picture in images)
     elif where == "project":
-        raising(engine, "_project", lambda stream, *_: stream.slot == 2)
+        raising(engine, "project", lambda stream, *_: number in stream.atoms.ids)
     elif where == "prompt":
         raising(runtime.processor, "reply", lambda looks: looks[0].image is picture)
     else:
-        raising(engine, "step", lambda streams, _: 2 in [stream.slot for stream in streams])
+        raising(
+            engine, "decode", lambda streams, *_: any(number in one.atoms.ids for one in streams)
+        )
 
 
 def test_memory_that_runs_out_for_one_is_told_as_such(runtime, monkeypatch):
-    whole = runtime.engine(3)._project
-    count = []
+    whole, streams = runtime.engine.project, []
 
-    def project(*args):
-        count.append(1)
-        if len(count) == 2:
+    def project(stream, *args):
+        if stream not in streams:
+            streams.append(stream)
+        if len(streams) > 1 and stream is streams[1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(*args)
+        return whole(stream, *args)
 
-    monkeypatch.setattr(runtime.engine(3), "_project", project)
+    monkeypatch.setattr(runtime.engine, "project", project)
     answers = runtime.ask_many(good_requests(3), batch_size=3, on_error="return")
-    assert [isinstance(answer, RunError) for answer in answers] == [False, True, False]
-    assert is_out_of_memory(answers[1])
+    (error,) = [answer for answer in answers if isinstance(answer, RunError)]
+    assert is_out_of_memory(error)
 
 
-def test_ctrl_c_is_never_swallowed(runtime, monkeypatch):
-    def interrupted(*_):
+def test_ctrl_c_is_never_swallowed(runtime):
+    def interrupted():
+        yield from good_requests(2)
         raise KeyboardInterrupt
 
-    engine = runtime.engine(2)
-    num_free = engine.num_free_slots
-    monkeypatch.setattr(engine, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runtime.ask_many(good_requests(2), batch_size=2, on_error="return")
-    assert engine.num_free_slots == num_free
+        runtime.ask_many(interrupted(), batch_size=4, on_error="return")
+    assert runtime.engine.num_free_slots == runtime.engine.num_slots
 
 
 # Numbers that are not finite --------------------------------------------------------------------
@@ -492,7 +493,7 @@ def test_a_row_of_nan_fails_what_reads_it_and_nothing_else():
     assert [answer.text for answer in answers] == alone
     with pytest.raises(NonFiniteError, match=r"not finite .* float32 or bfloat16, and check"):
         runtime.ask(**bad)
-    assert all(not buffer.any() for buffer in runtime.engine().cache.values)
+    assert all(not buffer.any() for buffer in runtime.engine.cache.values)
 
 
 @pytest.mark.parametrize("part", ["projector", "branch", "head", "tower"])

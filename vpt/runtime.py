@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -16,24 +20,28 @@ from tqdm import tqdm
 
 from vpt.answer import Answer
 from vpt.boxes import GridBox
+from vpt.chat import Chat
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
 from vpt.errors import CheckpointError, PromptError, ServiceError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, find_images, load_image
-from vpt.inference.conversation import Conversation
+from vpt.inference.conversation import Conversation, Transcript
 from vpt.inference.engine import Engine
-from vpt.inference.events import ErrorEvent, Event, Exchange, StopEvent
+from vpt.inference.events import ErrorEvent, Event, StopEvent
 from vpt.inference.features import DEFAULT_CACHE_BYTES, Encoders, FeatureCache
-from vpt.inference.request import Request, Sampling, check_number, lists_options, one_of
-from vpt.inference.scheduler import drive
+from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES
+from vpt.inference.request import Message, Request, Sampling, check_number, lists_options, one_of
+from vpt.inference.worker import Sink, Worker
 from vpt.model.hub import adapter_base, find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model, merge_adapter
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.messages import read_question
+from vpt.protocol.messages import read_conversation
 from vpt.protocol.tokens import TOWER, Vocabulary
 from vpt.trace.records import Trace
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """Folder of the model that ships with this package."""
+
+DEFAULT_NUM_SEQS = 16
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,7 +80,9 @@ class Snapshot:
 
 
 class Runtime:
-    """A loaded model, ready to be asked; not safe for use from several threads at once.
+    """A loaded model, ready to be asked, from any number of threads.
+
+    A thread of its own runs the model; requests are served in the order in which they come.
 
     Args:
         model: in evaluation mode.
@@ -82,6 +92,10 @@ class Runtime:
         limits: of input images.
         depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
             only.
+        max_num_seqs: requests that run at once; others wait.
+        max_model_len: tokens of one request with all its images, looks and answers; by default
+            what the model's context allows, bounded by half of the memory for all requests.
+        prefix_cache_bytes: memory for prompts seen before, which are not read again.
     """
 
     def __init__(
@@ -93,6 +107,9 @@ class Runtime:
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
+        max_num_seqs: int = DEFAULT_NUM_SEQS,
+        max_model_len: int | None = None,
+        prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -117,7 +134,12 @@ class Runtime:
         self.depth_tokenizer = depth_tokenizer
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
-        self._engine: Engine | None = None
+        self._settings = (
+            check_number("max_num_seqs", max_num_seqs, int, 1),
+            max_model_len and check_number("max_model_len", max_model_len, int, 1),
+            prefix_cache_bytes,
+        )
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         branches = ", ".join(self.vocabulary.branches)
@@ -191,12 +213,25 @@ class Runtime:
                 ) from exc
         return commit.commit_url
 
-    def engine(self, num_slots: int = 1) -> Engine:
-        """Return an engine with at least ``num_slots`` free slots: the last one, or a new one."""
-        if self._engine is None or self._engine.num_free_slots < num_slots:
-            self._engine = None  # free the old buffers first, if nobody holds them
-            self._engine = Engine(self.model, self.encoders, num_slots)
-        return self._engine
+    @cached_property
+    def worker(self) -> Worker:
+        """The model's thread, with its engine; made when it is first needed."""
+        num_seqs, max_len, prefix_bytes = self._settings
+        engine = Engine(self.model, self.encoders, num_seqs, max_len, prefix_bytes=prefix_bytes)
+        worker = Worker(engine)
+        weakref.finalize(self, worker.stop)
+        return worker
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; use it directly only while no request runs."""
+        with self._lock:
+            return self.worker.engine
+
+    def close(self) -> None:
+        """End the model's thread; the next request begins a new one."""
+        if "worker" in self.__dict__:
+            self.worker.stop()
 
     @lists_options
     def request(
@@ -209,7 +244,7 @@ class Runtime:
         max_calls: int = 4,
         max_new_tokens: int = 256,
         constrain: bool = True,
-        look_at: str = "first",
+        look_at: str | int = "first",
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -217,6 +252,7 @@ class Runtime:
         system: str | None = None,
         region: GridBox | None = None,
         replace_looks: str | None = None,
+        history: Sequence[Message] = (),
     ) -> Request:
         """Check and complete a request.
 
@@ -233,8 +269,8 @@ class Runtime:
             max_new_tokens: tokens written at most.
             constrain: permit well-formed calls only; otherwise malformed calls are recorded and
                 read as text.
-            look_at: the image of a call: the ``"first"`` one, or the ``"latest"``, which may be a
-                crop.
+            look_at: the image of a call: the ``"first"`` one, the ``"latest"``, which may be a
+                crop, or an index.
             temperature: 0 takes the likeliest token.
             top_k: number of likeliest tokens to sample from; 0 for all.
             top_p: probability of the likeliest tokens to sample from; 1 for all.
@@ -243,6 +279,7 @@ class Runtime:
             region: cells of the grid that the first call names in place of the model's choice.
             replace_looks: ``"blank"`` or ``"random"``, for experiments: see
                 :class:`vpt.inference.request.Request`.
+            history: earlier turns, as text and images. :meth:`chat` also keeps the looks.
 
         Raises:
             ImageError: if an image cannot be used.
@@ -250,16 +287,15 @@ class Runtime:
                 bounds, or cannot be used with this model.
         """
         if messages is not None:
-            if not images is question is system is None:
+            if not images is question is system is None or history:
                 raise PromptError("pass messages alone, or images and question without them")
-            images, question, system = read_question(messages)
-        given = list(images) if isinstance(images, list | tuple) else [images]
-        loaded = [
-            image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
-            for image in given
-        ]
+            system, turns = read_conversation(messages)
+            images, question = turns[-1].images, turns[-1].text
+            history = [
+                Message(turn.role, turn.text, self.load_images(turn.images)) for turn in turns[:-1]
+            ]
         request = Request(
-            loaded,
+            self.load_images(images),
             cast(str, question),  # which is checked there
             perception=perception,
             max_calls=max_calls,
@@ -270,10 +306,23 @@ class Runtime:
             system=system,
             region=region,
             replace_looks=replace_looks,
+            history=history,
         )
         # What the conversation refuses is refused at once; it is kept, to answer the request.
-        object.__setattr__(request, "kept", self._converse(request))
+        object.__setattr__(request, "kept", self.converse(request))
         return request
+
+    def load_images(self, images: Any) -> list[LoadedImage]:
+        """Load one image or a list, as for :meth:`request`."""
+        given = list(images) if isinstance(images, list | tuple) else [images]
+        return [
+            image if isinstance(image, LoadedImage) else load_image(image, limits=self.limits)
+            for image in given
+        ]
+
+    def chat(self, images: Any = (), **options: Any) -> Chat:
+        """Begin a conversation about these images; see :class:`vpt.chat.Chat`."""
+        return Chat(self, self.load_images(images), options)
 
     @_with_arguments_of(request)
     def ask(self, *args: Any, **options: Any) -> Answer:
@@ -287,7 +336,7 @@ class Runtime:
         (answer,) = self.ask_many([request], batch_size=1, on_error="return")
         if isinstance(answer, VPTError):
             raise answer
-        return replace(answer, images=[image.pixels for image in request.images])
+        return replace(answer, images=[image.pixels for image in request.all_images])
 
     @_with_arguments_of(request)
     def stream(self, *args: Any, **options: Any) -> Iterator[Event]:
@@ -412,7 +461,7 @@ class Runtime:
         return _events(self.watch_many(requests, batch_size))
 
     def watch_many(
-        self, requests: Iterable[Request | dict[str, Any]], batch_size: int = 8
+        self, requests: Iterable[Request | Conversation | dict[str, Any]], batch_size: int = 8
     ) -> Generator[Snapshot]:
         """Like :meth:`stream_many`, with the trace of each run as it grows."""
         batch_size = check_number("batch_size", batch_size, int, 1)
@@ -421,26 +470,50 @@ class Runtime:
         return self._watch_many(requests, batch_size)
 
     def _watch_many(self, requests: Iterable[Any], batch_size: int) -> Generator[Snapshot]:
-        runs: dict[int, tuple[Trace | None, Sequence[LoadedImage]]] = {}
+        with self._lock:
+            worker = self.worker
+        entries, running = enumerate(requests), dict[int, int]()
+        runs: dict[int, tuple[Trace, Sequence[LoadedImage]]] = {}
+        inbox: SimpleQueue[tuple[int, Event]] = SimpleQueue()
 
-        def start() -> Iterator[tuple[Exchange, Sampling] | VPTError]:
-            for index, given in enumerate(requests):
-                try:
-                    conversation = self._conversation(given)
-                except Exception as exc:
-                    yield as_vpt_error(exc)
+        def sink(index: int) -> Sink:
+            return lambda event: inbox.put((index, event))
+
+        try:
+            while True:
+                while len(running) < batch_size and (entry := next(entries, None)) is not None:
+                    index, given = entry
+                    try:
+                        conversation = self._conversation(given)
+                        request = conversation.request
+                        runs[index] = conversation.recorder.trace, request.all_images
+                        running[index] = worker.submit(
+                            conversation.run(),
+                            request.sampling,
+                            sink(index),
+                            keep=conversation.keep,
+                        )
+                    except Exception as exc:
+                        yield Snapshot(
+                            index, ErrorEvent(as_vpt_error(exc)), *runs.pop(index, (None, ()))
+                        )
+                if not running:
+                    return
+                index, event = inbox.get()
+                if isinstance(event, StopEvent | ErrorEvent):
+                    del running[index]
+                    yield Snapshot(index, event, *runs.pop(index))
                 else:
-                    runs[index] = conversation.recorder.trace, conversation.request.images
-                    yield conversation.run(), conversation.request.sampling
-
-        for index, event in drive(self.engine(batch_size), start(), batch_size):
-            is_last = isinstance(event, StopEvent | ErrorEvent)
-            run = runs.pop(index, (None, ())) if is_last else runs[index]
-            yield Snapshot(index, event, *run)
+                    yield Snapshot(index, event, *runs[index])
+        finally:
+            for key in running.values():
+                worker.cancel(key)
 
     def _conversation(self, given: Any) -> Conversation:
         """The conversation that answers a request: the one that checked it, once."""
         request = given
+        if isinstance(given, Conversation):
+            return given
         if not isinstance(given, Request):
             if not isinstance(given, dict):
                 kind = type(given).__name__
@@ -456,14 +529,15 @@ class Runtime:
         object.__setattr__(request, "kept", None)
         if isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary:  # our own
             return kept
-        return self._converse(request)
+        return self.converse(request)
 
-    def _converse(self, request: Request) -> Conversation:
+    def converse(self, request: Request, before: Transcript | None = None) -> Conversation:
+        """The conversation that answers a request, alone or as the next of an earlier one."""
         decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
         meant = self.intended_inputs
         warnings = () if meant is None else meant.warnings(request.images)
         return Conversation(
-            request, self.processor, self.vocabulary, decode, self.description, warnings
+            request, self.processor, self.vocabulary, decode, self.description, warnings, before
         )
 
 
@@ -498,6 +572,9 @@ def load(
     allowed_media_domains: Sequence[str] | None = None,
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
+    max_num_seqs: int = DEFAULT_NUM_SEQS,
+    max_model_len: int | None = None,
+    prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
     revision: str | None = None,
     subfolder: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -524,6 +601,10 @@ def load(
             no limit; by default that of the model's configuration (released models: 512).
         depth_tokenizer: folder or file of the decoder of the model's depth maps; by default the one
             in the model's folder, if there is one.
+        max_num_seqs: requests that run at once; others wait.
+        max_model_len: tokens of one request with all its images, looks and answers; by default
+            what the model's context allows, bounded by half of the memory for all requests.
+        prefix_cache_bytes: memory for prompts seen before, which are not read again.
         revision: branch, tag or commit on the hub.
         subfolder: of the model, in its folder or on the hub.
         cache_dir: folder for files of the hub; by default that of transformers.
@@ -578,6 +659,9 @@ def load(
         feature_cache_bytes=feature_cache_bytes,
         limits=limits,
         depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub),
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        prefix_cache_bytes=prefix_cache_bytes,
     )
 
 

@@ -27,10 +27,10 @@ from vpt.data.rows import (
 )
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
-from vpt.inference import scheduler
 from vpt.inference.engine import Engine
 from vpt.inference.request import Request
 from vpt.model.encoding import RowEncoder, open_row_image
+from vpt.model.generation import apply_rule_
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, branches_named
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
@@ -87,20 +87,6 @@ def test_a_built_row_is_the_recorded_one(goldens, variant, name, kind, question,
 # The runtime's own stream
 
 
-class Scripted:
-    """Chooses given tokens, and sees to it that each could have been chosen."""
-
-    is_greedy = False
-
-    def __init__(self, ids):
-        self.ids = iter(ids)
-
-    def choose(self, logits):
-        chosen = next(self.ids)
-        assert logits[chosen] > -torch.inf
-        return chosen
-
-
 @pytest.fixture(scope="module")
 def runtime():
     return vpt.Runtime(*tiny_model())
@@ -112,21 +98,25 @@ def streamed(runtime, monkeypatch):
 
     def run(image, question, mode, *said):
         ids = []
-        extend, step = Engine.extend, Engine.step
-
-        def extended(self, *args, **kwargs):
-            extension = extend(self, *args, **kwargs)
-            ids.extend(extension.token_ids)
-            return extension
-
-        def stepped(self, streams, token_ids):
-            ids.extend(token_ids)
-            return step(self, streams, token_ids)
-
-        monkeypatch.setattr(Engine, "extend", extended)
-        monkeypatch.setattr(Engine, "step", stepped)
         script = [i for text in said for i in runtime.processor.encode_text(text).ids]
-        monkeypatch.setattr(scheduler, "Sampler", lambda sampling: Scripted(script))
+
+        def choose(self, logits, choices):
+            token_id = script.pop(0)
+            assert apply_rule_(choices[0].rule, torch.zeros(len(logits[0])))[token_id] == 0
+            return [token_id]
+
+        def decode(self, streams, token_ids, choices):
+            ids.extend(token_ids)
+            return choose(self, self.step(streams, token_ids), choices)
+
+        def finish(self, prefill):
+            ids.extend(prefill.token_ids)
+            return finished(self, prefill)
+
+        finished = Engine._finish
+        for method in (choose, decode):
+            monkeypatch.setattr(Engine, method.__name__, method)
+        monkeypatch.setattr(Engine, "_finish", finish)
         request = Request([image], question, perception=mode)
         runtime.ask_many([request], batch_size=1)
         return ids

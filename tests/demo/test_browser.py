@@ -148,14 +148,14 @@ def test_the_answer_streams_and_can_be_stopped(browser, endless_url):
 
 
 def test_a_closed_page_stops_computing(browser, endless_url, endless):
-    start = endless.engine(0).num_tokens_run
+    start = endless.engine.num_tokens_run
     visit = Visit(browser, endless_url)
     visit.page.get_by_text("Settings", exact=True).first.click()
     visit.page.get_by_label("Tokens at most").first.fill("2048")
     visit.ask("Go on.")
     expect(visit.stream.locator(".facts", has_text="token").last).to_be_visible()
     visit.context.close()
-    read, engine = -1, endless.engine(0)
+    read, engine = -1, endless.engine
     while read != (read := engine.num_tokens_run):
         time.sleep(2)
     assert engine.num_free_slots == 1 and read < start + 2048

@@ -222,13 +222,13 @@ def test_two_people_are_answered_at_once(url, picture, plain):
 
 def reads(runtime, seconds=1.0):
     """Tokens that a model reads in some time."""
-    before = runtime.engine(0).num_tokens_run
+    before = runtime.engine.num_tokens_run
     time.sleep(seconds)
-    return runtime.engine(0).num_tokens_run - before
+    return runtime.engine.num_tokens_run - before
 
 
 def test_a_cancelled_question_stops_computing(endless_client, endless, picture):
-    start, image = endless.engine(0).num_tokens_run, handle_file(str(picture))
+    start, image = endless.engine.num_tokens_run, handle_file(str(picture))
     given = image, "Go on.", False, *settings("none", 2048)
     job = endless_client.submit(*given, api_name="/ask")
     while len(job.outputs()) < 3:
@@ -239,5 +239,5 @@ def test_a_cancelled_question_stops_computing(endless_client, endless, picture):
     while reads(endless) and time.monotonic() < deadline:
         pass
     assert reads(endless) == 0
-    engine = endless.engine(0)
+    engine = endless.engine
     assert engine.num_free_slots >= 1 and engine.num_tokens_run < start + 2048

@@ -155,14 +155,14 @@ def test_any_exception_of_one_sample_is_its_failed_record(runtime, samples, monk
         score = dataclasses.replace(asked.score, per_sample=fails_for_2(asked.score.per_sample))
         asked = dataclasses.replace(asked, score=score)
     else:
-        whole = Conversation._reserve
+        whole = Conversation._source
 
-        def reserve(conversation):
+        def source(conversation):
             if conversation.request.question == "Number 2?":
                 raise KeyError("ours")
             return whole(conversation)
 
-        monkeypatch.setattr(Conversation, "_reserve", reserve)
+        monkeypatch.setattr(Conversation, "_source", source)
     records = {r.id: r for r in run_task(runtime, asked, samples, DECODING, batch_size=3)}
     assert {i for i, record in records.items() if record.error} == {"2"}
     assert len(records) == 5

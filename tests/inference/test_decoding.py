@@ -13,7 +13,7 @@ from tiny_model import byte_tokenizer, tiny_model
 
 from vpt.errors import PromptError
 from vpt.inference.request import Sampling
-from vpt.inference.scheduler import Sampler
+from vpt.inference.sampling import Choice, RuleTable, choose, pack
 from vpt.model.building import add_perception_tokens
 from vpt.model.generation import NOT_FINITE, PerceptionLogitsProcessor, apply_rule_, likeliest
 from vpt.protocol.calls import parse_turn
@@ -284,8 +284,12 @@ def logits_of(seed, size=50):
 
 
 def draw(sampling, logits, num):
-    sampler = Sampler(sampling)
-    return [sampler.choose(logits) for _ in range(num)]
+    return chosen(logits.expand(num, -1), [Choice(None, sampling, i) for i in range(num)])
+
+
+def chosen(logits, choices):
+    table = RuleTable(logits.shape[-1], logits.device)
+    return choose(logits, pack(choices, table), table).tolist()
 
 
 NAN, INF = float("nan"), float("inf")
@@ -349,7 +353,6 @@ def test_the_likeliest_of_many_rows_are_found_at_once():
 @settings(max_examples=30)
 def test_temperature_zero_takes_the_likeliest(seed):
     logits = logits_of(seed)
-    assert Sampler(Sampling()).is_greedy
     assert draw(Sampling(), logits, 2) == [int(logits.argmax())] * 2
 
 
@@ -418,3 +421,29 @@ def test_what_a_rule_bans_is_never_drawn():
 def test_low_precision_logits_are_drawn_like_float32_ones():
     logits = logits_of(5).bfloat16()
     assert draw(Sampling(1.0), logits, 20) == draw(Sampling(1.0), logits.float(), 20)
+
+
+def test_a_token_depends_on_its_seed_and_index_but_not_on_its_batch():
+    logits = torch.stack([logits_of(seed) for seed in range(12)])
+    sampling = [Sampling(0.3 * (i % 4), top_k=i % 3 * 5, seed=i // 2) for i in range(12)]
+    choices = [Choice(None, one, index) for index, one in enumerate(sampling)]
+    together = chosen(logits, choices)
+    assert together == [chosen(logits[i : i + 1], [choices[i]])[0] for i in range(12)]
+    assert together[::-1] == chosen(logits.flip(0), choices[::-1])
+
+
+def test_rules_are_rows_of_one_table_that_is_filled_again_when_full():
+    table = RuleTable(6, torch.device("cpu"), num_rows=4)
+    logits = torch.arange(6.0).expand(3, -1)
+    for first in (1, 2, 3):
+        rules = [TokenRule(only=(0, first)), TokenRule(only=(4,)), TokenRule(banned=(5, first))]
+        packed = pack([Choice(rule) for rule in rules], table)
+        assert choose(logits, packed, table).tolist() == [first, 4, 4]
+    assert len(table.banned) == 4
+
+
+@pytest.mark.parametrize("odd", [NAN, INF])
+def test_a_forced_token_needs_a_finite_logit_of_its_own(odd):
+    logits = torch.tensor([[1.0, odd, 3.0]])
+    assert chosen(logits, [Choice(TokenRule(only=(0,)))]) == [0]
+    assert chosen(logits, [Choice(TokenRule(only=(1,)))]) == [NOT_FINITE]

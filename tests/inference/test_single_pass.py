@@ -12,7 +12,6 @@ from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
 from vpt.images import load_image
-from vpt.inference.cache import SlotPlan
 from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import StopEvent
@@ -81,7 +80,7 @@ sizes = st.lists(st.tuples(st.integers(3, 40), st.integers(3, 40)), min_size=1, 
 def test_single_pass_equals_two_pass(runtime, options, sizes):
     images = [noise(*size, seed=index) for index, size in enumerate(sizes)]
     request = runtime.request(images, **options)
-    (ours,) = run(runtime, runtime.engine(), [request])
+    (ours,) = run(runtime, runtime.engine, [request])
     (theirs,) = run(runtime, TwoPassEngine(runtime.model, runtime.processor), [request])
     assert token_ids(ours) == token_ids(theirs)
     assert [c.text for c in ours.calls] == [c.text for c in theirs.calls]
@@ -116,7 +115,7 @@ def several_calls(runtime):
 
 def test_several_calls_in_one_prompt_equal_one_pass_per_call(runtime):
     pieces = several_calls(runtime)
-    engine, oracle = runtime.engine(), TwoPassEngine(runtime.model, runtime.processor)
+    engine, oracle = runtime.engine, TwoPassEngine(runtime.model, runtime.processor)
     ours, theirs = engine.open(), oracle.open()
     got, expected = engine.extend(ours, pieces), oracle.extend(theirs, pieces)
     assert got.token_ids == expected.token_ids
@@ -128,7 +127,7 @@ def test_several_calls_in_one_prompt_equal_one_pass_per_call(runtime):
 @pytest.mark.parametrize("cut", range(1, 12, 3))
 def test_a_stream_extended_piece_by_piece_equals_the_whole(runtime, cut):
     pieces = several_calls(runtime)
-    engine = runtime.engine(2)
+    engine = runtime.engine
     whole, parts = engine.open(), engine.open()
     expected = engine.extend(whole, pieces)
     engine.extend(parts, pieces[:cut])
@@ -143,7 +142,7 @@ def test_steps_over_the_cache_equal_the_forward_without_one(runtime):
     image = noise(12, 12, 3)
     pieces = pieces_of(runtime, "a ", image, " b", BRANCH_TOKENS["sam"].call, ("sam", image))
     tail = runtime.processor.encode_text("what comes then").ids
-    engine = runtime.engine()
+    engine = runtime.engine
     stream = engine.open()
     first = engine.extend(stream, pieces)
     logits = [first.logits]
@@ -167,8 +166,8 @@ def test_many_streams_equal_one_by_one(runtime, options, batch_size):
         runtime.request([noise(10 + index, 20 - index, index)], **entry)
         for index, entry in enumerate(options)
     ]
-    together = run(runtime, runtime.engine(batch_size), asked, batch_size)
-    alone = [run(runtime, runtime.engine(), [request])[0] for request in asked]
+    together = run(runtime, runtime.engine, asked, batch_size)
+    alone = [run(runtime, runtime.engine, [request])[0] for request in asked]
     assert [token_ids(trace) for trace in together] == [token_ids(trace) for trace in alone]
     assert [len(trace.calls) for trace in together] == [len(trace.calls) for trace in alone]
 
@@ -200,7 +199,6 @@ def test_a_reencoding_of_what_the_tower_has_just_seen_costs_no_encoder_work(runt
 
 def test_the_cache_is_never_moved_while_streams_run(runtime):
     engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=2)
-    engine.cache.reserve(4096)
     before = [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
     asked = [
         runtime.request([noise(16, 16, i)], "What?", perception="region", max_new_tokens=30)
@@ -208,17 +206,6 @@ def test_the_cache_is_never_moved_while_streams_run(runtime):
     ]
     run(runtime, engine, asked, batch_size=2)
     assert before == [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
-
-
-def test_a_prompt_reserves_room_for_the_whole_answer(runtime):
-    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), capacity=1)
-    grown = []
-    reserve = engine.cache.reserve
-    engine.cache.reserve = lambda n: (grown.append(n > engine.cache.capacity), reserve(n))
-    request = runtime.request([noise(30, 30, 0)], "What?", perception="region", max_new_tokens=40)
-    (trace,) = run(runtime, engine, [request])
-    assert len(trace.calls) >= 1
-    assert grown[0] and not any(grown[1:])
 
 
 def test_streams_are_closed_when_the_iterator_is(runtime):
@@ -237,7 +224,7 @@ def test_streams_are_closed_when_the_iterator_is(runtime):
 
 
 def test_a_reencoding_without_a_call_is_refused(runtime):
-    engine = runtime.engine()
+    engine = runtime.engine
     stream = engine.open()
     pieces = pieces_of(runtime, "a", ("dino", noise(8, 8, 0)))
     with pytest.raises(PositionError, match=r"no <\|detection_action\|> token to condition it"):
@@ -249,30 +236,21 @@ def test_a_reencoding_without_a_call_is_refused(runtime):
     engine.close(stream)
 
 
-def test_a_slot_that_is_full_grows_while_decoding(runtime):
-    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), capacity=4)
+def test_a_stream_ends_where_its_slot_does(runtime):
+    encoders = Encoders(runtime.model, runtime.processor)
+    engine = Engine(runtime.model, encoders, num_slots=2, capacity=150)
+    asked = [
+        runtime.request([noise(8, 8, 0)], "What?", perception="none", max_new_tokens=500),
+        runtime.request([], "What?", perception="none", max_new_tokens=5),
+    ]
+    first, second = run(runtime, engine, asked, batch_size=2)
+    num_read = first.counts.prompt_tokens + first.counts.generated_tokens - 1
+    assert first.stop_reason == "length" and num_read == 150
+    assert len(second.tokens) <= 5
     stream = engine.open()
-    engine.extend(stream, [TokenPiece((1, 2, 3, 4))])
-    with pytest.raises(BudgetError, match="needs room for 5 tokens, its slot holds 4"):
-        SlotPlan(engine.cache, [stream.slot], 1)
-    grown = engine.step([stream], [5])[0]
-    roomy = runtime.engine()
-    other = roomy.open()
-    roomy.extend(other, [TokenPiece((1, 2, 3, 4))])
-    assert torch.equal(roomy.step([other], [5])[0], grown)
-    roomy.close(other)
-
-
-@pytest.mark.parametrize("options", [{"max_new_tokens": 10**9}, {"max_calls": 10**6}])
-def test_limits_reserve_no_memory_that_is_not_used(runtime, options):
-    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor))
-    request = runtime.request([noise(16, 16, 0)], "What?", **options)
-    conversation = Conversation(request, runtime.processor, runtime.vocabulary).run()
-    events = drive(engine, [(conversation, request.sampling)], 1)
-    for _ in range(3):
-        next(events)
-    assert engine.cache.capacity < 4096
-    events.close()
+    with pytest.raises(BudgetError, match="need 151 tokens, a stream has room for 150"):
+        engine.extend(stream, [TokenPiece(tuple(range(151)))])
+    engine.close(stream)
 
 
 def test_the_context_of_the_model_is_the_limit():
@@ -282,9 +260,8 @@ def test_the_context_of_the_model_is_the_limit():
     asked = {"images": [noise(16, 16, 0)], "question": "What?", "perception": "none"}
     trace = runtime.ask(**asked, max_new_tokens=10**9).trace
     assert trace.stop_reason == "length"
-    num_text = trace.counts.prompt_tokens - trace.images[0].num_tokens
-    assert trace.images[0].num_tokens == 4  # 2x2, which takes two positions
-    assert num_text + 2 + trace.counts.generated_tokens == 300 + 1  # the last is not read
+    num_read = trace.counts.prompt_tokens + trace.counts.generated_tokens - 1
+    assert num_read == 300  # the last token is not read
     good, bad = runtime.ask_many(
         [{**asked, "max_new_tokens": 3}, {**asked, "question": "x" * 10**6}], on_error="return"
     )
@@ -360,7 +337,7 @@ def load_golden(name):
 def test_greedy_tokens_equal_the_released_ones(released, variant, group, name):
     runtime, expected = released[variant], golden.outputs(variant, group, name)
     ends = set(golden.cases(variant, group)[name]["generate_kwargs"]["eos_token_id"] or [])
-    engine = runtime.engine()
+    engine = runtime.engine
     for row, new_ids in enumerate(expected["new_ids"].tolist()):
         pieces, prompt = golden_pieces(runtime, variant, group, name, row)
         stream = engine.open()
@@ -398,9 +375,12 @@ def test_the_turn_end_of_the_released_tokenizers_is_known(released):
         assert runtime.vocabulary.ids[TURN_END] == 472
 
 
-def test_room_that_was_never_written_is_finite(runtime):
-    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=3)
-    engine.cache.reserve(5000)
+def test_a_slot_that_is_closed_holds_no_stray_values(runtime):
+    engine = Engine(runtime.model, Encoders(runtime.model, runtime.processor), num_slots=2)
+    stream = engine.open()
+    engine.extend(stream, [TokenPiece((1, 2, 3, 4))])
+    engine.cache.keys[0][1] = torch.nan
+    engine.close(stream)
     assert all((buffer == 0).all() for buffer in engine.cache.keys + engine.cache.values)
 
 

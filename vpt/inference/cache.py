@@ -1,30 +1,30 @@
-"""Key-value cache of many streams, written in place and read in place.
+"""Key-value cache of many streams: fixed buffers, written in place and read in place.
 
-Each stream has a slot in one buffer per layer. New keys and values are written after the ones that
-are there; attention reads views of the buffer, and nothing is copied while streams grow and end.
-The cache is an attention function of transformers (``slot_sdpa``): Qwen2-VL's layers run unchanged.
+Each stream has a slot of ``capacity`` places in two buffers per layer. New keys and values are
+written after the ones that are there; attention reads views of the buffers. Nothing grows or moves
+while streams come and go, so that a captured decoding step stays valid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-from vpt.errors import BudgetError
-
-ATTENTION_NAME = "slot_sdpa"
+from torch import Tensor
 
 
 class SlotCache:
-    """Keys and values of up to ``num_slots`` streams, with room for ``capacity`` tokens each."""
+    """Keys and values of up to ``num_slots`` streams of up to ``capacity`` tokens each.
+
+    A slot has one place more, which takes what rows without a stream write; no stream reads it.
+
+    Attributes:
+        keys: per layer ``[num_slots * (capacity + 1), H_kv, d]``; ``values`` likewise. On a CPU the
+            operating system provides the memory when it is first written to.
+    """
 
     def __init__(
         self,
@@ -36,172 +36,183 @@ class SlotCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._shape = (num_slots, num_kv_heads, head_dim)
-        self.capacity = capacity
-        self._options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.keys = [self._new_buffer(capacity) for _ in range(num_layers)]
-        self.values = [self._new_buffer(capacity) for _ in range(num_layers)]
-        self.lengths = [0] * num_slots
-        self.written = [0] * num_slots  # places that may hold other values than zeros
+        self.num_slots, self.capacity = num_slots, capacity
+        shape = (num_slots * (capacity + 1), num_kv_heads, head_dim)
+        self.keys = [_zeros(shape, device, dtype) for _ in range(num_layers)]
+        self.values = [_zeros(shape, device, dtype) for _ in range(num_layers)]
+        self._written = [0] * num_slots  # places that may hold other values than zeros
 
-    def _new_buffer(self, capacity: int) -> Tensor:
-        # Zeros, not empty: masked places have weight 0, and 0 times a stray NaN would be NaN.
-        # ``clear`` sees to it that places after a stream's end stay zero.
-        num_slots, num_kv_heads, head_dim = self._shape
-        return torch.zeros(num_slots, num_kv_heads, capacity, head_dim, **self._options)
+    @staticmethod
+    def bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, itemsize: int) -> int:
+        """Memory of one token's keys and values."""
+        return 2 * num_layers * num_kv_heads * head_dim * itemsize
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all buffers."""
-        return sum(buffer.nbytes for buffer in [*self.keys, *self.values])
+        """Memory of all buffers, once all of it has been written to."""
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values))
 
-    def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens per slot. Copies what is there only if it must grow."""
-        if capacity <= self.capacity:
-            return
-        filled = max(self.written)
-        for buffers in (self.keys, self.values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = self._new_buffer(capacity)
-                buffers[layer][:, :, :filled] = old[:, :, :filled]
-        self.capacity = capacity
+    def place(self, slot: int, index: int) -> int:
+        """Place in the buffers of a slot's token; ``index`` -1 is the place that nobody reads."""
+        return slot * (self.capacity + 1) + (self.capacity if index < 0 else index)
 
-    @torch.inference_mode()  # buffers that have grown are tensors of that mode
+    def note_written(self, slot: int, length: int) -> None:
+        """Remember that the first ``length`` places of a slot are about to be written."""
+        self._written[slot] = max(self._written[slot], length)
+
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Forget a stream: write zeros where its keys and values are."""
-        if end := self.written[slot]:
+        """Write zeros over what a stream has left.
+
+        Masked places have weight 0, and 0 times a stray NaN would be NaN.
+        """
+        if end := self._written[slot]:
+            start = self.place(slot, 0)
             for buffer in (*self.keys, *self.values):
-                buffer[slot, :, :end] = 0
-        self.lengths[slot] = self.written[slot] = 0
+                buffer[start : start + end] = 0
+        self._written[slot] = 0
+
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write ``[N, H_kv, d]`` keys and values at ``places`` ``[N]``."""
+        self.keys[layer].index_copy_(0, places, keys)
+        self.values[layer].index_copy_(0, places, values)
+
+    def read(self, layer: int, slots: slice, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` keys and values of neighbouring slots, ``[n, H_kv, length, d]``."""
+        keys, values = (
+            buffers[layer].unflatten(0, (self.num_slots, -1))[slots, :length].transpose(1, 2)
+            for buffers in (self.keys, self.values)
+        )
+        return keys, values
+
+    def copy_out(self, slot: int, length: int) -> Tensor:
+        """A copy ``[num_layers, 2, length, H_kv, d]`` of a stream's first keys and values."""
+        start = self.place(slot, 0)
+        pairs = zip(self.keys, self.values, strict=True)
+        parts = [part[start : start + length] for pair in pairs for part in pair]
+        return torch.stack(parts).unflatten(0, (-1, 2))
+
+    def copy_in(self, slot: int, kept: Tensor, length: int) -> None:
+        """Begin a slot with the first ``length`` tokens of what :meth:`copy_out` returned."""
+        start = self.place(slot, 0)
+        self.note_written(slot, length)
+        for layer, (keys, values) in enumerate(kept[:, :, :length]):
+            self.keys[layer][start : start + length] = keys
+            self.values[layer][start : start + length] = values
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Neighbouring slots that are read by one attention call."""
+class Segment:
+    """Tokens of one stream in a pass that reads several, end to end.
 
-    rows: slice  # of the step's batch
+    Attributes:
+        rows: of the pass.
+        past: tokens of the stream before them.
+    """
+
+    slot: int
+    rows: slice
+    past: int
+
+
+@dataclass(frozen=True)
+class SlotRun:
+    """Neighbouring slots whose streams take one step together.
+
+    Attributes:
+        rows: of the step's batch.
+        length: places that are read, of the longest stream its new token included.
+        is_even: whether all of these streams have that length.
+    """
+
+    rows: slice
     slots: slice
-    length: int  # of the longest among them, the new token included
-    mask: Tensor | None  # [rows, 1, 1, length], None if all are equally long
+    length: int
+    is_even: bool
 
 
-class SlotPlan:
-    """Where one pass writes keys and values, and what it reads.
-
-    ``slots`` ascend, each gets ``num_new`` tokens; 1 if there are several. Raises ``BudgetError``
-    if a slot has no room for them.
-    """
-
-    def __init__(self, cache: SlotCache, slots: list[int], num_new: int) -> None:
-        self.cache, self.slots, self.num_new = cache, slots, num_new
-        self._past = [cache.lengths[slot] for slot in slots]
-        if (needed := max(self._past) + num_new) > cache.capacity:
-            raise BudgetError(
-                f"a stream needs room for {needed} tokens, its slot holds {cache.capacity}; "
-                "reserve more"
-            )
-        for slot, past in zip(self.slots, self._past, strict=True):
-            self.cache.written[slot] = max(past + self.num_new, self.cache.written[slot])
-        self._device = self.cache.keys[0].device
-        self._runs = list(self._make_runs()) if self.num_new == 1 else []
-        self._slot_index = torch.tensor(self.slots, device=self._device)
-        self._past_index = torch.tensor(self._past, device=self._device)
-        self._mask: Tensor | None = None
-
-    def _make_runs(self) -> Iterator[_Run]:
-        offsets = [slot - row for row, slot in enumerate(self.slots)]  # equal among neighbours
-        for offset in dict.fromkeys(offsets):
-            first = offsets.index(offset)
-            end = first + offsets.count(offset)
-            lengths = torch.tensor(self._past[first:end]) + 1
-            longest, mask = int(lengths.max()), None
-            if (lengths != longest).any():
-                mask = (torch.arange(longest) < lengths[:, None])[:, None, None].to(self._device)
-            yield _Run(slice(first, end), slice(first + offset, end + offset), longest, mask)
-
-    def commit(self) -> None:
-        """Count the new tokens in, once all layers have written theirs."""
-        for slot in self.slots:
-            self.cache.lengths[slot] += self.num_new
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Write new keys and values, then attend over all that the streams hold.
-
-        ``query`` and the result are ``[rows, num_heads, num_new, head_dim]``, ``key`` and ``value``
-        ``[rows, num_kv_heads, num_new, head_dim]``; ``scale`` multiplies the scores.
-        """
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        if len(self.slots) > 1:
-            keys[self._slot_index, :, self._past_index] = key[:, :, 0]
-            values[self._slot_index, :, self._past_index] = value[:, :, 0]
-            return self._attend_runs(query, keys, values, scale)
-        slot, past = self.slots[0], self._past[0]
-        length = past + self.num_new
-        keys[slot, :, past:length] = key[0]
-        values[slot, :, past:length] = value[0]
-        if self.num_new == 1:
-            return self._attend_runs(query, keys, values, scale)
-        seen = slice(slot, slot + 1)
-        keys, values = keys[seen, :, :length], values[seen, :, :length]
-        if past == 0:
-            return F.scaled_dot_product_attention(
-                query, keys, values, is_causal=True, scale=scale, enable_gqa=True
-            )
-        return _grouped_attention(query, keys, values, self._causal_mask(past, length), scale)
-
-    def _attend_runs(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        outs = [
-            _grouped_attention(
-                query[run.rows],
-                keys[run.slots, :, : run.length],
-                values[run.slots, :, : run.length],
-                run.mask,
-                scale,
-            )
-            for run in self._runs
-        ]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-    def _causal_mask(self, past: int, length: int) -> Tensor:
-        if self._mask is None:
-            ones = torch.ones(self.num_new, length, dtype=torch.bool, device=self._device)
-            self._mask = ones.tril(past)[None, None]
-        return self._mask
+def slot_runs(slots: Sequence[int], lengths: Sequence[int]) -> tuple[SlotRun, ...]:
+    """Runs of ascending ``slots``; ``lengths`` are those with the new token."""
+    runs = []
+    first = 0
+    for end in range(1, len(slots) + 1):
+        if end < len(slots) and slots[end] == slots[end - 1] + 1:
+            continue
+        longest = max(lengths[first:end])
+        is_even = min(lengths[first:end]) == longest
+        of_slots = slice(slots[first], slots[end - 1] + 1)
+        runs.append(SlotRun(slice(first, end), of_slots, longest, is_even))
+        first = end
+    return tuple(runs)
 
 
-def _grouped_attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """Attention with fewer key-value heads than query heads, without repeating any of them.
-
-    The queries that share a key-value head are lined up as if they were positions of it. Shapes:
-    ``query [B, H, Q, d]``, ``keys`` and ``values [B, H_kv, K, d]``, ``mask [B or 1, 1, Q, K]``,
-    True where attention is allowed.
-    """
-    batch, num_heads, num_queries, head_dim = query.shape
-    groups = num_heads // keys.shape[1]
-    lined_up = query.reshape(batch, keys.shape[1], groups * num_queries, head_dim)
-    if mask is not None and num_queries > 1:
-        mask = mask.repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(lined_up, keys, values, attn_mask=mask, scale=scale)
-    return out.view(batch, num_heads, num_queries, head_dim)
-
-
-def slot_attention(
-    module: nn.Module,
+def attend_step(
+    cache: SlotCache,
+    layer: int,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    slot_plan: SlotPlan | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention function for transformers; without a plan it is plain ``sdpa``."""
-    if slot_plan is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    out = slot_plan.attend(cast(int, module.layer_idx), query, key, value, kwargs["scaling"])
-    return out.transpose(1, 2), None
+    runs: Sequence[SlotRun],
+    masks: Sequence[Tensor | None],
+    scale: float,
+) -> Tensor:
+    """Attention of one new token per stream, ``[B, H, d]``, over all that the streams hold."""
+    outs = []
+    for run, mask in zip(runs, masks, strict=True):
+        keys, values = cache.read(layer, run.slots, run.length)
+        # Query heads that share a key-value head are lined up as if they were positions of it.
+        lined_up = query[run.rows].unflatten(1, (keys.shape[1], -1))
+        out = F.scaled_dot_product_attention(lined_up, keys, values, attn_mask=mask, scale=scale)
+        outs.append(out.flatten(1, 2))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-AttentionInterface.register(ATTENTION_NAME, slot_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+def step_masks(runs: Sequence[SlotRun], last: Tensor) -> list[Tensor | None]:
+    """Masks ``[rows, 1, 1, length]`` of the runs; ``last`` ``[B]`` is each stream's last place."""
+    masks: list[Tensor | None] = []
+    for run in runs:
+        places = torch.arange(run.length, device=last.device)
+        seen = places <= last[run.rows, None]
+        masks.append(None if run.is_even else seen[:, None, None])
+    return masks
+
+
+def attend_segment(
+    cache: SlotCache, layer: int, query: Tensor, segment: Segment, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Causal attention of a segment's tokens, ``[n, H, d]``, which the cache holds already.
+
+    ``mask`` is that of :func:`segment_mask`.
+    """
+    length = segment.past + segment.rows.stop - segment.rows.start
+    slots = slice(segment.slot, segment.slot + 1)
+    keys, values = cache.read(layer, slots, length)
+    num_queries, num_heads, _ = query.shape
+    query = query.transpose(0, 1)[None]  # [1, H, n, d]
+    if segment.past == 0 and num_queries > 1:
+        out = F.scaled_dot_product_attention(
+            query, keys, values, is_causal=True, scale=scale, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+    lined_up = query.reshape(1, keys.shape[1], -1, query.shape[-1])
+    out = F.scaled_dot_product_attention(lined_up, keys, values, attn_mask=mask, scale=scale)
+    return out.view(num_heads, num_queries, -1).transpose(0, 1)
+
+
+def segment_mask(segment: Segment, groups: int, device: torch.device) -> Tensor | None:
+    """Mask ``[1, 1, groups * n, K]`` of a segment that continues a stream; ``None`` without need.
+
+    ``groups`` is the number of query heads per key-value head.
+    """
+    num_queries = segment.rows.stop - segment.rows.start
+    if segment.past == 0 or num_queries == 1:
+        return None
+    length = segment.past + num_queries
+    ones = torch.ones(num_queries, length, dtype=torch.bool, device=device)
+    return ones.tril(segment.past).repeat(groups, 1)[None, None]
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    # numpy's zeros take no memory until they are written to; torch's do.
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)

@@ -9,10 +9,12 @@ and one stream or many are driven the same way.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vpt.boxes import crop_box_px
 from vpt.errors import PromptError, RegionError
+from vpt.images import LoadedImage
 from vpt.inference.events import (
     Append,
     CallEvent,
@@ -30,13 +32,27 @@ from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VP
 from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, branches_of_mode, invite
-from vpt.trace.records import CallRecord
+from vpt.trace.records import CallRecord, ImageRecord
 
-_MOST_RESERVED = 2048  # tokens; a limit reserves no memory that may never be used
+
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation whose last answer is complete.
+
+    Attributes:
+        pieces: of its whole stream.
+        images: of the stream, given and cut out, with their records.
+        first: index of the image that ``look_at="first"`` means.
+    """
+
+    pieces: Sequence[Piece]
+    images: Sequence[LoadedImage]
+    records: Sequence[ImageRecord]
+    first: int
 
 
 class Conversation:
-    """One question, from prompt to answer.
+    """One question, from prompt to answer, alone or as the next of a conversation.
 
     Args:
         request: the question, its images and options.
@@ -45,10 +61,17 @@ class Conversation:
         decode_map: codes of a depth map -> its image; ``None`` keeps the codes only.
         model: description of the model, for the trace.
         warnings: sentences for the trace.
+        before: the conversation that the question continues; the request's history tells its text
+            and images, for the trace.
+
+    Attributes:
+        keep: whether the driver keeps the stream for a further question.
 
     Raises:
         PromptError: if the question or the perception mode cannot be used with this model.
     """
+
+    keep = False
 
     def __init__(
         self,
@@ -58,9 +81,13 @@ class Conversation:
         decode_map: DecodeMap | None = None,
         model: Mapping[str, Any] | None = None,
         warnings: Iterable[str] = (),
+        before: Transcript | None = None,
     ) -> None:
         self.request = request
-        self.recorder = Recorder(request, processor, vocabulary, decode_map, model, warnings)
+        earlier = () if before is None else before.records
+        self.recorder = Recorder(
+            request, processor, vocabulary, decode_map, model, warnings, earlier
+        )
         self._processor = processor
         self.vocabulary = vocabulary
         self._grammar = PerceptionGrammar(vocabulary)
@@ -69,20 +96,59 @@ class Conversation:
             for branch in vocabulary.branches
             if branch in BRANCH_TOKENS
         }
-        self._images = list(request.images)  # of the stream: given and cut out
         self._show = REPLACEMENTS[request.replace_looks]
         self._branches = branches_of_mode(
-            request.perception, vocabulary.branches if request.images else ()
+            request.perception, vocabulary.branches if request.has_images else ()
         )
-        writes_content = bool(request.images) and request.perception != "none"
+        writes_content = request.has_images and request.perception != "none"
         self._content = vocabulary.content.kinds if writes_content else ()
         self._prescribed = _prescribed_ids(request, vocabulary)
-        question = invite(request.question, request.perception)
-        system = {} if request.system is None else {"system": request.system}
-        self._prompt = processor.prompt(question, request.images, **system)
+        self._begin(before)
         self._num_rounds = 0
         self._last_call: tuple[object, ...] | None = None
         self._must_answer = self._is_out_of_tokens = False
+
+    def _begin(self, before: Transcript | None) -> None:
+        """Set the images of the stream, given and cut out, and the pieces of the prompt."""
+        request = self.request
+        question = invite(request.question, request.perception)
+        if before is None:
+            system = {} if request.system is None else {"system": request.system}
+            shown = [len(message.images) for message in request.messages]
+            last = max((i for i, num in enumerate(shown) if num), default=0)
+            self._images, self._first = request.all_images, sum(shown[:last])
+            self._prompt = self._processor.prompt(
+                question, request.images, history=request.history, **system
+            )
+        else:
+            self._images = [*before.images, *request.images]
+            self._first = len(before.images) if request.images else before.first
+            follow_up = self._processor.follow_up(question, request.images)
+            self._prompt = [*before.pieces, *follow_up]
+        if isinstance(look_at := request.look_at, int) and look_at >= max(len(self._images), 1):
+            raise PromptError(
+                f"look_at={look_at} is the index of no image: the conversation has "
+                f"{len(self._images)}, counted from 0"
+            )
+        self._pieces: list[Piece] = []
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation up to now, for a further question; only after the run has ended."""
+        (last,) = self._pieces[-1].ids  # type: ignore[union-attr]
+        end = self.vocabulary.ids[TURN_END]
+        closing = self._closing(last)
+        if closing.ids[-1] != end:
+            closing = TokenPiece((*closing.ids, end))
+        return Transcript(
+            [*self._pieces[:-1], closing], self._images, self.recorder.trace.images, self._first
+        )
+
+    def _source(self) -> int:
+        """Index of the image that a call concerns."""
+        if isinstance(look_at := self.request.look_at, int):
+            return look_at
+        return self._first if look_at == "first" else len(self._images) - 1
 
     def run(self) -> Exchange:
         """Answer the question, once; only to an :class:`Append` a :class:`Step` must be sent."""
@@ -91,7 +157,7 @@ class Conversation:
         calls: list[CallRecord] = []
         while True:
             ids = yield from self._write_turn(pieces, calls)
-            source = 0 if self.request.look_at == "first" else len(self._images) - 1
+            source = self._source()
             parsed = parse_turn(self.vocabulary.symbols(ids), self.vocabulary.grid_size)
             for content in self.recorder.end_turn(ids, parsed, source):
                 yield ContentEvent(content)
@@ -105,6 +171,7 @@ class Conversation:
                 break
             pairs = zip(wanted, calls, strict=True)
             results = [self._execute(call, source, record) for call, record in pairs]
+            self._pieces.pop()  # the last token, which is appended with what must follow it
             pieces = [self._closing(ids[-1]), *self._processor.reply(results)]
             self._num_rounds += 1
         yield StopEvent(self.recorder.stop(reason))
@@ -114,10 +181,11 @@ class Conversation:
     ) -> Generator[Append | Event, Step | None, list[int]]:
         """Append pieces and let the model write a turn, whose ids are returned."""
         ids: list[int] = []
-        state, reserve = TurnState(), self._reserve()
+        state = TurnState()
         while True:
-            step = yield Append(pieces, self._rule(state, len(ids)), reserve)
+            step = yield Append(pieces, self._rule(state, len(ids)))
             assert step is not None, "the driver must answer Append with a Step"
+            self._pieces += pieces
             self.recorder.add_step(step, calls)
             for call in calls:
                 yield ResultEvent(call)
@@ -128,8 +196,9 @@ class Conversation:
             is_last = self._is_out_of_tokens or self._ends_turn(step.token_id)
             yield self.recorder.add_token(step.token_id, is_last)
             if is_last:
+                self._pieces.append(TokenPiece((step.token_id,)))
                 return ids
-            pieces, calls, reserve = [TokenPiece((step.token_id,))], (), 0
+            pieces, calls = [TokenPiece((step.token_id,))], ()
 
     def _execute(
         self, call: PerceptionCall, source: int, record: CallRecord
@@ -164,7 +233,7 @@ class Conversation:
         """Why the run ends with this turn; empty if it continues."""
         if not calls and self._must_answer:
             return "repeated_call"
-        if not calls or self.request.perception == "none" or not self.request.images:
+        if not calls or self.request.perception == "none" or not self.request.has_images:
             return "stop" if is_complete else "length"
         if self._num_rounds >= self.request.max_calls:
             return "max_calls"
@@ -190,17 +259,6 @@ class Conversation:
         if (row := self._openers.get(last)) is None:
             return TokenPiece((last,))
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
-
-    def _reserve(self) -> int:
-        """Tokens the stream may soon take: those to be written, and results of calls."""
-        num_tokens = self.request.max_new_tokens
-        if self._branches:
-            processor = self._processor.image_processor
-            width, height = self.request.images[0].size_wh
-            area = min(width * height, processor.size["longest_edge"])
-            per_call = max(area // (processor.patch_size * processor.merge_size) ** 2, 256) + 64
-            num_tokens += (self.request.max_calls - self._num_rounds) * per_call
-        return min(num_tokens, _MOST_RESERVED)
 
 
 def _prescribed_ids(request: Request, vocabulary: Vocabulary) -> list[int]:

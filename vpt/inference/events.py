@@ -10,21 +10,17 @@ from vpt.errors import VPTError
 from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
 
 if TYPE_CHECKING:
-    from vpt.inference.engine import AppendedImage
+    from vpt.inference.stream import AppendedImage
     from vpt.model.processing import Piece
     from vpt.protocol.grammar import TokenRule
 
 
 @dataclass(frozen=True)
 class Append:
-    """Ask the driver to append pieces to the stream, then to choose a token by a rule, if any.
-
-    The stream may take ``reserve`` further tokens, for which the cache makes room.
-    """
+    """Ask the driver to append pieces to the stream, then to choose a token by a rule, if any."""
 
     pieces: Sequence[Piece]
     rule: TokenRule | None
-    reserve: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Step:
 
     Attributes:
         num_tokens: appended, placeholders included.
+        num_reused: of them, those that a kept prefix brought.
         encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
         is_last: whether the stream has no room for the chosen token, nor for any other.
@@ -40,6 +37,7 @@ class Step:
 
     token_id: int
     num_tokens: int = 1
+    num_reused: int = 0
     images: Sequence[AppendedImage] = ()
     encode_ms: float = 0.0
     run_ms: float = 0.0

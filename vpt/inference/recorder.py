@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vpt.boxes import PixelBox, compose
 from vpt.images import LoadedImage
-from vpt.inference.engine import AppendedImage
 from vpt.inference.events import Step, TokenEvent
 from vpt.inference.request import Request
+from vpt.inference.stream import AppendedImage
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
 from vpt.protocol.tokens import BRANCH_TOKENS, NO_CONTENT, Vocabulary
@@ -24,6 +24,7 @@ from vpt.trace.records import (
     ContentRecord,
     ImageRecord,
     MalformedRecord,
+    MessageRecord,
     TokenRecord,
     Trace,
 )
@@ -48,11 +49,12 @@ class Recorder:
         decode_map: DecodeMap | None = None,
         model: Mapping[str, Any] | None = None,
         warnings: Iterable[str] = (),
+        earlier: Sequence[ImageRecord] = (),
     ) -> None:
         self._processor = processor
         self._vocabulary = vocabulary
         self._decode_map = decode_map
-        self._content = vocabulary.content if request.images else NO_CONTENT
+        self._content = vocabulary.content if request.has_images else NO_CONTENT
         self._text = TextStream(self._readable)
         self._started = self._last_token_at = 0.0
         self.trace = Trace(
@@ -61,9 +63,16 @@ class Recorder:
             settings=_settings(request, vocabulary),
             model=dict(model or {}),
             warnings=[*warnings],
+            images=[replace(record) for record in earlier],
         )
-        for image in request.images:
+        new = request.images if earlier else request.all_images
+        self._num_new = len(new)
+        for image in new:
             self.trace.add_image(image)
+        for message in request.history:
+            self.trace.history.append(
+                MessageRecord(message.role, message.text, len(message.images))
+            )
 
     def start(self) -> None:
         """Begin to measure time."""
@@ -72,7 +81,8 @@ class Recorder:
     def add_step(self, step: Step, calls: Sequence[CallRecord]) -> None:
         """Record the answer to an ``Append``: sizes, times, results of the calls it answered."""
         trace, counts = self.trace, self.trace.counts
-        counts.llm_tokens += step.num_tokens
+        counts.llm_tokens += step.num_tokens - step.num_reused
+        counts.reused_tokens += step.num_reused
         counts.images_encoded += sum(not image.reused for image in step.images)
         counts.images_reused += sum(image.reused for image in step.images)
         if not self._text.is_empty:
@@ -80,7 +90,9 @@ class Recorder:
         if not trace.turns:
             counts.prompt_tokens = step.num_tokens
             trace.timings.prefill = step.encode_ms + step.run_ms
-            for record, image in zip(trace.images, step.images, strict=True):
+            num_seen = len(trace.images) - self._num_new
+            new = step.images[len(step.images) - self._num_new :]
+            for record, image in zip(trace.images[num_seen:], new, strict=True):
                 self._record_seen(record, image)
             return
         counts.appended_tokens += step.num_tokens

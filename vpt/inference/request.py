@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vpt.images import LoadedImage
 
 REPLACED_LOOKS = ("blank", "random")
+ROLES = ("user", "assistant")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +44,7 @@ class Option:
         least: smallest number permitted, or with ``excludes_least`` the first that is too small.
         most: largest number permitted.
         choices: texts permitted.
+        is_index: whether an index, a number from 0 on, is permitted beside the choices.
         canonical: for other names of the choices: name -> choice.
     """
 
@@ -55,10 +57,13 @@ class Option:
     most: float = math.inf
     excludes_least: bool = False
     choices: Sequence[str] = ()
+    is_index: bool = False
     canonical: Callable[[str], str] = str
 
     def check(self, name: str, value: object) -> Any:
         """Return the value, perhaps of numpy, as Python's; raise ``PromptError`` if unusable."""
+        if self.is_index and isinstance(value, numbers.Integral):
+            return check_number(name, value, int, 0)
         if self.choices:
             known = self.canonical(value) if isinstance(value, str) else value
             return one_of(name, known, self.choices)
@@ -127,19 +132,43 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question about some images.
+class Message:
+    """An earlier turn of a conversation.
 
     Attributes:
-        images: in the order they are shown.
+        role: ``"user"`` or ``"assistant"``.
+        images: of a user, in the order they were shown.
+    """
+
+    role: str
+    text: str
+    images: Sequence[LoadedImage] = ()
+
+    def __post_init__(self) -> None:
+        one_of("role", self.role, ROLES)
+        if not isinstance(self.text, str):
+            raise _refusal("text of a message", "text (str)", self.text)
+        _check_images("images of a message", self.images)
+        if self.images and self.role != "user":
+            raise PromptError("images belong to a message of the user, not of the assistant")
+
+
+@dataclass(frozen=True, repr=False)
+class Request:
+    """A conversation that ends with a question: about the images of its last turn, or of any.
+
+    Attributes:
+        images: of the last turn, in the order they are shown.
         question: plain text.
+        history: the turns before, in order.
         perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``, or another name of it.
         max_calls: perception calls at most; a turn with several regions is one call.
         max_new_tokens: tokens the model may choose in all; its context is another limit.
         constrain: let the grammar permit only well-formed calls within the budget. Without it
             malformed calls are recorded and read as text; a call beyond the budget ends the run.
-        look_at: which image a call concerns: the ``"first"`` one given, as released, or the
-            ``"latest"`` in the stream, which makes a crop of a crop possible.
+        look_at: which image a call concerns: the ``"first"`` one given with the latest turn that
+            has any, as released; the ``"latest"`` in the stream, which makes a crop of a crop
+            possible; or that with this index, counted from the conversation's first on.
         sampling: greedy by default.
         system: the system turn; ``None`` for the released one.
         region: cells of the grid for the first call, in place of the model's choice: to correct it,
@@ -173,13 +202,18 @@ class Request:
         "let the model write malformed calls; they are recorded and read as text",
         "Permit well-formed calls only",
     )
-    look_at: str = _option(
-        str, "first", "look at the first image, or the latest, which may be a crop", choices=LOOK_AT
+    look_at: str | int = _option(
+        str,
+        "first",
+        "look at the first image, or the latest, which may be a crop",
+        choices=LOOK_AT,
+        is_index=True,
     )
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     region: GridBox | None = None
     replace_looks: str | None = None
+    history: Sequence[Message] = ()
     kept: ClassVar[Any] = None
     """The conversation that a runtime made to check this request, until it is answered."""
 
@@ -200,25 +234,37 @@ class Request:
         if self.replace_looks is not None:
             one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
         _instance("sampling", self.sampling, Sampling)
-        self._check_images()
+        self._check_messages()
         if self.region is not None:
             self._check_region(self.region)
 
-    def _check_images(self) -> None:
-        from vpt.images import LoadedImage
-
-        if not isinstance(self.images, list | tuple):
-            raise PromptError(f"images must be a list, not {type(self.images).__name__}")
-        for index, image in enumerate(self.images):
-            _instance(f"images[{index}]", image, LoadedImage)
-        if not self.images and self.perception not in ("auto", "none"):
+    def _check_messages(self) -> None:
+        _check_images("images", self.images)
+        for index, message in enumerate(self.history):
+            _instance(f"history[{index}]", message, Message)
+        if not self.has_images and self.perception not in ("auto", "none"):
             raise PromptError(f"perception={self.perception!r} needs an image to look at")
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All turns, the question as the last."""
+        return (*self.history, Message("user", self.question, self.images))
+
+    @property
+    def all_images(self) -> list[LoadedImage]:
+        """Images of all turns, in order."""
+        return [image for message in self.messages for image in message.images]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is an image to look at."""
+        return any(message.images for message in self.messages)
 
     def _check_region(self, region: GridBox) -> None:
         _instance("region", region, GridBox)
         cells = [check_number("region", cell, int, 0) for cell in astuple(region)]
         object.__setattr__(self, "region", GridBox(*cells))
-        if self.perception not in ("auto", "crop") or not self.images or not self.max_calls:
+        if self.perception not in ("auto", "crop") or not self.has_images or not self.max_calls:
             raise PromptError(
                 "region needs an image, a call (max_calls) and perception 'auto' or 'crop'; "
                 f"got perception={self.perception!r}, max_calls={self.max_calls}"
@@ -256,8 +302,17 @@ _DEFAULTS = {
     one.name: one.default
     for record in (Request, Sampling)
     for one in dataclasses.fields(record)
-    if one.name not in ("images", "question", "sampling")
+    if one.name not in ("images", "question", "sampling", "history")
 }
+
+
+def _check_images(name: str, images: object) -> None:
+    from vpt.images import LoadedImage
+
+    if not isinstance(images, list | tuple):
+        raise PromptError(f"{name} must be a list, not {type(images).__name__}")
+    for index, image in enumerate(images):
+        _instance(f"{name}[{index}]", image, LoadedImage)
 
 
 def lists_options(function: Callable[P, R]) -> Callable[P, R]:

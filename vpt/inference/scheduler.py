@@ -1,8 +1,8 @@
 """Continuous batching: many conversations over one engine, each at its own pace.
 
-In each round all waiting images are encoded together, every stream with several tokens or images to
-append is extended, and all with one token take a step together. A conversation that ends, or fails,
-makes room for the next at once.
+In each round all waiting images are encoded together, one pass of bounded length reads prompts and
+results of calls of all streams that have any, and all streams with one token take a step together.
+A conversation that ends, or fails, makes room for the next at once.
 """
 
 from __future__ import annotations
@@ -10,143 +10,183 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from vpt.errors import NonFiniteError, VPTError, as_vpt_error
-from vpt.inference.engine import Encoded, Engine, Stream
+from vpt.inference.engine import Encoded, Engine, Prefill
 from vpt.inference.events import Append, ErrorEvent, Event, Exchange, Step
 from vpt.inference.request import Sampling
-from vpt.model.generation import NOT_FINITE, NOT_FINITE_WORDS, apply_rule_, likeliest
+from vpt.inference.sampling import Choice
+from vpt.inference.stream import Extension, Stream
+from vpt.model.generation import NOT_FINITE, NOT_FINITE_WORDS
 from vpt.model.processing import TokenPiece
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_FLOAT32 = torch.finfo(torch.float32)
+Key = Any
+"""What a caller knows a conversation by."""
 
 
-class Sampler:
-    """Chooses the tokens of one stream from their logits."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.is_greedy = sampling.temperature == 0
-        self._sampling = sampling
-        self._generator = torch.Generator()
-        if not self.is_greedy:
-            self._generator.manual_seed(sampling.seed)
-
-    def choose(self, logits: Tensor) -> int:
-        """Draw one id from logits ``[V]``, in float32 on the CPU, so that devices agree.
-
-        The result is ``NOT_FINITE`` if the largest logit is NaN or infinite.
-        """
-        if self.is_greedy:
-            return int(likeliest(logits))
-        logits = logits.float().cpu()
-        if not (largest := logits.max()).isfinite():
-            return NOT_FINITE
-        # Differences to the largest: quotients of extreme temperatures stay numbers.
-        temperature = min(max(self._sampling.temperature, _FLOAT32.tiny), _FLOAT32.max)
-        scaled = (logits - largest) / temperature
-        order = scaled.argsort(descending=True, stable=True)
-        probabilities = scaled[order].softmax(-1)
-        keep = probabilities.cumsum(-1) - probabilities < self._sampling.top_p
-        if 0 < self._sampling.top_k < len(keep):
-            keep[self._sampling.top_k :] = False
-        keep[0] = True  # also where top_p is 0 in float32
-        drawn = torch.multinomial(probabilities * keep, 1, generator=self._generator)
-        return int(order[drawn])
-
-
-@dataclass
+@dataclass(eq=False)
 class _Active:
     """A conversation that holds a stream."""
 
-    index: int
+    key: Key
     conversation: Exchange
-    sampler: Sampler
+    sampling: Sampling
     stream: Stream
     pending: Append
+    keep: bool = False
+    prefill: Prefill | None = None
+    encode_ms: float = 0.0
+    num_chosen: int = 0
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.pending.rule, self.sampling, self.num_chosen)
 
 
-Waiting = Iterator[tuple[int, tuple[Exchange, Sampling] | VPTError]]
-
-
-def drive(
-    engine: Engine, conversations: Iterable[tuple[Exchange, Sampling] | VPTError], batch_size: int
-) -> Iterator[tuple[int, Event]]:
-    """Run conversations to their ends, ``batch_size`` at once, taken up as room is made.
+class Scheduler:
+    """Runs conversations, up to ``batch_size`` at once, in the order in which they were added.
 
     An error that one of them raises, or that is raised while the engine works for it, ends that one
     with an ``ErrorEvent``; its slot is freed and the others continue. What fails for several
-    together is tried for each alone. Closing the iterator closes the streams.
-
-    Args:
-        engine: with at least ``batch_size`` free slots.
-        conversations: with the way their tokens are chosen, or the error for which there is none.
-        batch_size: conversations at once.
-
-    Yields:
-        ``(index of the conversation, event)``, in the order things happen.
+    together is tried for each alone.
     """
-    return _Scheduler(engine, batch_size).run(enumerate(conversations))
 
-
-class _Scheduler:
     def __init__(self, engine: Engine, batch_size: int) -> None:
         self.engine = engine
-        self.active: list[_Active] = []
         self.batch_size = batch_size
-        self.idle: list[Stream] = []
-        self.failed: list[tuple[int, ErrorEvent]] = []  # not reported yet
+        self.active: list[_Active] = []
+        self.waiting: deque[tuple[Key, Exchange, Sampling, bool]] = deque()
+        self._events: list[tuple[Key, Event]] = []
 
-    def run(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
-        try:
-            # All slots are taken at once: other runs of this engine may begin and end meanwhile.
-            self.idle = [self.engine.open() for _ in range(self.batch_size)]
-            while True:
-                yield from self._admit(waiting)
-                while self.failed:
-                    yield self.failed.pop(0)
-                if not self.active:
-                    return
-                for one, step in self._round():
-                    yield from self._advance(one, step)
-        finally:
-            for one in self.active:
-                one.conversation.close()
-                self.engine.close(one.stream)
-            for stream in self.idle:
-                self.engine.close(stream)
+    @property
+    def has_work(self) -> bool:
+        """Whether a round would do anything."""
+        return bool(self.active or self.waiting)
 
-    def _admit(self, waiting: Waiting) -> Iterator[tuple[int, Event]]:
-        while self.idle:
-            if (entry := next(waiting, None)) is None:
+    def add(
+        self, key: Key, conversation: Exchange, sampling: Sampling, *, keep: bool = False
+    ) -> None:
+        """Add a conversation, which is begun as soon as there is room.
+
+        ``keep`` its stream, once it has ended, for one that begins the same way.
+        """
+        self.waiting.append((key, conversation, sampling, keep))
+
+    def cancel(self, key: Key) -> None:
+        """End a conversation, if it is there, without a further event of it; its slot is free."""
+        for one in [one for one in self.active if one.key == key]:
+            one.conversation.close()
+            self._end(one)
+        for entry in [entry for entry in self.waiting if entry[0] == key]:
+            self.waiting.remove(entry)
+            entry[1].close()
+        self._events = [event for event in self._events if event[0] != key]
+
+    def close(self) -> None:
+        """Cancel all."""
+        for key in [*(one.key for one in self.active), *(entry[0] for entry in self.waiting)]:
+            self.cancel(key)
+
+    @torch.inference_mode()
+    def round(self) -> list[tuple[Key, Event]]:
+        """Do a bounded amount of work for all; returns the events in the order they happened."""
+        self._admit()
+        self._prefill()
+        self._decode()
+        events, self._events = self._events, []
+        return events
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.active) < self.batch_size:
+            if self.active and not self.engine.num_free_slots:
                 return
-            index, given = entry
-            if isinstance(given, VPTError):
-                yield index, ErrorEvent(given)
-                continue
-            conversation, sampling = given
-            stream = self.idle.pop(0)
-            one = _Active(index, conversation, Sampler(sampling), stream, Append((), None))
+            key, conversation, sampling, keep = self.waiting.popleft()
+            stream = self.engine.open()
+            one = _Active(key, conversation, sampling, stream, Append((), None), keep)
             self.active.append(one)
-            yield from self._advance(one, None)
+            self._advance(one, None)
 
-    def _advance(self, one: _Active, step: Step | None) -> Iterator[tuple[int, Event]]:
+    def _prefill(self) -> None:
+        waiting = [one for one in self.active if one.prefill is None and not self._is_step(one)]
+        for ones, (encoded, encode_ms) in self._groups(waiting, self._encode):
+            for one, features in zip(ones, encoded, strict=True):
+                one.encode_ms = encode_ms
+                begun = self._alone(
+                    one, self.engine.begin, one.stream, one.pending.pieces, features
+                )
+                one.prefill = begun[0] if begun else None
+        reading = [one for one in self.active if one.prefill is not None]
+        for ones, _ in self._groups(reading, lambda ones: self.engine.prefill(_prefills(ones))):
+            done = [one for one in ones if one.prefill and one.prefill.extension]
+            for some, ids in self._groups(done, self._choose):
+                for one, token_id in zip(some, ids, strict=True):
+                    self._finish_prefill(one, token_id)
+
+    def _finish_prefill(self, one: _Active, token_id: int) -> None:
+        extension = _extension(one)
+        one.prefill = None
+        if one.num_chosen == 0 and token_id != NOT_FINITE:
+            self.engine.keep(one.stream)  # others may share the prompt
+        step = Step(
+            token_id,
+            num_tokens=len(extension.token_ids),
+            num_reused=extension.num_reused,
+            images=extension.images,
+            encode_ms=one.encode_ms,
+            run_ms=extension.run_ms,
+            is_last=one.stream.is_full,
+        )
+        self._advance(one, step)
+
+    def _decode(self) -> None:
+        stepping = [one for one in self.active if one.prefill is None and self._is_step(one)]
+        started = time.perf_counter()
+        for ones, ids in self._groups(stepping, self._step):
+            run_ms = (time.perf_counter() - started) * 1e3
+            for one, token_id in zip(ones, ids, strict=True):
+                self._advance(one, Step(token_id, run_ms=run_ms, is_last=one.stream.is_full))
+
+    def _encode(self, ones: Sequence[_Active]) -> tuple[list[Encoded], float]:
+        started = time.perf_counter()
+        encoded = self.engine.encode([one.pending.pieces for one in ones])
+        return encoded, (time.perf_counter() - started) * 1e3
+
+    def _choose(self, ones: Sequence[_Active]) -> list[int]:
+        return self.engine.choose([_extension(o).logits for o in ones], [o.choice for o in ones])
+
+    def _step(self, ones: Sequence[_Active]) -> list[int]:
+        ids = [one.pending.pieces[0].ids[0] for one in ones]  # type: ignore[union-attr]
+        return self.engine.decode([one.stream for one in ones], ids, [o.choice for o in ones])
+
+    def _is_step(self, one: _Active) -> bool:
+        pieces = one.pending.pieces
+        if len(pieces) != 1 or not isinstance(pieces[0], TokenPiece):
+            return False
+        ids = pieces[0].ids
+        return len(ids) == 1 and not self.engine.is_action(ids[0])
+
+    def _advance(self, one: _Active, step: Step | None) -> None:
         """Resume a conversation up to its next Append, or its end."""
-        if step is not None and step.token_id == NOT_FINITE:
-            self._fail(one, NonFiniteError(NOT_FINITE_WORDS))
-            return
+        if step is not None:
+            one.num_chosen += 1
+            if step.token_id == NOT_FINITE:
+                self._fail(one, NonFiniteError(NOT_FINITE_WORDS))
+                return
         while True:
             try:
                 item = one.conversation.send(step)
             except StopIteration:
+                if one.keep:
+                    self.engine.keep(one.stream)
                 self._end(one)
                 return
             except Exception as exc:
@@ -155,44 +195,19 @@ class _Scheduler:
             if isinstance(item, Append):
                 one.pending = item
                 return
-            yield one.index, item
+            self._events.append((one.key, item))
             step = None
 
     def _end(self, one: _Active) -> None:
         self.active.remove(one)
         self.engine.close(one.stream)
-        self.idle.append(self.engine.open())
 
     def _fail(self, one: _Active, exc: Exception) -> None:
         """End a conversation with an error, and let go of what its frames hold."""
         one.conversation.close()
         self._end(one)
         traceback.clear_frames(exc.__traceback__)
-        self.failed.append((one.index, ErrorEvent(as_vpt_error(exc))))
-
-    @torch.inference_mode()
-    def _round(self) -> list[tuple[_Active, Step]]:
-        stepping = [one for one in self.active if self._is_step(one.pending)]
-        extending = [one for one in self.active if not self._is_step(one.pending)]
-        done: list[tuple[_Active, Step]] = []
-
-        def step(ones: list[_Active]) -> Tensor:
-            ids = [one.pending.pieces[0].ids[0] for one in ones]  # type: ignore[union-attr]
-            return self.engine.step([one.stream for one in ones], ids)
-
-        for ones, (encoded, encode_ms) in self._groups(extending, self._encode):
-            for one, features in zip(ones, encoded, strict=True):
-                steps = self._alone(one, self._extend, one, features, encode_ms)
-                done += [(one, step) for step in steps]
-        started = time.perf_counter()
-        for ones, logits in self._groups(stepping, step):
-            chosen = self._choose(ones, logits)
-            run_ms = (time.perf_counter() - started) * 1e3
-            done += [
-                (one, Step(token_id, run_ms=run_ms, is_last=one.stream.is_full))
-                for one, token_id in chosen
-            ]
-        return done
+        self._events.append((one.key, ErrorEvent(as_vpt_error(exc))))
 
     def _alone(self, one: _Active, work: Callable[..., _T], *args: Any) -> list[_T]:
         """The result of work for one, which fails if the work does: then there is none."""
@@ -213,44 +228,44 @@ class _Scheduler:
                 logger.info("work for %d streams failed; each is tried alone", len(ones))
         return [([one], result) for one in ones for result in self._alone(one, work, [one])]
 
-    def _is_step(self, pending: Append) -> bool:
-        if len(pending.pieces) != 1 or not isinstance(pending.pieces[0], TokenPiece):
-            return False
-        ids = pending.pieces[0].ids
-        return len(ids) == 1 and not self.engine.is_action(ids[0])
 
-    def _encode(self, extending: list[_Active]) -> tuple[list[Encoded], float]:
-        started = time.perf_counter()
-        encoded = self.engine.encode([one.pending.pieces for one in extending])
-        return encoded, (time.perf_counter() - started) * 1e3
-
-    def _extend(self, one: _Active, features: Encoded, encode_ms: float) -> Step:
-        pending = one.pending
-        extension = self.engine.extend(one.stream, pending.pieces, pending.reserve, features)
-        token_id = one.sampler.choose(_ruled(one, extension.logits))
-        return Step(
-            token_id,
-            num_tokens=len(extension.token_ids),
-            images=extension.images,
-            encode_ms=encode_ms,
-            run_ms=extension.run_ms,
-            is_last=one.stream.is_full,
-        )
-
-    def _choose(self, ones: list[_Active], logits: Tensor) -> list[tuple[_Active, int]]:
-        """Choose from rows of logits ``[B, V]``; all ids come over at once if all are greedy."""
-        pairs = list(zip(ones, logits, strict=True))
-        ruled = [(one, row) for one, row in pairs if self._alone(one, _ruled, one, row)]
-        if len(ruled) == len(ones) and all(one.sampler.is_greedy for one in ones):
-            return list(zip(ones, likeliest(logits).tolist(), strict=True))
-        return [
-            (one, token_id)
-            for one, row in ruled
-            for token_id in self._alone(one, one.sampler.choose, row)
-        ]
+def _prefills(ones: Sequence[_Active]) -> list[Prefill]:
+    return [one.prefill for one in ones if one.prefill is not None]
 
 
-def _ruled(one: _Active, logits: Tensor) -> Tensor:
-    """Logits ``[V]`` with those of what may not come set to -inf, in place."""
-    rule = one.pending.rule
-    return logits if rule is None else apply_rule_(rule, logits)
+def _extension(one: _Active) -> Extension:
+    assert one.prefill is not None and one.prefill.extension is not None
+    return one.prefill.extension
+
+
+def drive(
+    engine: Engine, conversations: Iterable[tuple[Exchange, Sampling] | VPTError], batch_size: int
+) -> Iterator[tuple[int, Event]]:
+    """Run conversations to their ends in this thread, ``batch_size`` at once.
+
+    Args:
+        engine: with free slots.
+        conversations: with the way their tokens are chosen, or the error for which there is none;
+            taken up as room is made.
+        batch_size: conversations at once.
+
+    Yields:
+        ``(index of the conversation, event)``, in the order things happen. Closing the iterator
+        closes the streams.
+    """
+    scheduler, entries = Scheduler(engine, batch_size), enumerate(conversations)
+    try:
+        while True:
+            while len(scheduler.active) + len(scheduler.waiting) < batch_size:
+                if (entry := next(entries, None)) is None:
+                    break
+                index, given = entry
+                if isinstance(given, VPTError):
+                    yield index, ErrorEvent(given)
+                else:
+                    scheduler.add(index, *given)
+            if not scheduler.has_work:
+                return
+            yield from scheduler.round()
+    finally:
+        scheduler.close()

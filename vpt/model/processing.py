@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -87,6 +87,17 @@ _CALL_OPTIONS = (
 """Options of a call of the processor."""
 
 _NUM_CACHED_TEXTS = 1024
+
+
+class Message(Protocol):
+    """A turn of a conversation: ``vpt.inference.request.Message``."""
+
+    @property
+    def role(self) -> str: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def images(self) -> Sequence[LoadedImage]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -365,22 +376,36 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return self.tokenizer.decode(list(token_ids), **kwargs)
 
     def prompt(
-        self, question: str, images: Sequence[LoadedImage], system: str = DEFAULT_SYSTEM
+        self,
+        question: str,
+        images: Sequence[LoadedImage],
+        system: str = DEFAULT_SYSTEM,
+        history: Sequence[Message] = (),
     ) -> list[Piece]:
-        """Pieces of a first turn: system prompt, images, question, and the opened answer.
+        """Pieces of a conversation: system prompt, earlier turns, question, the opened answer.
 
         Raises:
-            PromptError: if the question is empty, or it or ``system`` holds control tokens.
+            PromptError: if the question is empty, or a text holds control tokens.
         """
+        self.check_plain("system prompt", system)
+        parts: list[str | Piece] = [f"{TURN_START}system\n{system}{TURN_END}\n"]
+        for message in history:
+            self.check_plain("history", message.text)
+            if message.role == "user":
+                parts += [*_user_turn(message.text, message.images), "\n"]
+            else:
+                parts.append(f"{TURN_START}assistant\n{message.text}{TURN_END}\n")
+        return self._encode_parts([*parts, *self._question(question, images)])
+
+    def follow_up(self, question: str, images: Sequence[LoadedImage]) -> list[Piece]:
+        """Pieces of a further question after a closed assistant turn; errors as for prompt."""
+        return self._encode_parts(["\n", *self._question(question, images)])
+
+    def _question(self, question: str, images: Sequence[LoadedImage]) -> list[str | Piece]:
         if not question.strip():
             raise PromptError("the question is empty; ask something about the image")
-        for name, text in (("question", question), ("system prompt", system)):
-            self.check_plain(name, text)
-        parts: list[str | Piece] = [f"{TURN_START}system\n{system}{TURN_END}\n{TURN_START}user\n"]
-        for image in images:
-            parts += [VISION_START, ImagePiece(image), f"{VISION_END}\n"]
-        parts.append(f"{question}{TURN_END}\n{TURN_START}assistant\n")
-        return self._encode_parts(parts)
+        self.check_plain("question", question)
+        return [*_user_turn(question, images), f"\n{TURN_START}assistant\n"]
 
     def reply(self, looks: Sequence[ImagePiece | FeaturePiece]) -> list[Piece]:
         """Pieces that answer the perception calls of a closed assistant turn.
@@ -508,3 +533,10 @@ def build_image_processor(settings: dict[str, Any]) -> Qwen2VLImageProcessorPil:
 def _settings(path_or_id: str, name: str, hub: dict[str, Any]) -> dict[str, Any]:
     file = find_file(path_or_id, name, **hub)
     return {} if file is None else read_json(file)
+
+
+def _user_turn(text: str, images: Sequence[LoadedImage]) -> list[str | Piece]:
+    parts: list[str | Piece] = [f"{TURN_START}user\n"]
+    for image in images:
+        parts += [VISION_START, ImagePiece(image), f"{VISION_END}\n"]
+    return [*parts, f"{text}{TURN_END}"]

@@ -59,18 +59,21 @@ def read_messages(messages: Any) -> list[Turn]:
     return [_read_message(f"messages[{index}]", one) for index, one in enumerate(messages)]
 
 
-def read_question(messages: Any) -> tuple[list[Any], str, str | None]:
-    """Return images, question and system text of one user turn, perhaps after a system turn."""
+def read_conversation(messages: Any) -> tuple[str | None, list[Turn]]:
+    """Return the system text, if any, and the turns of user and assistant; the last is a user's."""
     turns = read_messages(messages)
+    system = turns.pop(0).text if turns[0].role == "system" else None
     roles = [turn.role for turn in turns]
-    if roles not in (["user"], ["system", "user"]):
+    if "system" in roles or roles[-1:] != ["user"]:
+        shown = ", ".join(turn.role for turn in read_messages(messages))
         raise PromptError(
-            f"messages must be one user turn, with a system turn before it if you like, not "
-            f"{', '.join(roles)}; a chat of several turns is not supported yet"
+            "messages must be turns of user and assistant that end with the user's, with a system "
+            f"turn at most at their beginning, not {shown}"
         )
-    user = turns[-1]
-    text = user.text.removeprefix("\n") if user.images else user.text
-    return list(user.images), text, turns[0].text if len(turns) == 2 else None
+    return system, [
+        Turn(turn.role, turn.text.removeprefix("\n") if turn.images else turn.text, turn.images)
+        for turn in turns
+    ]
 
 
 def _read_message(where: str, message: Any) -> Turn:

@@ -51,6 +51,15 @@ class _Record:
 
 
 @dataclass
+class MessageRecord(_Record):
+    """An earlier turn of the conversation, of the ``user`` or the ``assistant``."""
+
+    role: str
+    text: str
+    num_images: Whole = 0
+
+
+@dataclass
 class ImageRecord(_Record):
     """An image in the stream, given or cut out.
 
@@ -190,6 +199,7 @@ class Counts(_Record):
         prompt_tokens: before the first answer token, images included.
         appended_tokens: results of calls, template included.
         llm_tokens: read by the LLM in all.
+        reused_tokens: of the prompt, read for an earlier request that began the same way.
         images_encoded: images that cost encoder work.
         images_reused: images whose features were cached.
     """
@@ -198,6 +208,7 @@ class Counts(_Record):
     appended_tokens: Whole = 0
     generated_tokens: Whole = 0
     llm_tokens: Whole = 0
+    reused_tokens: Whole = 0
     images_encoded: Whole = 0
     images_reused: Whole = 0
 
@@ -223,13 +234,15 @@ class Trace(_Record):
             image of the boxes, and the number of codes of a depth map.
         model: its name, the preprocessing of its branches, and the longer side to which images are
             shrunk first.
-        images: given ones first, then crops in the order they were made.
+        images: in the order of the stream: given ones, then crops in the order they were made; in a
+            conversation those of each earlier question before those of the next.
         content: depth maps and boxes that the model wrote.
         answer: text of the last turn, without control tokens; after its last depth map, if text
             follows it, and without the commas of a list of boxes before it.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         warnings: reasons not to rely on the answer, as sentences; absent from files when empty.
+        history: the conversation before the question; absent from files when empty.
     """
 
     question: str
@@ -249,6 +262,7 @@ class Trace(_Record):
     counts: Counts = field(default_factory=Counts)
     timings: Timings = field(default_factory=Timings)
     warnings: Annotated[list[str], Field(max_length=1000)] = field(default_factory=list)
+    history: Annotated[list[MessageRecord], Field(max_length=1000)] = field(default_factory=list)
     version: Literal[1] = TRACE_VERSION
 
     def __repr__(self) -> str:
@@ -269,14 +283,15 @@ class Trace(_Record):
 
     def keep_thumbnails(self, images: Sequence[LoadedImage]) -> None:
         """Store small copies of the given images and of crops, so that the trace can be drawn."""
-        given = [record for record in self.images if record.parent is None]
-        for record, image in zip(given, images, strict=False):
-            record.thumbnail = _thumbnail(image.pixels)
+        indices = [index for index, record in enumerate(self.images) if record.parent is None]
+        given = dict(zip(indices, images, strict=False))
+        for index, image in given.items():
+            self.images[index].thumbnail = _thumbnail(image.pixels)
         if self.settings.get("replace_looks") == "blank":  # what was seen cannot be cut out
             return
         for index, record in enumerate(self.images):
-            if record.box_xyxy_px is not None and (root := self.root(index)) < len(images):
-                record.thumbnail = _thumbnail(images[root].pixels.crop(record.box_xyxy_px))
+            if record.box_xyxy_px is not None and (root := self.root(index)) in given:
+                record.thumbnail = _thumbnail(given[root].pixels.crop(record.box_xyxy_px))
 
     def root(self, index: int) -> int:
         """Index of the given image that an image stems from."""
@@ -314,8 +329,9 @@ class Trace(_Record):
         if not images:
             for one in content["images"]:
                 one["thumbnail"] = None
-        if not self.warnings:
-            del content["warnings"]
+        for name in ("warnings", "history"):
+            if not content[name]:
+                del content[name]
         return content
 
     def save(self, path: str | Path, *, images: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -128,7 +129,8 @@ def tiny_model(
     )
     config = vpt_config(base, tokenizer, wanted, content=content)
     for name, encoder in (("dino", TINY_DINO), ("sam", TINY_SAM)):
-        config.branch_configs[name] = {"encoder": encoder, "preprocess": TINY_PREPROCESS[name]}
+        settings = {"encoder": encoder, "preprocess": TINY_PREPROCESS[name]}
+        config.branch_configs[name] = copy.deepcopy(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VPTForConditionalGeneration(config).eval()

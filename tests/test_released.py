@@ -18,9 +18,8 @@ ROOT = Path(__file__).parents[1]
 def readme_rows():
     """Cells of the README's table of models, links and marks removed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Models")[2]
-    rows = [
-        line.strip("| ").split(" | ") for line in text.split("\n## ")[0].split("\n") if "|" in line
-    ]
+    table = text[text.index("\n|") + 1 :].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.split("\n")]
     plain = [
         tuple(re.sub(r"\[(.*?)\]\(.*?\)|`|, shipped", r"\1", one) for one in row) for row in rows
     ]

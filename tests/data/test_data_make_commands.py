@@ -37,7 +37,7 @@ def scenes(tmp_path_factory):
 
 def test_from_scenes_to_a_checked_curriculum(vpt, grey, scenes, tmp_path):
     rows = tmp_path / "rows"
-    words = ("--tokenizer", "any", "--points", "2-3", "--skip-bad", "--out", rows)
+    words = ("--tokenizer", tmp_path, "--points", "2-3", "--skip-bad", "--out", rows)
     code, _, said = vpt("make-depth-rows", "--scenes", scenes, *words)
     assert code == 0 and "the lowest point is the nearest in" in said
     mixed = tmp_path / "mixed/curriculum.jsonl"
@@ -82,7 +82,7 @@ def test_photos_without_maps_are_estimated(vpt, grey, scenes, tmp_path, monkeypa
             return read_map(scenes / "depth/000003.png")
 
     monkeypatch.setattr("vpt.cli.depth_tokenizer.load_estimator", lambda _: Estimator)
-    words = ("--photos", scenes / "images", "--tokenizer", "any", "--points", "2", "--limit", 2)
+    words = ("--photos", scenes / "images", "--tokenizer", tmp_path, "--points", "2", "--limit", 2)
     code, _, said = vpt("make-depth-rows", *words, "--out", tmp_path / "rows")
     assert code == 0, said
     assert (tmp_path / "rows/maps/000000.jpg.png").exists()

@@ -57,7 +57,7 @@ def test_records_keep_what_was_drawn_and_the_report_shows_it(runtime, data, tmp_
     page = (tmp_path / "out" / "report.html").read_text()
     assert "depth map of 4 codes, written by the model" in page
     assert 'far <span class="ramp"></span> near' in page and '<rect class="box"' in page
-    assert "<dt>Drew</dt>" in page
+    assert "<dt>Wrote</dt>" in page
     assert re.search(r"b1(?: to b\d+)?: written by the model", page)
 
 

@@ -61,7 +61,11 @@ def test_urls_are_named_as_they_are(folder):
     _, findings = checked(folder, own(image="https://x.org/a.png"), own(image="file:///a.png"))
     words = "'https://x.org/a.png' is a URL; remote images are not fetched, pass a file, or load "
     assert findings["unreadable-image"] == [
-        (0, words + "the model with allowed_media_domains=['x.org']"),
+        (
+            0,
+            words + "the model with allowed_media_domains=['x.org'] "
+            "(`vpt ask --allowed-media-domains x.org`)",
+        ),
         (1, "'file:///a.png' is a file URL; pass the path alone"),
     ]
 

@@ -161,7 +161,8 @@ def test_a_mistyped_option_of_loading_is_named():
     with pytest.raises(PromptError, match="unknown option 'max_pixel' of the processor; available"):
         VPTProcessor.from_pretrained(folder, max_pixel=3)
     with pytest.raises(
-        PromptError, match="unknown option 'max_pixel'; available: allowed_media_domains, cache_dir"
+        PromptError,
+        match="unknown option 'max_pixel'; available: allowed_media_domains, base, cache_dir",
     ):
         vpt.load(folder, max_pixel=3)
     with pytest.raises(CheckpointError, match="unexpected keyword argument 'max_pixel'"):

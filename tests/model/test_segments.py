@@ -10,7 +10,6 @@ from tiny_model import tiny_model
 from torch.utils.checkpoint import checkpoint
 
 from vpt.errors import PositionError
-from vpt.inference.cache import ATTENTION_NAME
 from vpt.model.matching import ControlCall, in_rounds
 from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS
@@ -150,7 +149,7 @@ def test_checkpointed_gradients_equal_those_without(made, function):
     assert_same_gradients(got, expected, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("name", ["eager", "sdpa", ATTENTION_NAME])
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_the_way_to_attend_is_left_as_it_was(made, name):
     model, kwargs = made[0], batch(*mixed_rows(made))
     expected = logits_of_rows(model, kwargs)

@@ -9,10 +9,13 @@ from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox
-from vpt.errors import PromptError, RunError
+from vpt.errors import BudgetError, PromptError, RunError
 from vpt.images import load_image
+from vpt.inference.recorder import Recorder
 from vpt.inference.request import Message
-from vpt.trace.records import Trace
+from vpt.trace.records import Trace, load_traces
+from vpt.view.timeline import timeline_html
+from vpt.view.wording import look_text
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +117,11 @@ def test_a_call_concerns_any_image_of_the_conversation(runtime):
     assert [call.image for call in again.trace.calls][:1] == [0]
     later = chat.ask("And?", look_at="latest")
     assert [call.image for call in later.trace.calls][:1] == [chat.num_images - 2]
+    crop = chat.ask("And?", look_at=1)
+    assert [call.image for call in crop.trace.calls][:1] == [1]
     with pytest.raises(PromptError, match="look_at=99 is the index of no image: the conversation"):
         chat.ask("And?", look_at=99)
-    assert len(chat.answers) == 4
+    assert len(chat.answers) == 5
 
 
 def test_the_trace_of_a_follow_up_holds_the_conversation(runtime, tmp_path):
@@ -150,6 +155,89 @@ def test_a_question_that_fails_leaves_the_chat_as_it_was(runtime):
     assert chat.messages == before
     assert chat.ask("And?").text == runtime_answer(runtime, before)
     assert runtime.engine.num_free_slots == runtime.engine.num_slots
+
+
+def test_a_question_made_before_another_was_answered_is_refused(runtime):
+    chat = runtime.chat(max_new_tokens=3)
+    one, other = chat.stream("What?"), chat.stream("Where?")
+    assert list(one) and len(chat.messages) == 2
+    with pytest.raises(RunError, match="the chat has changed since this question was made"):
+        list(other)
+    assert len(chat.messages) == 2 and chat.ask("Where?").trace.history
+
+
+def test_a_chat_that_is_reset_forgets_the_question_that_runs(runtime):
+    chat = runtime.chat(max_new_tokens=3)
+    events = chat.stream("What?")
+    next(events)
+    chat.reset()
+    assert list(events)[-1].trace.stop_reason == "length"
+    assert chat.messages == () and chat.answers == []
+    assert chat.ask("What?").trace.history == []
+
+
+def test_an_answer_that_spells_a_control_token_can_be_continued(runtime, monkeypatch):
+    chat = runtime.chat(max_new_tokens=3)
+    add = Recorder.stop
+
+    def spell(recorder, reason):
+        recorder.trace.answer = "It is <|im_end|>."
+        return add(recorder, reason)
+
+    monkeypatch.setattr(Recorder, "stop", spell)
+    chat.ask("What?")
+    assert chat.ask("And?").trace.history[1].text == "It is <|im_end|>."
+
+
+def test_a_chat_has_one_system_turn(runtime):
+    chat = runtime.chat(max_new_tokens=3)
+    chat.ask("What?", system="Be brief.")
+    with pytest.raises(PromptError, match="system: a chat has one system turn"):
+        chat.ask("And?", system="Be long.")
+
+
+def test_a_chat_that_is_full_says_so_and_can_be_begun_again():
+    runtime = vpt.Runtime(*tiny_model(num_layers=2), max_model_len=200)
+    chat = runtime.chat([noise(8, 8, 0)], perception="none", max_new_tokens=20)
+    with pytest.raises(BudgetError, match=r"need .* tokens, a stream has room for 200"):
+        for _ in range(9):
+            chat.ask("What?")
+    before = chat.messages
+    assert 2 <= len(before) < 18
+    with pytest.raises(BudgetError, match="a stream has room for 200"):
+        chat.ask("What is this? " * 9)
+    assert chat.messages == before and runtime.engine.num_free_slots == runtime.engine.num_slots
+    chat.reset()
+    assert chat.ask("What?").text == before[1].text
+
+
+def test_calls_are_drawn_while_the_trace_grows(runtime):
+    """The model's thread writes the trace that this one draws."""
+    chat = runtime.chat([noise(12, 12, 0)], constrain=False, max_calls=3, temperature=1.5)
+    for seed in range(3):
+        request = chat.request("Go on.", perception="dino", seed=seed, max_new_tokens=40)
+        for one in chat.watch(request):
+            timeline_html(one.trace)
+            look_text(one.trace)
+    assert len(chat.answers) == 3
+
+
+def test_the_traces_of_a_chat_are_saved_with_its_images_once(runtime, tmp_path):
+    chat = runtime.chat([noise(20, 20, 0)], region=GridBox(1, 1, 3, 4), **ONE_CALL)
+    traces = [chat.ask("What?").trace, chat.ask("And this?", noise(12, 30, 1)).trace]
+    chat.save(tmp_path / "chat.json")
+    assert load_traces(tmp_path / "chat.json") == traces
+    assert Trace.load(tmp_path / "chat.json") == traces[-1]
+    content = (tmp_path / "chat.json").read_text()
+    assert content.count("data:image/jpeg") == 4
+    traces[0].save(tmp_path / "t.json")
+    assert load_traces(tmp_path / "t.json") == traces[:1]
+    for wrong in ("{}", '{"traces": []}', '{"traces": [3]}', '{"traces": 3}'):
+        (tmp_path / "t.json").write_text(wrong)
+        with pytest.raises(
+            PromptError, match=r"is not a chat: expected a list|expected a trace of"
+        ):
+            load_traces(tmp_path / "t.json")
 
 
 def runtime_answer(runtime, before):

@@ -272,14 +272,18 @@ class Request:
 
     @classmethod
     def of(
-        cls, images: Sequence[LoadedImage], question: str, options: Mapping[str, Any]
+        cls,
+        images: Sequence[LoadedImage],
+        question: str,
+        options: Mapping[str, Any],
+        history: Sequence[Message] = (),
     ) -> Request:
         """Make a request of options by name, those of :class:`Sampling` among them."""
         _refuse_unknown(options, _DEFAULTS)
         of_sampling = Sampling.__dataclass_fields__.keys()
         sampling = Sampling(**{name: options[name] for name in options.keys() & of_sampling})
         rest = {name: options[name] for name in options.keys() - of_sampling}
-        return cls(images, question, sampling=sampling, **rest)
+        return cls(images, question, sampling=sampling, history=history, **rest)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import dataclasses
 import inspect
 import io
 import json
+import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,11 +288,14 @@ class Trace(_Record):
         indices = [index for index, record in enumerate(self.images) if record.parent is None]
         given = dict(zip(indices, images, strict=False))
         for index, image in given.items():
-            self.images[index].thumbnail = _thumbnail(image.pixels)
+            if self.images[index].thumbnail is None:
+                self.images[index].thumbnail = _thumbnail(image.pixels)
         if self.settings.get("replace_looks") == "blank":  # what was seen cannot be cut out
             return
         for index, record in enumerate(self.images):
-            if record.box_xyxy_px is not None and (root := self.root(index)) in given:
+            if record.thumbnail is not None or record.box_xyxy_px is None:
+                continue
+            if (root := self.root(index)) in given:
                 record.thumbnail = _thumbnail(given[root].pixels.crop(record.box_xyxy_px))
 
     def root(self, index: int) -> int:
@@ -307,8 +312,7 @@ class Trace(_Record):
 
     def timeline(self) -> list[Turn]:
         """The token stream after the prompt, turn by turn, as far as it has come."""
-        records: list[Any] = [*self.tokens, *self.malformed, *self.content, *self.calls]
-        turns = [Turn() for _ in range(max((record.turn for record in records), default=-1) + 1)]
+        turns: defaultdict[int, Turn] = defaultdict(Turn)  # more may be recorded meanwhile
         for token in self.tokens:
             turns[token.turn].tokens.append(token)
         for malformed in self.malformed:
@@ -317,7 +321,7 @@ class Trace(_Record):
             turns[call.turn].calls.append((number, call))
         for number, content in enumerate(self.content, 1):
             turns[content.turn].content.append((number, content))
-        return turns
+        return [turns[index] for index in range(max(turns, default=-1) + 1)]
 
     def to_json(self, *, images: bool = True) -> str:
         """The record as JSON text, with or without the thumbnails of its images."""
@@ -364,21 +368,46 @@ class Trace(_Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace file; ``PromptError`` if it is not one."""
-        name = Path(path).name
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
-            if len(data) > MOST_BYTES:
-                raise PromptError(f"{name} is larger than {MOST_BYTES} bytes; expected a trace")
-            content = json.loads(data.decode("utf-8-sig"))
-        except PromptError:
-            raise
-        except (MemoryError, OSError, RecursionError, ValueError) as exc:
-            raise PromptError(f"cannot read the trace {name}: {exc}") from exc
-        if not isinstance(content, dict):
-            raise PromptError(f"{name} is not a trace: expected a JSON object")
-        return cls.from_dict(content)
+        """Read a trace file, of a chat the last trace; ``PromptError`` if it is not one."""
+        return load_traces(path)[-1]
+
+
+def save_traces(traces: Sequence[Trace], path: str | os.PathLike[str]) -> None:
+    """Write the traces of a chat, in order, as JSON; its images are kept once, with the last."""
+    last = traces[-1].images if traces else []
+    contents = [trace.to_dict() for trace in traces]
+    for content in contents[:-1]:
+        for image, same in zip(content["images"], last, strict=False):
+            if image["digest"] == same.digest:
+                image["thumbnail"] = None
+    text = json.dumps({"version": TRACE_VERSION, "traces": contents}, indent=1, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def load_traces(path: str | os.PathLike[str]) -> list[Trace]:
+    """Read the traces of a chat, or the one of a trace file; ``PromptError`` if it is neither."""
+    name = Path(path).name
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise PromptError(f"{name} is larger than {MOST_BYTES} bytes; expected a trace")
+        content = json.loads(data.decode("utf-8-sig"))
+    except PromptError:
+        raise
+    except (MemoryError, OSError, RecursionError, ValueError) as exc:
+        raise PromptError(f"cannot read the trace {name}: {exc}") from exc
+    if not isinstance(content, dict):
+        raise PromptError(f"{name} is not a trace: expected a JSON object")
+    contents = content.get("traces", [content])
+    if not (isinstance(contents, list) and contents and all(type(c) is dict for c in contents)):
+        raise PromptError(f"{name} is not a chat: expected a list of traces, at least one")
+    traces = [Trace.from_dict(one) for one in contents]
+    for trace in traces[:-1]:
+        for image, same in zip(trace.images, traces[-1].images, strict=False):
+            if image.thumbnail is None and image.digest == same.digest:
+                image.thumbnail = same.thumbnail
+    return traces
 
 
 def brief(text: str) -> str:

@@ -184,9 +184,7 @@ def test_a_host_with_an_address_that_is_not_public_is_refused(net, address):
     net.names["example.org"] = [PUBLIC, address]
     for url in ("http://example.org/a.png", "http://other.org/to/http://example.org/a.png"):
         net.connected.clear()
-        with pytest.raises(
-            ImageError, match=r"^the host .* has the address .*, which is not public"
-        ):
+        with pytest.raises(ImageError, match=r"^the host .* has an address that is not public"):
             load(url, "*")
         assert net.connected == [(PUBLIC, 80)] * ("/to/" in url)
 

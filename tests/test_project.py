@@ -29,7 +29,7 @@ LEVELS = (
     ("vpt.view",),
     ("vpt.answer", "vpt.chat", "vpt.runtime"),
     ("vpt.data", "vpt.depth", "vpt.training"),
-    ("vpt.evaluation", "vpt.demo"),
+    ("vpt.evaluation", "vpt.demo", "vpt.serving"),
     ("vpt.cli", "vpt.__main__", "vpt.evaluation.evaluation", "app"),
     ("recipes",),
 )

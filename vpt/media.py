@@ -135,8 +135,8 @@ def _public_addresses(host: str, port: int) -> list[str]:
     for address in addresses:
         if not _is_public(ipaddress.ip_address(address)):
             raise ImageError(
-                f"the host {host!r} has the address {address}, which is not public; only images "
-                "on public hosts are fetched"
+                f"the host {host!r} has an address that is not public; only images on public hosts "
+                "are fetched"
             )
     return addresses
 

@@ -32,9 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise PromptError(NO_GRADIO)
-    if args.port > 65535:
-        raise PromptError(f"--port must be at most 65535, not {args.port}")
-    _check_port(args.host, args.port)
+    check_port(args.host, args.port)
     try:
         check_model_arguments(args)
     except CheckpointError:
@@ -53,8 +51,10 @@ def _run(args: argparse.Namespace) -> None:
     serve(model, args.host, args.port, share=args.share)
 
 
-def _check_port(host: str, port: int) -> None:
-    """Listen for a moment: gradio would find a busy port only once the model is loaded."""
+def check_port(host: str, port: int) -> None:
+    """Listen for a moment: the server would find a busy port only once the model is loaded."""
+    if port > 65535:
+        raise PromptError(f"--port must be at most 65535, not {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host.strip("[]"), port), family=family).close()

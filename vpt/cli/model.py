@@ -102,14 +102,14 @@ def print_loading(args: argparse.Namespace) -> None:
     print_status(f"loading {args.model or 'the embedded model'} ...")
 
 
-def load_runtime(args: argparse.Namespace) -> Runtime:
-    """Load the model that the arguments name, if its device exists."""
+def load_runtime(args: argparse.Namespace, **options: Any) -> Runtime:
+    """Load the model that the arguments name, if its device exists, with further options."""
     import vpt
 
     quieten(args)
     if args.device:
         _check_device(args.device)
-    return vpt.load(**load_options(args))
+    return vpt.load(**load_options(args), **options)
 
 
 def quieten(args: argparse.Namespace) -> None:

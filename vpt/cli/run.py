@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from vpt import errors
-from vpt.cli import ask, data, demo, depth_tokenizer, init, parser
+from vpt.cli import ask, data, demo, depth_tokenizer, init, parser, serve
 from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
 from vpt.cli.output import print_err
@@ -38,6 +38,7 @@ COMMANDS = CommandGroup(
     commands={
         "ask": ask.COMMAND,
         "demo": demo.COMMAND,
+        "serve": serve.COMMAND,
         "init": init.COMMAND,
         "set": setting.COMMAND,
         "data": data.COMMANDS,

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -139,7 +138,8 @@ class Runtime:
             max_model_len and check_number("max_model_len", max_model_len, int, 1),
             prefix_cache_bytes,
         )
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
+        self._worker: Worker | None = None
 
     def __repr__(self) -> str:
         branches = ", ".join(self.vocabulary.branches)
@@ -213,24 +213,28 @@ class Runtime:
                 ) from exc
         return commit.commit_url
 
-    @cached_property
+    @property
     def worker(self) -> Worker:
-        """The model's thread, with its engine; made when it is first needed."""
-        num_seqs, max_len, prefix_bytes = self._settings
-        engine = Engine(self.model, self.encoders, num_seqs, max_len, prefix_bytes=prefix_bytes)
-        worker = Worker(engine)
-        weakref.finalize(self, worker.stop)
-        return worker
+        """The model's thread, with its engine; made when it is first needed, once per process."""
+        if self._process != os.getpid():  # forked: without the thread, perhaps amid a round of it
+            self._process, self._lock, self._worker = os.getpid(), threading.Lock(), None
+        with self._lock:
+            if self._worker is None:
+                num_seqs, max_len, prefix_bytes = self._settings
+                self._worker = Worker(
+                    Engine(self.model, self.encoders, num_seqs, max_len, prefix_bytes=prefix_bytes)
+                )
+                weakref.finalize(self, self._worker.stop)
+            return self._worker
 
     @property
     def engine(self) -> Engine:
         """The engine; use it directly only while no request runs."""
-        with self._lock:
-            return self.worker.engine
+        return self.worker.engine
 
     def close(self) -> None:
-        """End the model's thread; the next request begins a new one."""
-        if "worker" in self.__dict__:
+        """End the model's thread, what still runs with an error; the next request restarts it."""
+        if self._worker is not None:
             self.worker.stop()
 
     @lists_options
@@ -470,8 +474,7 @@ class Runtime:
         return self._watch_many(requests, batch_size)
 
     def _watch_many(self, requests: Iterable[Any], batch_size: int) -> Generator[Snapshot]:
-        with self._lock:
-            worker = self.worker
+        worker = self.worker
         entries, running = enumerate(requests), dict[int, int]()
         runs: dict[int, tuple[Trace, Sequence[LoadedImage]]] = {}
         inbox: SimpleQueue[tuple[int, Event]] = SimpleQueue()
@@ -506,8 +509,8 @@ class Runtime:
                 else:
                     yield Snapshot(index, event, *runs[index])
         finally:
-            for key in running.values():
-                worker.cancel(key)
+            if running:
+                worker.cancel(*running.values())
 
     def _conversation(self, given: Any) -> Conversation:
         """The conversation that answers a request: the one that checked it, once."""
@@ -525,8 +528,7 @@ class Runtime:
             if missing := [name for name in needed if name not in given]:
                 raise PromptError(f"the request has no {missing[0]!r}")
             request = self.request(**given)
-        kept = request.kept
-        object.__setattr__(request, "kept", None)
+        kept = request.__dict__.pop("kept", None)  # at once: by one thread only
         if isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary:  # our own
             return kept
         return self.converse(request)

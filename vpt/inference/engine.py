@@ -70,6 +70,7 @@ class Prefill:
     Attributes:
         num_left: tokens that are not read yet.
         extension: the result, once nothing is left.
+        begins: whether a kept prefix may still begin the stream; ``is_prompt``, whether one might.
     """
 
     def __init__(self, engine: Engine, stream: Stream, items: Sequence[_Item]) -> None:
@@ -81,7 +82,7 @@ class Prefill:
         self.run_ms = 0.0
         self.num_reused = 0
         self.extension: Extension | None = None
-        self.begins = stream.length == 0
+        self.begins = self.is_prompt = stream.length == 0
         numbers = [[i.number] * len(i.ids) if i.number else i.ids for i in self.items]
         self.atom_ids = np.array([*stream.atoms.ids, *(a for n in numbers for a in n)], np.int64)
         self._chunk: tuple[Tensor, Tensor] | None = None  # embeds [n, D], positions [3, n]
@@ -105,8 +106,6 @@ class Prefill:
         self.stream.length += num_read
         self.num_left -= num_read
         self.run_ms += run_ms
-        if not self.num_left:
-            self.engine._finish(self)
 
     def _begin_with_a_prefix(self) -> None:
         self.begins = False
@@ -345,12 +344,30 @@ class Engine:
         for one in prefills:
             if room <= 0:
                 break
-            if one.begins and any(_shares_a_beginning(one, other) for other, _ in taken):
+            if not one.num_left or self._waits(one, [other for other, _ in taken]):
                 continue
             embeds, positions = one.next_rows(room)
             taken.append((one, len(embeds)))
             parts.append((embeds, positions))
             room -= len(embeds)
+        if taken:
+            self._read(taken, parts, started)
+        for one in prefills:
+            if not one.num_left and one.extension is None:
+                self._finish(one)
+
+    def _waits(self, one: Prefill, taken: Sequence[Prefill]) -> bool:
+        """Whether a prompt waits for another, whose beginning it can take over."""
+        if not one.begins or not self.prefixes.max_bytes:
+            return False
+        return any(other.is_prompt and _shares_a_beginning(one, other) for other in taken)
+
+    def _read(
+        self,
+        taken: Sequence[tuple[Prefill, int]],
+        parts: Sequence[tuple[Tensor, Tensor]],
+        started: float,
+    ) -> None:
         places: list[int] = []
         segments, row = [], 0
         for one, size in taken:

@@ -110,7 +110,12 @@ class Scheduler:
             if self.active and not self.engine.num_free_slots:
                 return
             key, conversation, sampling, keep = self.waiting.popleft()
-            stream = self.engine.open()
+            try:
+                stream = self.engine.open()
+            except VPTError as exc:  # somebody else holds all slots
+                conversation.close()
+                self._events.append((key, ErrorEvent(exc)))
+                continue
             one = _Active(key, conversation, sampling, stream, Append((), None), keep)
             self.active.append(one)
             self._advance(one, None)
@@ -135,7 +140,7 @@ class Scheduler:
         extension = _extension(one)
         one.prefill = None
         if one.num_chosen == 0 and token_id != NOT_FINITE:
-            self.engine.keep(one.stream)  # others may share the prompt
+            self._keep(one)  # others may share the prompt
         step = Step(
             token_id,
             num_tokens=len(extension.token_ids),
@@ -186,7 +191,7 @@ class Scheduler:
                 item = one.conversation.send(step)
             except StopIteration:
                 if one.keep:
-                    self.engine.keep(one.stream)
+                    self._keep(one)
                 self._end(one)
                 return
             except Exception as exc:
@@ -197,6 +202,12 @@ class Scheduler:
                 return
             self._events.append((one.key, item))
             step = None
+
+    def _keep(self, one: _Active) -> None:
+        try:
+            self.engine.keep(one.stream)
+        except Exception as exc:  # memory, most likely; the answer does not need it
+            logger.warning("a prefix could not be kept: %s: %s", type(exc).__name__, exc)
 
     def _end(self, one: _Active) -> None:
         self.active.remove(one)

@@ -28,7 +28,7 @@ class Worker:
 
     Attributes:
         engine: only to be used elsewhere while no request runs.
-        error: what ended the thread, or ``None``; then no request is taken any more.
+        error: what broke the thread, or ``None``; then no request is taken any more.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -39,7 +39,7 @@ class Worker:
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._keys = itertools.count()
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._state = threading.RLock()  # of the thread: a request is taken before it ends, or not
 
     @property
     def num_running(self) -> int:
@@ -58,43 +58,47 @@ class Worker:
 
         ``keep`` its stream for a follow-up question.
 
-        The last event is a ``StopEvent`` or an ``ErrorEvent``, unless it is cancelled.
+        The last event is a ``StopEvent`` or an ``ErrorEvent``, unless it is cancelled. A sink that
+        raises cancels its request.
 
         Raises:
             RunError: if the thread has ended with an error.
         """
-        if self.error is not None:
-            raise RunError(f"the model's thread has ended: {self.error}") from self.error
         key = next(self._keys)
 
         def add() -> None:
             self._sinks[key] = sink
             self._scheduler.add(key, conversation, sampling, keep=keep)
 
-        self._commands.put(add)
-        self._start()
+        with self._state:
+            if self.error is not None:
+                raise RunError(f"the model's thread has ended: {self.error}") from self.error
+            self._commands.put(add)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="vpt-model", daemon=True)
+                self._thread.start()
         return key
 
-    def cancel(self, key: int) -> None:
-        """End a request if it still runs; its slot is free when this returns."""
+    def cancel(self, *keys: int) -> None:
+        """End requests that still run; their slots are free when this returns."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return  # it has ended all, perhaps with the interpreter
         done = threading.Event()
 
         def drop() -> None:
-            if self._sinks.pop(key, None) is not None:
-                self._scheduler.cancel(key)
+            for key in keys:
+                if self._sinks.pop(key, None) is not None:
+                    self._scheduler.cancel(key)
             done.set()
 
-        if self._thread is None or not self._thread.is_alive():
-            drop()
-        elif threading.current_thread() is self._thread:
-            self._commands.put(drop)
-        else:
-            self._commands.put(drop)
-            while not done.wait(0.1) and self._thread.is_alive():
+        self._commands.put(drop)
+        if threading.current_thread() is not thread:
+            while not done.wait(0.1) and thread.is_alive():
                 pass
 
     def stop(self) -> None:
-        """End the thread; requests that still run get no further event."""
+        """End the thread; requests that still run end with an error."""
         thread = self._thread
         if thread is None or not thread.is_alive():
             return
@@ -102,21 +106,17 @@ class Worker:
         if threading.current_thread() is not thread:
             thread.join()
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="vpt-model", daemon=True)
-                self._thread.start()
-
     def _run(self) -> None:
+        error: VPTError = RunError("the runtime was closed before the request had ended")
         try:
             while self._take_commands():
                 for key, event in self._scheduler.round():
                     self._deliver(key, event)
         except Exception as exc:
-            self._break_down(exc)
+            logger.exception("the model's thread has ended with an error")
+            error = self.error = as_vpt_error(exc)
         finally:
-            self._scheduler.close()
+            self._end(error)
 
     def _take_commands(self) -> bool:
         """Do what was asked; waits while there is nothing else to do. False to stop."""
@@ -129,15 +129,24 @@ class Worker:
 
     def _deliver(self, key: int, event: Event) -> None:
         is_last = isinstance(event, StopEvent | ErrorEvent)
-        sink = self._sinks.pop(key) if is_last else self._sinks[key]
-        sink(event)
+        if (sink := self._sinks.pop(key, None) if is_last else self._sinks.get(key)) is None:
+            return  # it raised at an earlier event of this round
+        try:
+            sink(event)
+        except Exception:
+            logger.exception("nobody takes the events of a request, which is cancelled")
+            self._sinks.pop(key, None)
+            self._scheduler.cancel(key)
 
-    def _break_down(self, exc: Exception) -> None:
+    def _end(self, error: VPTError) -> None:
         """Answer every request with what ended the thread."""
-        logger.exception("the model's thread has ended with an error")
-        self.error = as_vpt_error(exc)
-        while not self._commands.empty():
-            if (command := self._commands.get()) is not None:
-                command()
-        for key in list(self._sinks):
-            self._deliver(key, ErrorEvent(self.error))
+        with self._state:
+            while not self._commands.empty():
+                if (command := self._commands.get()) is not None:
+                    command()
+            self._thread = None
+            try:
+                self._scheduler.close()
+            finally:
+                for key in list(self._sinks):
+                    self._deliver(key, ErrorEvent(error))

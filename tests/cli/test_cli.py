@@ -77,6 +77,10 @@ NEED_NO_TORCH = (
     (4, "ask What? --model ."),
     (4, "ask What? --model bert"),
     (4, "ask What? --depth-tokenizer /nope"),
+    (2, "chat -"),
+    (2, "chat --top-p 0"),
+    (3, "chat /nope.jpg"),
+    (4, "chat --model /nope"),
 )
 
 

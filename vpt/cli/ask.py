@@ -58,14 +58,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, URLs, or - for the bytes of an image on stdin; or one folder, each image of "
         "which is asked about separately; then the question",
     )
-    hosts = "fetch images whose URLs are of these hosts; no others are fetched"
-    add_value(parser, "--allowed-media-domains", "A,B", comma_list, hosts, ())
     add_value(parser, "--batch-size", "B", whole_number(1), "images of a folder at once", 8)
-    add_model_arguments(parser)
-    looking = parser.add_argument_group("looking again")
-    add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain"))
-    writing = parser.add_argument_group("writing")
-    add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
+    add_question_arguments(parser)
     output = parser.add_argument_group("output")
     add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
     add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")
@@ -73,22 +67,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(output, "--picture", "FILE", drawing)
 
 
+def add_question_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of model, image sources and answers."""
+    hosts = "fetch images whose URLs are of these hosts; no others are fetched"
+    add_value(parser, "--allowed-media-domains", "A,B", comma_list, hosts, ())
+    add_model_arguments(parser)
+    looking = parser.add_argument_group("looking again")
+    add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain"))
+    writing = parser.add_argument_group("writing")
+    add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
+
+
 def _ask(args: argparse.Namespace) -> int | None:
     """Check all there is to check, load the model, ask it, write what is wanted."""
     *paths, question = args.words
     _check_words(question, args.perception)
     check_model_arguments(args)
-    if any(_kind_of(path) == "folder" for path in paths):
+    if any(kind_of(path) == "folder" for path in paths):
         return _ask_folder(args, paths, question)
-    if args.picture and args.picture.suffix.lower() not in PICTURE_SUFFIXES:
-        raise PromptError(
-            f"cannot save a picture as {args.picture.name}; expected a name that ends in "
-            f"{', '.join(PICTURE_SUFFIXES)}"
-        )
+    check_picture_name(args.picture)
     check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
     print_loading(args)
-    images = [_load(path, args) for path in paths]
-    request = Request.of(images, question, _options(args))
+    images = [load_image_word(path, args) for path in paths]
+    request = Request.of(images, question, options_of(args))
     runtime = load_runtime(args)
     from vpt.inference.events import StopEvent
 
@@ -99,8 +100,8 @@ def _ask(args: argparse.Namespace) -> int | None:
     trace = event.trace
     if args.json:
         print_out(json.dumps(trace.to_dict(images=False)))
-    _write_outputs(trace, images, args.picture, args.trace)
-    _note(trace, runtime, args.verbose)
+    write_outputs(trace, images, args.picture, args.trace)
+    note(trace, runtime, args.verbose)
     return None
 
 
@@ -116,7 +117,7 @@ def _ask_folder(args: argparse.Namespace, paths: Sequence[str], question: str) -
         if out and (is_file or out.resolve() == folder.resolve()):
             raise PromptError(f"{option}: expected another folder, to save a file for each image")
         check_out_folder(out or Path(), option)
-    options = _options(args)
+    options = options_of(args)
     Request.of([], question, {**options, "perception": "auto"})  # refuses impossible values
     print_loading(args)
     runtime = load_runtime(args)
@@ -151,8 +152,8 @@ def _report_one(
     else:
         print_out(" ".join(trace.answer.split()), label=f"{name}: ")
     picture = args.picture and args.picture / f"{name}.jpg"
-    _write_outputs(trace, images, picture, args.trace and args.trace / f"{name}.json")
-    _note(trace, runtime, args.verbose)
+    write_outputs(trace, images, picture, args.trace and args.trace / f"{name}.json")
+    note(trace, runtime, args.verbose)
 
 
 def _in_order(snapshots: Iterator[Snapshot]) -> Iterator[list[Snapshot]]:
@@ -171,11 +172,21 @@ def _in_order(snapshots: Iterator[Snapshot]) -> Iterator[list[Snapshot]]:
             number += 1
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def check_picture_name(picture: Path | None) -> None:
+    """Refuse a file whose name is not that of a picture."""
+    if picture and picture.suffix.lower() not in PICTURE_SUFFIXES:
+        raise PromptError(
+            f"cannot save a picture as {picture.name}; expected a name that ends in "
+            f"{', '.join(PICTURE_SUFFIXES)}"
+        )
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a request among the arguments."""
     return {name: value for name, value in vars(args).items() if name in OPTIONS}
 
 
-def _load(path: str, args: argparse.Namespace) -> LoadedImage:
+def load_image_word(path: str, args: argparse.Namespace) -> LoadedImage:
     """Load an image from a path, a URL, a data URI, or stdin for ``-``."""
     from vpt.images import ImageLimits, load_image
 
@@ -191,7 +202,7 @@ def _load(path: str, args: argparse.Namespace) -> LoadedImage:
     return image
 
 
-def _kind_of(word: str) -> str | None:
+def kind_of(word: str) -> str | None:
     """``"file"`` or ``"folder"``, if a word names one."""
     try:
         return "folder" if Path(word).is_dir() else "file" if Path(word).is_file() else None
@@ -201,15 +212,20 @@ def _kind_of(word: str) -> str | None:
 
 def _check_words(question: str, perception: str) -> None:
     invite(question, perception)  # refuses an empty question
-    if any("\ud800" <= char <= "\udfff" for char in question):  # bytes that Python could not read
-        raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
-    if kind := _kind_of(question):
+    check_text(question)
+    if kind := kind_of(question):
         raise PromptError(
             f"the last word is the question, but {question!r} is a {kind}; add a question after it"
         )
 
 
-def _write_outputs(
+def check_text(question: str) -> None:
+    """Refuse bytes that Python could not read."""
+    if any("\ud800" <= char <= "\udfff" for char in question):
+        raise PromptError("the question is not valid text in the terminal's encoding; use UTF-8")
+
+
+def write_outputs(
     trace: Trace, images: list[LoadedImage], picture: Path | None, saved: Path | None
 ) -> None:
     """Draw the trace, and save it, each to a file if one is named."""
@@ -224,7 +240,7 @@ def _write_outputs(
         print_err(f"saved {saved}")
 
 
-def _note(trace: Trace, runtime: Runtime, verbose: bool) -> None:
+def note(trace: Trace, runtime: Runtime, verbose: bool) -> None:
     """Report what a person should know about a run that has ended."""
     for warning in trace.warnings:
         print_err(f"warning: {warning}")
@@ -271,12 +287,18 @@ class Screen:
     """Shows a run on the terminal: the model's text on stdout, a line for each call on stderr.
 
     White space at both ends of a turn is left out, as in ``trace.answer``.
+
+    Args:
+        sources: of the images of the stream so far.
+        boxes: of those of them that were cut out; by default of none.
     """
 
-    def __init__(self, sources: Sequence[str], show_text: bool) -> None:
+    def __init__(
+        self, sources: Sequence[str], show_text: bool, boxes: Sequence[PixelBox | None] = ()
+    ) -> None:
         self._show_text = show_text
         self._names = [Path(source).name for source in sources]
-        self._boxes: list[PixelBox | None] = [None] * len(sources)
+        self._boxes = [*boxes, *[None] * (len(sources) - len(boxes))]
         self._is_fresh = True  # nothing of this turn is shown yet
         self._held = ""  # white space that more text may follow
         self._num_calls = 0  # of this turn
@@ -289,7 +311,7 @@ class Screen:
             self._num_calls = 0
             self._add(event.text)
             return
-        self._end_turn()
+        self.end_turn()
         if isinstance(event, CallEvent):
             self._num_calls += 1
             if event.call.outcome != "executed":
@@ -314,7 +336,8 @@ class Screen:
             print_out(shown, end="")
         self._is_fresh = self._is_fresh and not shown
 
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
+        """End the line of text, if one has begun."""
         if not self._is_fresh and self._show_text:
             print_out("")
         self._is_fresh, self._held = True, ""

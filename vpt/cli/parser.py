@@ -26,8 +26,9 @@ EXIT_FAULTS = 1
 EXIT_CODES = """\
 exit codes:
   0    success
-  1    vpt ask: some images of a folder failed; vpt data: something is wrong with the data;
-       vpt eval: no sample was answered; else a bug, shown with a traceback
+  1    vpt ask: some images of a folder failed; vpt chat: some lines of a pipe or file failed;
+       vpt data: something is wrong with the data; vpt eval: no sample was answered;
+       else a bug, shown with a traceback
   2    wrong usage
   3    an input image cannot be used
   4    the model cannot be loaded or built, or its numbers are not finite

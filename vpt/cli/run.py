@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from vpt import errors
-from vpt.cli import ask, data, demo, depth_tokenizer, init, parser, serve
+from vpt.cli import ask, chat, data, demo, depth_tokenizer, init, parser, serve
 from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
 from vpt.cli.output import print_err
@@ -37,6 +37,7 @@ COMMANDS = CommandGroup(
     models=models_text(),
     commands={
         "ask": ask.COMMAND,
+        "chat": chat.COMMAND,
         "demo": demo.COMMAND,
         "serve": serve.COMMAND,
         "init": init.COMMAND,

@@ -186,7 +186,9 @@ def tool_value(
 def _outcome(record: Record, score: str) -> _Outcome | None:
     if record.error is not None or record.trace is None or score not in record.scores:
         return None
-    tokens, milliseconds = record.trace["counts"]["llm_tokens"], record.trace["timings"]["total"]
+    counts, milliseconds = record.trace["counts"], record.trace["timings"]["total"]
+    # What was read for an earlier request counts as well: it depends on the order of samples.
+    tokens = counts["llm_tokens"] + counts.get("reused_tokens", 0)
     return _Outcome(record.scores[score], record.num_calls > 0, tokens, milliseconds)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import uvicorn
 
 import vpt
-from vpt.serving.app import Settings, create_app
+from vpt.serving.app import create_app
+from vpt.serving.server import Settings
 
 TAGS = Path(vpt.__file__).parent / "examples" / "tags.jpg"
 QUESTION = "What number is on the blue one?"

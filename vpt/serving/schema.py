@@ -178,6 +178,14 @@ class ResponsesRequest(_Body):
     store: bool | None = None
     max_output_tokens: int | None = None
     metadata: dict[str, str] | None = None
+    text: dict[str, Any] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Options by name; text is the only format of an answer."""
+        form = (self.text or {}).get("format")
+        if form not in (None, {"type": "text"}):
+            raise APIError(400, "text.format is not supported", "text", "unsupported_parameter")
+        return super().options()
 
     @property
     def token_limit(self) -> tuple[str, int | None]:

@@ -60,8 +60,8 @@ class Desk:
         self.is_draining = False
         self.num_open = 0
         self._most = self.worker.engine.num_slots + max_queue
-        self._num_pixels = 0
-        self._lock = threading.Lock()
+        self.num_pixels = 0
+        self.lock = threading.Lock()
         self._loading = ThreadPoolExecutor(4, "vpt-load")
         self._cancelling = ThreadPoolExecutor(1, "vpt-cancel")
 
@@ -83,20 +83,6 @@ class Desk:
         """Do work that takes a while, such as decoding images, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._loading, work, *args)
 
-    def reserve(self, images: Sequence[LoadedImage]) -> int:
-        """Reserve memory for images; raise ``APIError`` if those of others take too much of it."""
-        wanted = sum(image.size_wh[0] * image.size_wh[1] for image in images)
-        with self._lock:
-            if self._num_pixels and self._num_pixels + wanted > MAX_PIXELS_IN_FLIGHT:
-                raise APIError(503, "the images of other requests fill the memory", retry_after_s=2)
-            self._num_pixels += wanted
-        return wanted
-
-    def free(self, num_pixels: int) -> None:
-        """Give reserved memory back."""
-        with self._lock:
-            self._num_pixels -= num_pixels
-
     def cancel(self, key: int) -> None:
         """Cancel a request of the worker without waiting for it."""
         self._cancelling.submit(self.worker.cancel, key)
@@ -112,7 +98,22 @@ class Ticket:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self.num_pixels = 0
+        self._num_pixels = 0
+        self._is_open = True
+
+    def reserve(self, image: LoadedImage) -> None:
+        """Reserve memory for an image; raise ``APIError`` if those of others fill it."""
+        wanted = image.size_wh[0] * image.size_wh[1]
+        with self._desk.lock:
+            if not self._is_open:
+                raise APIError(499, "the client has left")
+            total = self._desk.num_pixels + wanted
+            if total > MAX_PIXELS_IN_FLIGHT:
+                if self._num_pixels == self._desk.num_pixels:  # nobody else has images
+                    raise APIError(400, "the images are too large together", "messages")
+                raise APIError(503, "the images of other requests fill the memory", retry_after_s=2)
+            self._desk.num_pixels = total
+            self._num_pixels += wanted
 
     def __enter__(self) -> Ticket:
         self._desk.check()
@@ -121,7 +122,9 @@ class Ticket:
 
     def __exit__(self, *exc: object) -> None:
         self._desk.num_open -= 1
-        self._desk.free(self.num_pixels)
+        with self._desk.lock:
+            self._is_open = False
+            self._desk.num_pixels -= self._num_pixels
 
 
 class Run:

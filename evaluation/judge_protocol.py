@@ -77,11 +77,15 @@ class JudgeSettings:
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint is on this machine's loopback."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:  # a name
-            return False
+        return is_loopback(urlsplit(self.base_url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's loopback, by its notation."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 PROMPT = (

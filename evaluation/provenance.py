@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpt.model.config import VPTConfig
-from vpt.model.hub import stored_weights
 from vpt.view.wording import public_text
 
 if TYPE_CHECKING:
@@ -52,6 +50,9 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
     It does not depend on the release of transformers. Values are sampled because reading all of a
     large model takes minutes, and two trainings differ in every weight.
     """
+    from vpt.model.config import VPTConfig
+    from vpt.model.hub import stored_weights
+
     config = model.config
     text, vision = config.text_config, config.vision_config
     own = {name: getattr(config, name) for name in VPTConfig.__annotations__}
@@ -100,10 +101,14 @@ def describe_model(runtime: Runtime) -> dict[str, Any]:
 
 def describe_surroundings(runtime: Runtime) -> dict[str, Any]:
     """Code, libraries and machine of a run."""
+    machine = {"device": str(runtime.device), "hardware": describe_hardware()}
+    return {**machine, **describe_code(sys.argv)}
+
+
+def describe_code(words: Sequence[str]) -> dict[str, Any]:
+    """Command, code and libraries of a run."""
     return {
-        "command": command_line(sys.argv),
-        "device": str(runtime.device),
-        "hardware": describe_hardware(),
+        "command": command_line(words),
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in ("vpt-runtime", *_LIBRARIES)},

@@ -21,6 +21,7 @@ from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode, canonical_mo
 from vpt.trace.records import Trace
 
 if TYPE_CHECKING:
+    from vpt.images import LoadedImage
     from vpt.runtime import Runtime
 
 
@@ -139,7 +140,7 @@ def run_task(
             try:
                 request = _request(runtime, task, sample, decoding)
             except Exception as exc:
-                failed.append(_failed_run(task, sample, exc))
+                failed.append(failed_run(task, sample, exc))
             else:
                 if request is not None:
                     asked.append(sample)
@@ -151,23 +152,34 @@ def run_task(
         if isinstance(event, StopEvent):
             yield finished_record(task, asked[index], event.trace, decode)
         elif isinstance(event, ErrorEvent):
-            yield _failed_run(task, asked[index], event.error)
+            yield failed_run(task, asked[index], event.error)
     yield from failed
 
 
 def _request(runtime: Runtime, task: Task, sample: Sample, decoding: Decoding) -> Request | None:
     images = [image.open() for image in sample.images]
+    options = options_of(task, sample, images, decoding, runtime.vocabulary.grid_size)
+    return None if options is None else runtime.request(images, task.prompt(sample), **options)
+
+
+def options_of(
+    task: Task,
+    sample: Sample,
+    images: Sequence[LoadedImage],
+    decoding: Decoding,
+    grid_size: int,
+) -> dict[str, Any] | None:
+    """Options of the request for a sample; ``None`` if the condition does not fit it."""
     size_wh = images[0].size_wh if images else (0, 0)
-    condition = task.condition.request_options(sample, size_wh, runtime.vocabulary.grid_size)
+    condition = task.condition.request_options(sample, size_wh, grid_size)
     if condition is None:
         return None
-    options = {
+    return {
         **dataclasses.asdict(decoding),
         "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens,
         "seed": crc32(f"{decoding.seed} {sample.id}".encode()),
         **condition,
     }
-    return runtime.request(images, task.prompt(sample), **options)
 
 
 def finished_record(
@@ -188,7 +200,7 @@ def finished_record(
     except DataError as exc:
         return failed_record(task, sample, "row", str(exc))
     except Exception as exc:
-        return _failed_run(task, sample, exc)
+        return failed_run(task, sample, exc)
     return Record(
         **_of_sample(task, sample),
         question=trace.question,
@@ -198,7 +210,8 @@ def finished_record(
     )
 
 
-def _failed_run(task: Task, sample: Sample, exc: Exception) -> Record:
+def failed_run(task: Task, sample: Sample, exc: Exception) -> Record:
+    """The record of a sample whose image, or whose run, failed with an error."""
     kind = "image" if isinstance(exc, ImageError) else "run"
     return failed_record(task, sample, kind, str(as_vpt_error(exc)))
 

@@ -1,6 +1,7 @@
 """A real server on a loopback port, in a thread of the tests, and what is sent to it."""
 
 import base64
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -12,12 +13,40 @@ import vpt
 from vpt.serving.app import create_app
 from vpt.serving.server import Settings
 
-TAGS = Path(vpt.__file__).parent / "examples" / "tags.jpg"
+EXAMPLES = Path(vpt.__file__).parent / "examples"
+QUESTIONS = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8"))
+TAGS = EXAMPLES / "tags.jpg"
 QUESTION = "What number is on the blue one?"
 
 
-def data_uri(path=TAGS):
-    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+BLUE = (QUESTION, "tags.jpg")
+"""A question on which the model looks at a region; the answer is 3."""
+
+
+def data_uri(data=TAGS, kind="image/jpeg"):
+    """A data URI of a file or of bytes."""
+    data = data.read_bytes() if isinstance(data, Path) else data
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_part(picture="tags.jpg", **about):
+    """The part of a message for an example picture, or for the bytes of an image."""
+    url = data_uri(EXAMPLES / picture if isinstance(picture, str) else picture)
+    return {"type": "image_url", "image_url": {"url": url, **about}}
+
+
+def messages_of(question, *pictures):
+    """The one message of a question about pictures."""
+    parts = [image_part(picture) for picture in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+
+
+def until(is_true, seconds=10.0):
+    """Wait until something is true; fails after some seconds."""
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, "it did not become true in time"
+        time.sleep(0.01)
 
 
 def ask(question=QUESTION, url=None):

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from vpt.cli.model import (
     add_model_arguments,
@@ -29,12 +30,17 @@ from vpt.cli.parser import (
     whole_number,
 )
 from vpt.errors import PromptError
+from vpt.media import is_url
 from vpt.protocol.tokens import PERCEPTION_MODES
 
 if TYPE_CHECKING:
     from vpt.evaluation.evaluate import Asker
     from vpt.evaluation.judge_protocol import JudgeSettings
 
+_OF_LOADING = {
+    **dict.fromkeys(("revision", "device", "image_resolution", "depth_tokenizer", "workers")),
+    "dtype": "auto",
+}
 _DECODING = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
 
 
@@ -93,11 +99,15 @@ def _run(args: argparse.Namespace) -> int:
 
         print_out(splits_table(args.data))
         return EXIT_FINE
-    check_model_arguments(args)
+    if is_server := is_url(args.model or ""):
+        _check_server_arguments(args)
+    else:
+        check_model_arguments(args)
     if not args.splits:
         raise PromptError("--splits is required; --list shows the names")
     from vpt.evaluation.evaluate import evaluate, make_plan
     from vpt.evaluation.records import RunFolder
+    from vpt.evaluation.remote import RemoteAsker
     from vpt.evaluation.runner import Decoding
     from vpt.evaluation.table import results_table, shortfalls
 
@@ -114,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
         with folder.held():  # report a run under way there before a model is loaded
             pass
     decoding = Decoding(**{name: getattr(args, name) for name in _DECODING})
-    asker = _asker(args)
+    asker = RemoteAsker(args.model) if is_server else _asker(args)
     options = {"batch_size": args.batch_size, "resume": args.resume}
     try:
         results = evaluate(asker, plan, decoding, folder, judge=judge, **options)
@@ -144,6 +154,16 @@ def _run(args: argparse.Namespace) -> int:
         print_err(f"error: no sample was answered: {num_failed} failed{unfit}")
         return EXIT_FAULTS
     return EXIT_FINE
+
+
+def _check_server_arguments(args: argparse.Namespace) -> None:
+    """Refuse what a server has settled before it is asked."""
+    for name, unset in _OF_LOADING.items():
+        if getattr(args, name) != unset:
+            option = name.replace("_", "-")
+            raise PromptError(f"--{option} is for models in this process; give it to `vpt serve`")
+    if urlsplit(args.model).scheme not in ("http", "https"):
+        raise PromptError(f"{args.model!r} is not a server; expected http://HOST:PORT/v1")
 
 
 def _asker(args: argparse.Namespace) -> Asker:
@@ -199,7 +219,8 @@ RUN = Command(
         "  vpt eval --list\n"
         "  vpt eval --splits embedded_heldout --perception tool-value --limit 200\n"
         "  vpt eval --model ./my-model --splits DocVQA,VSR --data ~/vpt-data "
-        "--images images=/data/images"
+        "--images images=/data/images\n"
+        "  vpt eval --model http://127.0.0.1:8000/v1 --splits embedded_heldout"
     ),
     add_arguments=_add_arguments,
     run=_run,

@@ -117,6 +117,8 @@ def _card(server: Server) -> dict[str, Any]:
         "created": server.created,
         "owned_by": "vpt",
         "max_model_len": server.desk.worker.engine.cache.capacity,
+        "branches": list(server.runtime.vocabulary.branches),
+        "grid_size": server.runtime.vocabulary.grid_size,
     }
 
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE = ": keep-alive\n\n"
+_SMALL_BODY = 2**18
 
 
 class Reply:
@@ -82,7 +83,7 @@ async def _whole(server: Server, reply: Reply) -> Response:
         with Ticket(server.desk) as ticket:
             run = await _begin(server, reply, ticket)
             deltas = [delta async for delta in run.deltas()]
-            trace = await server.desk.in_pool(server.keep_trace, reply.key, run)
+            trace = await _keep_trace(server, reply.key, run)
     except VPTError as exc:
         raise _seen(exc, reply) from exc
     return JSONResponse(reply.whole(run, deltas, trace))
@@ -98,7 +99,7 @@ async def _stream(server: Server, reply: Reply) -> AsyncGenerator[str]:
                 async for delta in deltas:
                     start, has_begun = "" if has_begun else "".join(reply.start()), True
                     yield start + (KEEP_ALIVE if delta == Delta() else "".join(reply.step(delta)))
-            trace = await server.desk.in_pool(server.keep_trace, reply.key, run)
+            trace = await _keep_trace(server, reply.key, run)
     except VPTError as exc:
         if not has_begun:
             raise _seen(exc, reply) from exc
@@ -110,7 +111,14 @@ async def _stream(server: Server, reply: Reply) -> AsyncGenerator[str]:
 
 async def _begin(server: Server, reply: Reply, ticket: Ticket) -> Run:
     conversation = await server.desk.in_pool(reply.prepare, ticket)
-    return Run(server.desk, conversation, reply.stops, server.settings.silence_s)
+    silence_s, is_live = server.settings.silence_s, bool(reply.body.stream)
+    return Run(server.desk, conversation, reply.stops, silence_s, is_live)
+
+
+async def _keep_trace(server: Server, key: str, run: Run) -> str | None:
+    if not server.settings.num_traces:
+        return None
+    return await server.desk.in_pool(server.keep_trace, key, run)
 
 
 def _seen(exc: VPTError, reply: Reply) -> APIError:
@@ -180,7 +188,10 @@ async def read(request: Request, server: Server, kind: Any) -> Any:
         raise APIError(408, f"the body took longer than {server.settings.max_body_s:g} s") from None
     if size > most:
         raise APIError(413, f"the body is larger than {most} bytes; send smaller images")
-    return await server.desk.in_pool(read_body, kind, b"".join(parts))
+    data = b"".join(parts)
+    if size <= _SMALL_BODY:  # a thread costs more
+        return read_body(kind, data)
+    return await server.desk.in_pool(read_body, kind, data)
 
 
 class ChatReply(Reply):

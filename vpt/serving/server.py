@@ -182,10 +182,8 @@ class Server:
         ticket.reserve(image)
         return image
 
-    def keep_trace(self, key: str, run: Run) -> str | None:
-        """Keep the trace of an answer if traces are kept; returns its path."""
-        if not self.settings.num_traces:
-            return None
+    def keep_trace(self, key: str, run: Run) -> str:
+        """Keep the trace of an answer; returns its path."""
         run.trace.keep_thumbnails(run.conversation.request.all_images)
         self.traces[key] = run.trace.to_dict()
         while len(self.traces) > self.settings.num_traces:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,8 @@ from vpt.view.wording import call_text, content_text, count_text
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Timed = tuple[Event, float]
+"""An event and the time at which it happened."""
 
 MAX_PIXELS_IN_FLIGHT = 2**30
 """Pixels of the images of all requests together; 3 GB of memory."""
@@ -62,6 +65,7 @@ class Desk:
         self._most = self.worker.engine.num_slots + max_queue
         self.num_pixels = 0
         self.lock = threading.Lock()
+        self.inbox = Inbox()
         self._loading = ThreadPoolExecutor(4, "vpt-load")
         self._cancelling = ThreadPoolExecutor(1, "vpt-cancel")
 
@@ -91,6 +95,37 @@ class Desk:
         """End the threads for loading and cancelling."""
         self._loading.shutdown(wait=False, cancel_futures=True)
         self._cancelling.shutdown(wait=False)
+
+
+class Inbox:
+    """Carries events from the model's thread to the loop.
+
+    Many events take one wake-up: each costs a system call, and a turn of Python's global lock.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[asyncio.Queue[Timed], Timed]] = deque()
+        self._is_awake = False
+
+    def put(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: asyncio.Queue[Timed],
+        event: Event,
+        wakes: bool,
+    ) -> None:
+        """Send an event; one that does not wake the loop comes with the next that does."""
+        self._events.append((queue, (event, time.perf_counter())))
+        if wakes and not self._is_awake:
+            self._is_awake = True
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_awake = False
+        while self._events:
+            queue, timed = self._events.popleft()
+            queue.put_nowait(timed)
 
 
 class Ticket:
@@ -130,6 +165,11 @@ class Ticket:
 class Run:
     """One conversation in the model's thread, its events taken in the event loop.
 
+    Args:
+        stops: texts that end the answer.
+        silence_s: seconds after which :meth:`deltas` yields an empty one.
+        is_live: whether text is wanted as it comes.
+
     Attributes:
         text: the answer, when it has ended.
         finish_reason: ``"stop"`` or ``"length"``.
@@ -142,6 +182,7 @@ class Run:
         conversation: Conversation,
         stops: Sequence[str] = (),
         silence_s: float = 10,
+        is_live: bool = True,
     ) -> None:
         self.conversation = conversation
         self.text = self.finish_reason = self.stop_reason = ""
@@ -150,12 +191,12 @@ class Run:
         self._text = _Text(stops)
         self._started = self._last = time.perf_counter()
         self._is_over = False
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Timed] = asyncio.Queue()
+        loop, sees_tokens = asyncio.get_running_loop(), bool(is_live or stops)
 
         def sink(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(self._queue.put_nowait, event)
+            wakes = sees_tokens or not isinstance(event, TokenEvent)
+            desk.inbox.put(loop, self._queue, event, wakes)
 
         request = conversation.request
         self._key = desk.worker.submit(
@@ -176,22 +217,27 @@ class Run:
         try:
             while not self._is_over:
                 try:
-                    event = await asyncio.wait_for(self._queue.get(), self._silence_s)
+                    timed = await self._next()
                 except (TimeoutError, asyncio.TimeoutError):
                     yield Delta()
                     continue
-                for delta in self._read(event):
+                for delta in self._read(*timed):
                     yield delta
         finally:
             if not self._is_over:
                 self._desk.cancel(self._key)
 
-    def _read(self, event: Event) -> list[Delta]:
+    async def _next(self) -> Timed:
+        if not self._queue.empty():  # a timer costs as much as the rest
+            return self._queue.get_nowait()
+        return await asyncio.wait_for(self._queue.get(), self._silence_s)
+
+    def _read(self, event: Event, now: float) -> list[Delta]:
         if isinstance(event, ErrorEvent):
             self._is_over = True
             raise event.error
         if isinstance(event, TokenEvent):
-            return self._add_token(event)
+            return self._add_token(event, now)
         if isinstance(event, ContentEvent):
             return [Delta(content=content_fields(event.content), reasoning=_wrote(event.content))]
         if isinstance(event, CallEvent) and event.call.outcome == "executed":
@@ -204,8 +250,7 @@ class Run:
         rest = self._text.end()
         return [Delta(rest)] if rest else []
 
-    def _add_token(self, event: TokenEvent) -> list[Delta]:
-        now = time.perf_counter()
+    def _add_token(self, event: TokenEvent, now: float) -> list[Delta]:
         metrics, is_first = self._desk.metrics, self.trace.tokens[:1] == [event.token]
         (metrics.first_token if is_first else metrics.inter_token).observe(now - self._last)
         self._last = now

@@ -107,6 +107,29 @@ def test_a_picture_can_be_pasted(visit, picture, url):
     expect(visit.answer).to_have_value("3")
 
 
+def test_a_follow_up_continues_until_another_image_is_chosen(visit, picture):
+    further = visit.page.get_by_label("Follow-up question")
+    expect(further).to_be_hidden()
+    visit.upload(picture)
+    visit.ask()
+    visit.ended()
+    further.fill("What number is on the black one?")
+    visit.button("Ask further").click()
+    expect(visit.page.locator("#earlier li")).to_have_count(3)
+    visit.ended()
+    expect(visit.page.locator("#looked")).to_contain_text(
+        re.compile(r"Read \d+ new tokens, \d+ kept")
+    )
+    expect(further).to_have_value("")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 1280
+    visit.page.get_by_label("Remove Image").or_(visit.page.get_by_label("Clear")).first.click()
+    expect(further).to_be_hidden()
+    visit.page.get_by_text("Is there a green one?").click()
+    expect(visit.answer).to_have_value("yes")
+    expect(visit.page.locator("#earlier li")).to_have_count(0)
+    expect(further).to_be_visible()
+
+
 def test_a_click_on_an_example_is_enough(visit):
     visit.page.get_by_text("Is there a green one?").click()
     expect(visit.answer).to_have_value("yes")

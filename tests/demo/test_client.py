@@ -87,6 +87,31 @@ def test_the_answer_is_that_of_every_other_door(client, embedded, goldens):
     assert shown[ANSWER] == printable(direct.text)
 
 
+def test_a_follow_up_continues_the_chat_of_its_page_only(url, client, embedded, picture):
+    other = connect(url)
+    with pytest.raises(AppError, match="there is no answer to follow up here"):
+        other.predict("And?", *settings(), api_name="/follow_up")
+    other.close()
+    questions, answers = [QUESTION], [ask(client, picture)[ANSWER]]
+    for question in ("What number is on the yellow one?", "How many are there?"):
+        shown = client.predict(question, *settings(), api_name="/follow_up")
+        questions.append(question)
+        assert all(f">{one}</li>" in str(shown) for one in (*questions, *answers))
+        answers.append(shown[ANSWER])
+        trace = vpt.Trace.load(shown[TRACE])
+        assert trace.counts.reused_tokens > 60
+        new = trace.counts.prompt_tokens - trace.counts.reused_tokens
+        assert new > 5 and f"Read {new} new tokens, {trace.counts.reused_tokens} kept" in str(shown)
+    chat = embedded.chat(picture)
+    assert [printable(chat.ask(question).text) for question in questions] == answers
+    with pytest.raises(AppError, match="the question is empty"):
+        client.predict(" ", *settings(), api_name="/follow_up")
+    again = client.predict(handle_file(shown[TRACE]), api_name="/replay")
+    assert again[STREAM] == shown[STREAM] and f">{answers[0]}</li>" in str(again)
+    with pytest.raises(AppError, match="there is no answer to follow up here"):
+        client.predict("And?", *settings(), api_name="/follow_up")
+
+
 def test_a_box_replaces_the_models_region(client, picture):
     given = handle_file(str(picture)), QUESTION, False, *settings(), 310, 290, 380, 325
     shown = client.predict(*given, api_name="/look_there")

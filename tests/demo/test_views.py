@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import re
 import time
 
 import pytest
@@ -15,13 +16,14 @@ import vpt
 from vpt.demo.runs import (
     MOST_CHARACTERS,
     SETTINGS,
-    LiveRuns,
     box_to_edit,
     draw_views,
+    make_follow_up,
     make_requests,
     point_on_image,
     read_settings,
     shown_results,
+    watch_live,
 )
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
 from vpt.trace.records import Trace
@@ -38,9 +40,8 @@ CHOSEN = dict(zip(SETTINGS, ("auto", 4, 256, True, 0.0, 1.0, 0, 0), strict=True)
 
 def run(runtime, picture, question=QUESTION, **changes):
     settings = {**CHOSEN, **changes}
-    live_runs = LiveRuns(runtime)
     requests = make_requests(runtime, str(picture), question, settings)
-    return [snapshot.trace for snapshot in live_runs.watch(requests)][-1]
+    return [snapshot.trace for snapshot in watch_live(runtime.watch_many(requests))][-1]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def heat(embedded, picture):
 def test_a_growing_trace_shows_what_the_whole_one_shows(embedded, picture):
     requests = make_requests(embedded, str(picture), QUESTION, CHOSEN)
     lines = []
-    for snapshot in LiveRuns(embedded).watch(requests):
+    for snapshot in watch_live(embedded.watch_many(requests)):
         grown = copy.deepcopy(snapshot.trace)
         lines.append(timeline_html(grown).count("<li"))
         draw_views(grown)  # whatever has happened so far
@@ -83,7 +84,7 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
     runtime = vpt.Runtime(model, processor)
     settings = {**CHOSEN, "perception": "dino", "max_new_tokens": 5}
     requests = make_requests(runtime, str(picture), "x", settings, compare=True)
-    snapshots = list(LiveRuns(runtime).watch(requests))
+    snapshots = list(watch_live(runtime.watch_many(requests)))
     ends = {one.index: one for one in snapshots}
     assert isinstance(ends[0].event, vpt.ErrorEvent) and "not finite" in str(ends[0].event.error)
     assert [call.branch for call in ends[0].trace.calls] == ["dino"]  # as far as it came
@@ -93,7 +94,7 @@ def test_a_run_that_fails_leaves_the_other_alone(picture):
 
 def test_closing_a_watched_run_frees_its_place(endless, picture):
     requests = make_requests(endless, str(picture), "x", CHOSEN)
-    snapshots = LiveRuns(endless).watch(requests)
+    snapshots = watch_live(endless.watch_many(requests))
     next(snapshots)
     engine = endless.engine
     busy = engine.num_free_slots
@@ -164,13 +165,29 @@ def test_the_page_says_whether_the_model_looked_again(embedded, picture, changes
 
 def test_a_given_region_is_not_shown_as_the_models_own(embedded, picture, region):
     (request,) = make_requests(embedded, str(picture), QUESTION, CHOSEN, box=(310, 290, 380, 325))
-    trace = [snapshot.trace for snapshot in LiveRuns(embedded).watch([request])][-1]
+    trace = [snapshot.trace for snapshot in watch_live(embedded.watch_many([request]))][-1]
     assert look_text(trace) == "The model did not choose region x 6, y 5: it was given."
     html = timeline_html(trace)
     assert "not the model&#39;s choice" in html and html.count(">writes<") == 1  # the answer
     assert ">is given<" in html and ">is shown<" in html and ">looks again<" not in html
     html = timeline_html(region)
     assert html.count(">writes<") == 2 and ">is given<" not in html and ">looks again<" in html
+
+
+def test_a_follow_up_shows_the_chat_before_it(embedded, picture):
+    chat = embedded.chat(picture)
+    for question in (QUESTION, "Is there a green one?"):
+        answer = chat.ask(question, perception="none")
+    html, count = timeline_html(answer.trace), answer.trace.counts
+    heads = re.findall(r'class="head">(\w+)<', html)
+    assert heads == ["sees", "read", "wrote", "reads", "writes", "ends"]
+    assert f"{count.prompt_tokens} tokens in all, {count.reused_tokens} kept" in html
+    assert look_text(answer.trace).endswith("It answered from what it had seen before.")
+    assert draw_views(answer.trace).first.size == (640, 640)
+    with pytest.raises(PromptError, match="2001 characters"):
+        make_follow_up(chat, "x" * (MOST_CHARACTERS + 1), CHOSEN)
+    with pytest.raises(PromptError, match="there is no answer to follow up here"):
+        make_follow_up(embedded.chat(picture), "And?", CHOSEN)
 
 
 def test_a_saved_trace_shows_the_same(region, tmp_path):
@@ -314,7 +331,7 @@ def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
     (request,) = make_requests(
         embedded, str(picture), QUESTION, CHOSEN, box=(310.0, 290.0, 380.0, 325.0)
     )
-    trace = [snapshot.trace for snapshot in LiveRuns(embedded).watch([request])][-1]
+    trace = [snapshot.trace for snapshot in watch_live(embedded.watch_many([request]))][-1]
     x0, y0, x1, y1 = trace.calls[0].box_xyxy_px
     assert x0 <= 310 and y0 <= 290 and x1 >= 380 and y1 >= 325
     assert x1 - x0 == y1 - y0 == 3 * 56
@@ -323,6 +340,8 @@ def test_a_drawn_box_is_the_smallest_crop_that_covers_it(embedded, picture):
 
 def test_two_answers_are_written_side_by_side(embedded, picture):
     requests = make_requests(embedded, str(picture), QUESTION, CHOSEN, compare=True)
-    traces = {snapshot.index: snapshot.trace for snapshot in LiveRuns(embedded).watch(requests)}
+    traces = {
+        snapshot.index: snapshot.trace for snapshot in watch_live(embedded.watch_many(requests))
+    }
     assert traces[0].answer == "3" and traces[0].calls
     assert traces[1].perception == "none" and not traces[1].calls

@@ -11,7 +11,7 @@ from drivers import Script, generate_turns
 from tiny_model import tiny_model
 
 import vpt
-from vpt.demo.runs import LiveRuns
+from vpt.demo.runs import watch_live
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
 from vpt.model.building import add_content, build_from_base
@@ -107,7 +107,7 @@ def test_without_a_depth_tokenizer_codes_are_kept(made, answers):
 
 def test_a_growing_trace_has_the_content_of_the_whole_one(runtime):
     request = runtime.request(noise(0), "What?", max_new_tokens=40)
-    snapshots = list(LiveRuns(runtime).watch([request]))
+    snapshots = list(watch_live(runtime.watch_many([request])))
     assert (
         snapshots[-1].trace.content and snapshots[-2].trace.content == snapshots[-1].trace.content
     )

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,30 @@ from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
 
 import vpt
 from vpt.branches import BranchError
+from vpt.chat import Chat
 from vpt.demo.runs import (
     MOST,
     SETTING_ROWS,
     SETTINGS,
     Caption,
-    LiveRuns,
     box_to_edit,
     draw_views,
+    make_follow_up,
     make_requests,
     point_on_image,
     read_examples,
     read_settings,
     shown_results,
+    watch_live,
 )
 from vpt.errors import CheckpointError, is_out_of_memory
 from vpt.images import DEFAULT_LIMITS
 from vpt.inference.events import ContentEvent, ErrorEvent, ResultEvent, TokenEvent
-from vpt.inference.request import OPTIONS
+from vpt.inference.request import OPTIONS, Message, Request
 from vpt.runtime import Snapshot
-from vpt.trace.records import Trace
+from vpt.trace.records import MessageRecord, Trace
 from vpt.view.timeline import timeline_html
-from vpt.view.wording import MAP_TEXT, look_text, printable
+from vpt.view.wording import MAP_TEXT, cost_text, look_text, printable
 
 EXAMPLES = Path(vpt.__file__).parent / "examples"
 AT_ONCE = 4  # questions answered side by side; others wait
@@ -159,8 +161,10 @@ class _Outputs:
     def __init__(self) -> None:
         self.trace = gr.State(None, time_to_live=KEPT_S)
         self.corner = gr.State(None)
+        self.chat = gr.State(None, time_to_live=KEPT_S)
         with gr.Column(elem_id="outcome", min_width=0, visible=False) as self.outcome_side:
             self.notes = gr.HTML(elem_id="notes", padding=False)
+            self.earlier = gr.HTML(elem_id="earlier", padding=False)
             with gr.Row():
                 lines: dict[str, Any] = {"lines": 1, "elem_classes": "vpt-answer"}
                 self.answer = gr.Textbox(label="Answer", elem_id="answer", **lines)
@@ -168,6 +172,10 @@ class _Outputs:
                     label = "Without looking again"
                     self.plain = gr.Textbox(label=label, elem_id="plain", **lines)
             self.looked = gr.HTML(elem_id="looked", padding=False)
+            with gr.Row(visible=False, elem_id="follow-up") as self.follow_side:
+                words = {"label": "Follow-up question", "placeholder": "And the green one?"}
+                self.follow = gr.Textbox(**words, lines=1, scale=3, min_width=160)
+                self.ask_further = gr.Button("Ask further", elem_id="ask-further", min_width=120)
         with gr.Column(elem_id="details", min_width=0):
             self._add_details()
 
@@ -210,9 +218,10 @@ class _Outputs:
         photo, first, *results = self.pictures.values()
         shown = [self.answer, self.plain, self.stream, photo, *results, self.download, first]
         sides = [self.outcome_side, self.plain_side, *self.picture_sides.values()]
-        sides += [self.choice_side, self.after_side]
-        words = [self.notes, self.looked, *self.captions.values(), self.about]
-        return [*shown, *words, self.results, *self.box, *sides, self.trace, self.corner]
+        sides += [self.choice_side, self.after_side, self.follow_side]
+        words = [self.notes, self.looked, *self.captions.values(), self.about, self.earlier]
+        states = [self.trace, self.corner, self.chat]
+        return [*shown, *words, self.follow, self.results, *self.box, *sides, *states]
 
     def draw(self, trace: Trace, number: int | None = None) -> dict[Any, Any]:
         """Photo and first look, and the result of the chosen call or the chosen depth map."""
@@ -238,7 +247,8 @@ class _Outputs:
             **pictures,
             self.outcome_side: gr.Column(visible=True),
             self.notes: notes_html(trace),
-            self.looked: _html(look_text(trace)),
+            self.earlier: earlier_html(trace.history, trace.question),
+            self.looked: _html(f"{look_text(trace)} {cost_text(trace.counts)}"),
             self.answer: printable(trace.answer) or "(nothing)",
             self.stream: timeline_html(trace),
             self.results: gr.Radio(choices=results, value=last),
@@ -269,6 +279,15 @@ def notes_html(trace: Trace) -> str:
     )
 
 
+def earlier_html(history: Sequence[Message | MessageRecord], question: str) -> str:
+    """The chat up to the question; empty for its first."""
+    if not history:
+        return ""
+    turns = [*((one.role, one.text) for one in history), ("user", question)]
+    lines = (f'<li class="{_html(role)}">{_html(text) or "(nothing)"}</li>' for role, text in turns)
+    return f'<ol class="vpt-earlier" aria-label="Chat">{"".join(lines)}</ol>'
+
+
 def caption_html(caption: Caption | None) -> str:
     """Text under a picture, with the colour scale of a map."""
     if caption is None:
@@ -294,7 +313,18 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     looked = outputs.look_there.click(
         handlers.ask, [*inputs.all, *outputs.box], api_name="look_there", **shown
     )
+    followed = gr.on(
+        [outputs.ask_further.click, outputs.follow.submit],
+        handlers.follow_up,
+        [outputs.chat, outputs.follow, *inputs.settings],
+        api_name="follow_up",
+        **shown,
+    )
     inputs.upload.upload(handlers.replay, inputs.upload, api_name="replay", **shown)
+    forgotten = [outputs.chat, outputs.follow_side]
+    inputs.picture.input(
+        handlers.forget, None, forgotten, show_progress="hidden", api_name="forget"
+    )
 
     def take(index: int) -> tuple[str, str]:
         example = inputs.examples[index]
@@ -304,9 +334,15 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointErr
     example = inputs.gallery.click(
         take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
     ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
-    starts = [*ask, inputs.gallery.click, outputs.look_there.click, inputs.upload.upload]
+    starts = [
+        *ask,
+        inputs.gallery.click,
+        outputs.ask_further.click,
+        outputs.look_there.click,
+        inputs.upload.upload,
+    ]
     gr.on(starts, None, js=TO_THE_ANSWER, api_name="to_the_answer")
-    inputs.stop.click(None, cancels=[asked, looked, example], api_name="stop")
+    inputs.stop.click(None, cancels=[asked, looked, example, followed], api_name="stop")
     chosen, photo = [outputs.trace, outputs.results], outputs.pictures["photo"]
     outputs.results.input(handlers.choose, chosen, outputs.drawn, api_name="choose_look")
     photo.select(
@@ -345,7 +381,6 @@ class _Handlers:
 
     def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
         self.outputs, self.model = outputs, model
-        self.live_runs = None if isinstance(model, CheckpointError) else LiveRuns(model)
 
     def ask(
         self, picture: str | None, question: str, compare: bool, *values: Any
@@ -353,23 +388,42 @@ class _Handlers:
         """Answer with settings, the first of ``values``, and a box to look at, the rest if any."""
         out, box = self.outputs, values[len(SETTINGS) :] or None
         with _error_message():
-            if isinstance(self.model, CheckpointError) or self.live_runs is None:
+            if isinstance(self.model, CheckpointError):
                 raise CheckpointError(f"there is no model to ask: {self.model}")
             settings = read_settings(values[: len(SETTINGS)])
             requests = make_requests(
                 self.model, picture, question, settings, compare=compare, box=box
             )
-            yield {
-                **dict.fromkeys((out.answer, out.plain)),
-                **dict.fromkeys(out.picture_sides.values(), gr.Column(visible=False)),
-                **dict.fromkeys((out.notes, out.looked, out.about), ""),
-                out.outcome_side: gr.Column(visible=True),
-                out.plain_side: gr.Column(visible=compare),
-                out.choice_side: gr.Column(visible=False),
-                out.after_side: gr.Column(visible=False),
-            }
-            with contextlib.closing(self.live_runs.watch(requests)) as snapshots:
-                yield from self._show(snapshots)
+            chat = self.model.chat()
+            yield {out.chat: chat, out.follow_side: gr.Row(visible=False)}
+            yield from self._answer(chat, requests)
+
+    def follow_up(self, chat: Chat | None, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+        """Answer a question that continues the chat of this page."""
+        with _error_message():
+            request = make_follow_up(chat, question, read_settings(values))
+            assert chat is not None  # else it is refused
+            yield from self._answer(chat, [request])
+
+    def forget(self) -> dict[Any, Any]:
+        """End the chat of this page."""
+        return {self.outputs.chat: None, self.outputs.follow_side: gr.Row(visible=False)}
+
+    def _answer(self, chat: Chat, requests: Sequence[Request]) -> Iterator[dict[Any, Any]]:
+        """Answer the first as the next of a chat, another one outside of it."""
+        out, first = self.outputs, requests[0]
+        yield {
+            **dict.fromkeys((out.answer, out.plain)),
+            **dict.fromkeys(out.picture_sides.values(), gr.Column(visible=False)),
+            **dict.fromkeys((out.notes, out.looked, out.about, out.follow), ""),
+            out.earlier: earlier_html(first.history, first.question),
+            out.outcome_side: gr.Column(visible=True),
+            out.plain_side: gr.Column(visible=len(requests) > 1),
+            out.choice_side: gr.Column(visible=False),
+            out.after_side: gr.Column(visible=False),
+        }
+        with contextlib.closing(watch_live(chat.watch(*requests))) as snapshots:
+            yield from self._show(snapshots)
 
     def _show(self, snapshots: Iterator[Snapshot]) -> Iterator[dict[Any, Any]]:
         """Runs as they happen, and at the end everything: programs get the last only."""
@@ -393,14 +447,15 @@ class _Handlers:
             pictures = out.draw(one.trace) if has_more else {}
             yield {**pictures, out.answer: answer, out.stream: timeline_html(one.trace)}
         plain = printable(traces[1].answer) if 1 in traces else ""
-        yield {**({} if 0 in errors else out.whole(traces[0])), out.plain: plain}
+        can_follow = {out.follow_side: gr.Row(visible=True)}
+        yield {**({} if 0 in errors else out.whole(traces[0]) | can_follow), out.plain: plain}
         for error in errors.values():
             raise error
 
     def replay(self, file: str) -> dict[Any, Any]:
         with _error_message():
             hidden = {self.outputs.plain: "", self.outputs.plain_side: gr.Column(visible=False)}
-            return {**self.outputs.whole(Trace.load(file)), **hidden}
+            return {**self.outputs.whole(Trace.load(file)), **hidden, **self.forget()}
 
     def choose(self, trace: Trace | None, number: int) -> dict[Any, Any]:
         with _error_message():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vpt.boxes import Box, check_box_px, region_to_show, rescale
+from vpt.chat import Chat
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
@@ -70,13 +71,7 @@ def make_requests(
     ``picture`` is the path of an uploaded file, ``box`` XYXY in its pixels, which the first call
     then shows. All settings hold for both requests but for perception.
     """
-    question = question or ""
-    if len(question) > MOST_CHARACTERS:
-        raise PromptError(
-            f"the question has {len(question)} characters; here it can have {MOST_CHARACTERS}"
-        )
-    if not question.strip():
-        raise PromptError("the question is empty; type one")
+    question = _checked(question)
     images = []
     if picture is not None:
         images = [load_image(picture, limits=runtime.limits, name=Path(picture).name)]
@@ -101,29 +96,31 @@ def make_requests(
     return requests
 
 
-class LiveRuns:
-    """Lets several threads ask one runtime; they take turns, token by token."""
+def make_follow_up(chat: Chat | None, question: str | None, settings: Mapping[str, Any]) -> Request:
+    """Make the request of a question that continues a chat."""
+    if chat is None or not chat.messages:
+        raise PromptError("there is no answer to follow up here; ask a question first")
+    return chat.request(_checked(question), **settings)
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        # Reentrant: collecting an abandoned run in the middle of another closes it.
-        self._turn = threading.RLock()
 
-    def watch(self, requests: Sequence[Request]) -> Generator[Snapshot]:
-        """Answer requests side by side, images kept; closing the iterator ends the computation."""
-        snapshots = self.runtime.watch_many(requests, batch_size=max(len(requests), 1))
-        try:
-            while True:
-                with self._turn:
-                    one = next(snapshots, None)
-                if one is None:
-                    return
-                if one.trace and any(image.thumbnail is None for image in one.trace.images):
-                    one.trace.keep_thumbnails(requests[one.index].images)
-                yield one
-        finally:
-            with self._turn:
-                snapshots.close()
+def _checked(question: str | None) -> str:
+    question = question or ""
+    if len(question) > MOST_CHARACTERS:
+        raise PromptError(
+            f"the question has {len(question)} characters; here it can have {MOST_CHARACTERS}"
+        )
+    if not question.strip():
+        raise PromptError("the question is empty; type one")
+    return question
+
+
+def watch_live(snapshots: Generator[Snapshot]) -> Generator[Snapshot]:
+    """Pass snapshots on, images kept; closing the iterator ends the computation."""
+    with closing(snapshots):
+        for one in snapshots:
+            if one.trace and any(image.thumbnail is None for image in one.trace.images):
+                one.trace.keep_thumbnails(one.images)
+            yield one
 
 
 @dataclass(frozen=True)

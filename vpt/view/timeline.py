@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 from vpt.protocol.calls import split_symbols
 from vpt.protocol.tokens import is_content
-from vpt.trace.records import CallRecord, ContentRecord, TokenRecord, Trace
+from vpt.trace.records import CallRecord, ContentRecord, ImageRecord, TokenRecord, Trace
 from vpt.view.renderers import base_name, call_colour, why_no_map
 from vpt.view.wording import (
     OUTCOME_TEXT,
@@ -60,15 +60,22 @@ def timeline_html(trace: Trace) -> str:
 
 
 def _given(trace: Trace) -> Iterator[_Line]:
-    """The images and the question."""
-    is_read = trace.timings.prefill > 0
-    for record in trace.images:
-        if record.parent is None:
+    """The images and the question, after those of the conversation before it."""
+    is_read, counts = trace.timings.prefill > 0, trace.counts
+    given = (record for record in trace.images if record.parent is None)
+
+    def seen(records: Iterable[ImageRecord]) -> Iterator[_Line]:
+        for record in records:
             width, height = record.size_wh
             text = f"{base_name(record.source)} {width}x{height}"
-            facts = seen_text(record) if is_read else ""
-            yield _Line("reads", "sees", text=text, facts=facts)
-    facts = f"{trace.counts.prompt_tokens} tokens in all · {trace.timings.prefill:,.0f} ms"
+            yield _Line("reads", "sees", text=text, facts=seen_text(record) if is_read else "")
+
+    for message in trace.history:
+        yield from seen(islice(given, message.num_images))
+        yield _Line("reads", "read" if message.role == "user" else "wrote", text=message.text)
+    yield from seen(given)
+    kept = f", {counts.reused_tokens} kept" if counts.reused_tokens else ""
+    facts = f"{counts.prompt_tokens} tokens in all{kept} · {trace.timings.prefill:,.0f} ms"
     yield _Line("reads", "reads", text=trace.question, facts=facts if is_read else "")
 
 

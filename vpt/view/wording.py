@@ -106,8 +106,9 @@ def look_text(trace: Trace) -> str:
         return ""
     if not executed:
         why = "It was not permitted to. " if trace.perception == "none" else ""
-        first = seen_text(trace.images[0])
-        return f"The model did not look again. {why}It answered from the first look ({first})."
+        first = f"the first look ({seen_text(trace.images[0])})"
+        seen = "what it had seen before" if trace.history else first
+        return f"The model did not look again. {why}It answered from {seen}."
     given = [call_title(call) for call in executed if is_given(trace, call)]
     own = [call_title(call) for call in executed if not is_given(trace, call)]
     sentences = []
@@ -126,6 +127,14 @@ def tokens_text(counts: Counts) -> str:
         f"{counts.prompt_tokens} prompt + {counts.appended_tokens} appended + "
         f"{counts.generated_tokens} generated tokens"
     )
+
+
+def cost_text(counts: Counts) -> str:
+    """What a question cost whose beginning was read before; empty if nothing was."""
+    if not counts.reused_tokens:
+        return ""
+    new = count_text(counts.prompt_tokens - counts.reused_tokens, "new token")
+    return f"Read {new}, {counts.reused_tokens} kept."
 
 
 def content_text(content: ContentRecord) -> str:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.cli.demo import check_port
-from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, print_loading
+from vpt.cli.model import (
+    add_model_arguments,
+    check_model_arguments,
+    load_options,
+    load_runtime,
+    print_loading,
+)
 from vpt.cli.output import print_err
 from vpt.cli.parser import (
     EXIT_BUG,
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from vpt.runtime import Runtime
 
 NO_FASTAPI = 'the server needs FastAPI; pip install -e ".[serve]"'
+NO_RAY = '--replicas needs Ray; pip install -e ".[serve,ray]"'
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENV_KEY = "VPT_API_KEY"
 
@@ -57,7 +68,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_value(load, "--max-queue", "N", whole_number(0), "requests that wait for their turn", 64)
     grace = "seconds for running requests after SIGTERM"
     add_value(load, "--grace", "S", number(0), grace, 30)
+    _add_scaling_arguments(parser)
     add_flag(load, "--exit-on-error", "exit, with 1, if the model's thread ends with an error")
+
+
+def _add_scaling_arguments(parser: argparse.ArgumentParser) -> None:
+    scaling = parser.add_argument_group("scaling out, over Ray")
+    number_of = "models, each on a device of its own, on this host or the cluster of RAY_ADDRESS"
+    add_value(scaling, "--replicas", "N", whole_number(1), number_of)
+    automatic = (
+        "JSON of Ray Serve's AutoscalingConfig, in place of --replicas, such as "
+        '\'{"min_replicas": 1, "max_replicas": 4}\''
+    )
+    add_value(scaling, "--autoscaling", "JSON", _json_object, automatic)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected an object of JSON such as {{}}, not {text!r}")
+    return value
 
 
 def _run(args: argparse.Namespace) -> int | None:
@@ -68,15 +101,54 @@ def _run(args: argparse.Namespace) -> int | None:
     key = os.environ.get(ENV_KEY) if args.api_key is None else args.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise PromptError("the API key must be printable ASCII without spaces at its ends")
+    limits = {
+        "max_num_seqs": args.max_num_seqs,
+        "max_model_len": args.max_model_len,
+        "allowed_media_domains": args.allowed_media_domains,
+    }
+    if args.replicas or args.autoscaling is not None:
+        _serve_replicas(args, {**load_options(args), **limits}, _settings(args, key))
+        return None
     print_loading(args)
-    runtime = load_runtime(
-        args,
-        max_num_seqs=args.max_num_seqs,
-        max_model_len=args.max_model_len,
-        allowed_media_domains=args.allowed_media_domains,
-    )
+    runtime = load_runtime(args, **limits)
     _start_logging(args.log_level)
-    return _serve(runtime, args, key)
+    return _serve(runtime, args, _settings(args, key))
+
+
+def _settings(args: argparse.Namespace, key: str | None) -> dict[str, Any]:
+    """Arguments of :class:`vpt.serving.app.Settings`."""
+    return {
+        "served_model_name": args.served_model_name or "",
+        "api_key": key,
+        "max_queue": args.max_queue,
+        "cors_origins": args.cors_origins,
+        "max_body_bytes": args.max_body_mb * 2**20,
+        "num_traces": args.keep_traces,
+    }
+
+
+def _serve_replicas(
+    args: argparse.Namespace, load: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    if find_spec("ray") is None or find_spec("ray.serve") is None:
+        raise PromptError(NO_RAY)
+    if args.replicas and args.autoscaling is not None:
+        raise PromptError("--replicas and --autoscaling exclude each other; give one of them")
+    if args.device and ":" in args.device:
+        raise PromptError(f"each replica has a device of its own; --device {args.device} names one")
+    from vpt.serving import replicas
+
+    if args.model and Path(args.model).exists():
+        load["path_or_id"] = str(Path(args.model).resolve())
+    scaling = {"autoscaling": args.autoscaling} if args.replicas is None else {}
+    options = {"load": load, "settings": settings, "replicas": args.replicas, **scaling}
+    replicas.start({**options, "grace": args.grace}, args.host.strip("[]"), args.port)
+    ended = threading.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda *_: ended.set())
+    print_err(f"serving replicas at http://{args.host}:{args.port}/v1")
+    ended.wait()
+    replicas.stop()
 
 
 def _start_logging(level: str) -> None:
@@ -90,20 +162,12 @@ def _start_logging(level: str) -> None:
         logger.setLevel(level.upper())
 
 
-def _serve(runtime: Runtime, args: argparse.Namespace, key: str | None) -> int | None:
+def _serve(runtime: Runtime, args: argparse.Namespace, settings: dict[str, Any]) -> int | None:
     import uvicorn
 
     from vpt.serving.app import Settings, create_app
 
-    settings = Settings(
-        served_model_name=args.served_model_name or "",
-        api_key=key,
-        max_queue=args.max_queue,
-        cors_origins=args.cors_origins,
-        max_body_bytes=args.max_body_mb * 2**20,
-        num_traces=args.keep_traces,
-    )
-    app = create_app(runtime, settings)
+    app = create_app(runtime, Settings(**settings))
     desk = app.state.server.desk
 
     class Draining(uvicorn.Server):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -201,7 +200,7 @@ class ChatReply(Reply):
 
     def __init__(self, server: Server, body: ChatRequest) -> None:
         super().__init__(server, body)
-        self.key = f"chatcmpl-{uuid.uuid4().hex}"
+        self.key = server.new_id("chatcmpl-")
         self._created = int(time.time())
         self.stops = body.stops
 

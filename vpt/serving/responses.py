@@ -26,7 +26,7 @@ class ResponseReply(Reply):
 
     def __init__(self, server: Server, body: ResponsesRequest) -> None:
         super().__init__(server, body)
-        self.key = f"resp_{uuid.uuid4().hex}"
+        self.key = server.new_id("resp_")
         self._created = int(time.time())
         self._output: list[dict[str, Any]] = []
         self._text: str | None = None  # of the open message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Settings:
         num_responses: answers of the Responses API that are kept for follow-up questions.
         response_ttl_s: seconds for which they are kept.
         num_traces: traces of the latest answers that are kept for ``/v1/traces``.
+        replica: name of this replica, if there are several.
 
     Raises:
         PromptError: naming the number that is out of bounds.
@@ -56,6 +58,7 @@ class Settings:
     num_responses: int = 128
     response_ttl_s: float = 3600.0
     num_traces: int = 0
+    replica: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("max_queue", 0), ("max_body_bytes", 1), ("num_traces", 0)):
@@ -141,6 +144,11 @@ class Server:
         self.traces: OrderedDict[str, Any] = OrderedDict()
         self.responses = ResponseStore(settings.num_responses, settings.response_ttl_s)
         self._has_seen_detail = False
+
+    def new_id(self, prefix: str) -> str:
+        """An id of an answer, such as ``resp_...``; it contains the name of the replica, if any."""
+        parts = [*filter(None, [self.settings.replica]), uuid.uuid4().hex]
+        return prefix + prefix[-1].join(parts)
 
     def check_model(self, name: str | None) -> None:
         """Raise ``APIError`` if a client asks for another model."""

@@ -123,7 +123,7 @@ class _Body(BaseModel):
                 raise APIError(400, f"{name} is not supported", name, "unsupported_parameter")
         options = {name: given.pop(name) for name in (*OPTIONS, "replace_looks") if name in given}
         if given:
-            logger.debug("ignored fields: %s", printable(", ".join(sorted(given))[:500]))
+            logger.debug("ignored fields: %s", ascii(sorted(given))[:500])
         if self.region is not None:
             options["region"] = GridBox(*self.region)
         if (limit := self.token_limit[1]) is not None:

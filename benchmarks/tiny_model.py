@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
+from transformers import PreTrainedTokenizerFast
 
 from vpt.model.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
+from vpt.model.config import BASE_CONFIGS
 from vpt.model.hub import stored_weights
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.modeling import MODELS, VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor, build_image_processor
 from vpt.protocol.tokens import (
     IMAGE_PAD,
@@ -65,6 +66,25 @@ TINY_SAM = {
     "output_channels": 64,
     "num_pos_feats": 32,
 }
+TINY_VISION: dict[str, Callable[[int], dict[str, Any]]] = {
+    "qwen2_vl": lambda width: {
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "hidden_size": width,
+    },
+    "qwen2_5_vl": lambda width: {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [1],
+    },
+}
+"""Settings of the tower by the backbone's ``model_type``, from the LLM's width."""
+
 TINY_PREPROCESS = {
     "dino": {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
     "sam": {"size": {"longest_edge": 256}, "pad_size": {"height": 256, "width": 256}},
@@ -80,6 +100,7 @@ def tiny_model(
     max_pixels: int = 28 * 28 * 256,
     tie_word_embeddings: bool = False,
     content: ContentTokens = NO_CONTENT,
+    backbone: str = "qwen2_vl",
     **text_settings: Any,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """A small model with random weights, the same for the same arguments.
@@ -92,7 +113,8 @@ def tiny_model(
         max_pixels: of an image before the tower.
         tie_word_embeddings: whether the head is the embedding table.
         content: what it writes by itself.
-        **text_settings: other fields of ``Qwen2VLTextConfig``.
+        backbone: ``model_type`` of the base.
+        **text_settings: other fields of the LLM's configuration.
     """
     wanted = branches_named(branches)
     tokenizer = byte_tokenizer()
@@ -117,10 +139,9 @@ def tiny_model(
         "eos_token_id": ids[TURN_END],
         **text_settings,
     }
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2}
-    base = Qwen2VLConfig(
+    base = BASE_CONFIGS[backbone](
         text_config=text,
-        vision_config={**vision, "hidden_size": hidden_size},
+        vision_config=TINY_VISION[backbone](hidden_size),
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],
@@ -133,7 +154,7 @@ def tiny_model(
         config.branch_configs[name] = copy.deepcopy(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VPTForConditionalGeneration(config).eval()
+        model = MODELS[config.model_type](config).eval()
     _spread_weights(model, seed)
     image_processor = build_image_processor(
         {"size": {"shortest_edge": 56 * 56, "longest_edge": max_pixels}}

@@ -1,19 +1,20 @@
-"""Plain Qwen2-VL folders, of which tests make VPT models."""
+"""Folders of plain backbones, of which tests make VPT models."""
 
 import torch
 from tiny_model import byte_tokenizer, tiny_model
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from vpt.model.config import BASE_CONFIGS
+from vpt.model.modeling import BASE_MODELS
 from vpt.model.processing import build_image_processor
 
 
-def save_base(folder, *, num_rows=320, tied=False):
-    """A tiny plain Qwen2-VL with a tokenizer that knows no perception tokens."""
+def save_base(folder, *, num_rows=320, tied=False, backbone="qwen2_vl"):
+    """A tiny plain backbone with a tokenizer that knows no perception tokens."""
     tokenizer = byte_tokenizer()
     ids = tokenizer.get_vocab()
-    tiny = tiny_model(())[0].config
+    tiny = tiny_model((), backbone=backbone)[0].config
     text = {**tiny.text_config.to_dict(), "vocab_size": num_rows}
-    config = Qwen2VLConfig(
+    config = BASE_CONFIGS[backbone](
         text_config=text,
         vision_config=tiny.vision_config.to_dict(),
         image_token_id=ids["<|image_pad|>"],
@@ -23,7 +24,7 @@ def save_base(folder, *, num_rows=320, tied=False):
         tie_word_embeddings=tied,
     )
     torch.manual_seed(11)
-    model = Qwen2VLForConditionalGeneration(config).eval()
+    model = BASE_MODELS[backbone](config).eval()
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)

@@ -85,14 +85,13 @@ def register() -> None:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vpt.model.config import VPTConfig, VRTConfig, register_configs
-    from vpt.model.modeling import VPTForConditionalGeneration, VRTForConditionalGeneration
+    from vpt.model.config import CONFIGS, register_configs
+    from vpt.model.modeling import MODELS
     from vpt.model.processing import VPTProcessor
 
     register_configs()
-    models = {VPTConfig: VPTForConditionalGeneration, VRTConfig: VRTForConditionalGeneration}
-    for config, model in models.items():
-        AutoModelForImageTextToText.register(config, model, exist_ok=True)
+    for model_type, config in CONFIGS.items():
+        AutoModelForImageTextToText.register(config, MODELS[model_type], exist_ok=True)
         AutoProcessor.register(config, VPTProcessor, exist_ok=True)
     if "llamafactory" in sys.modules:
         from vpt.training.registration import register_with_llamafactory

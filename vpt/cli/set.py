@@ -20,7 +20,7 @@ from vpt.model.folder import check_model, read_json
 from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
 
 if TYPE_CHECKING:
-    from vpt.model.config import VPTConfig
+    from vpt.model.config import VPTSettings
     from vpt.model.modeling import VPTForConditionalGeneration
 
 _TOKEN_PX = 28
@@ -147,7 +147,7 @@ def _set(args: argparse.Namespace) -> None:
         _reset_conditioning(args.folder, reset, args.seed)
 
 
-def _branches_to_reset(args: argparse.Namespace, config: VPTConfig) -> tuple[str, ...]:
+def _branches_to_reset(args: argparse.Namespace, config: VPTSettings) -> tuple[str, ...]:
     names, encoders = args.reset_conditioning, config.vision_encoder_ls
     if names is None:
         return ()
@@ -161,11 +161,12 @@ def _branches_to_reset(args: argparse.Namespace, config: VPTConfig) -> tuple[str
     return branches_named(names)
 
 
-def _set_training(args: argparse.Namespace, config: VPTConfig, settings: dict[str, Any]) -> None:
+def _set_training(args: argparse.Namespace, config: VPTSettings, settings: dict[str, Any]) -> None:
     old = {one.key: getattr(config, one.key) for one in _SETTINGS}
     check_training_settings({**old, **settings}, has_ratio=args.mask_ratio is not None)
-    type(config).from_dict({**config.to_dict(), **settings})  # checks itself
-    write_file(lambda folder: _write_config(folder, settings, type(config)), args.folder)
+    config_class: Any = type(config)
+    config_class.from_dict({**config.to_dict(), **settings})  # checks itself
+    write_file(lambda folder: _write_config(folder, settings, config_class), args.folder)
     for one in _SETTINGS:
         if one.key in settings:
             _print_change(one.option, one.word(old[one.key]), one.word(settings[one.key]))

@@ -36,7 +36,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
-    from vpt.model.config import VPTConfig
+    from vpt.model.config import VPTSettings
     from vpt.model.processing import VPTProcessor
 
 _BROKEN = "broken"
@@ -181,7 +181,7 @@ class ModelLimits:
     """
 
     def __init__(
-        self, config: VPTConfig, processor: VPTProcessor, cutoff_len: int | None = None
+        self, config: VPTSettings, processor: VPTProcessor, cutoff_len: int | None = None
     ) -> None:
         from vpt.model.encoding import Pixels
 

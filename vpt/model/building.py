@@ -12,14 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.branches.base import branch_class
 from vpt.errors import CheckpointError
-from vpt.model.config import VPTConfig, check_generation_config, check_settings
-from vpt.model.folder import check_base, check_file, read_json
+from vpt.model.config import (
+    BASE_CONFIGS,
+    CONFIGS,
+    check_generation_config,
+    check_settings,
+)
+from vpt.model.folder import BACKBONES, check_base, check_file, read_json
 from vpt.model.hub import as_checkpoint_error, check_account, check_weights, find_file
-from vpt.model.modeling import VPTForConditionalGeneration, read_model
+from vpt.model.modeling import BASE_MODELS, MODELS, VPTForConditionalGeneration, read_model
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
@@ -59,13 +63,13 @@ def build_from_base(
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
-    """Make a VPT model of a Qwen2-VL one.
+    """Make a VPT model of a Qwen2-VL or Qwen2.5-VL one.
 
     Perception tokens are added to the tokenizer; new embedding rows are drawn around the mean
     of the old ones (:func:`draw_embeddings`); projectors start from their released initialisation.
 
     Args:
-        base: folder or hub id of a Qwen2-VL model, e.g. ``Qwen/Qwen2-VL-2B-Instruct``.
+        base: folder or hub id of such a model, e.g. ``Qwen/Qwen2-VL-2B-Instruct``.
         branches: names of branches, see :func:`vpt.protocol.tokens.find_branch`.
         encoders: branch -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
             by default the ``source`` in the branch's row.
@@ -82,14 +86,13 @@ def build_from_base(
         raise CheckpointError(
             f"{stray[0]!r} takes no encoder; those that do: {', '.join(defaults)}"
         )
-    check_base(_model_type(base), base, is_extended=False)
+    found = _model_type(base)
+    check_base(found, base, is_extended=False)
     with as_checkpoint_error(f"cannot load the base model {base}"):
         check_generation_config(base)
-        base_config = Qwen2VLConfig.from_pretrained(base)
-        check_weights(base, partial(Qwen2VLForConditionalGeneration, base_config))
-        llm, account = Qwen2VLForConditionalGeneration.from_pretrained(
-            base, dtype=dtype, output_loading_info=True
-        )
+        family = BASE_MODELS[found]
+        check_weights(base, partial(family, BASE_CONFIGS[found].from_pretrained(base)))
+        llm, account = family.from_pretrained(base, dtype=dtype, output_loading_info=True)
         processor = VPTProcessor.from_pretrained(base)
     check_account(base, account)
     encoder_branches = {
@@ -105,10 +108,10 @@ def build_from_base(
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VPTForConditionalGeneration(config).to(llm.dtype)
+        model = MODELS[config.model_type](config).to(llm.dtype)
     missing, unexpected = model.load_state_dict(llm.state_dict(), strict=False)
     if unexpected or not all(key.startswith(("branches.", "projectors.")) for key in missing):
-        raise CheckpointError(f"the base model {base} does not have the weights of a Qwen2-VL")
+        raise CheckpointError(f"the base model {base} does not have the weights of a {found}")
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
     special, ordinary = perception_tokens(wanted, grid_size, content)
@@ -214,12 +217,12 @@ def vpt_config(
     branches: Iterable[str],
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
-) -> VPTConfig:
-    """Configuration of a VPT model on a ``Qwen2VLConfig``; its tokens are in the tokenizer."""
+) -> Any:
+    """Configuration of a VPT model on that of a backbone; its tokens are in the tokenizer."""
     ids = tokenizer.get_vocab()
     rows = [BRANCH_TOKENS[branch] for branch in branches]
     skipped = ("model_type", "architectures", "transformers_version", "auto_map", "dtype")
-    return VPTConfig(
+    return CONFIGS[BACKBONES[base.model_type][0]](
         **{name: value for name, value in base.to_dict().items() if name not in skipped},
         **_content_settings(content),
         **{field: ids[token] for row in rows for field, token in row.id_fields.items()},

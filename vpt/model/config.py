@@ -1,4 +1,4 @@
-"""Configuration of a VPT model: a Qwen2-VL configuration plus its perception tokens and branches.
+"""Configurations of VPT models: those of their backbones, plus perception tokens and branches.
 
 Field names are those of the released checkpoints, so that their ``config.json`` loads as it is.
 What those do not store, the encoders' own settings, stands in ``branch_configs``.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, GenerationConfig, Qwen2VLConfig
+from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLConfig, Qwen2VLConfig
 
 from vpt.errors import CheckpointError
 from vpt.files import replace_atomically
-from vpt.model.folder import MODEL_TYPES, check_type, read_json
+from vpt.model.folder import check_type, read_json
 from vpt.model.hub import (
     ShimSavingMixin,
     as_checkpoint_error,
@@ -90,8 +91,9 @@ _TOKEN_FIELDS = {
 """Fields that hold the id of a token, beside those of the branches."""
 
 
-class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
-    """Settings of :class:`vpt.model.modeling.VPTForConditionalGeneration`.
+@dataclass(kw_only=True, repr=False)
+class VPTSettings(ShimSavingMixin):
+    """What the configuration of a VPT model adds to that of its backbone.
 
     Attributes:
         vision_encoder_ls: branches by their released names, out of ``clip``, ``dino``, ``sam``.
@@ -125,7 +127,9 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
     as ``clip_image_token_id``, ``clip_action_id`` and ``clip_action_start_id``.
     """
 
-    model_type = MODEL_TYPES[0]
+    if TYPE_CHECKING:  # what the backbone's configuration brings
+
+        def __getattr__(self, name: str) -> Any: ...
 
     # Of the released branches; what hashes a model reads these. Other rows bring their own.
     clip_image_token_id: int | None = None
@@ -163,7 +167,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         self.branch_configs = dict(self.branch_configs or {})
         kinds = self.perception_content or []
         self.perception_content = kinds.split(",") if isinstance(kinds, str) else list(kinds)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         text = self.text_config
         if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
             # The class default of a field that small or old configurations leave out.
@@ -202,7 +206,7 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         """Save ``config.json``, and the shim by which transformers finds this class."""
         self.auto_map = auto_map(type(self))
         with replace_atomically(Path(save_directory)) as draft:
-            super().save_pretrained(draft, **kwargs)
+            super().save_pretrained(draft, **kwargs)  # type: ignore[misc]
             write_shim(draft)
 
     @property
@@ -250,19 +254,38 @@ class VPTConfig(ShimSavingMixin, Qwen2VLConfig):
         return token_id
 
 
+class VPTConfig(VPTSettings, Qwen2VLConfig):
+    """Settings of :class:`vpt.model.modeling.VPTForConditionalGeneration`, on Qwen2-VL."""
+
+    model_type = "qwen2_vl_vpt"
+
+
 class VRTConfig(VPTConfig):
     """The same under the model type of the oldest released checkpoints."""
 
-    model_type = MODEL_TYPES[1]
+    model_type = "vrt_qwen2_vl"
+
+
+class VPTQwen25Config(VPTSettings, Qwen2_5_VLConfig):
+    """Settings of :class:`vpt.model.modeling.VPTQwen25ForConditionalGeneration`."""
+
+    model_type = "qwen2_5_vl_vpt"
+
+
+CONFIGS: dict[str, Any] = {one.model_type: one for one in (VPTConfig, VRTConfig, VPTQwen25Config)}
+"""Configuration class by ``model_type``, of VPT models."""
+
+BASE_CONFIGS: dict[str, Any] = {one.model_type: one for one in (Qwen2VLConfig, Qwen2_5_VLConfig)}
+"""The same of their backbones."""
 
 
 def register_configs() -> None:
-    """Register both model types with transformers' ``AutoConfig``; harmless when repeated."""
-    for config in (VPTConfig, VRTConfig):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+    """Register the model types with transformers' ``AutoConfig``; harmless when repeated."""
+    for model_type, config in CONFIGS.items():
+        AutoConfig.register(model_type, config, exist_ok=True)
 
 
-def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTConfig:
+def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTSettings:
     """Read the configuration of a model folder or hub id, side files included.
 
     Raises:
@@ -279,11 +302,10 @@ def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTCon
             "its config.json; check the spelling, or the network"
         )
     raw = read_json(file)
-    classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig)}
     check_type(raw.get("model_type"), path_or_id)
     with as_checkpoint_error(f"cannot use {file}"):
         check_settings(raw)
-        config = classes[raw["model_type"]].from_dict(raw)
+        config = CONFIGS[raw["model_type"]].from_dict(raw)
         if not _mrope_section(config.text_config):
             raise CheckpointError("expected mrope_section in rope_parameters, or rope_scaling")
     add_side_files(config, path_or_id, **hub_kwargs)
@@ -291,7 +313,7 @@ def load_config(path_or_id: str | os.PathLike[str], **hub_kwargs: Any) -> VPTCon
 
 
 def add_side_files(
-    config: VPTConfig, path_or_id: str | os.PathLike[str], **hub_kwargs: Any
+    config: VPTSettings, path_or_id: str | os.PathLike[str], **hub_kwargs: Any
 ) -> None:
     """Complete ``branch_configs`` by what the files beside a released checkpoint say."""
     for branch in config.branches:
@@ -371,7 +393,7 @@ def check_generation_config(path_or_id: str, **hub_kwargs: Any) -> GenerationCon
 
 
 def check_tokenizer(
-    tokenizer: Any, config: Qwen2VLConfig, name: str, end_ids: int | Iterable[int] | None = None
+    tokenizer: Any, config: Any, name: str, end_ids: int | Iterable[int] | None = None
 ) -> None:
     """Refuse a tokenizer whose ids are not those of a VPT or Qwen2-VL model.
 
@@ -383,7 +405,7 @@ def check_tokenizer(
         token: (field, getattr(config, field, None)) for field, token in _TOKEN_FIELDS.items()
     }
     needed: list[str] = []
-    if isinstance(config, VPTConfig):
+    if isinstance(config, VPTSettings):
         needed = [*region_tokens(config.grid_size), *config.content_tokens.tokens]
         for branch in config.branches:
             row = BRANCH_TOKENS[branch]

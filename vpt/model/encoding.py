@@ -15,7 +15,7 @@ from torch import Tensor
 from vpt.branches.base import ModelBranch
 from vpt.errors import FeatureCountError, PromptError, RegionError
 from vpt.images import LoadedImage, fit_for_tower, from_pixels, load_image, locate_image
-from vpt.model.config import VPTConfig
+from vpt.model.config import VPTSettings
 from vpt.model.modeling import backbone_of, build_branch
 from vpt.model.processing import VPTProcessor
 from vpt.model.projectors import token_grid
@@ -53,7 +53,7 @@ class Pixels:
 
     def __init__(
         self,
-        config: VPTConfig,
+        config: VPTSettings,
         processor: VPTProcessor,
         open_image: Callable[[Any], LoadedImage],
     ) -> None:
@@ -165,7 +165,7 @@ class RowEncoder:
 
     def __init__(
         self,
-        config: VPTConfig,
+        config: VPTSettings,
         processor: VPTProcessor,
         open_image: Callable[[str], LoadedImage] = open_row_image,
     ) -> None:

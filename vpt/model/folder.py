@@ -9,8 +9,11 @@ from typing import Any
 
 from vpt.errors import CheckpointError
 
-MODEL_TYPES = ("qwen2_vl_vpt", "vrt_qwen2_vl")
-"""``model_type`` in config.json: ours, and that of the oldest checkpoints."""
+BACKBONES = {"qwen2_vl": ("qwen2_vl_vpt", "vrt_qwen2_vl"), "qwen2_5_vl": ("qwen2_5_vl_vpt",)}
+"""``model_type`` of a base -> those of VPT models on it: ours first, then older ones."""
+
+MODEL_TYPES = tuple(one for types in BACKBONES.values() for one in types)
+"""``model_type`` of VPT models in config.json."""
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -50,7 +53,7 @@ def check_type(model_type: Any, path_or_id: str) -> None:
         raise CheckpointError(
             f"{path_or_id} holds a model of type {model_type!r}; expected "
             f"{' or '.join(MODEL_TYPES)}. `vpt init --base {path_or_id}` makes a VPT model of a "
-            "Qwen2-VL one"
+            "Qwen2-VL or Qwen2.5-VL one"
         )
 
 
@@ -62,13 +65,14 @@ def check_model(path_or_id: str) -> None:
 
 def check_base(found: Any, base: str, *, is_extended: bool) -> None:
     """Refuse the ``model_type`` of a base that cannot be extended, or not made into a VPT model."""
-    if is_extended and found == "qwen2_vl":
+    if is_extended and found in BACKBONES:
         raise CheckpointError(
-            f"the base model {base} is a plain Qwen2-VL; name branches, or an empty list of "
+            f"the base model {base} is a plain {found}; name branches, or an empty list of "
             "them, to make a VPT model of it"
         )
-    if not is_extended and found != "qwen2_vl":  # most weights would be drawn again
-        raise CheckpointError(f"the base model {base} is of type {found!r}, not 'qwen2_vl'")
+    if not is_extended and found not in BACKBONES:  # most weights would be drawn again
+        types = " or ".join(map(repr, BACKBONES))
+        raise CheckpointError(f"the base model {base} is of type {found!r}, not {types}")
 
 
 def check_depth_tokenizer(source: Path) -> None:

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vpt.errors import NonFiniteError, PositionError
-from vpt.model.config import VPTConfig
+from vpt.model.config import VPTSettings
 from vpt.model.positions import batch_mrope_positions
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS
@@ -107,7 +107,7 @@ class PerceptionLogitsProcessor(LogitsProcessor):
 class ActionProcessor(LogitsProcessor):
     """Forces the token after a branch's start token, and refuses logits that are not finite."""
 
-    def __init__(self, config: VPTConfig) -> None:
+    def __init__(self, config: VPTSettings) -> None:
         self.action_of_start = {config.start_id(b): config.action_id(b) for b in config.branches}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class ActionProcessor(LogitsProcessor):
 class CallingGenerationMixin:
     """Calls in ``generate``; goes in front of transformers' model class."""
 
-    config: VPTConfig
+    config: VPTSettings
     generation_config: Any
 
     def generate(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vpt.branches import Features
 from vpt.errors import FeatureCountError, PositionError
-from vpt.model.config import VPTConfig
+from vpt.model.config import VPTSettings
 from vpt.model.projectors import token_grid
 from vpt.protocol.tokens import BRANCH_TOKENS
 
@@ -43,7 +43,7 @@ def in_rounds(calls: Iterable[ControlCall]) -> list[list[ControlCall]]:
 
 
 def find_calls(
-    config: VPTConfig, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
+    config: VPTSettings, input_ids: Tensor, features: Mapping[str, Sequence[Features]]
 ) -> list[ControlCall]:
     """Match control tokens, placeholders and features, per branch and row.
 
@@ -123,7 +123,7 @@ def _come_last(actions: list[int], images: list[Placed]) -> bool:
 
 
 def draw_paragraph_mask(
-    config: VPTConfig, input_ids: Tensor, calls: Iterable[ControlCall]
+    config: VPTSettings, input_ids: Tensor, calls: Iterable[ControlCall]
 ) -> Tensor | None:
     """Draw the paragraphs hidden from the final pass in training: ``[B, S]``, True if hidden."""
     if config.para_mask_id == 0:

@@ -1,4 +1,4 @@
-"""The model: Qwen2-VL with vision branches, projectors, and the conditioned training forward.
+"""The model: a backbone with vision branches, projectors, and the conditioned training forward.
 
 Inference over a cache is in :mod:`vpt.inference.engine`; this file is what a trainer calls.
 """
@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -27,6 +27,8 @@ from vpt.errors import CheckpointError, FeatureCountError, PositionError, Prompt
 from vpt.files import replace_atomically
 from vpt.model.config import (
     VPTConfig,
+    VPTQwen25Config,
+    VPTSettings,
     VRTConfig,
     add_side_files,
     check_generation_config,
@@ -78,18 +80,20 @@ class _ListingPixels:
         return self.forward.__get__(model, owner)
 
 
-class VPTForConditionalGeneration(
-    ShimSavingMixin, CallingGenerationMixin, Qwen2VLForConditionalGeneration
-):
-    """Qwen2-VL that can call for perception."""
+class CallingModel(ShimSavingMixin, CallingGenerationMixin):
+    """A backbone that can call for perception; goes in front of transformers' model class."""
 
-    config_class = VPTConfig
-    config: VPTConfig
+    config: Any
+
+    if TYPE_CHECKING:  # what transformers' class brings
+
+        def __getattr__(self, name: str) -> Any: ...
+
     get_rope_index = None  # tells LLaMA-Factory that forward computes positions by itself
     _keys_to_ignore_on_load_unexpected = UNUSED_RELEASED_KEYS
 
-    def __init__(self, config: VPTConfig) -> None:
-        super().__init__(config)
+    def __init__(self: Any, config: VPTSettings) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
         self.branches = nn.ModuleDict()
         self.projectors = nn.ModuleDict()
         hidden_size = config.text_config.hidden_size
@@ -130,9 +134,10 @@ class VPTForConditionalGeneration(
             kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
             kwargs.setdefault("key_mapping", key_mapping(config.branches))
             if not {"gguf_file", "state_dict", "subfolder", "variant"} & set(kwargs):
-                make = partial(cls, copy.deepcopy(config))
+                make: Any = partial(cls, copy.deepcopy(config))
                 check_weights(path_or_id, make, kwargs["key_mapping"])
-            model, account = super().from_pretrained(path_or_id, *args, config=config, **kwargs)
+            load = super().from_pretrained  # type: ignore[misc]
+            model, account = load(path_or_id, *args, config=config, **kwargs)
         check_account(path_or_id, account)
         return cast(Any, (model, account)) if with_account else model
 
@@ -152,7 +157,7 @@ class VPTForConditionalGeneration(
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
         with replace_atomically(Path(save_directory)) as draft:
-            super().save_pretrained(draft, *args, **kwargs)
+            super().save_pretrained(draft, *args, **kwargs)  # type: ignore[misc]
             stale = [] if kwargs.get("variant") else other_weights(Path(save_directory), draft)
         for file in stale:
             file.unlink()
@@ -402,10 +407,36 @@ class VPTForConditionalGeneration(
         return reader.hidden_states()
 
 
+class VPTForConditionalGeneration(CallingModel, Qwen2VLForConditionalGeneration):
+    """Qwen2-VL that can call for perception."""
+
+    config_class = VPTConfig
+
+
 class VRTForConditionalGeneration(VPTForConditionalGeneration):
     """The same under the model type of the oldest released checkpoints."""
 
     config_class = VRTConfig
+
+
+class VPTQwen25ForConditionalGeneration(CallingModel, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL that can call for perception."""
+
+    config_class = VPTQwen25Config
+
+
+MODELS: dict[str, Any] = {
+    "qwen2_vl_vpt": VPTForConditionalGeneration,
+    "vrt_qwen2_vl": VRTForConditionalGeneration,
+    "qwen2_5_vl_vpt": VPTQwen25ForConditionalGeneration,
+}
+"""Model class by ``model_type``, of VPT models."""
+
+BASE_MODELS: dict[str, Any] = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
+"""The same of their backbones."""
 
 
 def load_model(
@@ -495,9 +526,10 @@ def read_model(
         raise PromptError(f"unknown dtype {str(dtype)!r}; available: auto, {', '.join(DTYPES)}")
     path_or_id = str(path_or_id)
     config = load_config(path_or_id, **kwargs)
-    return VPTForConditionalGeneration.from_pretrained(
-        path_or_id, config=config, dtype=dtype, **kwargs
-    )
+    # The oldest checkpoints keep their type in the configuration only.
+    family = MODELS["qwen2_vl_vpt" if isinstance(config, VRTConfig) else config.model_type]
+    model = family.from_pretrained(path_or_id, config=config, dtype=dtype, **kwargs)
+    return cast(VPTForConditionalGeneration, model)
 
 
 def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) -> Tensor:
@@ -531,13 +563,13 @@ def _replace_embedding(embeds: Tensor, call: ControlCall, condition: Tensor) -> 
     return embeds.index_put(tuple(place), condition.to(embeds)[None])
 
 
-def build_branch(name: str, config: VPTConfig, backbone: Backbone) -> ModelBranch:
+def build_branch(name: str, config: VPTSettings, backbone: Backbone) -> ModelBranch:
     """Build a branch of a model, with fresh weights if it has any of its own."""
     settings = config.branch_configs.get(name, {})
     return branch_class(BRANCH_TOKENS[name].home).build(settings, backbone)
 
 
-def backbone_of(config: VPTConfig, **parts: Any) -> Backbone:
+def backbone_of(config: VPTSettings, **parts: Any) -> Backbone:
     """What a branch may use of a model; ``parts`` are the tower and its image processor."""
     merge_size = config.vision_config.spatial_merge_size
     return Backbone(merge_size=merge_size, hidden_size=config.text_config.hidden_size, **parts)

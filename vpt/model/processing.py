@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, Qwen2VLConfig
+from transformers import AutoTokenizer, BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -27,8 +27,8 @@ from vpt.errors import CheckpointError, PromptError
 from vpt.files import replace_atomically
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, fit_for_tower, load_image
 from vpt.model.config import (
-    VPTConfig,
-    VRTConfig,
+    BASE_CONFIGS,
+    CONFIGS,
     check_generation_config,
     check_settings,
     check_tokenizer,
@@ -206,7 +206,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return processor
 
     def check_fits(
-        self, config: Qwen2VLConfig, name: str, end_ids: int | Sequence[int] | None = None
+        self, config: Any, name: str, end_ids: int | Sequence[int] | None = None
     ) -> None:
         """Refuse a model that this is not the processor of, with a ``CheckpointError``.
 
@@ -466,10 +466,10 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         return self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
 
 
-def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Qwen2VLConfig | None:
-    """Configuration of the VPT or Qwen2-VL model in the same folder, if there is one."""
+def _config_beside(path_or_id: str, hub: dict[str, Any]) -> Any:
+    """Configuration of the VPT model or backbone in the same folder; ``None`` without one."""
     settings = _settings(path_or_id, "config.json", hub)
-    classes = {cls.model_type: cls for cls in (VPTConfig, VRTConfig, Qwen2VLConfig)}
+    classes = CONFIGS | BASE_CONFIGS
     if (config_class := classes.get(str(settings.get("model_type")))) is None:
         return None
     with as_checkpoint_error(f"cannot use config.json of {path_or_id}"):

@@ -12,7 +12,7 @@ from llamafactory.data.formatter import StringFormatter
 from llamafactory.model.model_utils import visual
 
 from vpt.errors import TrainingError
-from vpt.model.config import VPTConfig, VRTConfig
+from vpt.model.config import CONFIGS
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import ROLES, write_turns
 from vpt.protocol.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
@@ -39,8 +39,8 @@ def register_with_llamafactory() -> None:
         converter.register_dataset_converter(FORMAT_NAME, VPTDatasetConverter)
     if TEMPLATE_NAME not in template.TEMPLATES:
         _register_template()
-    for config in (VPTConfig, VRTConfig):
-        register_parts(config.model_type)
+    for model_type in CONFIGS:
+        register_parts(model_type)
     install_trainer()
 
 

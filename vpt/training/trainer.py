@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from vpt.errors import TrainingError
-from vpt.model.config import VPTConfig
+from vpt.model.config import VPTSettings
 from vpt.model.encoding import IGNORE_INDEX
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
@@ -51,7 +51,7 @@ class VPTTrainer(CustomSeq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_vpt = isinstance(getattr(self.model, "config", None), VPTConfig)
+        self._is_vpt = isinstance(getattr(self.model, "config", None), VPTSettings)
         if not self._is_vpt:
             return
         template = getattr(self.data_collator, "template", None)

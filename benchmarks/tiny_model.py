@@ -82,8 +82,19 @@ TINY_VISION: dict[str, Callable[[int], dict[str, Any]]] = {
         "out_hidden_size": width,
         "fullatt_block_indexes": [1],
     },
+    "qwen3_vl": lambda width: {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "out_hidden_size": width,
+        "num_position_embeddings": 256,
+        "deepstack_visual_indexes": [0],
+    },
 }
 """Settings of the tower by the backbone's ``model_type``, from the LLM's width."""
+
+TINY_TEXT = {"qwen3_vl": {"head_dim": 32}}  # wider than hidden_size / num_attention_heads
 
 TINY_PREPROCESS = {
     "dino": {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
@@ -120,7 +131,7 @@ def tiny_model(
     tokenizer = byte_tokenizer()
     add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content)
     ids = tokenizer.get_vocab()
-    head_dim = hidden_size // 4
+    head_dim = TINY_TEXT.get(backbone, {}).get("head_dim", hidden_size // 4)
     times, rows = head_dim // 8, 3 * head_dim // 16
     text = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
@@ -137,6 +148,7 @@ def tiny_model(
         },
         "bos_token_id": None,
         "eos_token_id": ids[TURN_END],
+        **TINY_TEXT.get(backbone, {}),
         **text_settings,
     }
     base = BASE_CONFIGS[backbone](
@@ -156,8 +168,10 @@ def tiny_model(
         torch.manual_seed(seed)
         model = MODELS[config.model_type](config).eval()
     _spread_weights(model, seed)
+    patch_size = config.vision_config.patch_size
+    area = (4 * patch_size) ** 2
     image_processor = build_image_processor(
-        {"size": {"shortest_edge": 56 * 56, "longest_edge": max_pixels}}
+        {"size": {"shortest_edge": area, "longest_edge": max_pixels}, "patch_size": patch_size}
     )
     processor = VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
     return model, processor

@@ -16,6 +16,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,10 +194,14 @@ class TwoPassEngine:
     ) -> tuple[Tensor, list[AppendedImage]]:
         images = [p for p in stream.pieces if not isinstance(p, TokenPiece)]
         embeds = self.model.get_input_embeddings()(torch.tensor([ids], device=self._device))
-        grids = []
+        grids, deeper = [], list[Tensor]()
         for image, seen, (start, end) in zip(images, features, spans, strict=True):
             if isinstance(image, ImagePiece):
-                embeds[0, start:end] = seen.values.to(embeds)
+                first, *rest = seen.values.to(embeds).split(embeds.shape[-1], dim=-1)
+                embeds[0, start:end] = first
+                deeper = deeper or [torch.zeros_like(embeds) for _ in rest]
+                for whole, values in zip(deeper, rest, strict=True):
+                    whole[0, start:end] = values
                 grids.append(seen.grid_hw)
         image_token_id = self.model.config.image_token_id
         positions, following = mrope_positions(ids, grids, image_token_id)
@@ -205,14 +210,16 @@ class TwoPassEngine:
         for place, token_id in enumerate(ids):
             if token_id not in self._branch_of_action:
                 continue
-            conditions[place] = self._run(embeds, positions, None)[0, place - 1]
+            conditions[place] = self._run(embeds, positions, None, deeper)[0, place - 1]
             embeds[0, place] = conditions[place]
             self._write_features(embeds, ids, images, features, spans, conditions)
         if not conditions:
-            self._run(embeds, positions, None)  # the released forward runs twice all the same
+            self._run(
+                embeds, positions, None, deeper
+            )  # the released forward runs twice all the same
         results = self._write_features(embeds, ids, images, features, spans, conditions)
         stream.past = DynamicCache(config=self._language_model.config)
-        hidden = self._run(embeds, positions, stream.past)
+        hidden = self._run(embeds, positions, stream.past, deeper)
         stream.hidden, stream.length, stream.position = hidden[0, -1], len(ids), following
         return self.model.lm_head(hidden).float()[0, -1], results
 
@@ -243,12 +250,26 @@ class TwoPassEngine:
             )
         return results
 
-    def _run(self, embeds: Tensor, position_ids: Tensor, past: DynamicCache | None) -> Tensor:
+    def _run(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        past: DynamicCache | None,
+        deeper: Sequence[Tensor] = (),
+    ) -> Tensor:
         self.num_tokens_run += embeds.shape[1]
         self.num_forwards += 1
+        added: dict[str, Any] = {}
+        if deeper:
+            everywhere = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+            added = {
+                "visual_pos_masks": everywhere,
+                "deepstack_visual_embeds": [one.flatten(0, 1) for one in deeper],
+            }
         return self._language_model(
             inputs_embeds=embeds,
             position_ids=position_ids,
             use_cache=past is not None,
             **{CACHE: past},
+            **added,
         ).last_hidden_state

@@ -29,6 +29,7 @@ def save_base(folder, *, num_rows=320, tied=False, backbone="qwen2_vl"):
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}
-    build_image_processor({"size": size}).save_pretrained(folder)
+    patch_size = config.vision_config.patch_size
+    size = {"shortest_edge": (4 * patch_size) ** 2, "longest_edge": (16 * patch_size) ** 2}
+    build_image_processor({"size": size, "patch_size": patch_size}).save_pretrained(folder)
     return model

@@ -49,7 +49,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_or_other,
         required=True,
         metavar="ID_OR_FOLDER",
-        help="a Qwen2-VL model to start from, or a VPT one to extend by --content",
+        help="a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model to start from, or a VPT one to extend by "
+        "--content",
     )
     parser.add_argument(
         "--branches",
@@ -199,10 +200,11 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
 
 
 COMMAND = Command(
-    help="make a VPT model from a Qwen2-VL one",
+    help="make a VPT model from a Qwen-VL one",
     description=(
-        "Make a VPT model from a Qwen2-VL one: add perception tokens, vision branches and\n"
-        "projectors. Or add to a VPT model the tokens for depth maps and boxes.\n"
+        "Make a VPT model from a Qwen2-VL, Qwen2.5-VL or Qwen3-VL one: add perception tokens,\n"
+        "vision branches and projectors. Or add to a VPT model the tokens for depth maps and\n"
+        "boxes.\n"
         "All additions are untrained."
     ),
     examples=(

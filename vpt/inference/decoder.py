@@ -45,10 +45,7 @@ class Decoder:
             )
         self._inv_freq = rotary.inv_freq.float()
         self._rotary_scale = float(rotary.attention_scaling)
-        # The axis (time, height, width) whose position turns each frequency.
-        sections = config.rope_parameters["mrope_section"]
-        axes = [axis % 3 for axis, size in enumerate(sections) for _ in range(size)]
-        self._axes = torch.tensor(axes, device=self._inv_freq.device)
+        self._axes = torch.tensor(_axes(rotary, config), device=self._inv_freq.device)
         attention = self._layers[0].self_attn
         self._head_dim = attention.head_dim
         self._scale = attention.scaling
@@ -93,10 +90,12 @@ class Decoder:
         """Read segments of several streams, end to end; returns their last states ``[n, D]``.
 
         Args:
-            embeds: ``[N, D]``.
+            embeds: ``[N, (1 + L) * D]``: embeddings, then what is added after each of the first
+                ``L`` layers (deepstack).
             positions: ``[3, N]``.
             places: ``[N]`` in the cache.
         """
+        embeds, *deeper = embeds.split(self._norm.weight.shape[0], dim=-1)
         rotation = self._rotation(positions, embeds.dtype)
         masks = [segment_mask(one, self._groups, embeds.device) for one in segments]
         pairs = list(zip(segments, masks, strict=True))
@@ -111,6 +110,8 @@ class Decoder:
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
 
             hidden = self._layer(index, hidden, rotation, places, attend)
+            if index < len(deeper):
+                hidden = hidden + deeper[index]
         return self._normed(self._norm, self._last_layer(hidden, rotation, places, segments))
 
     def _last_layer(
@@ -143,19 +144,21 @@ class Decoder:
         layer = self._layers[index]
         attention = layer.self_attn
         normed = self._normed(layer.input_layernorm, hidden)
-        key = self._heads(attention.k_proj(normed))
+        key = self._heads(attention.k_proj(normed), attention, "k_norm")
         value = self._heads(attention.v_proj(normed))
         self.cache.write(index, places, _rotate(key, rotation), value)
         if kept is not None:
             normed, hidden = normed[kept], hidden[kept]
             rotation = (rotation[0][kept], rotation[1][kept])
-        query = _rotate(self._heads(attention.q_proj(normed)), rotation)
+        query = _rotate(self._heads(attention.q_proj(normed), attention, "q_norm"), rotation)
         hidden = hidden + attention.o_proj(attend(query).flatten(1))
         normed = self._normed(layer.post_attention_layernorm, hidden)
         return hidden + layer.mlp(normed)
 
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (-1, self._head_dim))
+    def _heads(self, states: Tensor, attention: Any = None, norm: str = "") -> Tensor:
+        """``[N, H, d]``, normed by head where the attention does that."""
+        heads = states.unflatten(-1, (-1, self._head_dim))
+        return self._normed(getattr(attention, norm), heads) if hasattr(attention, norm) else heads
 
     @staticmethod
     def _normed(norm: Any, hidden: Tensor) -> Tensor:
@@ -167,6 +170,18 @@ class Decoder:
         cos = (angles.cos() * self._rotary_scale).to(dtype)
         sin = (angles.sin() * self._rotary_scale).to(dtype)
         return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+@torch.inference_mode()
+def _axes(rotary: Any, config: Any) -> list[int]:
+    """The axis (time, height, width) whose position turns each frequency."""
+    device = rotary.inv_freq.device
+    one_axis_each = torch.eye(3, dtype=torch.long, device=device)[..., None]  # [3, B=3, 1]
+    _, sine = rotary(torch.zeros(1, device=device), one_axis_each)
+    if sine.ndim == 3:  # [B, 1, d]: the axes are mixed already, as we do it
+        return sine[:, 0, : len(rotary.inv_freq)].argmax(0).tolist()
+    sections = config.rope_parameters["mrope_section"]
+    return [axis % 3 for axis, size in enumerate(sections) for _ in range(size)]
 
 
 def _rotate(states: Tensor, rotation: Rotation) -> Tensor:

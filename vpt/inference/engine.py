@@ -15,6 +15,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES, Atoms, PrefixStore, com
 from vpt.inference.sampling import Choice, RuleTable, choose, pack
 from vpt.inference.step import DecodingStep
 from vpt.inference.stream import AppendedImage, Extension, Stream
+from vpt.model.config import head_dim
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece
@@ -168,14 +170,15 @@ class Prefill:
             size += 1
         items = self.items[:size]
         ids = [token_id for item in items for token_id in item.ids]
-        embeds = engine.embed(ids)
+        embeds = engine.embed(ids)  # [n, (1 + L) * D]
+        width = embeds.shape[1] // (1 + engine.num_deeper)
         if (branch := self._action(items[0])) is not None:
             hidden = stream.hidden
             if hidden is None:
                 raise PositionError(f"{BRANCH_TOKENS[branch].action} begins the stream")
             if engine.intervene is not None:
                 hidden = engine.intervene(hidden)
-            embeds[0] = stream.conditions[branch] = hidden
+            embeds[0, :width] = stream.conditions[branch] = hidden
         start, grids, images = 0, [], []
         for item in items:
             end = start + len(item.ids)
@@ -187,13 +190,14 @@ class Prefill:
                 else:
                     projected = engine.project(stream, item.piece.branch, item.features)
                     values, scores = projected.values, projected.scores
-                embeds[start:end] = values.to(embeds)
+                embeds[start:end, : values.shape[1]] = values.to(embeds)
                 images.append(self._appended(item, scores))
             start = end
         image_id = engine.model.config.image_token_id
         positions, following = mrope_positions(ids, grids, image_id, stream.position)
         if branch is not None:
-            stream.atoms.states.append((len(stream.atoms.ids), branch, embeds[0].clone()))
+            state = embeds[0, :width].clone()
+            stream.atoms.states.append((len(stream.atoms.ids), branch, state))
         for item in items:
             self._note(item)
         del self.items[:size]
@@ -232,7 +236,7 @@ class Engine:
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
     ) -> None:
         text = model.config.text_config
-        if "sliding_attention" in text.layer_types:
+        if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise PositionError("sliding-window attention is not supported by the stream cache")
         if model.config.projector_scale != 1:
             raise PositionError(
@@ -241,13 +245,14 @@ class Engine:
             )
         self.model = model
         self.encoders = encoders
+        deepstack = getattr(model.config.vision_config, "deepstack_visual_indexes", ())
+        self.num_deeper = len(deepstack)
         self._embed_tokens = model.get_input_embeddings()
         weight = self._embed_tokens.weight
         self._device = weight.device
         factor = (text.rope_parameters or {}).get("factor") or 1
         self._max_position = int(text.max_position_embeddings * factor)
-        head_dim = text.hidden_size // text.num_attention_heads
-        shape = text.num_hidden_layers, text.num_key_value_heads, head_dim
+        shape = text.num_hidden_layers, text.num_key_value_heads, head_dim(text)
         if capacity is None:
             per_token = SlotCache.bytes_per_token(*shape, weight.dtype.itemsize)
             capacity = min(self._max_position, _affordable(self._device, per_token * num_slots))
@@ -441,8 +446,9 @@ class Engine:
         return choose(torch.stack(list(logits)), packed, self.rules).tolist()
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """Embeddings ``[N, D]``, a new tensor."""
-        return self._embed_tokens(torch.tensor(ids, device=self._device))
+        """Embeddings ``[N, (1 + L) * D]``, a new tensor; see :meth:`Decoder.prefill`."""
+        embeds = self._embed_tokens(torch.tensor(ids, device=self._device))
+        return F.pad(embeds, (0, self.num_deeper * embeds.shape[1]))
 
     def project(self, stream: Stream, branch: str, features: Features) -> Projected:
         """Features of a re-encoded image, conditioned by the latest call of their branch."""

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLConfig, Qwen2VLConfig
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+)
 
 from vpt.errors import CheckpointError
 from vpt.files import replace_atomically
@@ -169,7 +175,8 @@ class VPTSettings(ShimSavingMixin):
         self.perception_content = kinds.split(",") if isinstance(kinds, str) else list(kinds)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         text = self.text_config
-        if isinstance(text.eos_token_id, int) and text.eos_token_id >= text.vocab_size:
+        end = getattr(text, "eos_token_id", None)
+        if isinstance(end, int) and end >= text.vocab_size:
             # The class default of a field that small or old configurations leave out.
             text.bos_token_id, text.eos_token_id = None, self.para_end_id
         check_settings(self.to_dict())
@@ -272,10 +279,20 @@ class VPTQwen25Config(VPTSettings, Qwen2_5_VLConfig):
     model_type = "qwen2_5_vl_vpt"
 
 
-CONFIGS: dict[str, Any] = {one.model_type: one for one in (VPTConfig, VRTConfig, VPTQwen25Config)}
+class VPTQwen3Config(VPTSettings, Qwen3VLConfig):
+    """Settings of :class:`vpt.model.modeling.VPTQwen3ForConditionalGeneration`."""
+
+    model_type = "qwen3_vl_vpt"
+
+
+CONFIGS: dict[str, Any] = {
+    one.model_type: one for one in (VPTConfig, VRTConfig, VPTQwen25Config, VPTQwen3Config)
+}
 """Configuration class by ``model_type``, of VPT models."""
 
-BASE_CONFIGS: dict[str, Any] = {one.model_type: one for one in (Qwen2VLConfig, Qwen2_5_VLConfig)}
+BASE_CONFIGS: dict[str, Any] = {
+    one.model_type: one for one in (Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLConfig)
+}
 """The same of their backbones."""
 
 
@@ -368,7 +385,7 @@ def check_numbers(settings: Mapping[str, Any], where: str = "") -> None:
 
 def _check_rotary(text: Any) -> None:
     """Refuse a language model whose heads and rotary positions do not fit each other."""
-    half = text.hidden_size // text.num_attention_heads // 2
+    half = head_dim(text) // 2
     if not (sections := _mrope_section(text)):
         return  # a configuration made without arguments; load_config wants them
     whole = all(type(size) is int and size >= 0 for size in sections)
@@ -377,6 +394,11 @@ def _check_rotary(text: Any) -> None:
             f"mrope_section must be whole numbers that add up to {half}, half the width of a "
             f"head, not {sections}"
         )
+
+
+def head_dim(text: Any) -> int:
+    """Width of an attention head of a language model."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _mrope_section(text: Any) -> list[int]:

@@ -9,7 +9,11 @@ from typing import Any
 
 from vpt.errors import CheckpointError
 
-BACKBONES = {"qwen2_vl": ("qwen2_vl_vpt", "vrt_qwen2_vl"), "qwen2_5_vl": ("qwen2_5_vl_vpt",)}
+BACKBONES = {
+    "qwen2_vl": ("qwen2_vl_vpt", "vrt_qwen2_vl"),
+    "qwen2_5_vl": ("qwen2_5_vl_vpt",),
+    "qwen3_vl": ("qwen3_vl_vpt",),
+}
 """``model_type`` of a base -> those of VPT models on it: ours first, then older ones."""
 
 MODEL_TYPES = tuple(one for types in BACKBONES.values() for one in types)
@@ -53,7 +57,7 @@ def check_type(model_type: Any, path_or_id: str) -> None:
         raise CheckpointError(
             f"{path_or_id} holds a model of type {model_type!r}; expected "
             f"{' or '.join(MODEL_TYPES)}. `vpt init --base {path_or_id}` makes a VPT model of a "
-            "Qwen2-VL or Qwen2.5-VL one"
+            "Qwen2-VL, Qwen2.5-VL or Qwen3-VL one"
         )
 
 

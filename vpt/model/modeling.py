@@ -9,7 +9,7 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -27,6 +31,7 @@ from vpt.errors import CheckpointError, FeatureCountError, PositionError, Prompt
 from vpt.files import replace_atomically
 from vpt.model.config import (
     VPTConfig,
+    VPTQwen3Config,
     VPTQwen25Config,
     VPTSettings,
     VRTConfig,
@@ -55,6 +60,9 @@ from vpt.protocol.tokens import BRANCH_TOKENS
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 """Types that weights can be computed in."""
+
+Deeper = Sequence[Tensor]
+"""``[B, S, D]`` of the LLM's first layers each, to be added to their outputs (deepstack)."""
 
 _NOT_NEEDED = {"cache_position", "num_items_in_batch"}
 """Inputs of the forward that change nothing, or are read elsewhere."""
@@ -172,10 +180,16 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         return None if setting is None or is_adapted else IntendedInputs.read(setting)
 
     def tower(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Features ``[sum(t*h*w) / merge**2, D]`` of the vision tower, all images end to end."""
+        """Features ``[sum(t*h*w) / merge**2, D]`` of the vision tower, all images end to end.
+
+        A tower with deepstack has ``L`` further features of each token for the LLM's first layers,
+        end to end after those: ``[..., (1 + L) * D]``.
+        """
         weight = self.model.visual.patch_embed.proj.weight
         pixels = pixel_values.to(weight.device, weight.dtype)
-        return self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device)).pooler_output
+        seen = self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device))
+        deeper = getattr(seen, "deepstack_features", None) or ()
+        return torch.cat([seen.pooler_output, *deeper], dim=-1)
 
     @_ListingPixels
     def forward(
@@ -243,17 +257,17 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
                 f"position_ids must be [3, B, S], not {list(position_ids.shape)}; leave them out. "
                 "Rows packed by LLaMA-Factory are not supported: set `packing: false`"
             )
-        embeds = self._embed(input_ids, pixel_values, image_grid_thw)
+        embeds, deeper = self._embed(input_ids, pixel_values, image_grid_thw)
         features = {name: self.encode(name, *values) for name, values in pixels.items()}
         calls = find_calls(self.config, input_ids, features)
         if self.config.is_conditioned:
             hidden = self._run_conditioned(
-                input_ids, embeds, attention_mask, position_ids, calls, past_key_values
+                input_ids, embeds, deeper, attention_mask, position_ids, calls, past_key_values
             )
         else:
             for call in calls:
                 embeds = self._write_images(embeds, call, condition=None)
-            hidden = self._run(embeds, attention_mask, position_ids, past_key_values)
+            hidden = self._run(embeds, attention_mask, position_ids, past_key_values, deeper)
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:
@@ -264,15 +278,20 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
 
     def _embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
-    ) -> Tensor:
-        """Embeddings ``[B, S, D]``, images in place."""
+    ) -> tuple[Tensor, Deeper]:
+        """Embeddings ``[B, S, D]``, images in place, and what deepstack adds after layers."""
         embeds = self.get_input_embeddings()(input_ids)
-        image_embeds = embeds.new_empty(0, embeds.shape[-1])
+        places, width = input_ids == self.config.image_token_id, embeds.shape[-1]
+        image_embeds = embeds.new_empty(0, width)
         if pixel_values is not None:
             if image_grid_thw is None:
                 raise PositionError("pixel_values came without image_grid_thw")
             image_embeds = self.tower(pixel_values, image_grid_thw)
-        return scatter_features(embeds, input_ids == self.config.image_token_id, image_embeds)
+        first, *deeper = image_embeds.split(width, dim=-1)
+        zeros = torch.zeros_like(embeds)
+        return scatter_features(embeds, places, first), [
+            scatter_features(zeros, places, one) for one in deeper
+        ]
 
     def _loss(
         self, logits: Tensor, labels: Tensor, input_ids: Tensor, num_items_in_batch: Any
@@ -352,19 +371,27 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         attention_mask: Any,
         position_ids: Tensor,
         past_key_values: Cache | None = None,
+        deeper: Deeper = (),
     ) -> Tensor:
+        added: dict[str, Any] = {}
+        if deeper:  # everywhere, with zeros where no image is
+            everywhere = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+            flat = [one.flatten(0, 1) for one in deeper]
+            added = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": flat}
         return self.model.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=past_key_values is not None,
             **{CACHE: past_key_values},
+            **added,
         ).last_hidden_state
 
     def _run_conditioned(
         self,
         input_ids: Tensor,
         embeds: Tensor,
+        deeper: Deeper,
         attention_mask: Tensor | None,
         position_ids: Tensor,
         calls: list[ControlCall],
@@ -378,11 +405,11 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         is filled.
         """
         if not calls:
-            return self._run(embeds, attention_mask, position_ids, past_key_values)
+            return self._run(embeds, attention_mask, position_ids, past_key_values, deeper)
         hidden_paragraphs = None
         if self.training:
             hidden_paragraphs = draw_paragraph_mask(self.config, input_ids, calls)
-        reader = SegmentReader(self.model.language_model, attention_mask, position_ids)
+        reader = SegmentReader(self.model.language_model, attention_mask, position_ids, deeper)
         conditions: list[tuple[ControlCall, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
         for round_ in in_rounds(calls):
@@ -401,7 +428,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
                 embeds = _replace_embedding(embeds, call, condition)
             reader.restart(hidden_paragraphs.any(-1).nonzero().flatten().tolist())
         if past_key_values is not None:
-            return self._run(embeds, attention_mask, position_ids, past_key_values)
+            return self._run(embeds, attention_mask, position_ids, past_key_values, deeper)
         ends = dict.fromkeys(range(len(input_ids)), input_ids.shape[1])
         reader.read(embeds, ends, is_last=True)
         return reader.hidden_states()
@@ -425,16 +452,24 @@ class VPTQwen25ForConditionalGeneration(CallingModel, Qwen2_5_VLForConditionalGe
     config_class = VPTQwen25Config
 
 
+class VPTQwen3ForConditionalGeneration(CallingModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL that can call for perception."""
+
+    config_class = VPTQwen3Config
+
+
 MODELS: dict[str, Any] = {
     "qwen2_vl_vpt": VPTForConditionalGeneration,
     "vrt_qwen2_vl": VRTForConditionalGeneration,
     "qwen2_5_vl_vpt": VPTQwen25ForConditionalGeneration,
+    "qwen3_vl_vpt": VPTQwen3ForConditionalGeneration,
 }
 """Model class by ``model_type``, of VPT models."""
 
 BASE_MODELS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
 """The same of their backbones."""
 

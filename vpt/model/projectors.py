@@ -60,6 +60,7 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = stem
+        self.feature_dim = feature_dim
         self.freeze_stem = freeze_stem
         self.condition_scale = condition_scale
         if stem == "linear":
@@ -97,7 +98,9 @@ class Projector(nn.Module):
 
     def forward(self, features: Features, condition: Tensor | None = None) -> Projected:
         """Project the features of one image; ``condition``: ``[condition_scale * D]``."""
-        projected = self.project_features(features.values, features.grid_hw)  # [N, D]
+        # A tower may have more, for the LLM's first layers: of plain images only.
+        values = features.values[:, : self.feature_dim]
+        projected = self.project_features(values, features.grid_hw)  # [N, D]
         if self.freeze_stem:
             projected = projected.detach()
         grid_hw = self.output_grid(features.grid_hw)

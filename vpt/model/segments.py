@@ -42,14 +42,20 @@ class SegmentReader:
     Args:
         language_model: the LLM without its head; its layers are run one by one.
         attention_mask: ``[B, S]``, 0 at padding; ``None`` for no padding.
+        deeper: ``[B, S, D]`` of the first layers each, which are added to their outputs.
     """
 
     def __init__(
-        self, language_model: Any, attention_mask: Tensor | None, position_ids: Tensor
+        self,
+        language_model: Any,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        deeper: Sequence[Tensor] = (),
     ) -> None:
         self._language_model = language_model
-        if "sliding_attention" in language_model.config.layer_types:
+        if "sliding_attention" in (getattr(language_model.config, "layer_types", None) or ()):
             raise PositionError("sliding-window attention is not supported where calls are read")
+        self._deeper = deeper
         self._position_ids = position_ids[-3:]  # a fourth axis in front would count packed texts
         _, *self._shape = self._position_ids.shape
         present = torch.ones(self._shape) if attention_mask is None else attention_mask.cpu()
@@ -92,6 +98,9 @@ class SegmentReader:
                 # A bound method of a module is what LLaMA-Factory's function expects.
                 run = partial(own._gradient_checkpointing_func, cached.forward)
             hidden, *kept = run(hidden, *past)
+            if index < len(self._deeper):
+                added = self._deeper[index].flatten(0, 1).index_select(0, places)
+                hidden = hidden + added.to(hidden)[None]
             for row, pair in zip(rows, zip(kept[::2], kept[1::2], strict=True), strict=False):
                 row.past[index : index + 1] = [pair]
         states = self._language_model.norm(hidden)[0].split([len(span) for span in spans])

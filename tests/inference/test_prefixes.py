@@ -175,3 +175,39 @@ def test_an_engine_with_changed_control_states_keeps_nothing(runtime):
     engine.extend(stream, [TokenPiece(tuple(range(40)))])
     engine.keep(stream)
     assert engine.prefixes.num_bytes == 0
+
+
+def test_a_kept_beginning_with_calls_is_not_used_under_changed_control_states(runtime):
+    engine, pieces = engine_of(runtime), stream_of_calls(runtime, 0)
+    stream = engine.open()
+    engine.extend(stream, pieces)
+    engine.keep(stream)
+    assert engine.extend(engine.open(), pieces).num_reused > 0
+    engine.intervene = lambda state: state * 0
+    assert engine.extend(engine.open(), pieces).num_reused == 0
+
+
+def test_a_beginning_that_ends_at_an_action_token_leaves_the_token_before_it(runtime):
+    """A model without a grammar may write one alone; a follow-up then begins with it."""
+    action = runtime.model.config.action_id("dino")
+    text = TokenPiece(tuple(range(100, 140)))
+    ours, plain = engine_of(runtime), engine_of(runtime, prefix_bytes=0)
+    stream = ours.open()
+    ours.extend(stream, [text])
+    ours.keep(stream)
+    pieces = [text, TokenPiece((action, 7, 8))]
+    one, other = ours.open(), plain.open()
+    found, wanted = ours.extend(one, pieces), plain.extend(other, pieces)
+    assert found.num_reused == 39 and torch.allclose(found.logits, wanted.logits, atol=1e-5)
+
+
+def test_a_placeholder_that_the_model_wrote_is_text(runtime):
+    """Read again as a whole, a stream without grammar equals itself token by token."""
+    engine, pad = engine_of(runtime), runtime.model.config.image_token_id
+    begin = [ImagePiece(noise(8, 6, 0)), TokenPiece(tuple(range(100, 120)))]
+    whole, stepwise = engine.open(), engine.open()
+    got = engine.extend(whole, [*begin, TokenPiece((pad, 5, pad))]).logits
+    engine.extend(stepwise, begin)
+    for token_id in (pad, 5, pad):
+        wanted = engine.step([stepwise], [token_id])[0]
+    assert torch.allclose(got, wanted, atol=1e-5) and whole.position == stepwise.position

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -112,9 +112,13 @@ class Prefill:
     def _begin_with_a_prefix(self) -> None:
         self.begins = False
         stream, engine = self.stream, self.engine
-        if (found := engine.prefixes.find(self.atom_ids)) is None:
+        starts = accumulate((len(item.ids) for item in self.items), initial=0)
+        actions = {at for at, item in zip(starts, self.items, strict=False) if self._action(item)}
+        if (found := engine.prefixes.find(self.atom_ids, actions)) is None:
             return
         kept, length = found
+        if engine.intervene is not None and kept.atoms.conditions(length):
+            return  # its control states are the model's own
         engine.cache.copy_in(stream.slot, kept.cache, length)
         stream.length = self.num_reused = length
         stream.position = kept.atoms.position(length)
@@ -194,7 +198,9 @@ class Prefill:
                 images.append(self._appended(item, scores))
             start = end
         image_id = engine.model.config.image_token_id
-        positions, following = mrope_positions(ids, grids, image_id, stream.position)
+        # A placeholder that the model wrote itself, unconstrained, is text.
+        placed = [-1 if i == image_id and not one.piece else i for one in items for i in one.ids]
+        positions, following = mrope_positions(placed, grids, image_id, stream.position)
         if branch is not None:
             state = embeds[0, :width].clone()
             stream.atoms.states.append((len(stream.atoms.ids), branch, state))

@@ -8,7 +8,7 @@ kept stream begins with a copy of its keys and values instead of a prefill.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,16 +98,20 @@ class PrefixStore:
         self._numbers.move_to_end(image)
         return self._numbers[image]
 
-    def find(self, ids: NDArray[np.int64]) -> tuple[Kept, int] | None:
+    def find(
+        self, ids: NDArray[np.int64], actions: Collection[int] = ()
+    ) -> tuple[Kept, int] | None:
         """The kept stream that shares the longest usable beginning with ``ids``, and its length.
 
-        At least one atom is left over: the one whose reading yields the next token.
+        At least one atom is left over: the one whose reading yields the next token. It is none of
+        ``actions``, indices of action tokens, which need the state of the atom before them.
         """
         best: tuple[Kept, int] | None = None
         least = max(_LEAST_REUSED, len(ids) // _LEAST_SHARE)
         for key, kept in self._kept.items():
             if best is None or common_length(kept.ids[: best[1] + 1], ids) > best[1]:
-                length = kept.atoms.cut(min(common_length(kept.ids, ids), len(ids) - 1))
+                length = min(common_length(kept.ids, ids), len(ids) - 1)
+                length = kept.atoms.cut(length - 1 if length in actions else length)
                 if length >= least and (best is None or length > best[1]):
                     best, found = (kept, length), key
         if best is not None:

@@ -15,9 +15,10 @@ import os
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from inspect import signature
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import ray
 from prometheus_client import Metric, generate_latest
@@ -29,6 +30,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.request_router import RequestRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 import vpt
 from vpt.errors import PromptError, RunError
@@ -196,7 +198,7 @@ class Front:
         except asyncio.CancelledError:  # the client has left
             messages.cancel()
             raise
-        response = StreamingResponse(_bodies(messages, first), first["status"])
+        response = _Passed(_bodies(messages, first), first["status"])
         response.raw_headers = [
             (name, value) for name, value in first["headers"] if name != b"x-request-id"
         ]  # Ray adds it
@@ -214,6 +216,14 @@ class Front:
                 return merge_metrics(texts)
             texts[name] = text
         raise AssertionError("unreachable")
+
+
+class _Passed(StreamingResponse):
+    """An answer that is passed on; Ray cancels this if the client leaves."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(cast("AsyncGenerator[bytes]", self.body_iterator)):
+            await self.stream_response(send)
 
 
 async def _or_api_error(work: Awaitable[Any]) -> Any:

@@ -115,25 +115,33 @@ class Work:
     samples: tuple[Sample | BadRow, ...]
 
 
-def run_task(
+def by_sample(work: Iterable[Work]) -> list[tuple[Task, Sample | BadRow]]:
+    """All tasks of a sample, then those of the next: they share the prompt, which is read once."""
+    groups: dict[tuple[str, str], list[tuple[Task, Sample | BadRow]]] = {}
+    for one in work:
+        for sample in one.samples:
+            groups.setdefault((one.task.split, sample.id), []).append((one.task, sample))
+    return [pair for group in groups.values() for pair in group]
+
+
+def run_tasks(
     runtime: Runtime,
-    task: Task,
-    samples: Iterable[Sample | BadRow],
+    pairs: Iterable[tuple[Task, Sample | BadRow]],
     decoding: Decoding,
     batch_size: int = 8,
 ) -> Iterator[Record]:
-    """Ask samples; yield their records in the order in which they end.
+    """Ask samples, each for a task; yield their records in the order in which they end.
 
     A sample that cannot be asked under the condition (no evidence for ``truth``) has no record.
-    Rows and images that cannot be used, and runs that fail, have one with an error. ``samples`` is
+    Rows and images that cannot be used, and runs that fail, have one with an error. ``pairs`` is
     iterated as slots of the batch become free.
     """
-    asked: list[Sample] = []
+    asked: list[tuple[Task, Sample]] = []
     failed: list[Record] = []
     decode = None if runtime.depth_tokenizer is None else runtime.depth_tokenizer.decode
 
     def requests() -> Iterator[Request]:
-        for sample in samples:
+        for task, sample in pairs:
             if isinstance(sample, BadRow):
                 failed.append(failed_record(task, sample, "row", sample.problem))
                 continue
@@ -143,16 +151,16 @@ def run_task(
                 failed.append(failed_run(task, sample, exc))
             else:
                 if request is not None:
-                    asked.append(sample)
+                    asked.append((task, sample))
                     yield request
 
     for index, event in runtime.stream_many(requests(), batch_size):
         while failed:
             yield failed.pop(0)
         if isinstance(event, StopEvent):
-            yield finished_record(task, asked[index], event.trace, decode)
+            yield finished_record(*asked[index], event.trace, decode)
         elif isinstance(event, ErrorEvent):
-            yield failed_run(task, asked[index], event.error)
+            yield failed_run(*asked[index], event.error)
     yield from failed
 
 
@@ -254,9 +262,8 @@ class LocalAsker:
         check_conditions(conditions, self.runtime.vocabulary.branches)
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
-        """See :class:`vpt.evaluation.evaluate.Asker`; one task after the other."""
-        for one in work:
-            yield from run_task(self.runtime, one.task, one.samples, decoding, batch_size)
+        """See :class:`vpt.evaluation.evaluate.Asker`; one sample after the other."""
+        return run_tasks(self.runtime, by_sample(work), decoding, batch_size)
 
 
 def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -> None:

@@ -7,13 +7,20 @@ import math
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt.errors import PromptError
 from vpt.evaluation.records import Record
-from vpt.evaluation.runner import Condition, Decoding, LocalAsker, Work, check_conditions
+from vpt.evaluation.runner import (
+    Condition,
+    Decoding,
+    LocalAsker,
+    Work,
+    by_sample,
+    check_conditions,
+    run_tasks,
+)
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
@@ -60,16 +67,15 @@ class RayAsker:
         check_conditions(conditions, self._ask_a_worker()["branches"])
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
-        """See :class:`vpt.evaluation.evaluate.Asker`; tasks are mixed."""
+        """See :class:`vpt.evaluation.evaluate.Asker`; one sample after the other."""
+        tasks = [one.task for one in work]
         rows = [
-            {"task": number, "sample": pickle.dumps(sample)}
-            for number, one in enumerate(work)
-            for sample in one.samples
+            {"task": tasks.index(task), "sample": pickle.dumps(sample)}
+            for task, sample in by_sample(work)
         ]
         if not rows:
             return
         num_shards = math.ceil(len(rows) / (batch_size * _BATCHES_PER_SHARD))
-        tasks = [one.task for one in work]
         asked = self._ray.data.from_items(rows, override_num_blocks=num_shards).map_batches(
             _Worker,
             fn_constructor_args=(self._load_options, tasks, decoding, batch_size),
@@ -105,18 +111,15 @@ class _Worker:
         decoding: Decoding,
         batch_size: int,
     ) -> None:
-        self.asker = LocalAsker(_load(load_options))
+        self.runtime = _load(load_options)
         self.tasks = tasks
         self.decoding = decoding
         self.batch_size = batch_size
 
     def __call__(self, shard: Mapping[str, Any]) -> dict[str, list[str]]:
         pairs = zip(shard["task"], shard["sample"], strict=True)
-        work = [
-            Work(self.tasks[int(number)], tuple(pickle.loads(sample) for _, sample in same))
-            for number, same in groupby(pairs, key=lambda pair: pair[0])
-        ]
-        records = self.asker.ask(work, self.decoding, self.batch_size)
+        asked = [(self.tasks[int(number)], pickle.loads(sample)) for number, sample in pairs]
+        records = run_tasks(self.runtime, asked, self.decoding, self.batch_size)
         return {"record": [record.to_line() for record in records]}
 
 

@@ -16,7 +16,7 @@ from vpt.evaluation.runner import (
     Task,
     Work,
     find_conditions,
-    run_task,
+    run_tasks,
 )
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.table import SCORES
@@ -81,6 +81,10 @@ def sample(tmp_path, number, **changes):
     path = tmp_path / f"{number}.png"
     given = {"images": (ImageRef(str(path), path.name),), "question": f"Number {number}?"}
     return Sample(str(number), answers=("x",), **{**given, **changes})
+
+
+def run_task(runtime, task, samples, decoding, batch_size=8):
+    return run_tasks(runtime, [(task, one) for one in samples], decoding, batch_size)
 
 
 @pytest.fixture
@@ -212,10 +216,15 @@ def test_what_a_model_cannot_do_is_told_before_anything_is_asked(runtime):
         asker.check([CONDITIONS["sam"]])
 
 
-def test_one_task_follows_the_other(runtime, samples):
+def test_all_conditions_of_a_sample_follow_each_other_and_share_its_prompt(runtime, samples):
     work = [Work(task(name), tuple(samples[:2])) for name in ("none", "auto")]
+    store = runtime.engine.prefixes
+    before = store.num_reused
     records = list(LocalAsker(runtime).ask(work, DECODING, batch_size=2))
-    assert [record.condition for record in records] == ["none", "none", "auto", "auto"]
+    keys = [(record.id, record.condition) for record in records]
+    assert sorted(keys[:2]) == [("0", "auto"), ("0", "none")]
+    assert sorted(keys[2:]) == [("1", "auto"), ("1", "none")]
+    assert store.num_reused > before
 
 
 def test_a_sample_may_be_about_a_part_of_its_image(samples):

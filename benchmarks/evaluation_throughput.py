@@ -24,7 +24,8 @@ from single_pass_tables import print_table, spread
 import vpt
 from vpt.evaluation.evaluate import PlannedSplit, make_plan
 from vpt.evaluation.records import LineFile
-from vpt.evaluation.runner import Decoding, Task, find_conditions, run_task
+from vpt.evaluation.runner import Decoding, Task, find_conditions, run_tasks
+from vpt.evaluation.scores.table import SCORES
 from vpt.runtime import Runtime
 
 
@@ -42,11 +43,12 @@ def run_evaluation(batch_size: int, runtime: Runtime, planned: PlannedSplit) -> 
     """The evaluation's own way, scores and durable records included; id -> answer."""
     split = planned.split
     (condition,) = find_conditions(["auto"])
-    task = Task(split.name, condition, split.prompt, planned.score, split.max_new_tokens)
+    task = Task(split.name, condition, split.prompt, SCORES[split.score], split.max_new_tokens)
+    asked = [(task, sample) for sample in planned.samples]
     answers = {}
     with tempfile.TemporaryDirectory() as folder:
         file = LineFile(Path(folder) / "records.jsonl")
-        for record in run_task(runtime, task, planned.samples, Decoding(), batch_size):
+        for record in run_tasks(runtime, asked, Decoding(), batch_size):
             file.append(record.to_line())
             answers[record.id] = record.prediction or ""
         file.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ def announce(args: argparse.Namespace) -> dict[str, Any]:
     print(", ".join(f"{k} {v}" for k, v in versions.items()))
     print(", ".join(f"{k} {v}" for k, v in settings.items()), end="\n\n")
     return {"versions": versions, "settings": settings}
+
+
+def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """Run all contestants in turn, so that a busy machine disturbs them alike."""
+    results: dict[str, list[Any]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, contestant in contestants.items():
+            results[name].append(contestant())
+    return results
 
 
 def save(report: Mapping[str, Any], path: Path | None) -> None:

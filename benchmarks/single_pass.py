@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from peak_memory import peak_memory
 from random_models import SIZES, Size, build, picture, plain_model
-from reporting import announce, save
+from reporting import announce, save, take_turns
 from single_pass_tables import (
     KINDS,
     print_batching,
@@ -69,7 +69,6 @@ from vpt.runtime import Runtime
 QUESTION = "What stands on the hill behind the second house?"
 CALL_LENGTHS = {"region": 7, "clip": 1, "dino": 1}  # tokens the model chooses to make a call
 MIXED_MODES = ("none", "region", "clip", "dino")
-NUM_REQUESTS = 8
 EXTENSION_SIZES = (32, 64, 128, 256, 512)
 CAPACITY = 4096  # tokens of a stream
 GOAL_WHOLE_ANSWER = 3.0  # two passes / one pass, at least
@@ -168,15 +167,6 @@ def run_answer(bench: Bench, engine: Any, request: Request) -> Run:
         _since(marks[first], marks[-1], len(marks) - 1 - first),
         _since(start, end),
     )
-
-
-def take_turns(contestants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
-    """Run all contestants in turn, so that a busy machine disturbs them alike."""
-    results: dict[str, list[Any]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, contestant in contestants.items():
-            results[name].append(contestant())
-    return results
 
 
 @dataclass
@@ -305,6 +295,7 @@ def measure_plain_answer(bench: Bench) -> dict[str, Any]:
     contestants = {
         "ours": lambda: run_answer(bench, _fresh(engine), request),
         "generate": lambda: _run_generate(bench, plain, image),
+        "generate, static cache": lambda: _run_generate(bench, plain, image, "static"),
     }
     warm = take_turns(contestants, 1)
     runs = take_turns(contestants, bench.repeats)
@@ -316,6 +307,9 @@ def measure_plain_answer(bench: Bench) -> dict[str, Any]:
         "num_tokens": len(all_ids[0]),
         "contestants": {name: {"ms": _times(runs[name], measures)} for name in contestants},
         "ratios": {m: _ratios(runs["ours"], runs["generate"], m) for m in measures},
+        "static_ratios": {
+            m: _ratios(runs["ours"], runs["generate, static cache"], m) for m in measures
+        },
     }
 
 
@@ -324,7 +318,7 @@ def _fresh(engine: Engine) -> Engine:
     return engine
 
 
-def _run_generate(bench: Bench, plain: Any, image: LoadedImage) -> Run:
+def _run_generate(bench: Bench, plain: Any, image: LoadedImage, cache: str | None = None) -> Run:
     start = bench.now()
     pixel_values, grid_thw = bench.processor.preprocess_images([image])
     num_places = int(grid_thw[0].prod()) // bench.processor.image_processor.merge_size**2
@@ -341,7 +335,12 @@ def _run_generate(bench: Bench, plain: Any, image: LoadedImage) -> Run:
         image_grid_thw=grid_thw.to(bench.device),
         mm_token_type_ids=(input_ids == image_id).int(),
         generation_config=GenerationConfig(
-            max_new_tokens=bench.new_tokens, do_sample=False, use_cache=True, pad_token_id=0
+            max_new_tokens=bench.new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+            cache_implementation=cache,
+            disable_compile=True,
         ),
         streamer=streamer,
     )
@@ -370,7 +369,7 @@ def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
             max_calls=1,
             max_new_tokens=bench.new_tokens + max(CALL_LENGTHS.values()),
         )
-        for number in range(NUM_REQUESTS)
+        for number in range(batch_size)
     ]
 
     def run(size: int) -> Run:
@@ -390,7 +389,7 @@ def measure_batching(bench: Bench, batch_size: int) -> dict[str, Any]:
     single, batched = runs.values()
     return {
         "tokens_equal": equal,
-        "num_requests": NUM_REQUESTS,
+        "num_requests": batch_size,
         "num_tokens": sum(len(one) for one in all_ids[0]),
         "contestants": {name: {"ms": _times(runs[name], ("total",))} for name in contestants},
         "ratios": {"total": _ratios(single, batched, "total")},
@@ -486,8 +485,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     print_single_pass(result["single_pass"])
     result["plain_answer"] = measure_plain_answer(bench)
     print_plain_answer(result["plain_answer"])
-    result["batching"] = measure_batching(bench, args.batch_size)
-    print_batching(result["batching"])
+    result["batching"] = {size: measure_batching(bench, size) for size in args.batch_size}
+    for section in result["batching"].values():
+        print_batching(section)
     result["extension"] = measure_extension(bench)
     print_extension(result["extension"], kind)
     result["goals"] = judge(result, kind)
@@ -508,11 +508,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--new-tokens", type=int, default=16, help="of an answer, after the call")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write everything here, raw repeats included")
     args = parser.parse_args(argv)
-    if min(args.new_tokens - 1, args.repeats, args.batch_size, args.threads) < 1:
+    if min(args.new_tokens - 1, args.repeats, *args.batch_size, args.threads) < 1:
         parser.error("--new-tokens must be at least 2, the other numbers at least 1")
     torch.set_num_threads(args.threads)
     about = announce(args)

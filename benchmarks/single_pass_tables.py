@@ -72,9 +72,10 @@ def print_plain_answer(section: dict[str, Any]) -> None:
         f"generate, tokens equal: {_yes(section['tokens_equal'])}"
     )
     rows = list(_time_rows(section, measures))
-    for kind in KINDS:
-        ratios = (spread(section["ratios"][measure][kind], 3) for measure in measures)
-        rows.append([f"ours / generate, {kind}", *ratios])
+    for name, key in (("generate", "ratios"), ("static cache", "static_ratios")):
+        for kind in KINDS:
+            ratios = (spread(section[key][measure][kind], 3) for measure in measures)
+            rows.append([f"ours / {name}, {kind}", *ratios])
     print_table(["", *measures.values()], rows)
 
 

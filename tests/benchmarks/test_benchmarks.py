@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from unittest import mock
 
+import engine_costs
 import pytest
 import single_pass
 import torch
@@ -42,8 +43,19 @@ def test_report_names_versions_settings_and_all_sections(report, tiny):
     assert len(tiny["goals"]) == 4
 
 
+def test_costs_of_the_engine_are_measured_on_a_cpu_but_for_graphs(capsys):
+    options = "--size tiny --repeats 1 --new-tokens 2 --batch-size 2 --prompts 2 --calls 2"
+    options += " --lengths 64 96 --parts decoding prefill lengths calls follow-up"
+    of = engine_costs.main(options.split())["sizes"]["tiny"]
+    assert "CUDA graphs, and the shapes of 2B and 7B models, are not run" in capsys.readouterr().out
+    assert of["decoding"][2]["tokens_equal"] and of["decoding"][2]["graph_gain"] is None
+    assert all(section["tokens_equal"] for section in of["prefill"].values())
+    assert of["follow-up"]["tokens_equal"]
+    assert of["lengths"]["lengths"] == [64, 96] and len(of["calls"]["ms"]) == 2
+
+
 def test_all_contestants_write_the_same_tokens(tiny):
-    sections = [*tiny["single_pass"].values(), tiny["plain_answer"], tiny["batching"]]
+    sections = [*tiny["single_pass"].values(), tiny["plain_answer"], tiny["batching"]["2"]]
     assert all(section["tokens_equal"] is True for section in sections)
 
 

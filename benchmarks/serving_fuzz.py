@@ -161,5 +161,5 @@ def _headers(rng: random.Random) -> dict[str, str]:
         name = rng.choice(("content-type", "accept", "content-encoding", "x-request-id", "origin"))
         headers[name] = rng.choice((*odd, "gzip", "a\tb", "%0d%0aX: y"))
     if rng.random() < 0.1:
-        headers["authorization"] = rng.choice(("Bearer", "Bearer x", "Basic eDp5", "é" * 0, " "))
+        headers["authorization"] = rng.choice(("Bearer", "Bearer x", "Basic eDp5", ""))
     return headers

@@ -50,12 +50,12 @@ def hash_model(model: VPTForConditionalGeneration) -> str:
     It does not depend on the release of transformers. Values are sampled because reading all of a
     large model takes minutes, and two trainings differ in every weight.
     """
-    from vpt.model.config import VPTConfig
+    from vpt.model.config import VPTSettings
     from vpt.model.hub import stored_weights
 
     config = model.config
     text, vision = config.text_config, config.vision_config
-    own = {name: getattr(config, name) for name in VPTConfig.__annotations__}
+    own = {name: getattr(config, name) for name in VPTSettings.__annotations__}
     settings = {
         **_without(own, _NOT_THE_MODEL),
         "tie_word_embeddings": config.tie_word_embeddings,

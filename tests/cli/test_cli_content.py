@@ -139,7 +139,7 @@ def test_what_init_cannot_do_with_content_is_told(run, tmp_path, words, code, me
 
 def test_init_of_a_plain_model_without_branches_says_what_to_do(run, base, tmp_path):
     code, _, err = run("init", "--base", base, "--content", "depth", "--out", tmp_path / "out")
-    assert code == 4 and "is a plain Qwen2-VL; name branches, or an empty list of them" in err
+    assert code == 4 and "is a plain qwen2_vl; name branches, or an empty list of them" in err
 
 
 # --- ask --------------------------------------------------------------------------------------

@@ -276,7 +276,7 @@ def test_kinds_are_added_one_after_the_other(tmp_path):
 
 
 def test_content_for_a_plain_model_needs_branches(base):
-    with pytest.raises(CheckpointError, match="is a plain Qwen2-VL; name branches, or an empty"):
+    with pytest.raises(CheckpointError, match="is a plain qwen2_vl; name branches, or an empty"):
         add_content(base, RELEASED)
 
 

@@ -32,6 +32,7 @@ def shipped():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawn_pictures_are_of_the_intended_kind(shipped, kind):
+    pytest.importorskip("sklearn")  # the digits on the pictures
     scenes = [draw_scene(np.random.default_rng([9, n]), "heldout", kind) for n in range(5)]
     images = [vpt.load_image(image) for scene in scenes for image in variants(scene.image)]
     assert len(shipped.intended_inputs.warnings(images)) <= 1  # 15 images, 0.2 % false alarms

@@ -58,7 +58,8 @@ class Choices:
     sorts: bool
 
 
-_TENSORS = ("rules", "forced", "keys", "top_k", "temperature", "top_p")
+TENSORS = ("rules", "forced", "keys", "top_k", "temperature", "top_p")
+"""Names of the tensors of :class:`Choices`."""
 
 
 class RuleTable:
@@ -105,7 +106,7 @@ def pack(choices: Sequence[Choice], table: RuleTable) -> Choices:
     floats = floats.to(device, non_blocking=True)
     sampled = [one for one in sampling if one.temperature > 0]
     sorts = any(one.top_k or one.top_p < 1 for one in sampled)
-    tensors = dict(zip(_TENSORS, (*integers, *floats), strict=True))
+    tensors = dict(zip(TENSORS, (*integers, *floats), strict=True))
     return Choices(**tensors, samples=bool(sampled), sorts=sorts)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vpt.inference.cache import SlotRun, slot_runs
 from vpt.inference.decoder import Decoder
-from vpt.inference.sampling import Choice, Choices, RuleTable, choose, pack
+from vpt.inference.sampling import TENSORS, Choice, Choices, RuleTable, choose, pack
 from vpt.inference.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class DecodingStep:
         self._device = embed.weight.device
         self._graphs: dict[tuple[int, int, bool, bool], _Graph] = {}
         self._captures = self._device.type == "cuda"
+        self.pool: Any = None  # memory that the captured steps share
 
     def forward(
         self, inputs: Tensor, runs: Sequence[SlotRun], choices: Choices
@@ -76,53 +77,43 @@ class DecodingStep:
         return chosen.tolist(), states
 
     def _reading(self, streams: Sequence[Stream], ids: Sequence[int]) -> _Reading:
+        columns = [self._column(one, token_id) for one, token_id in zip(streams, ids, strict=True)]
+        slots, lengths = [one.slot for one in streams], [one.length + 1 for one in streams]
+        return _Reading(self._inputs(columns), slot_runs(slots, lengths))
+
+    def _column(self, stream: Stream, token_id: int) -> list[int]:
+        """Inputs of a stream, see :class:`_Reading`; its slot is about to be written to."""
         cache = self._decoder.cache
-        slots = [one.slot for one in streams]
-        lengths = [one.length + 1 for one in streams]
-        for slot, length in zip(slots, lengths, strict=True):
-            cache.note_written(slot, length)
-        inputs = [
-            list(ids),
-            [one.position for one in streams],
-            [cache.place(one.slot, one.length) for one in streams],
-            [one.length for one in streams],
-        ]
-        return _Reading(torch.tensor(inputs, device=self._device), slot_runs(slots, lengths))
+        cache.note_written(stream.slot, stream.length + 1)
+        place = cache.place(stream.slot, stream.length)
+        return [token_id, stream.position, place, stream.length]
+
+    def _inputs(self, columns: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(columns).T.contiguous().to(self._device, non_blocking=True)
 
     def _replay(
         self, streams: Sequence[Stream], ids: Sequence[int], choices: Sequence[Choice]
     ) -> tuple[list[int], Tensor]:
         cache = self._decoder.cache
-        num_rows = _power_of_two(max(one.slot for one in streams) + 1, 1, cache.num_slots)
+        slots = [one.slot for one in streams]
+        num_rows = _power_of_two(max(slots) + 1, 1, cache.num_slots)
         longest = max(one.length for one in streams) + 1
         length = _power_of_two(longest, _LEAST_LENGTH, cache.capacity)
-        rows = {one.slot: index for index, one in enumerate(streams)}
-        idle = [0, 0, 0, 0]
-        inputs, wanted = [], []
-        for slot in range(num_rows):
-            if (index := rows.get(slot)) is None:
-                inputs.append([*idle[:2], cache.place(slot, -1), 0])
-                wanted.append(Choice())
-                continue
-            one = streams[index]
-            cache.note_written(slot, one.length + 1)
-            inputs.append([ids[index], one.position, cache.place(slot, one.length), one.length])
-            wanted.append(choices[index])
-        packed = pack(wanted, self._rules)
-        columns = torch.tensor(inputs).T.contiguous().to(self._device, non_blocking=True)
+        columns = [[0, 0, cache.place(slot, -1), 0] for slot in range(num_rows)]  # of idle slots
+        wanted = [Choice()] * num_rows
+        for one, token_id, choice in zip(streams, ids, choices, strict=True):
+            columns[one.slot], wanted[one.slot] = self._column(one, token_id), choice
+        inputs, packed = self._inputs(columns), pack(wanted, self._rules)
         key = (num_rows, length, packed.samples, packed.sorts)
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self, columns, length, packed)
-        chosen, states = self._graphs[key].replay(columns, packed)
+            self._graphs[key] = _Graph(self, inputs, length, packed)
+        chosen, states = self._graphs[key].replay(inputs, packed)
         all_ids = chosen.tolist()
-        slots = [one.slot for one in streams]
         return [all_ids[slot] for slot in slots], states[slots]
 
 
 class _Graph:
     """A captured step, with its own input and output tensors."""
-
-    _pool: Any = None
 
     def __init__(self, step: DecodingStep, inputs: Tensor, length: int, choices: Choices) -> None:
         started = time.perf_counter()
@@ -136,26 +127,23 @@ class _Graph:
                 step.forward(self._inputs, runs, self._choices)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=_Graph._pool):
+        with torch.cuda.graph(self._graph, pool=step.pool):
             self._ids, self._states = step.forward(self._inputs, runs, self._choices)
-        _Graph._pool = self._graph.pool()
+        step.pool = self._graph.pool()
         ms = (time.perf_counter() - started) * 1e3
         logger.info("captured a step of %d rows and %d places in %.0f ms", num_rows, length, ms)
 
     def replay(self, inputs: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
         """Run the step; what it returns is overwritten by the next one."""
         self._inputs.copy_(inputs)
-        for one in _TENSORS:
+        for one in TENSORS:
             getattr(self._choices, one).copy_(getattr(choices, one))
         self._graph.replay()
         return self._ids, self._states
 
 
-_TENSORS = tuple(one.name for one in fields(Choices) if one.name not in ("samples", "sorts"))
-
-
 def _cloned(choices: Choices) -> Choices:
-    tensors = {name: getattr(choices, name).clone() for name in _TENSORS}
+    tensors = {name: getattr(choices, name).clone() for name in TENSORS}
     return Choices(**tensors, samples=choices.samples, sorts=choices.sorts)
 
 

@@ -46,7 +46,10 @@ class Decoder:
         self._inv_freq = rotary.inv_freq.float()
         self._rotary_scale = float(rotary.attention_scaling)
         self._axes = torch.tensor(_axes(rotary, config), device=self._inv_freq.device)
-        attention = self._layers[0].self_attn
+        attentions = [layer.self_attn for layer in self._layers]
+        names = ("q_norm", "k_norm")  # of heads, in some families
+        self._head_norms = [[getattr(one, name, None) for name in names] for one in attentions]
+        attention = attentions[0]
         self._head_dim = attention.head_dim
         self._scale = attention.scaling
         self._groups = config.num_attention_heads // config.num_key_value_heads
@@ -144,21 +147,22 @@ class Decoder:
         layer = self._layers[index]
         attention = layer.self_attn
         normed = self._normed(layer.input_layernorm, hidden)
-        key = self._heads(attention.k_proj(normed), attention, "k_norm")
+        query_norm, key_norm = self._head_norms[index]
+        key = self._heads(attention.k_proj(normed), key_norm)
         value = self._heads(attention.v_proj(normed))
         self.cache.write(index, places, _rotate(key, rotation), value)
         if kept is not None:
             normed, hidden = normed[kept], hidden[kept]
             rotation = (rotation[0][kept], rotation[1][kept])
-        query = _rotate(self._heads(attention.q_proj(normed), attention, "q_norm"), rotation)
+        query = _rotate(self._heads(attention.q_proj(normed), query_norm), rotation)
         hidden = hidden + attention.o_proj(attend(query).flatten(1))
         normed = self._normed(layer.post_attention_layernorm, hidden)
         return hidden + layer.mlp(normed)
 
-    def _heads(self, states: Tensor, attention: Any = None, norm: str = "") -> Tensor:
-        """``[N, H, d]``, normed by head where the attention does that."""
+    def _heads(self, states: Tensor, norm: Any = None) -> Tensor:
+        """``[N, H, d]``, normed by head if there is a norm."""
         heads = states.unflatten(-1, (-1, self._head_dim))
-        return self._normed(getattr(attention, norm), heads) if hasattr(attention, norm) else heads
+        return heads if norm is None else self._normed(norm, heads)
 
     @staticmethod
     def _normed(norm: Any, hidden: Tensor) -> Tensor:

@@ -454,7 +454,8 @@ class Engine:
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Embeddings ``[N, (1 + L) * D]``, a new tensor; see :meth:`Decoder.prefill`."""
         embeds = self._embed_tokens(torch.tensor(ids, device=self._device))
-        return F.pad(embeds, (0, self.num_deeper * embeds.shape[1]))
+        width = self.num_deeper * embeds.shape[1]
+        return F.pad(embeds, (0, width)) if width else embeds
 
     def project(self, stream: Stream, branch: str, features: Features) -> Projected:
         """Features of a re-encoded image, conditioned by the latest call of their branch."""

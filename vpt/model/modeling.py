@@ -188,8 +188,8 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         weight = self.model.visual.patch_embed.proj.weight
         pixels = pixel_values.to(weight.device, weight.dtype)
         seen = self.model.visual(pixels, grid_thw=image_grid_thw.to(weight.device))
-        deeper = getattr(seen, "deepstack_features", None) or ()
-        return torch.cat([seen.pooler_output, *deeper], dim=-1)
+        deeper = getattr(seen, "deepstack_features", None)
+        return torch.cat([seen.pooler_output, *deeper], -1) if deeper else seen.pooler_output
 
     @_ListingPixels
     def forward(
@@ -288,9 +288,8 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
                 raise PositionError("pixel_values came without image_grid_thw")
             image_embeds = self.tower(pixel_values, image_grid_thw)
         first, *deeper = image_embeds.split(width, dim=-1)
-        zeros = torch.zeros_like(embeds)
         return scatter_features(embeds, places, first), [
-            scatter_features(zeros, places, one) for one in deeper
+            scatter_features(torch.zeros_like(embeds), places, one) for one in deeper
         ]
 
     def _loss(
@@ -459,17 +458,23 @@ class VPTQwen3ForConditionalGeneration(CallingModel, Qwen3VLForConditionalGenera
 
 
 MODELS: dict[str, Any] = {
-    "qwen2_vl_vpt": VPTForConditionalGeneration,
-    "vrt_qwen2_vl": VRTForConditionalGeneration,
-    "qwen2_5_vl_vpt": VPTQwen25ForConditionalGeneration,
-    "qwen3_vl_vpt": VPTQwen3ForConditionalGeneration,
+    one.config_class.model_type: one
+    for one in (
+        VPTForConditionalGeneration,
+        VRTForConditionalGeneration,
+        VPTQwen25ForConditionalGeneration,
+        VPTQwen3ForConditionalGeneration,
+    )
 }
 """Model class by ``model_type``, of VPT models."""
 
 BASE_MODELS: dict[str, Any] = {
-    "qwen2_vl": Qwen2VLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    one.config_class.model_type: one
+    for one in (
+        Qwen2VLForConditionalGeneration,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen3VLForConditionalGeneration,
+    )
 }
 """The same of their backbones."""
 

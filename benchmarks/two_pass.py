@@ -16,7 +16,6 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from vpt.inference.engine import Encoded, branch_and_image
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.sampling import Choice, RuleTable, choose, pack
 from vpt.inference.stream import AppendedImage, Extension, Stream
-from vpt.model.generation import CACHE
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
@@ -259,17 +257,4 @@ class TwoPassEngine:
     ) -> Tensor:
         self.num_tokens_run += embeds.shape[1]
         self.num_forwards += 1
-        added: dict[str, Any] = {}
-        if deeper:
-            everywhere = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-            added = {
-                "visual_pos_masks": everywhere,
-                "deepstack_visual_embeds": [one.flatten(0, 1) for one in deeper],
-            }
-        return self._language_model(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            use_cache=past is not None,
-            **{CACHE: past},
-            **added,
-        ).last_hidden_state
+        return self.model._run(embeds, None, position_ids, past, deeper)

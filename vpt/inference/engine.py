@@ -26,7 +26,7 @@ from vpt.inference.cache import Segment, SlotCache
 from vpt.inference.decoder import Decoder
 from vpt.inference.features import Encoders
 from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES, Atoms, PrefixStore, common_length
-from vpt.inference.sampling import Choice, RuleTable, choose, pack
+from vpt.inference.sampling import DEFAULT_NUM_RULES, Choice, RuleTable, choose, pack
 from vpt.inference.step import DecodingStep
 from vpt.inference.stream import AppendedImage, Extension, Stream
 from vpt.model.config import head_dim
@@ -264,7 +264,8 @@ class Engine:
             capacity = min(self._max_position, _affordable(self._device, per_token * num_slots))
         self.cache = SlotCache(*shape, num_slots, capacity, weight.device, weight.dtype)
         self.decoder = Decoder(model.model.language_model, self.cache)
-        self.rules = RuleTable(model.lm_head.weight.shape[0], self._device)
+        vocab_size = model.lm_head.weight.shape[0]
+        self.rules = RuleTable(vocab_size, self._device, max(DEFAULT_NUM_RULES, num_slots + 1))
         self._step = DecodingStep(self.decoder, self._embed_tokens, model.lm_head, self.rules)
         self.tokens_per_pass = tokens_per_pass
         self.prefixes = PrefixStore(prefix_bytes)

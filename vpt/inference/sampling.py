@@ -16,6 +16,8 @@ from vpt.inference.request import Sampling
 from vpt.model.generation import NOT_FINITE, apply_rule_
 from vpt.protocol.grammar import TokenRule
 
+DEFAULT_NUM_RULES = 256
+
 _GREEDY = Sampling()
 _MIXERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # of splitmix64
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -66,10 +68,12 @@ class RuleTable:
     """Which tokens each rule forbids: ``[num_rows, V]`` bool on the device, filled when needed.
 
     256 rows take 39 MB at a vocabulary of 152,000. Row 0 forbids nothing. A rule that permits one
-    token only takes no row.
+    token only takes no row. There must be more rows than streams, whose rules may all differ.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, num_rows: int = 256) -> None:
+    def __init__(
+        self, vocab_size: int, device: torch.device, num_rows: int = DEFAULT_NUM_RULES
+    ) -> None:
         self.banned = torch.zeros(num_rows, vocab_size, dtype=torch.bool, device=device)
         self._rows: dict[TokenRule, int] = {}
 

@@ -58,7 +58,7 @@ class Desk:
 
     def __init__(self, runtime: Runtime, max_queue: int) -> None:
         self.runtime = runtime
-        self.worker = (runtime.engine, runtime.worker)[1]
+        self.worker = runtime.worker
         self.metrics = Metrics(self.worker)
         self.is_draining = False
         self.num_open = 0

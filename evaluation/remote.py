@@ -23,6 +23,7 @@ from vpt.evaluation.runner import (
     Decoding,
     Task,
     Work,
+    by_sample,
     check_conditions,
     failed_record,
     failed_run,
@@ -102,7 +103,7 @@ class RemoteAsker:
         Raises:
             ServiceError: if the server is down, stays full, or refuses the key or the model.
         """
-        jobs = ((one.task, sample, decoding) for one in work for sample in one.samples)
+        jobs = ((task, sample, decoding) for task, sample in by_sample(work))
         with self._connect() as client, ThreadPoolExecutor(batch_size) as pool:
             ask_one = partial(self._ask_one, client)
             running = {pool.submit(ask_one, *job) for job in islice(jobs, batch_size)}

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,16 @@ def draw_look() -> Image.Image:
 def draw_examples() -> Image.Image:
     """Draw one example of each kind side by side: tags, boards, things."""
     from vpt.images import load_image
+    from vpt.view.picture import grid
 
     paths = [EXAMPLES / f"{name}.jpg" for name in ("tags", "boards", "things")]
-    return _grid([load_image(path).pixels for path in paths], columns=3, gap=10)
+    return grid([load_image(path).pixels for path in paths], columns=3, gap=10)
 
 
 def draw_wrong() -> Image.Image:
     """Draw the first held-out question of each kind that is answered wrongly."""
     import vpt
+    from vpt.view.picture import grid
 
     runtime = vpt.load(device="cpu")
     found: dict[tuple[str, str], Image.Image] = {}
@@ -75,7 +77,7 @@ def draw_wrong() -> Image.Image:
             if runtime.ask(path, question).text != entry["answer"]:
                 found[kind] = _asked(runtime, path, question)
     drawings = [found[kind] for kind in _WRONG if kind in found]
-    return _grid([one.resize((648, 648 * one.height // one.width)) for one in drawings], columns=2)
+    return grid([one.resize((648, 648 * one.height // one.width)) for one in drawings], 2, gap=4)
 
 
 def draw_loss() -> Image.Image:
@@ -105,6 +107,7 @@ def draw_counting() -> Image.Image:
     from PIL import ImageDraw
 
     from recipes.counting.scenes import draw_counting_scene
+    from vpt.view.picture import grid
 
     scenes = [draw_counting_scene(0, number, size_px=224) for number in range(8)]
     for scene in scenes[4:]:
@@ -112,7 +115,7 @@ def draw_counting() -> Image.Image:
         for thing in scene.things:
             if thing.kind == scene.things[0].kind:
                 pen.rectangle(thing.box, outline="white")
-    return _grid([scene.image for scene in scenes], columns=4)
+    return grid([scene.image for scene in scenes], columns=4, gap=4)
 
 
 def draw_marked_points() -> Image.Image:
@@ -122,6 +125,7 @@ def draw_marked_points() -> Image.Image:
     from recipes.scenes.rendering import draw_scene
     from vpt.data.points import PointRule, draw_points, place_points
     from vpt.errors import DataError
+    from vpt.view.picture import grid
 
     marked: list[Image.Image] = []
     for layout, counts in (("spread", (5, 5, 5, 4)), ("centre", (3, 3, 3, 3))):
@@ -135,7 +139,7 @@ def draw_marked_points() -> Image.Image:
                     continue
                 marked.append(draw_points(scene.image, points, scale=1.5))
                 break
-    return _grid(marked, columns=4)
+    return grid(marked, columns=4, gap=4)
 
 
 def draw_demo_region() -> Image.Image:
@@ -178,22 +182,6 @@ def _heldout_questions(folder: Path) -> Iterator[dict[str, Any]]:
         pass
     with (folder / "heldout.jsonl").open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
-
-
-def _grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Images of one width in rows."""
-    from PIL import Image
-
-    rows = [images[at : at + columns] for at in range(0, len(images), columns)]
-    heights = [max(image.height for image in row) for row in rows]
-    width = columns * (images[0].width + gap) - gap
-    sheet = Image.new("RGB", (width, sum(heights) + gap * (len(rows) - 1)), "white")
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, image in enumerate(row):
-            sheet.paste(image, (column * (image.width + gap), top))
-        top += height + gap
-    return sheet
 
 
 def _screenshot(question: str, scheme: str, *, compare: bool = False) -> Image.Image:

@@ -65,7 +65,7 @@ def draw(trace: Trace, images: Sequence[Image.Image] | None = None) -> Image.Ima
         PromptError: if score maps do not fit their grids.
     """
     album = Album(trace, images)
-    return _grid([_title(trace), *_body(album), *_end(trace)], 1, gap=0)
+    return grid([_title(trace), *_body(album), *_end(trace)], 1, gap=0)
 
 
 def _title(trace: Trace) -> Image.Image:
@@ -85,17 +85,17 @@ def _body(album: Album) -> Iterator[Image.Image]:
         cells = [_panel(album, one, width) for one in shown]
         # Half a row more than the images are high looks better than one row under them.
         num_rows = max(round((photos.height + GAP) / (cells[0].height + GAP)), 1)
-        beside = _grid(cells[: num_rows * columns], columns)
-        yield _framed(_grid([photos, beside], 2))
+        beside = grid(cells[: num_rows * columns], columns)
+        yield _framed(grid([photos, beside], 2))
         if rest := cells[num_rows * columns :]:
-            yield _framed(_grid(rest, 4))
+            yield _framed(grid(rest, 4))
         return
     if album.given:
         yield _framed(_photos(album, INNER, 460, columns=min(len(album.given), 4)))
     if number:
         columns = max(2, min(4, number)) if album.given else 3
         width = (INNER - GAP * (columns - 1)) // columns
-        yield _framed(_grid([_panel(album, one, width) for one in shown], columns))
+        yield _framed(grid([_panel(album, one, width) for one in shown], columns))
 
 
 def _end(trace: Trace) -> Iterator[Image.Image]:
@@ -122,7 +122,7 @@ def _end(trace: Trace) -> Iterator[Image.Image]:
 
 def _photos(album: Album, width: int, max_height: int, columns: int) -> Image.Image:
     cell = (width - GAP * (columns - 1)) // columns
-    return _grid([_photo(album, i, cell, max_height) for i in album.given], columns)
+    return grid([_photo(album, i, cell, max_height) for i in album.given], columns)
 
 
 def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image:
@@ -139,7 +139,7 @@ def _photo(album: Album, index: int, width: int, max_height: int) -> Image.Image
     shown = marked_photo(album, index, (width, max_height))
     row = Image.new("RGB", (width, shown.height), PAPER)
     row.paste(shown, ((width - shown.width) // 2, 0))
-    return _grid([row, set_text(texts, width, centred=True)], 1, gap=8)
+    return grid([row, set_text(texts, width, centred=True)], 1, gap=8)
 
 
 # --- panels -----------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _panel(album: Album, numbered: tuple[int, Shown], width: int) -> Image.Image
     else:
         _paste_look(album, one, area)
     ImageDraw.Draw(area).rectangle((0, 0, area.width - 1, area.height - 1), outline=LINE)
-    return _grid([area, legend], 1, gap=10)
+    return grid([area, legend], 1, gap=10)
 
 
 def _paste_look(album: Album, one: Shown, area: Image.Image) -> None:
@@ -221,7 +221,7 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
     if is_given(album.trace, call):
         texts.append(Text("given with the question; not the model's choice", 14, QUIET, 2))
     below = set_text(texts, width)
-    return _grid([head, below], 1, gap=0)
+    return grid([head, below], 1, gap=0)
 
 
 def _place_text(album: Album, call: CallRecord) -> str:
@@ -265,7 +265,7 @@ def _empty_area(album: Album, width: int) -> Image.Image:
     return Image.new("RGB", (width, round(width * shape)), SHADE)
 
 
-def _grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
+def grid(cells: Sequence[Image.Image], columns: int, gap: int = GAP) -> Image.Image:
     """Put images of one width row by row."""
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]

@@ -288,3 +288,15 @@ def text(words):
 def test_a_message_that_cannot_be_is_an_error(runtime, make, words):
     with pytest.raises(PromptError, match=words):
         runtime.ask([], "Why?", history=[make(noise(4, 4, 0))])
+
+
+def test_a_question_of_a_chat_is_prepared_once(runtime, monkeypatch):
+    made, whole = [], type(runtime).converse
+    monkeypatch.setattr(
+        type(runtime), "converse", lambda *args: (made.append(args), whole(*args))[1]
+    )
+    chat = runtime.chat([noise(8, 8, 0)], max_new_tokens=3, perception="none")
+    chat.ask("What?")
+    chat.ask("And?")
+    assert len(made) == 2
+    assert [*chat.watch(chat.request("Why?"))] and len(made) == 3

@@ -50,7 +50,7 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, with the images that the chat began with; a running question is not added."""
+        """Restart with the images that the chat began with; a running question is not added."""
         self._past = _Past()
 
     @property
@@ -96,8 +96,8 @@ class Chat:
             raise PromptError("system: a chat has one system turn; give it with the first question")
         options = {**self._options, **options}
         request = Request.of(loaded, question, options, history=past.messages)
-        self._runtime.converse(request, past.transcript)  # refuses what the model cannot do
-        return request
+        prepared: Request = self._runtime.prepare(request, past.transcript)
+        return prepared
 
     def watch(self, request: Request, *others: Request) -> Generator[Any]:
         """Answer a question of :meth:`request`, and others at the same time, outside of the chat.
@@ -115,7 +115,7 @@ class Chat:
             past = self._past
             if [*map(id, request.history)] != [*map(id, past.messages)]:
                 raise RunError("the chat has changed since this question was made; ask it again")
-            conversation = self._runtime.converse(request, past.transcript)
+            conversation = self._runtime.take(request, past.transcript)
             conversation.keep = True
             runs = [conversation, *others]
             with closing(self._runtime.watch_many(runs, batch_size=len(runs))) as snapshots:

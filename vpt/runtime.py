@@ -265,8 +265,9 @@ class Runtime:
                 bytes, PIL images, arrays, tensors, data URIs, URLs of permitted hosts), or has
                 read. Empty for a question about nothing.
             question: plain text.
-            messages: in place of both, and of ``system``: a list of one user message, perhaps after
-                a system message, as for OpenAI or a chat template of transformers.
+            messages: in place of both, and of ``system`` and ``history``: turns of user and
+                assistant, the last a user's, perhaps after a system message, as for OpenAI or a
+                chat template of transformers.
             perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"reencode"`` or a
                 branch.
             max_calls: perception calls at most.
@@ -312,9 +313,7 @@ class Runtime:
             replace_looks=replace_looks,
             history=history,
         )
-        # What the conversation refuses is refused at once; it is kept, to answer the request.
-        object.__setattr__(request, "kept", self.converse(request))
-        return request
+        return self.prepare(request)
 
     def load_images(self, images: Any) -> list[LoadedImage]:
         """Load one image or a list, as for :meth:`request`."""
@@ -528,10 +527,21 @@ class Runtime:
             if missing := [name for name in needed if name not in given]:
                 raise PromptError(f"the request has no {missing[0]!r}")
             request = self.request(**given)
+        return self.take(request)
+
+    def prepare(self, request: Request, before: Transcript | None = None) -> Request:
+        """Refuse what the model cannot do, alone or as the next question of a conversation.
+
+        The conversation that is made to find out is kept, to answer the request.
+        """
+        object.__setattr__(request, "kept", self.converse(request, before))
+        return request
+
+    def take(self, request: Request, before: Transcript | None = None) -> Conversation:
+        """The conversation of :meth:`prepare`, once; then a new one."""
         kept = request.__dict__.pop("kept", None)  # at once: by one thread only
-        if isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary:  # our own
-            return kept
-        return self.converse(request)
+        is_ours = isinstance(kept, Conversation) and kept.vocabulary is self.vocabulary
+        return kept if is_ours and kept.before is before else self.converse(request, before)
 
     def converse(self, request: Request, before: Transcript | None = None) -> Conversation:
         """The conversation that answers a request, alone or as the next of an earlier one."""

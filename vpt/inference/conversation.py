@@ -65,6 +65,7 @@ class Conversation:
             and images, for the trace.
 
     Attributes:
+        before: the conversation that it continues, if any.
         keep: whether the driver keeps the stream for a further question.
 
     Raises:
@@ -83,7 +84,7 @@ class Conversation:
         warnings: Iterable[str] = (),
         before: Transcript | None = None,
     ) -> None:
-        self.request = request
+        self.request, self.before = request, before
         earlier = () if before is None else before.records
         self.recorder = Recorder(
             request, processor, vocabulary, decode_map, model, warnings, earlier

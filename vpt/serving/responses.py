@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vpt.inference.conversation import Conversation
-from vpt.inference.request import Message
+from vpt.inference.request import Message, Request
 from vpt.protocol.messages import read_conversation
 from vpt.serving.replies import Reply, sse
 from vpt.serving.schema import APIError, ResponsesRequest
@@ -49,8 +49,8 @@ class ResponseReply(Reply):
             if system is not None or len(turns) > 1:
                 text = "with previous_response_id, input must be one message of the user"
                 raise APIError(400, text, "input")
-            history = self._before.messages
-            request = runtime.request(turns[0].images, turns[0].text, history=history, **options)
+            images, text = list(turns[0].images), turns[0].text
+            request = Request.of(images, text, options, history=self._before.messages)
             conversation = runtime.converse(request, self._before.transcript)
         conversation.keep = self._stores
         return conversation

@@ -102,3 +102,13 @@ def test_slots_run_together_while_they_are_neighbours():
         SlotRun(slice(2, 4), slice(3, 5), 9, is_even=False),
         SlotRun(slice(4, 5), slice(7, 8), 4, is_even=True),
     )
+
+
+def test_every_stream_may_have_a_rule_of_its_own():
+    engine = vpt.Runtime(*tiny_model(), max_num_seqs=300, max_model_len=20).engine
+    for first in (0, 7):
+        rules = [TokenRule(banned=(first, n + 10)) for n in range(300)]
+        rows, _ = engine.rules.rows_of(rules)
+        assert len(set(rows)) == 300
+        for row, rule in zip(rows, rules, strict=True):
+            assert set(engine.rules.banned[row].nonzero().flatten().tolist()) == set(rule.banned)

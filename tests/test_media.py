@@ -5,6 +5,7 @@ import io
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -94,13 +95,20 @@ class Net:
         return sock
 
 
-@pytest.fixture(scope="module")
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+@contextmanager
+def listening(handler):
+    """A server on loopback that notes what it is asked in ``seen``."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.seen = []
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with listening(Handler) as server:
+        yield server
 
 
 @pytest.fixture

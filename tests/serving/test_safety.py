@@ -5,7 +5,6 @@ import logging
 import re
 import socket
 import struct
-import threading
 import time
 import zlib
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 from served import BLUE, EXAMPLES, data_uri, messages_of, serving
-from test_media import Handler, ThreadingHTTPServer
+from test_media import Handler, listening
 
 from vpt.images import ImageLimits
 
@@ -55,11 +54,8 @@ def pictures():
             picture = (EXAMPLES / "tags.jpg").read_bytes()
             super().answer(status, picture if status == 200 else body, **headers)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
-        server.seen = []
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with listening(Pictures) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture

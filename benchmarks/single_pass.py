@@ -31,6 +31,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from driving import drive
 from peak_memory import peak_memory
 from random_models import SIZES, Size, build, picture, plain_model
 from reporting import announce, save, take_turns
@@ -54,7 +55,6 @@ from vpt.inference.engine import Engine
 from vpt.inference.events import Append, CallEvent, Exchange, ResultEvent, StopEvent, TokenEvent
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.request import Request
-from vpt.inference.scheduler import drive
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import ImagePiece, TokenPiece, VPTProcessor
 from vpt.protocol.tokens import (

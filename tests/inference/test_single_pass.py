@@ -3,6 +3,7 @@
 import golden_data as golden
 import pytest
 import torch
+from driving import drive
 from golden_data import GOLDENS, VARIANTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import StopEvent
 from vpt.inference.features import Encoders, FeatureCache
-from vpt.inference.scheduler import drive
 from vpt.model.modeling import load_model
 from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece, VPTProcessor
 from vpt.protocol.tokens import BRANCH_TOKENS, PERCEPTION_MODES, TURN_END

@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 Key = Any
-"""What a caller knows a conversation by."""
+"""Names a conversation to its caller."""
 
 
 @dataclass(eq=False)
@@ -247,36 +247,3 @@ def _prefills(ones: Sequence[_Active]) -> list[Prefill]:
 def _extension(one: _Active) -> Extension:
     assert one.prefill is not None and one.prefill.extension is not None
     return one.prefill.extension
-
-
-def drive(
-    engine: Engine, conversations: Iterable[tuple[Exchange, Sampling] | VPTError], batch_size: int
-) -> Iterator[tuple[int, Event]]:
-    """Run conversations to their ends in this thread, ``batch_size`` at once.
-
-    Args:
-        engine: with free slots.
-        conversations: with the way their tokens are chosen, or the error for which there is none;
-            taken up as room is made.
-        batch_size: conversations at once.
-
-    Yields:
-        ``(index of the conversation, event)``, in the order things happen. Closing the iterator
-        closes the streams.
-    """
-    scheduler, entries = Scheduler(engine, batch_size), enumerate(conversations)
-    try:
-        while True:
-            while len(scheduler.active) + len(scheduler.waiting) < batch_size:
-                if (entry := next(entries, None)) is None:
-                    break
-                index, given = entry
-                if isinstance(given, VPTError):
-                    yield index, ErrorEvent(given)
-                else:
-                    scheduler.add(index, *given)
-            if not scheduler.has_work:
-                return
-            yield from scheduler.round()
-    finally:
-        scheduler.close()

@@ -75,7 +75,7 @@ class TwoPassEngine:
         """End a stream."""
 
     def keep(self, stream: Stream) -> None:
-        """Nothing: the released protocol begins anew."""
+        """Do nothing: the released protocol keeps nothing."""
 
     @property
     def num_free_slots(self) -> int:

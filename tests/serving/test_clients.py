@@ -82,7 +82,7 @@ def test_curl_asks_and_streams(url, model, tmp_path):
 
 
 def test_a_request_of_open_webui(url, model):
-    """It reads the content type to tell a stream from an answer, and sends much besides."""
+    """It reads the content type to tell a stream from an answer, and sends further fields."""
     body = {
         "stream": True,
         "model": model,

@@ -45,7 +45,7 @@ class Atoms:
         return length - sum(positions for end, positions in self.saved if end <= length)
 
     def cut(self, length: int) -> int:
-        """The longest prefix of at most ``length`` atoms that may be kept apart."""
+        """Length of the longest prefix of at most ``length`` atoms that a stream may begin with."""
         for low, high in reversed(self.uncut):
             if low <= length < high:
                 length = low - 1

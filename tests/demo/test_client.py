@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,6 +244,12 @@ def test_two_people_are_answered_at_once(url, picture, plain):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(one, ["auto", "none", "auto", "none"]))
     assert found == [("3", True), (plain, False)] * 2
+
+
+def test_equal_pictures_of_two_answers_are_two_files(client, picture):
+    # Gradio would write one file twice, the second time while it is downloaded.
+    first, second = (Path(ask(client, picture)[PHOTO]) for _ in range(2))
+    assert first.name != second.name and first.read_bytes() == second.read_bytes()
 
 
 def reads(runtime, seconds=1.0):

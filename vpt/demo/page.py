@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache
+from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache, save_pil_to_cache
 
 import vpt
 from vpt.branches import BranchError
@@ -228,10 +229,21 @@ class _Outputs:
         views = draw_views(trace, number)
         new = {self.about: MAP_TEXT if views.is_score_map else ""}
         for name, picture in self.pictures.items():
-            new[picture] = getattr(views, name)
+            new[picture] = self.stored(getattr(views, name))
             new[self.captions[name]] = caption_html(views.captions.get(name))
             new[self.picture_sides[name]] = gr.Column(visible=name in views.captions)
         return new
+
+    def stored(self, picture: Any) -> Any:
+        """A picture, or a pair of them, as files of no other answer.
+
+        Gradio names the file of a picture by its content and writes it anew for each answer,
+        also while another browser reads it.
+        """
+        if isinstance(picture, tuple):
+            return tuple(map(self.stored, picture))
+        name = f"image-{uuid4().hex}"
+        return picture and save_pil_to_cache(picture, self.download.GRADIO_CACHE, name, "png")
 
     def whole(self, trace: Trace) -> dict[Any, Any]:
         """Everything of a run that has ended, but for the answer without calls."""
@@ -471,7 +483,7 @@ class _Handlers:
             x, y = point_on_image(trace, event.index)
             x0, y0 = corner or (x, y)
             box = (min(x0, x), min(y0, y), max(x0, x), max(y0, y))
-            photo = draw_views(trace, drawn_box=box).photo
+            photo = out.stored(draw_views(trace, drawn_box=box).photo)
         if corner is None:
             return {out.pictures["photo"]: photo, out.corner: (x, y)}
         numbers = dict(zip(out.box, map(round, box), strict=True))
@@ -485,7 +497,7 @@ class _Handlers:
         if x0 >= x1 or y0 >= y1:
             return gr.skip()
         with _error_message():
-            return draw_views(trace, drawn_box=(x0, y0, x1, y1)).photo
+            return self.outputs.stored(draw_views(trace, drawn_box=(x0, y0, x1, y1)).photo)
 
 
 def _style() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -108,7 +108,7 @@ def tiny_model(
     seed: int = 0,
     hidden_size: int = 64,
     num_layers: int = 2,
-    max_pixels: int = 28 * 28 * 256,
+    max_tokens: int = 256,
     tie_word_embeddings: bool = False,
     content: ContentTokens = NO_CONTENT,
     backbone: str = "qwen2_vl",
@@ -121,7 +121,7 @@ def tiny_model(
         seed: of the weights.
         hidden_size: LLM width, a multiple of 32.
         num_layers: of the LLM.
-        max_pixels: of an image before the tower.
+        max_tokens: of an image under the tower.
         tie_word_embeddings: whether the head is the embedding table.
         content: what it writes by itself.
         backbone: ``model_type`` of the base.
@@ -169,10 +169,9 @@ def tiny_model(
         model = MODELS[config.model_type](config).eval()
     _spread_weights(model, seed)
     patch_size = config.vision_config.patch_size
-    area = (4 * patch_size) ** 2
-    image_processor = build_image_processor(
-        {"size": {"shortest_edge": area, "longest_edge": max_pixels}, "patch_size": patch_size}
-    )
+    token = (2 * patch_size) ** 2  # pixels
+    size = {"shortest_edge": 4 * token, "longest_edge": max_tokens * token}
+    image_processor = build_image_processor({"size": size, "patch_size": patch_size})
     processor = VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
     return model, processor
 

@@ -15,7 +15,7 @@ from vpt.branches.encoder import check_images
 
 
 class ReencodeBranch:
-    """Qwen2-VL's tower as a branch. It holds no weights, so it adds none to a checkpoint.
+    """The backbone's tower as a branch. It holds no weights, so it adds none to a checkpoint.
 
     Args:
         tower: ``(pixel_values, image_grid_thw) -> [sum(t*h*w) / merge_size**2, D]``, the merged
@@ -68,8 +68,8 @@ class ReencodeBranch:
         """Resize, normalise and cut RGB images into patches, as for a first look.
 
         Returns:
-            ``pixel_values`` ``[sum(t*h*w), 1176]`` float32 and ``image_grid_thw`` ``[B, 3]`` int64,
-            in patches.
+            ``pixel_values`` ``[sum(t*h*w), P]`` float32, ``P`` the values of a patch, and
+            ``image_grid_thw`` ``[B, 3]`` int64, in patches.
         """
         pixels = self._image_processor(images=check_images(images), return_tensors="pt")
         return {
@@ -81,7 +81,7 @@ class ReencodeBranch:
         """Run the tower and split its tokens by image.
 
         Args:
-            pixel_values: ``[sum(t*h*w), 1176]``.
+            pixel_values: ``[sum(t*h*w), P]``.
             image_grid_thw: ``[B, 3]``, patches; ``t`` is 1 for images.
 
         Returns:

@@ -648,25 +648,33 @@ def test_pixels_of_our_own_must_be_rgb(mode: str, size_wh: tuple[int, int]) -> N
 def test_odd_shapes_are_fitted_for_the_tower(
     size_wh: tuple[int, int], max_side: int | None, expected: tuple[int, int]
 ) -> None:
-    assert fit_for_tower(Image.new("RGB", size_wh), max_side=max_side).size == expected
+    assert fit_for_tower(Image.new("RGB", size_wh), min_side=28, max_side=max_side).size == expected
 
 
 @pytest.mark.parametrize("size_wh", [(28, 28), (5600, 28), (448, 300)])
 def test_picture_that_fits_the_tower_is_the_same_object(size_wh: tuple[int, int]) -> None:
     image = Image.new("RGB", size_wh)
-    assert fit_for_tower(image) is image
-    assert fit_for_tower(image, max_side=max(size_wh)) is image
+    assert fit_for_tower(image, min_side=28) is image
+    assert fit_for_tower(image, min_side=28, max_side=max(size_wh)) is image
 
 
 def test_fitting_uses_nearest_pixels() -> None:
     image = Image.new("RGB", (2, 28))
     image.paste(WHITE, (1, 0, 2, 28))
-    fitted = np.asarray(fit_for_tower(image))
+    fitted = np.asarray(fit_for_tower(image, min_side=28))
     assert set(np.unique(fitted).tolist()) == {0, 255}
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.none() | st.integers(1, 3000))
-def test_every_size_is_accepted_by_the_tower(w: int, h: int, max_side: int | None) -> None:
-    width, height = fit_for_tower(Image.new("1", (w, h)), max_side=max_side).size
-    assert min(width, height) >= 28
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.none() | st.integers(1, 3000),
+    st.sampled_from([28, 32]),
+)
+def test_every_size_is_accepted_by_the_tower(
+    w: int, h: int, max_side: int | None, min_side: int
+) -> None:
+    image = Image.new("1", (w, h))
+    width, height = fit_for_tower(image, min_side=min_side, max_side=max_side).size
+    assert min(width, height) >= min_side
     assert max(width, height) / min(width, height) <= 200

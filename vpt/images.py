@@ -238,11 +238,11 @@ def from_pixels(pixels: Image.Image, source: str) -> LoadedImage:
 def fit_for_tower(
     image: Image.Image,
     *,
-    min_side: int = 28,
+    min_side: int,
     max_aspect_ratio: int = 200,
     max_side: int | None = None,
 ) -> Image.Image:
-    """Resize an image to a shape that Qwen2-VL's tower accepts, as LLaMA-Factory does.
+    """Resize an image to a shape that a Qwen-VL tower accepts, as LLaMA-Factory does.
 
     A side that is too long shrinks the whole image; one that is too short is stretched, and so is
     a shape beyond ``max_aspect_ratio``, to 180:1. Nearest neighbour, in this order. Follows
@@ -250,7 +250,7 @@ def fit_for_tower(
 
     Args:
         image: any size, any mode; returned as it is if it fits already.
-        min_side: pixels; 28 is patch size 14 times ``spatial_merge_size`` 2.
+        min_side: pixels of one token: patch size times ``spatial_merge_size``.
         max_aspect_ratio: longer side over shorter; above 200 transformers' ``smart_resize`` raises.
         max_side: pixels, or None for no limit. Only the first step keeps to it.
     """

@@ -92,6 +92,8 @@ def test_pictures_can_be_read_in_more_tokens(run, folder):
     old = runtime.processor.image_processor.size["longest_edge"]
     assert run("set", folder, "--max-pixels", 784)[1] == f"max-pixels  {old} -> 784\n"
     assert run("set", folder, "--max-pixels", 784)[1] == "max-pixels  784, as it was\n"
+    code, _, err = run("set", folder, "--max-pixels", 783, "--mask", "none")
+    assert code == 2 and "must be at least 784, one token of this model (28x28 pixels)" in err
     smallest = vpt.load(str(folder), device="cpu").processor.image_processor
     assert smallest.size == {"shortest_edge": 784, "longest_edge": 784}
     assert run("set", folder, "--max-pixels", 50176)[0] == 0

@@ -247,7 +247,7 @@ def test_keys_differ_by_branch(encoders):
 def test_keys_differ_by_the_settings_of_the_preprocessing(tiny):
     model, processor = tiny
     image = picture(1)
-    other_model, other_processor = tiny_model(max_pixels=28 * 28 * 16)
+    other_model, other_processor = tiny_model(max_tokens=16)
     dino = other_model.branches["dino"]
     dino.preprocess_config = {**dino.preprocess_config, "resample": 2}
     mine, others = Encoders(model, processor), Encoders(other_model, other_processor)

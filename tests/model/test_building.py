@@ -515,7 +515,7 @@ def test_sizes_of_a_tiny_model_can_be_chosen():
 def test_max_pixels_bounds_the_first_look():
     image = vpt.load_image(Image.new("RGB", (600, 600)))
     for max_tokens in (16, 64):
-        _, processor = tiny_model((), max_pixels=28 * 28 * max_tokens)
+        _, processor = tiny_model((), max_tokens=max_tokens)
         grid = processor.preprocess_images([image])[1]
         assert max_tokens / 2 < int(grid.prod()) / 4 <= max_tokens
 

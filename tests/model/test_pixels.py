@@ -8,14 +8,15 @@ from tiny_model import tiny_model
 from vpt.errors import ImageError, PromptError
 from vpt.images import from_pixels
 from vpt.model.encoding import Pixels, forward_arguments, join_pixels
+from vpt.model.folder import BACKBONES
 from vpt.protocol.rows import KINDS
 
 SIZES = [(1, 1), (28, 28), (57, 200), (300, 40), (513, 511), (2000, 9), (1200, 900)]
 
 
-@pytest.fixture(scope="module")
-def made():
-    return tiny_model(("clip", "dino"), max_pixels=28 * 28 * 16)
+@pytest.fixture(scope="module", params=BACKBONES)
+def made(request):
+    return tiny_model(("clip", "dino"), max_tokens=16, backbone=request.param)
 
 
 @pytest.fixture

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vpt.model.config import VPTSettings
     from vpt.model.modeling import VPTForConditionalGeneration
 
-_TOKEN_PX = 28
-
 
 @dataclass(frozen=True)
 class _Setting:
@@ -108,8 +106,8 @@ def _former_name(text: str) -> tuple[str, ...]:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_path(parser, "folder", "FOLDER", "a VPT model, as saved")
     add_training_arguments(parser)
-    most = "maximum number of pixels of an image or crop; 28x28 are one token"
-    add_value(parser, "--max-pixels", "N", whole_number(_TOKEN_PX**2), most)
+    most = "maximum number of pixels of an image or crop; one token is 28x28, Qwen3-VL's 32x32"
+    add_value(parser, "--max-pixels", "N", whole_number(1), most)
     reset = (
         "initialise the conditioning layers of these branches again with small weights, e.g. "
         "dino,sam; for branches whose conditioning exceeds their features"
@@ -139,6 +137,7 @@ def _set(args: argparse.Namespace) -> None:
     config = load_config(str(args.folder))
     VPTProcessor.from_pretrained(str(args.folder))  # refuses a tokenizer of another model
     reset = _branches_to_reset(args, config)
+    _check_max_pixels(args.max_pixels, config.vision_config)
     if settings:
         _set_training(args, config, settings)
     if args.max_pixels is not None:
@@ -159,6 +158,15 @@ def _branches_to_reset(args: argparse.Namespace, config: VPTSettings) -> tuple[s
             f"--reset-conditioning: no branch {missing[0]} in {args.folder}; it has: {known}"
         )
     return branches_named(names)
+
+
+def _check_max_pixels(max_pixels: int | None, vision: Any) -> None:
+    side = vision.patch_size * vision.spatial_merge_size
+    if max_pixels is not None and max_pixels < side**2:
+        raise PromptError(
+            f"--max-pixels must be at least {side**2}, one token of this model ({side}x{side} "
+            f"pixels), not {max_pixels}"
+        )
 
 
 def _set_training(args: argparse.Namespace, config: VPTSettings, settings: dict[str, Any]) -> None:

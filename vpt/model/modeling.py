@@ -218,7 +218,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
             attention_mask: ``[B, S]``, 0 at padding.
             position_ids: ``[3, B, S]``; M-RoPE positions are computed if missing.
             labels: ``[B, S]``, -100 where ignored; control tokens are always ignored.
-            pixel_values: ``[sum(t*h*w), 1176]`` of the images.
+            pixel_values: ``[sum(t*h*w), P]`` of the images, ``P`` the values of a patch.
             image_grid_thw: ``[num_images, 3]`` in patches.
             mm_token_type_ids: accepted and not needed.
             past_key_values: filled with the stream, or, if it holds one already, continued by

@@ -301,7 +301,7 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``[B, S]``; of images ``pixel_values``
-            ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
+            ``[sum(t*h*w), P]``, P values a patch, and ``image_grid_thw`` ``[num_images, 3]``.
 
         Raises:
             PromptError: if placeholders and images differ in number, or an option is unknown.
@@ -449,7 +449,8 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         """Pixels of images for the backbone's tower, shrunk to ``max_side`` first.
 
         Returns:
-            ``pixel_values`` ``[sum(t*h*w), 1176]`` and ``image_grid_thw`` ``[num_images, 3]``.
+            ``pixel_values`` ``[sum(t*h*w), P]``, P values a patch, and ``image_grid_thw``
+            ``[num_images, 3]``.
         """
         fitted = [self.fit(image, max_side) for image in images]
         out = self.image_processor(images=fitted, return_tensors="pt")

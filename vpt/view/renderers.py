@@ -102,11 +102,17 @@ class Album:
         Where the trace does not record the size, or the room is too small for it, the result is
         that of :func:`fitted`.
         """
-        image, seen_wh = self.image(index), self.trace.images[index].seen_wh
-        if seen_wh is None or seen_wh[0] > room_wh[0] or seen_wh[1] > room_wh[1]:
+        image, record = self.image(index), self.trace.images[index]
+        if (
+            (seen_wh := record.seen_wh) is None
+            or seen_wh[0] > room_wh[0]
+            or seen_wh[1] > room_wh[1]
+        ):
             return fitted(image, room_wh)
         limit = self.trace.model.get("image_resolution")
-        image = fit_for_tower(image, max_side=limit if type(limit) is int and limit > 0 else None)
+        token_side = math.isqrt(seen_wh[0] * seen_wh[1] // max(record.num_tokens, 1))
+        max_side = limit if type(limit) is int and limit > 0 else None
+        image = fit_for_tower(image, min_side=token_side, max_side=max_side)
         return fitted(image.resize(seen_wh, Image.Resampling.BICUBIC), room_wh, pixelated_from=2)
 
 

@@ -1,9 +1,10 @@
 """What the shim in a model folder imports: the classes, made known wherever they are needed."""
 
 import vpt
-from vpt.model.config import VPTConfig, VPTQwen25Config, VRTConfig
+from vpt.model.config import VPTConfig, VPTQwen3Config, VPTQwen25Config, VRTConfig
 from vpt.model.modeling import (
     VPTForConditionalGeneration,
+    VPTQwen3ForConditionalGeneration,
     VPTQwen25ForConditionalGeneration,
     VRTForConditionalGeneration,
 )
@@ -13,6 +14,8 @@ __all__ = [
     "VPTConfig",
     "VPTForConditionalGeneration",
     "VPTProcessor",
+    "VPTQwen3Config",
+    "VPTQwen3ForConditionalGeneration",
     "VPTQwen25Config",
     "VPTQwen25ForConditionalGeneration",
     "VRTConfig",

@@ -24,9 +24,10 @@ CALLS = {name: row.call for name, row in BRANCH_TOKENS.items()}
 REGION = format_region(GridBox(1, 2, 3, 4))
 
 
-def save_model(folder, tie_word_embeddings=False, **settings):
+def save_model(folder, tie_word_embeddings=False, backbone="qwen2_vl", **settings):
     """The tiny model; ``settings`` go into its configuration."""
-    model, processor = tiny_model(max_pixels=28 * 28 * 16, tie_word_embeddings=tie_word_embeddings)
+    made = {"tie_word_embeddings": tie_word_embeddings, "backbone": backbone}
+    model, processor = tiny_model(max_tokens=16, **made)
     for name, value in settings.items():
         setattr(model.config, name, value)
     model.save_pretrained(folder)

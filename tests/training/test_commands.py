@@ -1,19 +1,37 @@
 """The stock ``llamafactory-cli`` in processes of its own, which know of us by the shim alone."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from factory import arguments, environment, losses, make_row, run_factory, save_model, save_rows
+import torch
+from factory import (
+    IGNORE_TYING,
+    arguments,
+    environment,
+    export_arguments,
+    losses,
+    make_row,
+    run_factory,
+    save_model,
+    save_rows,
+)
 from safetensors.torch import load_file
 from test_trainable import LORA
 
 import vpt
+from vpt.model.folder import BACKBONES
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # torch, for reading its own pinned memory setting where there is no GPU
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,27 +45,62 @@ def assert_same_weights(one, other):
     assert all(bool((one[name] == other[name]).all()) for name in one)
 
 
-def test_a_chain_of_runs_ends_in_a_model_that_answers(tmp_path):
-    model, first, adapter, merged = (tmp_path / name for name in ("model", "first", "lora", "all"))
-    save_model(model)
+def changed_parts(one, other):
+    """Parts of the model in which two folders differ."""
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert set(one) == set(other)
+    parts = ("projectors", "model.visual", "branches", "model.language_model", "lm_head")
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    return {part for part in parts for name in changed if name.startswith(part)}
+
+
+@IGNORE_TYING
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_chain_of_runs_ends_in_a_model_that_answers(factory, run, tmp_path, backbone):
+    names = ("model", "aligned", "tuned", "again", "lora", "merged")
+    model, aligned, tuned, again, adapter, merged = (tmp_path / name for name in names)
+    save_model(model, backbone=backbone, alignment=True)
     save_rows(tmp_path)
-    settings = {"do_eval": True, "val_size": 4, "compute_accuracy": True}
-    settings["preprocessing_num_workers"] = 2
-    run_factory("train", arguments(model, tmp_path, first, **settings), tmp_path / "run")
-    chained = arguments(first, tmp_path, adapter, **LORA, max_steps=2)
-    run_factory("train", chained, tmp_path / "run")
-    exporting = {
-        "model_name_or_path": str(first),
-        "adapter_name_or_path": str(adapter),
-        "template": "vpt_qwen2_vl",
-        "trust_remote_code": True,
-        "finetuning_type": "lora",
-        "export_dir": str(merged),
-    }
+    save_rows(tmp_path, "calls", [make_row("dino", n) for n in range(8)])
+    template = {"template": "vpt_qwen3_vl"} if backbone == "qwen3_vl" else {}
+    frozen = {"freeze_language_model": True, "dataset": "calls"}
+    settings = arguments(model, tmp_path, aligned, **frozen, **template)
+    run_factory("train", settings, tmp_path / "run")
+    assert changed_parts(model, aligned) == {"projectors"}
+
+    assert run("set", aligned, "--alignment", "off", "--mask", "question")[0] == 0
+    saved = {"save_steps": 3, "max_steps": 6, "disable_gradient_checkpointing": False}
+    evaluated = {"do_eval": True, "val_size": 4, "compute_accuracy": True}
+    evaluated["preprocessing_num_workers"] = 2
+    settings = {**template, **saved, **evaluated, "use_reentrant_gc": False}
+    run_factory("train", arguments(aligned, tmp_path, tuned, **settings), tmp_path / "run")
+    assert changed_parts(aligned, tuned) == {"projectors", "model.language_model", "lm_head"}
+    said = losses(tuned)
+    assert said[-1] < said[0]
+
+    shutil.copytree(tuned / "checkpoint-3", again / "checkpoint-3")
+    factory.run_exp(arguments(aligned, tmp_path, again, **settings))
+    assert losses(again) == said
+    assert_same_weights(again, tuned)
+
+    evaluated = {"do_eval": True, "eval_dataset": "mixed"}
+    settings = arguments(tuned, tmp_path, adapter, **LORA, **template, **evaluated, max_steps=2)
+    run_factory("train", settings, tmp_path / "run")
+    exporting = {**export_arguments(tuned, adapter, merged), **template}
     run_factory("export", exporting, tmp_path / "run")
+    evaluated |= {"do_train": False, "dataset": None}
+    factory.run_exp(arguments(merged, tmp_path, tmp_path / "eval", **template, **evaluated))
+    trained, exported = (
+        json.loads((folder / "eval_results.json").read_text())["eval_loss"]
+        for folder in (adapter, tmp_path / "eval")
+    )
+    assert exported == pytest.approx(trained, rel=1e-5)
     runtime = vpt.load(str(merged))
-    answer = runtime.ask(tmp_path / "images" / "0.png", "What?", perception="sam", max_new_tokens=4)
-    assert answer.num_calls >= 1
+    assert runtime.model.config.model_type == BACKBONES[backbone][0]
+    for mode, branch in (("crop", "crop"), ("clip", "reencode"), ("dino", "dino"), ("sam", "sam")):
+        image = tmp_path / "images" / "0.png"
+        answer = runtime.ask(image, "What?", perception=mode, max_new_tokens=12)
+        assert answer.trace.calls[0].branch == branch
 
 
 def test_transformers_alone_finds_the_package_and_leaves_llamafactory_alone(tmp_path):

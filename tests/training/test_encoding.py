@@ -9,10 +9,15 @@ from factory import KINDS, arguments, make_row, save_model, save_rows
 from golden_data import GOLDENS, VARIANTS
 
 from vpt import cli
+from vpt.data.check import ModelLimits
+from vpt.data.checks import image_paths, view_row
+from vpt.data.rows import measure_images
 from vpt.errors import PositionError
 from vpt.model.config import load_config
 from vpt.model.encoding import RowEncoder, collate, open_row_image
+from vpt.model.folder import BACKBONES
 from vpt.model.processing import VPTProcessor
+from vpt.protocol.rows import split_crop_suffix
 
 
 def recorded(variant):
@@ -57,17 +62,27 @@ def test_recorded_rows_are_encoded_as_released(stock, tmp_path, variant):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    return save_model(folder / "model")
+    return save_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def test_mixed_batches_are_those_of_the_encoder(stock, tiny, tmp_path):
+@pytest.fixture(scope="module", params=BACKBONES)
+def on_each(tmp_path_factory, request):
+    """A folder on each backbone."""
+    return save_model(tmp_path_factory.mktemp("tiny") / "model", backbone=request.param)
+
+
+def test_mixed_batches_are_those_of_the_encoder(stock, on_each, tmp_path):
     rows = save_rows(tmp_path)
-    parts = stock(arguments(tiny, tmp_path, tmp_path / "out"))
+    parts = stock(arguments(on_each, tmp_path, tmp_path / "out"))
     dataset = parts.dataset()["train_dataset"]
     model = parts.model()
-    encoder = encoder_of(tiny, tmp_path)
+    encoder = encoder_of(on_each, tmp_path)
     made = [dataset[number] for number in range(7)]
+    limits = ModelLimits(load_config(str(on_each)), encoder.processor)
+    paths = {split_crop_suffix(path)[0] for row in rows for path in image_paths(row)}
+    images = dict(measure_images(paths, tmp_path))
+    counted = [limits.num_tokens(view_row(row, 8), images) for row in rows[:7]]
+    assert counted == [len(one["input_ids"]) for one in made]
     batch = parts.collator(model)(made)
     samples = [encoder.encode(row) for row in rows[:7]]
     expected = collate(samples, parts.tokenizer.pad_token_id, pad_to_multiple_of=8)
@@ -100,9 +115,9 @@ def test_a_system_turn_is_kept(stock, tiny, tmp_path):
     assert "Be brief." in encoder.processor.tokenizer.decode(dataset[0]["input_ids"])
 
 
-def test_a_batch_of_text_alone_gets_an_image_in_its_padding(stock, tiny, tmp_path):
+def test_a_batch_of_text_alone_gets_an_image_in_its_padding(stock, on_each, tmp_path):
     save_rows(tmp_path, rows=[make_row("text", n) for n in range(3)])
-    parts = stock(arguments(tiny, tmp_path, tmp_path / "out"))
+    parts = stock(arguments(on_each, tmp_path, tmp_path / "out"))
     dataset = parts.dataset()["train_dataset"]
     model = parts.model().eval()
     batch = parts.collator(model)([dataset[0], dataset[1]])

@@ -23,7 +23,8 @@ from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import ROLES, list_images, read_turns, split_crop_suffix, write_placeholders
 from vpt.protocol.tokens import RELEASED_GRID_SIZE
 
-TEMPLATE_NAME = "vpt_qwen2_vl"
+TEMPLATES = ("vpt_qwen2_vl", "vpt_qwen3_vl")
+"""Names of our template, after those for the backbones; Qwen2.5-VL has that of Qwen2-VL."""
 
 Item = tuple[str, Any]
 """Kind and source of an image."""
@@ -62,10 +63,10 @@ class VPTDatasetConverter(DatasetConverter):
             PromptError: if the row is malformed, naming its number.
             TrainingError: if the training config names another template.
         """
-        if (template := getattr(self.data_args, "template", None)) != TEMPLATE_NAME:
+        if (template := getattr(self.data_args, "template", None)) not in TEMPLATES:
             raise TrainingError(
                 f"`template: {template}` cannot read rows of this format; "
-                f"set `template: {TEMPLATE_NAME}`"
+                f"set `template: {TEMPLATES[0]}`, or {TEMPLATES[1]} for Qwen3-VL"
             )
         if problem := _problem(example):
             raise PromptError(

@@ -16,7 +16,7 @@ from vpt.model.config import CONFIGS
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.rows import ROLES, write_turns
 from vpt.protocol.tokens import DEFAULT_SYSTEM, IMAGE_PAD, TURN_END, TURN_START
-from vpt.training.dataset import TEMPLATE_NAME, VPTDatasetConverter, VPTPlugin
+from vpt.training.dataset import TEMPLATES, VPTDatasetConverter, VPTPlugin
 from vpt.training.trainer import TESTED, install_accuracy, install_trainer
 
 FORMAT_NAME = "vpt"
@@ -33,21 +33,21 @@ vision too, so that it is frozen with the tower, as it was for the released mode
 
 def register_with_llamafactory() -> None:
     """Register everything, once; raise ``TrainingError`` for private parts that have changed."""
-    if TEMPLATE_NAME not in mm_plugin.PLUGINS:
-        mm_plugin.register_mm_plugin(TEMPLATE_NAME, VPTPlugin)
+    if FORMAT_NAME not in mm_plugin.PLUGINS:
+        mm_plugin.register_mm_plugin(FORMAT_NAME, VPTPlugin)
     if FORMAT_NAME not in converter.DATASET_CONVERTERS:
         converter.register_dataset_converter(FORMAT_NAME, VPTDatasetConverter)
-    if TEMPLATE_NAME not in template.TEMPLATES:
-        _register_template()
+    for name in set(TEMPLATES) - set(template.TEMPLATES):
+        _register_template(name)
     for model_type in CONFIGS:
         register_parts(model_type)
     install_trainer()
 
 
-def _register_template() -> None:
+def _register_template(name: str) -> None:
     turn = "{{content}}" + TURN_END
     template.register_template(
-        name=TEMPLATE_NAME,
+        name=name,
         # The formatters serve LLaMA-Factory's exports only: VPTTemplate writes turns itself.
         format_user=StringFormatter(slots=[f"{TURN_START}user\n{turn}\n{TURN_START}assistant\n"]),
         format_assistant=StringFormatter(slots=[f"{turn}\n"]),
@@ -55,7 +55,7 @@ def _register_template() -> None:
         default_system=DEFAULT_SYSTEM,
         stop_words=[TURN_END],
         replace_eos=True,
-        mm_plugin=mm_plugin.get_mm_plugin(TEMPLATE_NAME, image_token=IMAGE_PAD),
+        mm_plugin=mm_plugin.get_mm_plugin(FORMAT_NAME, image_token=IMAGE_PAD),
         template_class=VPTTemplate,
     )
 
@@ -73,7 +73,11 @@ def register_parts(model_type: str) -> None:
 
 
 class VPTTemplate(template.Template):
-    """Template of the released models; it differs from ``qwen2_vl`` at the ends of turns."""
+    """Template of the released models, whatever their backbone.
+
+    It differs from LLaMA-Factory's ``qwen2_vl`` and ``qwen3_vl`` at the ends of turns; its default
+    system prompt is the former's.
+    """
 
     def fix_special_tokens(self, tokenizer: Any) -> None:
         """Prepare the tokenizer, and the accuracy of its kinds of tokens.

@@ -28,7 +28,7 @@ from vpt.protocol.tokens import (
     is_content,
     is_coordinate,
 )
-from vpt.training.dataset import TEMPLATE_NAME, VPTPlugin
+from vpt.training.dataset import TEMPLATES, VPTPlugin
 
 TESTED = "llamafactory 0.9.5"
 """Named by errors about any other."""
@@ -58,7 +58,7 @@ class VPTTrainer(CustomSeq2SeqTrainer):
         if not isinstance(getattr(template, "mm_plugin", None), VPTPlugin):
             raise TrainingError(
                 "a VPT model cannot be trained with the template of another model; "
-                f"set `template: {TEMPLATE_NAME}`"
+                f"set `template: {TEMPLATES[0]}`, or {TEMPLATES[1]} for Qwen3-VL"
             )
         evaluated = self.eval_dataset
         several = evaluated.values() if isinstance(evaluated, dict) else [evaluated]

@@ -88,6 +88,13 @@ RELEASED = {
     # Not released: what its parts have in common.
     "Qwen2-VL-2b-VPT-All": (TUNE, RELEASED_TUNING | {"dataset": ",".join(TUNING_SETS)}),
 }
+# On another backbone: the config whose values it has, but for what names the model and its data.
+DERIVED = {
+    "Qwen3-VL-2b-VPT-All-Alignment": "Qwen2-VL-2b-VPT-Det-Alignment",
+    "Qwen3-VL-2b-VPT-All": "Qwen2-VL-2b-VPT-All",
+    "Qwen3-VL-8b-VPT-All-LoRA": "Qwen2-VL-7b-VPT-CLIP",
+}
+NAMING = {"additional_target", "dataset", "model_name_or_path", "output_dir", "template"}
 FROZEN_KEYS = ("freeze_vision_tower", "freeze_language_model", "freeze_multi_modal_projector")
 FROZEN_IN_FULL = {"on": (True, True, False), "off": (True, False, False)}
 
@@ -189,7 +196,7 @@ def test_the_header_says_how_to_run_it(path):
 def test_our_code_and_template_are_used(path):
     config = read_strictly(path)
     assert config["trust_remote_code"] is True
-    assert config["template"] == "vpt_qwen2_vl"
+    assert config["template"] == ("vpt_qwen3_vl" if path.stem in DERIVED else "vpt_qwen2_vl")
     assert config["stage"] == "sft"
 
 
@@ -226,6 +233,13 @@ def test_released_values_are_kept(name):
     assert config["finetuning_type"] == "lora" or frozen == FROZEN_IN_FULL[alignment]
 
 
+@pytest.mark.parametrize("name", DERIVED)
+def test_another_backbone_is_trained_with_the_same_values(name):
+    ours, theirs = (read_strictly(CONFIGS / f"{one}.yaml") for one in (name, DERIVED[name]))
+    assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} <= NAMING
+    assert {one for one in ours["dataset"].split(",") if one.startswith("MixVRT")} <= {*TUNING_SETS}
+
+
 @each_training
 def test_streaming_reads_some_rows(path):
     """llamafactory 0.9.5 streams one shard per worker: none, the default, is an empty dataset."""
@@ -257,7 +271,7 @@ def test_vpt_understands_the_commands(line):
 
 def test_the_readme_names_every_config():
     readme = (CONFIGS / "README.md").read_text(encoding="utf-8")
-    assert [name for name in RELEASED if name not in readme] == []
+    assert [name for name in (*RELEASED, *DERIVED) if name not in readme] == []
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -294,6 +308,26 @@ def test_llamafactory_takes_it(path, parsing):
     assert data.dataset == config["dataset"].split(",")
     assert training.learning_rate == config["learning_rate"]
     assert finetuning.finetuning_type == config["finetuning_type"]
+
+
+def factory_commands():
+    """Commands in headers and README that change keys of a file."""
+    texts = [
+        *(path.read_text("utf-8") for path in EVERY),
+        (CONFIGS / "README.md").read_text("utf-8"),
+    ]
+    lines = re.findall(r"llamafactory-cli \w+ configs/\S+\.yaml(?: [\w.]+=\S+)+", "\n".join(texts))
+    return sorted(set(lines))
+
+
+@pytest.mark.parametrize("line", factory_commands())
+def test_llamafactory_takes_the_command(line, parsing, monkeypatch):
+    _, action, file, *changes = line.split()
+    if action == "train":
+        changes.append("use_cpu=true")
+    monkeypatch.setattr("sys.argv", ["llamafactory-cli", str(ROOT / file), *changes])
+    model, *_ = parsing.get_train_args() if action == "train" else parsing.get_infer_args()
+    assert f"model_name_or_path={model.model_name_or_path}" in changes
 
 
 @pytest.mark.parametrize("path", EXPORTS, ids=name_of)

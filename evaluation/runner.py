@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from vpt.boxes import region_to_show
 from vpt.errors import DataError, ImageError, PromptError, RegionError, as_vpt_error
 from vpt.evaluation.records import Record
-from vpt.evaluation.samples import BadRow, Sample
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
 from vpt.evaluation.scores.table import Score
 from vpt.inference.events import ErrorEvent, StopEvent
@@ -61,6 +62,8 @@ _CONTROLS = (
 )
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""
+
+_KEPT_IMAGES = 8  # that stay open for the next condition of their sample
 
 
 def find_conditions(names: Sequence[str]) -> list[Condition]:
@@ -138,6 +141,7 @@ def run_tasks(
     """
     asked: list[tuple[Task, Sample]] = []
     failed: list[Record] = []
+    opened = lru_cache(maxsize=_KEPT_IMAGES)(ImageRef.open)
     decode = None if runtime.depth_tokenizer is None else runtime.depth_tokenizer.decode
 
     def requests() -> Iterator[Request]:
@@ -146,7 +150,8 @@ def run_tasks(
                 failed.append(failed_record(task, sample, "row", sample.problem))
                 continue
             try:
-                request = _request(runtime, task, sample, decoding)
+                images = [opened(image) for image in sample.images]
+                request = _request(runtime, task, sample, images, decoding)
             except Exception as exc:
                 failed.append(failed_run(task, sample, exc))
             else:
@@ -164,8 +169,13 @@ def run_tasks(
     yield from failed
 
 
-def _request(runtime: Runtime, task: Task, sample: Sample, decoding: Decoding) -> Request | None:
-    images = [image.open() for image in sample.images]
+def _request(
+    runtime: Runtime,
+    task: Task,
+    sample: Sample,
+    images: Sequence[LoadedImage],
+    decoding: Decoding,
+) -> Request | None:
     options = options_of(task, sample, images, decoding, runtime.vocabulary.grid_size)
     return None if options is None else runtime.request(images, task.prompt(sample), **options)
 

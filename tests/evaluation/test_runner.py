@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_model import tiny_model
 
+import vpt.evaluation.samples as samples_module
 from vpt.boxes import GridBox, contains, crop_box_px
 from vpt.errors import ImageError, PromptError
 from vpt.evaluation.runner import (
@@ -225,6 +226,18 @@ def test_all_conditions_of_a_sample_follow_each_other_and_share_its_prompt(runti
     assert sorted(keys[:2]) == [("0", "auto"), ("0", "none")]
     assert sorted(keys[2:]) == [("1", "auto"), ("1", "none")]
     assert store.num_reused > before
+
+
+def test_the_image_of_a_sample_is_opened_once_for_all_conditions(runtime, samples, monkeypatch):
+    opened = []
+    load = samples_module.load_image
+    monkeypatch.setattr(
+        samples_module, "load_image", lambda path: opened.append(path) or load(path)
+    )
+    work = [Work(task(name), tuple(samples)) for name in ("none", "auto")]
+    records = list(LocalAsker(runtime).ask(work, DECODING, batch_size=2))
+    assert len(records) == 10 and not any(record.error for record in records)
+    assert opened == [one.images[0].source for one in samples]
 
 
 def test_a_sample_may_be_about_a_part_of_its_image(samples):

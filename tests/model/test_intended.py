@@ -61,6 +61,17 @@ def test_flat_pictures_of_any_size_are_measured_and_are_not(shipped, size, color
     assert len(shipped.intended_inputs.warnings([vpt.load_image(pixels)])) == 1
 
 
+def test_an_image_is_measured_once(shipped, monkeypatch):
+    inputs = IntendedInputs.read(shipped.intended_inputs.to_dict())
+    measured = []
+    monkeypatch.setattr(
+        IntendedInputs, "distance", lambda self, pixels: measured.append(pixels) or 0
+    )
+    image, other = vpt.load_image(EXAMPLE), vpt.load_image(PHOTO_LIKE)
+    assert inputs.warnings([image, other]) == inputs.warnings([image]) == []
+    assert measured == [image.pixels, other.pixels]
+
+
 def test_an_answer_about_another_image_warns_once_and_says_what_to_use(shipped, tmp_path):
     images = [PHOTO_LIKE, EXAMPLE, PHOTO_LIKE]
     answer = shipped.ask(images, "What?", perception="crop", max_new_tokens=4)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,9 @@ class IntendedInputs:
     mean: NDArray[np.float64]
     precision: NDArray[np.float64]
     limit: float
+    _distances: WeakKeyDictionary[LoadedImage, float] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
     @classmethod
     def read(cls, setting: Any) -> IntendedInputs:
@@ -76,9 +80,15 @@ class IntendedInputs:
         offset = image_features(pixels) - self.mean
         return float(offset @ self.precision @ offset)
 
+    def _distance_once(self, image: LoadedImage) -> float:
+        """Of an image that is asked about again, the distance is known."""
+        if image not in self._distances:
+            self._distances[image] = self.distance(image.pixels)
+        return self._distances[image]
+
     def warnings(self, images: Sequence[LoadedImage]) -> list[str]:
         """A sentence for each image that is of another kind."""
-        others = [one for one in images if not self.distance(one.pixels) <= self.limit]
+        others = [one for one in images if not self._distance_once(one) <= self.limit]
         texts = (
             f"{one.source} is unlike the images that this model is meant for "
             f"({self.description}); do not rely on the answer. For photos use a released model, "

@@ -221,6 +221,7 @@ def test_a_first_look_has_the_pixels_of_the_processor(runtime, limit):
     seen = seen.reshape(h * patch, w * patch, 3).numpy()
     seen = (seen * pixels.image_std + pixels.image_mean) * 255
     trace.images[0].seen_wh = size_wh = (w * patch, h * patch)
+    trace.images[0].num_tokens = h * w // merge**2
     trace.model["image_resolution"] = limit
     drawn = Album(trace, [loaded.pixels]).as_seen(0, size_wh)
     assert drawn.size == size_wh

@@ -89,7 +89,7 @@ TINY_VISION: dict[str, Callable[[int], dict[str, Any]]] = {
         "intermediate_size": 64,
         "out_hidden_size": width,
         "num_position_embeddings": 256,
-        "deepstack_visual_indexes": [0],
+        "deepstack_visual_indexes": [0, 1],
     },
 }
 """Settings of the tower by the backbone's ``model_type``, from the LLM's width."""

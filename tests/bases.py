@@ -1,11 +1,18 @@
-"""Folders of plain backbones, of which tests make VPT models."""
+"""The backbones that tests run on, and folders of plain ones, of which VPT models are made."""
 
+import pytest
 import torch
 from tiny_model import byte_tokenizer, tiny_model
 
 from vpt.model.config import BASE_CONFIGS
+from vpt.model.folder import BACKBONES
 from vpt.model.modeling import BASE_MODELS
 from vpt.model.processing import build_image_processor
+
+EACH_BACKBONE = [
+    name if name == "qwen2_vl" else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES
+]
+"""Parameters of fixtures; all but the first are slow, for tests/model/test_backbones.py is not."""
 
 
 def save_base(folder, *, num_rows=320, tied=False, backbone="qwen2_vl"):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,9 +49,9 @@ class SomeFail(Encoders):
         return super()._encode_batch(branch, images)
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    return vpt.Runtime(*tiny_model(num_layers=3), max_num_seqs=3)
+@pytest.fixture(scope="module", params=EACH_BACKBONE)
+def runtime(request):
+    return vpt.Runtime(*tiny_model(num_layers=3, backbone=request.param), max_num_seqs=3)
 
 
 def engine_of(runtime, num_slots=3, **options):

@@ -5,6 +5,7 @@ from collections import Counter, OrderedDict
 import numpy as np
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,9 +19,9 @@ from vpt.runtime import Runtime
 BRANCHES = ("reencode", "dino", "sam")
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
+@pytest.fixture(scope="module", params=EACH_BACKBONE)
+def tiny(request):
+    return tiny_model(backbone=request.param)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,9 +19,9 @@ from vpt.model.processing import FeaturePiece, ImagePiece, TokenPiece
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    return vpt.Runtime(*tiny_model(num_layers=3))
+@pytest.fixture(scope="module", params=EACH_BACKBONE)
+def runtime(request):
+    return vpt.Runtime(*tiny_model(num_layers=3, backbone=request.param))
 
 
 def noise(width, height, seed):

@@ -3,6 +3,7 @@
 import golden_data as golden
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from driving import drive
 from golden_data import GOLDENS, VARIANTS
 from hypothesis import HealthCheck, given, settings
@@ -30,9 +31,9 @@ SLOW_OK = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    return Runtime(*tiny_model(num_layers=3))
+@pytest.fixture(scope="module", params=EACH_BACKBONE)
+def runtime(request):
+    return Runtime(*tiny_model(num_layers=3, backbone=request.param))
 
 
 def noise(width, height, seed):

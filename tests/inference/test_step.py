@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from tiny_model import tiny_model
 
 import vpt
@@ -18,9 +19,10 @@ SAMPLINGS = {
 }
 
 
-@pytest.fixture
-def engine():
-    return vpt.Runtime(*tiny_model(), max_num_seqs=4, max_model_len=300).engine
+@pytest.fixture(params=EACH_BACKBONE)
+def engine(request):
+    made = tiny_model(backbone=request.param)
+    return vpt.Runtime(*made, max_num_seqs=4, max_model_len=300).engine
 
 
 def opened(engine, lengths):
@@ -34,6 +36,7 @@ def opened(engine, lengths):
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_the_step_is_traced_as_one_graph(engine, sampling):
     """No synchronisation with the host, no boolean indexing, no shape that depends on data."""
+    torch._dynamo.reset()  # it counts the variants of all engines together
     streams = opened(engine, (4, 9, 30))
     reading = engine._step._reading(streams, [5, 6, 7])
     rule = TokenRule(banned=(1, 2, 3))

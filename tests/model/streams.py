@@ -131,17 +131,21 @@ def naive_logits(model, row, hidden=None):
     positions = batch_mrope_positions(
         ids, None, kwargs.get("image_grid_thw"), model.config.image_token_id, 2
     )
-    embeds = model.get_input_embeddings()(ids)
+    embeds, deeper = model.get_input_embeddings()(ids), []
     if row.pixels["image"]:
         seen = model.tower(kwargs["pixel_values"], kwargs["image_grid_thw"])
-        embeds = scatter_features(embeds, ids == model.config.image_token_id, seen)
+        first, *rest = seen.split(embeds.shape[-1], dim=-1)
+        places = ids == model.config.image_token_id
+        deeper = [scatter_features(torch.zeros_like(embeds), places, one) for one in rest]
+        embeds = scatter_features(embeds, places, first)
     actions = {model.config.action_id(b): b for b in model.config.branches}
     waiting = {b: iter(row.pixels[b]) for b in model.config.branches}
     conditions = {}
     for place, token_id in enumerate(row.ids):
         if (branch := actions.get(token_id)) is None:
             continue
-        condition = conditions[place] = model._run(embeds, None, positions)[0, place - 1]
+        run = model._run(embeds, None, positions, None, deeper)
+        condition = conditions[place] = run[0, place - 1]
         embeds = embeds.clone()
         embeds[0, place] = condition
         if (pixels := next(waiting[branch], None)) is None:
@@ -154,4 +158,4 @@ def naive_logits(model, row, hidden=None):
         embeds[0, hidden] = 0
         for place, condition in conditions.items():
             embeds[0, place] = condition
-    return model.lm_head(model._run(embeds, None, positions))
+    return model.lm_head(model._run(embeds, None, positions, None, deeper))

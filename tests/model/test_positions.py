@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import tiny_model
-from transformers import Qwen2VLForConditionalGeneration
 
 from vpt.errors import PositionError
+from vpt.model.folder import BACKBONES
+from vpt.model.modeling import BASE_MODELS
 from vpt.model.positions import batch_mrope_positions, mrope_positions
 
 IMAGE = 7
@@ -34,18 +35,23 @@ def as_patches(grids_hw):
 
 
 @cache
-def reference():
-    model, _ = tiny_model(())
-    return Qwen2VLForConditionalGeneration(model.config).model
+def references():
+    configs = {name: tiny_model((), backbone=name)[0].config for name in BACKBONES}
+    return [BASE_MODELS[name](config).model for name, config in configs.items()]
 
 
 def transformers_positions(input_ids, grids_hw, attention_mask=None):
-    positions, _ = reference().get_rope_index(
-        input_ids=input_ids,
-        mm_token_type_ids=(input_ids == IMAGE).int(),
-        image_grid_thw=as_patches(grids_hw),
-        attention_mask=attention_mask,
-    )
+    """Positions that all backbones give."""
+    positions, *others = [
+        reference.get_rope_index(
+            input_ids=input_ids,
+            mm_token_type_ids=(input_ids == IMAGE).int(),
+            image_grid_thw=as_patches(grids_hw),
+            attention_mask=attention_mask,
+        )[0]
+        for reference in references()
+    ]
+    assert all(torch.equal(positions, other) for other in others)
     return positions
 
 

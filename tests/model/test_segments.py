@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from streams import Row, batch, call, chat_rows, mixed_rows, naive_logits, picture
 from tiny_model import tiny_model
 from torch.utils.checkpoint import checkpoint
@@ -15,10 +16,10 @@ from vpt.model.segments import SegmentReader
 from vpt.protocol.tokens import BRANCH_TOKENS
 
 
-@pytest.fixture
-def made():
+@pytest.fixture(params=EACH_BACKBONE)
+def made(request):
     """In float64, where noise is far below what a mistake would do."""
-    model, processor = tiny_model()
+    model, processor = tiny_model(backbone=request.param)
     return model.double(), processor
 
 
@@ -29,7 +30,7 @@ def logits_of_rows(model, kwargs):
 
 
 def gradients(model, logits):
-    weights = {n: p for n, p in model.named_parameters() if "visual" not in n}
+    weights = dict(model.named_parameters())
     total = sum(row.logsumexp(-1).sum() for row in logits)
     return dict(
         zip(weights, torch.autograd.grad(total, weights.values(), allow_unused=True), strict=True)
@@ -162,18 +163,23 @@ def test_the_way_to_attend_is_left_as_it_was(made, name):
         torch.testing.assert_close(got, row, atol=1e-6, rtol=0)
 
 
-def test_in_bfloat16_gradients_are_as_good_as_those_of_whole_passes(made):
-    model, rows = made[0], mixed_rows(made)[1:3]
-    exact = gradients(model, logits_of_rows(model, batch(*rows)))
-    model.bfloat16()
-    ours = gradients(model, logits_of_rows(model, batch(*rows)))
-    theirs = gradients(model, [naive_logits(model, row)[0] for row in rows])
-
-    def off(found):
-        pairs = [(found[n].double(), e) for n, e in exact.items() if e is not None]
-        return sum((f - e).square().sum() for f, e in pairs).sqrt()
-
-    assert off(ours) <= 1.5 * off(theirs)
+@pytest.mark.parametrize("backbone", EACH_BACKBONE)
+def test_in_bfloat16_gradients_are_as_good_as_those_of_whole_passes(backbone):
+    """Over two models: of one alone either may be twice as good by chance."""
+    off = {"ours": 0.0, "whole": 0.0}
+    for seed in (0, 1):
+        model, processor = tiny_model(seed=seed, backbone=backbone)
+        rows = mixed_rows((model.double(), processor))[1:3]
+        exact = gradients(model, logits_of_rows(model, batch(*rows)))
+        exact = {name: gradient for name, gradient in exact.items() if gradient is not None}
+        model.bfloat16()
+        found = {"ours": gradients(model, logits_of_rows(model, batch(*rows)))}
+        found["whole"] = gradients(model, [naive_logits(model, row)[0] for row in rows])
+        size = sum(gradient.square().sum() for gradient in exact.values()).sqrt()
+        for name, one in found.items():
+            squares = [(one[n].double() - gradient).square().sum() for n, gradient in exact.items()]
+            off[name] += float(sum(squares).sqrt() / size)
+    assert off["ours"] <= 1.5 * off["whole"]
 
 
 def test_states_at_padding_are_zero_also_in_a_row_of_nothing_else(made):

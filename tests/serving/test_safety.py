@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 from PIL import Image
-from served import BLUE, EXAMPLES, data_uri, messages_of, serving
+from served import BLUE, EXAMPLES, HEAD, data_uri, messages_of, raw, serving
 from test_media import Handler, listening
 
 from vpt.images import ImageLimits
@@ -142,25 +142,6 @@ def test_without_permitted_hosts_nothing_is_resolved(url, inside, embedded, monk
 
 
 # --- bodies ---------------------------------------------------------------------------------
-
-
-def raw(url, data, seconds=10):
-    """Send bytes as they are; returns what comes back until the server closes, or time is up."""
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=seconds) as sock:
-        sock.sendall(data)
-        answer = b""
-        try:
-            while part := sock.recv(65536):
-                answer += part
-                if b"}}" in answer:
-                    break
-        except TimeoutError:
-            pass
-        return answer
-
-
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
 def test_a_body_that_is_too_large_is_refused(embedded):

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from served import messages_of, serving, until
+from served import HEAD, messages_of, raw, serving, until
 
 import vpt
 
@@ -100,6 +101,34 @@ def test_a_full_queue_refuses_and_clients_try_again(serve):
             assert not answers
         thread.join(30)
         assert answers[0].usage.completion_tokens == 2
+
+
+WITHOUT_BODY = HEAD + b"Content-Length: 1000000\r\n\r\n"
+
+
+def test_a_full_queue_refuses_a_request_before_its_body(serve):
+    with serve(max_queue=0) as server, server.busy():
+        for head in (WITHOUT_BODY, HEAD + b"Expect: 100-continue\r\n" + WITHOUT_BODY[len(HEAD) :]):
+            answer = raw(server.base, head).lower()
+            assert answer.startswith(b"http/1.1 429") and b"retry-after: 1" in answer
+            assert b"the queue is full" in answer
+
+
+def test_a_server_that_drains_refuses_a_request_before_its_body(babbler):
+    with serving(babbler) as (url, app):
+        app.desk.is_draining = True
+        answer = raw(url, WITHOUT_BODY).lower()
+        assert answer.startswith(b"http/1.1 503") and b"retry-after: 5" in answer
+        assert b"shutting down" in answer and app.desk.num_open == 0
+
+
+def test_a_request_has_its_place_while_its_body_comes(serve):
+    with serve(max_queue=0) as server:
+        host, port = server.base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(WITHOUT_BODY + b'{"messages')
+            until(lambda: raw(server.base, WITHOUT_BODY).startswith(b"HTTP/1.1 429"))
+        until(lambda: server.post().status_code == 200)
 
 
 def test_bad_input_is_sent_once(serve):

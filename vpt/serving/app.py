@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,11 +24,13 @@ from vpt.serving.replies import ChatReply, answer, read
 from vpt.serving.responses import ResponseReply
 from vpt.serving.schema import APIError, ChatRequest, ResponsesRequest, as_api_error
 from vpt.serving.server import Server, Settings
+from vpt.serving.worker import Ticket
 
 __all__ = ["Server", "Settings", "create_app"]
 
 logger = logging.getLogger(__name__)
 
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 _REQUEST_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
@@ -90,12 +92,12 @@ def _add_routes(app: FastAPI, server: Server) -> None:
             raise APIError(404, "there is no such trace; the server keeps the latest, if any")
         return JSONResponse(found)
 
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT)
     async def chat(request: Request) -> Response:
         body = await read(request, server, ChatRequest)
         return await answer(request, server, ChatReply(server, body))
 
-    @app.post("/v1/responses")
+    @app.post(RESPONSES)
     async def respond(request: Request) -> Response:
         body = await read(request, server, ResponsesRequest)
         return await answer(request, server, ResponseReply(server, body))
@@ -123,7 +125,10 @@ def _card(server: Server) -> dict[str, Any]:
 
 
 class _Door:
-    """Every request passes here: its id, the key, the log and the count of answers."""
+    """Every request passes here: its id, the key, its place, the log and the count of answers.
+
+    What is refused here is refused before its body is read.
+    """
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app = app
@@ -146,32 +151,36 @@ class _Door:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
+        asks = scope["method"] == "POST" and scope["path"] in (CHAT, RESPONSES)
+        with ExitStack() as places:
+            try:
+                app = self._admit(scope, headers, places if asks else None)
+                await app(scope, receive, send_on)
+            finally:
+                route = getattr(scope.get("route"), "path", "other")
+                path = scope["path"] if asks else route
+                self._server.desk.metrics.requests.labels(path, str(status)).inc()
+                ms = (time.perf_counter() - started) * 1e3
+                logger.info("%s %s %d %.0f ms %s", scope["method"], path, status, ms, request_id)
+
+    def _admit(self, scope: Scope, headers: Headers, places: ExitStack | None) -> ASGIApp:
+        """The application, or a refusal; with ``places`` the request takes one of the desk's."""
         try:
-            app = self._app if self._may_enter(scope["path"], headers) else _refused()
-            await app(scope, receive, send_on)
-        finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
-            self._server.desk.metrics.requests.labels(path, str(status)).inc()
-            ms = (time.perf_counter() - started) * 1e3
-            logger.info("%s %s %d %.0f ms %s", scope["method"], path, status, ms, request_id)
+            if not self._may_enter(scope["path"], headers):
+                text = "the API key is missing or wrong; send it as a bearer token"
+                raise APIError(401, text, None, "invalid_api_key")
+            if places is not None:
+                ticket = places.enter_context(Ticket(self._server.desk))
+                scope.setdefault("state", {})["ticket"] = ticket
+        except APIError as exc:
+            return error_response(exc)
+        return self._app
 
     def _may_enter(self, path: str, headers: Headers) -> bool:
         if self._bearer is None or not (path == "/v1" or path.startswith("/v1/")):
             return True
         given = headers.get("authorization", "").encode("latin-1", "replace")
         return hmac.compare_digest(given, self._bearer)
-
-
-def _refused() -> Response:
-    return error_response(
-        APIError(
-            401,
-            "the API key is missing or wrong; send it as a bearer token",
-            None,
-            "invalid_api_key",
-        )
-    )
 
 
 def error_response(error: APIError) -> Response:

@@ -70,35 +70,34 @@ class Reply:
 
 async def answer(request: Request, server: Server, reply: Reply) -> Response:
     """Run a request and answer it, whole or as a stream; a client that leaves frees its slot."""
+    ticket: Ticket = request.state.ticket
     if not reply.body.stream:
-        return await unless_left(request, _whole(server, reply))
-    stream = _stream(server, reply)
+        return await unless_left(request, _whole(server, reply, ticket))
+    stream = _stream(server, reply, ticket)
     first = await unless_left(request, anext(stream))
     return _Streaming(stream, first)
 
 
-async def _whole(server: Server, reply: Reply) -> Response:
+async def _whole(server: Server, reply: Reply, ticket: Ticket) -> Response:
     try:
-        with Ticket(server.desk) as ticket:
-            run = await _begin(server, reply, ticket)
-            deltas = [delta async for delta in run.deltas()]
-            trace = await _keep_trace(server, reply.key, run)
+        run = await _begin(server, reply, ticket)
+        deltas = [delta async for delta in run.deltas()]
+        trace = await _keep_trace(server, reply.key, run)
     except VPTError as exc:
         raise _seen(exc, reply) from exc
     return JSONResponse(reply.whole(run, deltas, trace))
 
 
-async def _stream(server: Server, reply: Reply) -> AsyncGenerator[str]:
+async def _stream(server: Server, reply: Reply, ticket: Ticket) -> AsyncGenerator[str]:
     """Text of a stream; what fails before its first text is raised, later it is in the stream."""
     has_begun = False
     try:
-        with Ticket(server.desk) as ticket:
-            run = await _begin(server, reply, ticket)
-            async with aclosing(run.deltas()) as deltas:
-                async for delta in deltas:
-                    start, has_begun = "" if has_begun else "".join(reply.start()), True
-                    yield start + (KEEP_ALIVE if delta == Delta() else "".join(reply.step(delta)))
-            trace = await _keep_trace(server, reply.key, run)
+        run = await _begin(server, reply, ticket)
+        async with aclosing(run.deltas()) as deltas:
+            async for delta in deltas:
+                start, has_begun = "" if has_begun else "".join(reply.start()), True
+                yield start + (KEEP_ALIVE if delta == Delta() else "".join(reply.step(delta)))
+        trace = await _keep_trace(server, reply.key, run)
     except VPTError as exc:
         if not has_begun:
             raise _seen(exc, reply) from exc

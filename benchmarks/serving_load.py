@@ -1,11 +1,14 @@
 """A server under load: throughput and latency, or four times what it can take.
 
-Run as ``python benchmarks/serving_load.py``. It starts ``vpt serve`` on a free port, and asks it
+Run as ``python benchmarks/serving_load.py``. It starts ``vpt serve`` on free ports, and asks it
 unique questions: own pictures, all perception modes, greedy and sampled. Every answer is compared
-with the one that the model gave alone, in this process.
+with the one that the model gave alone, in this process. Rounds of the server and of ``ask_many``
+alternate, since other programs slow both down. CPU time is that of the process that answers; the
+clients run in this process, and theirs is reported separately.
 
 ``--overload`` sends four times the measured rate for a minute: each request must be answered, or
-refused with 429 or 503 and Retry-After. ``--fuzz N`` sends N damaged requests.
+refused with 429 or 503 and Retry-After. The report has the server's memory over time. ``--fuzz N``
+sends N damaged requests.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import random
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +70,10 @@ class Question:
         ).encode()
 
 
-def make_questions(number: int, seed: int, num_tokens: int) -> list[Question]:
-    """Questions about noisy copies of the example pictures, no two alike."""
+def make_questions(number: int, seed: int, num_tokens: int, first: int = 0) -> list[Question]:
+    """Questions about noisy copies of the example pictures, no two alike, numbered from first."""
     known = json.loads((EXAMPLES / "questions.json").read_text(encoding="utf-8"))
-    rng, questions = np.random.default_rng(seed), []
+    rng, questions = np.random.default_rng(seed % 2**32), []
     for index in range(number):
         one = known[index % len(known)]
         pixels = np.asarray(Image.open(EXAMPLES / one["picture"]).convert("RGB"), np.int16)
@@ -79,7 +83,7 @@ def make_questions(number: int, seed: int, num_tokens: int) -> list[Question]:
         mode = MODES[index // len(known) % len(MODES)]
         options = {"perception": mode, "max_new_tokens": num_tokens, "seed": index}
         options["temperature"] = 3.0 if index % 3 == 0 else 0.0
-        questions.append(Question(index, file.getvalue(), one["question"], options))
+        questions.append(Question(first + index, file.getvalue(), one["question"], options))
     return questions
 
 
@@ -128,6 +132,12 @@ class Server:
         found = re.search(r"VmRSS:\s+(\d+)", status)
         return int(found[1]) / 1024 if found else 0.0
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of the process so far, in seconds."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
+        return sum(map(int, stat.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def gauge(self, name: str) -> float:
         """A value of ``/metrics``, over all labels."""
         text = httpx.get(f"{self.url}/metrics").text
@@ -142,10 +152,16 @@ async def _client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def send(
-    client: httpx.AsyncClient, server: Server, question: Question, *, stream: bool, drop: bool
+    client: httpx.AsyncClient,
+    server: Server,
+    question: Question,
+    body: bytes,
+    *,
+    stream: bool,
+    drop: bool,
 ) -> Outcome:
     """Ask one question; with ``drop`` leave after the first token, or after a moment."""
-    asked = _send(client, server, question, stream, drop)
+    asked = _send(client, f"{server.url}/v1/chat/completions", question, body, stream, drop)
     try:
         return await (asyncio.wait_for(asked, 0.05) if drop and not stream else asked)
     except asyncio.TimeoutError:
@@ -155,9 +171,8 @@ async def send(
 
 
 async def _send(
-    client: httpx.AsyncClient, server: Server, question: Question, stream: bool, drop: bool
+    client: httpx.AsyncClient, url: str, question: Question, body: bytes, stream: bool, drop: bool
 ) -> Outcome:
-    url, body = f"{server.url}/v1/chat/completions", question.body(server.model, stream=stream)
     headers = {"content-type": "application/json"}
     begin, first, texts = time.perf_counter(), 0.0, []
     async with client.stream("POST", url, content=body, headers=headers) as response:
@@ -190,12 +205,14 @@ async def load(
     server: Server, questions: Sequence[Question], num_clients: int, drop_share: float
 ) -> tuple[list[Outcome], float]:
     """Outcomes of ``num_clients`` clients that each ask one question after the other; seconds."""
-    rng, waiting, outcomes = random.Random(0), iter(questions), []
+    rng, outcomes = random.Random(0), list[Outcome]()
+    bodies = [one.body(server.model, stream=one.number % 2 == 0) for one in questions]
+    waiting = zip(questions, bodies, strict=True)
 
     async def ask_on(client: httpx.AsyncClient) -> None:
-        for question in waiting:
+        for question, body in waiting:
             how = {"stream": question.number % 2 == 0, "drop": rng.random() < drop_share}
-            outcomes.append(await send(client, server, question, **how))
+            outcomes.append(await send(client, server, question, body, **how))
 
     async with _client() as client:
         begin = time.perf_counter()
@@ -213,7 +230,8 @@ async def overload(
 
     async def one(client: httpx.AsyncClient, question: Question) -> None:
         how = {"stream": rng.random() < 0.5, "drop": rng.random() < 0.05}
-        outcomes.append(await send(client, server, question, **how))
+        body = question.body(server.model, stream=how["stream"])
+        outcomes.append(await send(client, server, question, body, **how))
 
     tasks: list[asyncio.Task[None]] = []
     async with _client() as client:
@@ -228,16 +246,48 @@ async def overload(
     return outcomes, memory
 
 
-def ask_alone(args: argparse.Namespace, questions: Sequence[Question], size: int) -> Any:
-    """Answers of the model in this process, ``size`` at once, and seconds."""
-    runtime = vpt.load(args.model, device=args.device, max_num_seqs=max(size, 1))
-    given = [{"images": q.picture, "question": q.text, **q.options} for q in questions]
-    runtime.ask(EXAMPLES / "tags.jpg", "How many are there?")  # warm
-    begin = time.perf_counter()
-    answers = [answer.text.strip() for answer in runtime.ask_many(given, batch_size=size)]
-    seconds = time.perf_counter() - begin
-    runtime.close()
-    return answers, seconds
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a round of requests took: requests a second, and ms of CPU time per request."""
+
+    requests_per_s: float
+    cpu_ms: float
+    client_cpu_ms: float = 0.0
+
+
+class Local:
+    """The model in this process, with ``size`` requests at once."""
+
+    def __init__(self, args: argparse.Namespace, size: int) -> None:
+        self.runtime = vpt.load(args.model, device=args.device, max_num_seqs=size)
+        self._size = size
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.runtime.close()
+
+    def ask(self, questions: Sequence[Question]) -> tuple[list[str], Cost]:
+        """Answers of ``ask_many``, and their cost."""
+        given = [{"images": q.picture, "question": q.text, **q.options} for q in questions]
+        begin, cpu_s = time.perf_counter(), time.process_time()
+        answers = self.runtime.ask_many(given, batch_size=self._size)
+        seconds, number = time.perf_counter() - begin, len(questions)
+        cost = Cost(number / seconds, (time.process_time() - cpu_s) / number * 1e3)
+        return [answer.text.strip() for answer in answers], cost
+
+
+def ask_server(
+    server: Server, questions: Sequence[Question], num_clients: int, drop_share: float
+) -> tuple[list[Outcome], Cost]:
+    """Outcomes of clients, and their cost."""
+    cpu_s, client_s = server.cpu_s, time.process_time()
+    outcomes, seconds = asyncio.run(load(server, questions, num_clients, drop_share))
+    settle(server)
+    spent = server.cpu_s - cpu_s, time.process_time() - client_s
+    number = len(questions)
+    return outcomes, Cost(number / seconds, *(one / number * 1e3 for one in spent))
 
 
 def check(outcomes: Sequence[Outcome], expected: Sequence[str]) -> dict[str, int]:
@@ -273,36 +323,77 @@ def settle(server: Server) -> None:
 
 def measure_load(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Throughput of clients one by one and together, beside ``ask_many`` in this process."""
-    questions = make_questions(args.requests, args.seed, args.tokens)
-    expected, alone_s = ask_alone(args, questions, 1)
-    together, many_s = ask_alone(args, questions, args.num_seqs)
-    rates = {"one by one, in process": alone_s, "ask_many, in process": many_s}
-    report: dict[str, Any] = {"equal": sum(map(str.__eq__, expected, together)) / len(questions)}
-    for name, clients, drops in (
-        ("one client", 1, 0.0),
-        (f"{args.clients} clients", args.clients, 0.0),
-        (f"{args.clients} clients, {args.drop:.0%} leave", args.clients, args.drop),
-    ):
-        with Server(words) as server:
-            asyncio.run(load(server, make_questions(4, args.seed + 1, 8), 2, 0.0))  # warm
-            outcomes, rates[name] = asyncio.run(load(server, questions, clients, drops))
-            settle(server)
-        done = [one for one in outcomes if one.text is not None]
-        streamed = [one.first_s for one in done if one.question.number % 2 == 0]
-        report[name] = {
-            "outcomes": check(outcomes, expected),
-            "first token of a stream, ms (p50 / p95 / p99)": percentiles(streamed),
-            "answer, ms (p50 / p95 / p99)": percentiles([one.total_s for one in done]),
-        }
-    report["requests_per_s"] = {name: len(questions) / s for name, s in rates.items()}
-    report["ratio to ask_many"] = many_s / rates[f"{args.clients} clients"]
-    return report
+    kinds = {
+        "one client": (1, 0.0),
+        f"{args.clients} clients": (args.clients, 0.0),
+        f"{args.clients} clients, {args.drop:.0%} leave": (args.clients, args.drop),
+    }
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    seen: dict[str, list[Outcome]] = defaultdict(list)
+    expected: list[str] = []
+    with contextlib.ExitStack() as stack:
+        alone, many = (stack.enter_context(Local(args, size)) for size in (1, args.num_seqs))
+        servers = {kind: stack.enter_context(Server(words)) for kind in kinds}
+        for number in range(-1, args.rounds):  # the first warms all of them
+            questions = make_questions(
+                args.requests, args.seed + number, args.tokens, len(expected)
+            )
+            answers, cost = alone.ask(questions)
+            expected += answers
+            costs["one by one, in process"].append(cost)
+            together, cost = many.ask(questions)
+            costs["ask_many, in process"].append(cost)
+            if together != answers:
+                raise SystemExit("ask_many gives other answers than ask")
+            for kind, how in kinds.items():
+                outcomes, cost = ask_server(servers[kind], questions, *how)
+                costs[kind].append(cost)
+                seen[kind] += outcomes
+    return {
+        "costs": {kind: describe(some[1:]) for kind, some in costs.items()},
+        "server / ask_many": compare(costs, f"{args.clients} clients"),
+        **{kind: summarise(some, expected, args.requests) for kind, some in seen.items()},
+    }
+
+
+def describe(costs: Sequence[Cost]) -> dict[str, str]:
+    """Median and range of each cost over the rounds."""
+    fields = [field.name for field in dataclasses.fields(Cost)]
+    return {name: spread([getattr(one, name) for one in costs]) for name in fields}
+
+
+def compare(costs: Mapping[str, Sequence[Cost]], kind: str) -> dict[str, str]:
+    """Throughput, and answers per CPU second, relative to ``ask_many`` of the same round."""
+    pairs = list(zip(costs[kind], costs["ask_many, in process"], strict=True))[1:]
+    return {
+        "requests_per_s": spread([one.requests_per_s / many.requests_per_s for one, many in pairs]),
+        "requests per CPU second": spread([many.cpu_ms / one.cpu_ms for one, many in pairs]),
+    }
+
+
+def summarise(
+    outcomes: Sequence[Outcome], expected: Sequence[str], num_warm: int
+) -> dict[str, Any]:
+    """Kinds of all outcomes, and latency of those after the first ``num_warm`` questions."""
+    done = [one for one in outcomes if one.text is not None and one.question.number >= num_warm]
+    streamed = [one.first_s for one in done if one.question.number % 2 == 0]
+    return {
+        "outcomes": check(outcomes, expected),
+        "first token of a stream, ms (p50 / p95 / p99)": percentiles(streamed),
+        "answer, ms (p50 / p95 / p99)": percentiles([one.total_s for one in done]),
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{np.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def measure_overload(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Outcomes at four times the rate that the server can take."""
     questions = make_questions(args.requests, args.seed, args.tokens)
-    expected, _ = ask_alone(args, questions, 1)
+    with Local(args, 1) as alone:
+        expected, _ = alone.ask(questions)
     with Server([*words, "--max-queue", str(args.queue)]) as server:
         _, seconds = asyncio.run(load(server, questions, args.num_seqs, 0.0))
         rate = len(questions) / seconds
@@ -310,15 +401,21 @@ def measure_overload(args: argparse.Namespace, words: Sequence[str]) -> dict[str
         settle(server)
         outcomes, memory = sent
         again, _ = asyncio.run(load(server, questions[:20], 4, 0.0))
-    middle = len(memory) // 2
     return {
         "capacity, requests per s": rate,
         "sent": len(outcomes),
         "outcomes": check(outcomes, expected),
         "statuses": dict(Counter(one.status for one in outcomes)),
-        "memory, MB: start, middle, end": [memory[0], memory[middle], memory[-1]],
+        "memory, MB, at tenths of the time": memory_over_time(memory),
         "afterwards": check(again, expected),
     }
+
+
+def memory_over_time(memory: Sequence[float]) -> list[int]:
+    """Eleven values, from the start to the end."""
+    return [
+        round(memory[index]) for index in np.linspace(0, len(memory) - 1, 11).round().astype(int)
+    ]
 
 
 def measure_fuzz(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
@@ -337,7 +434,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--model", help="folder or id; by default the shipped model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=168, help="unique questions")
+    parser.add_argument("--requests", type=int, default=112, help="unique questions of a round")
+    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     parser.add_argument("--tokens", type=int, default=24, help="written at most per answer")
     parser.add_argument("--num-seqs", type=int, default=16, help="requests that run at once")
     parser.add_argument("--queue", type=int, default=32, help="waiting requests of --overload")

@@ -57,12 +57,14 @@ from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.request import Request
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import ImagePiece, TokenPiece, VPTProcessor
+from vpt.protocol.grammar import TokenRule
 from vpt.protocol.tokens import (
     IMAGE_PAD,
     REGION_END,
     REGION_START,
     TURN_END,
     Vocabulary,
+    branches_of_mode,
 )
 from vpt.runtime import Runtime
 
@@ -106,8 +108,13 @@ class Bench:
         raise SystemExit(f"{what}: the contestants wrote different tokens, first {differ[:1]}")
 
 
-def hold_to_length(conversation: Exchange, vocabulary: Vocabulary) -> Exchange:
-    """Narrow a conversation's rules: one region of two corners, and no end of the answer."""
+def hold_to_length(
+    conversation: Exchange, vocabulary: Vocabulary, first: int | None = None
+) -> Exchange:
+    """Narrow a conversation's rules: one region of two corners, and no end of the answer.
+
+    ``first`` is the token that the model is made to begin with.
+    """
     turn_end = vocabulary.ids[TURN_END]
     region = {vocabulary.ids[REGION_START], vocabulary.ids[REGION_END]}
     step = None
@@ -121,6 +128,8 @@ def hold_to_length(conversation: Exchange, vocabulary: Vocabulary) -> Exchange:
                 rule = dataclasses.replace(rule, banned=(*rule.banned, turn_end))
             elif len(rule.only) > 1:
                 rule = dataclasses.replace(rule, only=tuple(set(rule.only) - region))
+            if first is not None:
+                rule, first = TokenRule(only=(first,)), None
             item = dataclasses.replace(item, rule=rule)
         step = yield item
 
@@ -140,11 +149,14 @@ def _since(start: tuple[float, float], end: tuple[float, float], parts: int = 1)
     return tuple((e - s) / parts for s, e in zip(start, end, strict=True))
 
 
-def run_answer(bench: Bench, engine: Any, request: Request) -> Run:
-    """Let the controller answer one request; every token is timed as its event comes out."""
+def run_answer(bench: Bench, engine: Any, request: Request, opener: int | None = None) -> Run:
+    """Let the controller answer one request; every token is timed as its event comes out.
+
+    With ``opener`` the model begins with a call.
+    """
     start = bench.now()
     conversation = Conversation(request, bench.processor, bench.vocabulary).run()
-    conversation = hold_to_length(conversation, bench.vocabulary)
+    conversation = hold_to_length(conversation, bench.vocabulary, opener)
     marks: list[tuple[float, float]] = []
     ids: list[int] = []
     called, first = None, 0  # when the call stood complete; index of the first token after it
@@ -203,10 +215,11 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
     request = Request(
         images=[image],
         question=QUESTION,
-        perception=mode,
         max_calls=1,
         max_new_tokens=bench.new_tokens + CALL_LENGTHS[mode],
     )
+    (branch,) = branches_of_mode(mode, bench.vocabulary.branches)
+    opener = bench.vocabulary.opener(branch)
     engine = engine_of(bench)
     facts: dict[str, dict[str, Any]] = {"single_pass": {}, "two_pass": {}}
 
@@ -220,10 +233,10 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
             held = torch.cuda.memory_allocated(bench.device)
         if watch:
             with copies.watch():
-                result = run_answer(bench, one, request)
+                result = run_answer(bench, one, request, opener)
             facts[name]["kv_bytes_copied"] = copies.num_bytes
         else:
-            result = run_answer(bench, one, request)
+            result = run_answer(bench, one, request, opener)
         after = (one.num_tokens_run, one.num_forwards, one.encoders.num_encoded)
         counts = [a - b for a, b in zip(after, before, strict=True)]
         names = ("llm_tokens", "llm_forwards", "encoder_runs")
@@ -237,7 +250,7 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
     def run_afresh(name: str) -> None:
         two_pass = TwoPassEngine(bench.model, bench.processor)
         one = two_pass if name == "two_pass" else engine_of(bench)
-        run_answer(bench, one, request)
+        run_answer(bench, one, request, opener)
 
     names = tuple(facts)
     if bench.device.type == "cpu":

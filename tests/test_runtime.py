@@ -137,6 +137,13 @@ def test_a_region_can_be_named_for_the_model(runtime):
     (call,) = answer.trace.calls
     assert (call.branch, call.region, call.outcome) == ("crop", (2, 1, 4, 3), "executed")
     assert answer.trace.settings["region"] == [2, 1, 4, 3]
+    counts, passes = answer.trace.counts, runtime.engine.num_forwards
+    plain = runtime.ask(PHOTO, "What?", max_new_tokens=1)
+    assert counts.prompt_tokens == plain.trace.counts.prompt_tokens
+    again = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, max_calls=1)
+    assert again.text == answer.text
+    # Prompt and call are read at once, then the crop, then each token of the answer but the last.
+    assert runtime.engine.num_forwards - passes == 1 + 2 + counts.generated_tokens - 7 - 1
     free = runtime.ask(PHOTO, "What?", region=region, max_new_tokens=12, constrain=False)
     assert free.trace.calls[0].region == (2, 1, 4, 3)
 

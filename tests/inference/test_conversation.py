@@ -16,7 +16,7 @@ from vpt.inference.events import (
 from vpt.inference.request import REPLACED_LOOKS
 from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.calls import format_region, parse_turn
-from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
+from vpt.protocol.tokens import BRANCH_TOKENS, REGION_START, TURN_END, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +158,24 @@ def test_well_formed_calls_beside_malformed_ones_are_executed(processor, vocabul
     assert len(run.trace.malformed) == len(run.trace.calls) == 1
 
 
-@pytest.mark.parametrize("mode", ["region", "clip", "dino", "sam", "reencode"])
+def test_a_token_that_must_come_first_is_read_with_the_prompt(processor, vocabulary):
+    rest = region(1, 1, 2, 2).removeprefix(REGION_START)
+    run = Script(processor, vocabulary, rest + TURN_END, f"x{TURN_END}", perception="region")
+    *prompt, certain = run.appended[0]
+    assert certain.ids == (vocabulary.ids[REGION_START],)
+    assert run.rules[0].only == tuple(vocabulary.ids[f"<|x_{x}|>"] for x in range(8))
+    assert "and then answer the question." in _text(processor, prompt[-1])
+    assert run.trace.turns[0] == region(1, 1, 2, 2) + TURN_END
+    first, second = run.of_type(TokenEvent)[:2]
+    assert (first.token.text, second.token.text) == (REGION_START, "<|x_1|>")
+
+
+@pytest.mark.parametrize("mode", ["clip", "dino", "sam", "reencode"])
 def test_a_named_mode_makes_the_first_turn_call(processor, vocabulary, mode):
-    answer = region(1, 1, 2, 2) + TURN_END if mode == "region" else BRANCH_TOKENS["sam"].start
-    run = Script(processor, vocabulary, answer, f"x{TURN_END}", perception=mode)
-    names = {"region": "crop", "clip": "reencode"}
-    branches = tuple(BRANCH_TOKENS) if mode == "reencode" else (names.get(mode, mode),)
+    run = Script(processor, vocabulary, BRANCH_TOKENS["sam"].start, f"x{TURN_END}", perception=mode)
+    branches = (
+        tuple(BRANCH_TOKENS) if mode == "reencode" else ({"clip": "reencode"}.get(mode, mode),)
+    )
     assert run.rules[0].only == tuple(vocabulary.opener(branch) for branch in branches)
     prompt = _text(processor, run.appended[0][-1])
     assert "and then answer the question." in prompt

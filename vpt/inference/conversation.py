@@ -181,15 +181,18 @@ class Conversation:
         self, pieces: Sequence[Piece], calls: Sequence[CallRecord]
     ) -> Generator[Append | Event, Step | None, list[int]]:
         """Append pieces and let the model write a turn, whose ids are returned."""
-        ids: list[int] = []
-        state = TurnState()
+        ids, state = ([], TurnState()) if calls else self._certain_start()
+        if certain := tuple(ids):
+            pieces = [*pieces, TokenPiece(certain)]
         while True:
             step = yield Append(pieces, self._rule(state, len(ids)))
             assert step is not None, "the driver must answer Append with a Step"
             self._pieces += pieces
-            self.recorder.add_step(step, calls)
+            self.recorder.add_step(step, calls, len(certain))
             for call in calls:
                 yield ResultEvent(call)
+            for token_id in certain:
+                yield self.recorder.add_token(token_id, is_last=False)
             ids.append(step.token_id)
             state = self._grammar.advance(state, step.token_id)
             num_written = self.recorder.trace.counts.generated_tokens + 1
@@ -199,7 +202,22 @@ class Conversation:
             if is_last:
                 self._pieces.append(TokenPiece((step.token_id,)))
                 return ids
-            pieces, calls = [TokenPiece((step.token_id,))], ()
+            pieces, calls, certain = [TokenPiece((step.token_id,))], (), ()
+
+    def _certain_start(self) -> tuple[list[int], TurnState]:
+        """Ids with which the first turn must begin, short of its last: they are read at once."""
+        ids: list[int] = []
+        state = TurnState()
+        while len(ids) + 1 < self.request.max_new_tokens:
+            rule = self._rule(state, len(ids))
+            if rule is None or rule.only is None or len(rule.only) != 1:
+                break
+            (token_id,) = rule.only
+            if self._ends_turn(token_id):
+                break
+            ids.append(token_id)
+            state = self._grammar.advance(state, token_id)
+        return ids, state
 
     def _execute(
         self, call: PerceptionCall, source: int, record: CallRecord

@@ -78,8 +78,11 @@ class Recorder:
         """Begin to measure time."""
         self._started = self._last_token_at = time.perf_counter()
 
-    def add_step(self, step: Step, calls: Sequence[CallRecord]) -> None:
-        """Record the answer to an ``Append``: sizes, times, results of the calls it answered."""
+    def add_step(self, step: Step, calls: Sequence[CallRecord], num_certain: int = 0) -> None:
+        """Record the answer to an ``Append``: sizes, times, results of the calls it answered.
+
+        ``num_certain`` tokens of the turn were appended with the prompt.
+        """
         trace, counts = self.trace, self.trace.counts
         counts.llm_tokens += step.num_tokens - step.num_reused
         counts.reused_tokens += step.num_reused
@@ -88,7 +91,7 @@ class Recorder:
         if not self._text.is_empty:
             return
         if not trace.turns:
-            counts.prompt_tokens = step.num_tokens
+            counts.prompt_tokens = step.num_tokens - num_certain
             trace.timings.prefill = step.encode_ms + step.run_ms
             num_seen = len(trace.images) - self._num_new
             new = step.images[len(step.images) - self._num_new :]

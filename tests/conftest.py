@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bases import EACH_BACKBONE
 from golden_data import GOLDENS
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,16 +17,24 @@ def goldens() -> Path:
     return GOLDENS
 
 
+def save_tiny(folder: Path, backbone: str = "qwen2_vl") -> Path:
+    from tiny_model import tiny_model
+
+    for part in tiny_model(backbone=backbone):
+        part.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     """Folder of a tiny model with random weights, which writes on and on."""
-    from tiny_model import tiny_model
+    return save_tiny(tmp_path_factory.mktemp("random"))
 
-    folder = tmp_path_factory.mktemp("random")
-    model, processor = tiny_model()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="session", params=EACH_BACKBONE)
+def each_model(request, tmp_path_factory) -> Path:
+    """The same on each backbone."""
+    return save_tiny(tmp_path_factory.mktemp("random"), request.param)
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from tiny_model import tiny_model
 from two_pass import TwoPassEngine
 
 import vpt
+from vpt.errors import CheckpointError
 from vpt.images import load_image
 from vpt.inference.engine import Engine
 from vpt.inference.features import Encoders
 from vpt.model.building import build_from_base
 from vpt.model.folder import BACKBONES
 from vpt.model.generation import apply_rule_
-from vpt.model.modeling import BASE_MODELS
+from vpt.model.modeling import BASE_MODELS, MODELS
 from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS
@@ -192,3 +193,6 @@ def test_a_model_is_made_of_a_base_saved_and_loaded(tmp_path, backbone):
     from transformers import AutoModelForImageTextToText
 
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "made")) is type(model)
+    other = MODELS["qwen3_vl_vpt" if backbone == "qwen2_vl" else "qwen2_vl_vpt"]
+    with pytest.raises(CheckpointError, match=f"or {type(model).__name__}$"):
+        other.from_pretrained(tmp_path / "made")

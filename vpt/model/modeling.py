@@ -149,6 +149,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
             path_or_id = str(Path(path_or_id, kwargs.pop("subfolder")))
         with as_checkpoint_error(f"cannot make a model of {path_or_id}"):
             config = kwargs.pop("config", None) or load_config(path_or_id, **kwargs)
+            _check_family(cls, config, path_or_id)
             add_side_files(config, path_or_id, **kwargs)
             check_generation_config(path_or_id, **kwargs)
             with_account = kwargs.pop("output_loading_info", False)
@@ -600,6 +601,16 @@ def scatter_features(inputs_embeds: Tensor, places: Tensor, features: Tensor) ->
     if (num_places := int(places.sum())) != len(features):
         raise FeatureCountError(f"{num_places} placeholder tokens but {len(features)} features")
     return inputs_embeds.masked_scatter(places.unsqueeze(-1), features.to(inputs_embeds))
+
+
+def _check_family(model_class: Any, config: VPTSettings, path_or_id: str) -> None:
+    own = model_class.config_class
+    if not isinstance(config, own) and not issubclass(own, type(config)):
+        raise CheckpointError(
+            f"{path_or_id} holds a model of type {config.model_type!r}, {model_class.__name__} is "
+            f"{own.model_type!r}; load it with vpt.load, AutoModelForImageTextToText or "
+            f"{MODELS[config.model_type].__name__}"
+        )
 
 
 def _refuse_unread(kwargs: Mapping[str, Any]) -> None:

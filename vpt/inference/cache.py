@@ -40,6 +40,11 @@ class SlotCache:
         shape = (num_slots * (capacity + 1), num_kv_heads, head_dim)
         self.keys = [_zeros(shape, device, dtype) for _ in range(num_layers)]
         self.values = [_zeros(shape, device, dtype) for _ in range(num_layers)]
+        # [num_slots, H_kv, capacity + 1, d]
+        self._key_views, self._value_views = (
+            [buffer.unflatten(0, (num_slots, -1)).transpose(1, 2) for buffer in buffers]
+            for buffers in (self.keys, self.values)
+        )
         self._written = [0] * num_slots  # places that may hold other values than zeros
 
     @staticmethod
@@ -79,11 +84,8 @@ class SlotCache:
 
     def read(self, layer: int, slots: slice, length: int) -> tuple[Tensor, Tensor]:
         """The first ``length`` keys and values of neighbouring slots, ``[n, H_kv, length, d]``."""
-        keys, values = (
-            buffers[layer].unflatten(0, (self.num_slots, -1))[slots, :length].transpose(1, 2)
-            for buffers in (self.keys, self.values)
-        )
-        return keys, values
+        keys, values = self._key_views[layer], self._value_views[layer]
+        return keys[slots, :, :length], values[slots, :, :length]
 
     def copy_out(self, slot: int, length: int) -> Tensor:
         """A copy ``[num_layers, 2, length, H_kv, d]`` of a stream's first keys and values."""

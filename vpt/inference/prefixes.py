@@ -7,8 +7,8 @@ kept stream begins with a copy of its keys and values instead of a prefill.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 DEFAULT_PREFIX_BYTES = 512 * 2**20
 _LEAST_SHARE = 4  # less than a fourth of a prompt is not worth a mask in its attention
 _LEAST_REUSED = 16  # tokens
-_MOST_KEPT = 128  # streams, however small: each is compared with every prompt
+_MOST_KEPT = 128  # streams, however small
 _MOST_NUMBERED = 4096  # images
 
 
@@ -84,6 +84,7 @@ class PrefixStore:
         self.num_bytes = 0
         self.num_reused = 0
         self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._alike: defaultdict[bytes, list[int]] = defaultdict(list)  # keys of equal beginnings
         self._next_key = 0
         self._numbers: OrderedDict[Hashable, int] = OrderedDict()
         self._num_numbered = 0
@@ -108,7 +109,8 @@ class PrefixStore:
         """
         best: tuple[Kept, int] | None = None
         least = max(_LEAST_REUSED, len(ids) // _LEAST_SHARE)
-        for key, kept in self._kept.items():
+        for key in self._keys_like(ids):
+            kept = self._kept[key]
             if best is None or common_length(kept.ids[: best[1] + 1], ids) > best[1]:
                 length = min(common_length(kept.ids, ids), len(ids) - 1)
                 length = kept.atoms.cut(length - 1 if length in actions else length)
@@ -121,21 +123,36 @@ class PrefixStore:
 
     def covers(self, ids: NDArray[np.int64], num_bytes: int) -> bool:
         """Whether keeping a stream of so many bytes would add nothing, or not fit."""
-        if num_bytes > self.max_bytes:
+        if num_bytes > self.max_bytes or len(ids) < _LEAST_REUSED:
             return True
-        return any(common_length(kept.ids, ids) == len(ids) for kept in self._kept.values())
+        alike = (self._kept[key].ids for key in self._keys_like(ids))
+        return any(common_length(one, ids) == len(ids) for one in alike)
 
     def put(self, atoms: Atoms, cache: Tensor) -> None:
         """Keep a stream in place of its own beginnings; the least recently used give way."""
         ids = np.array(atoms.ids, dtype=np.int64)
-        for key, kept in list(self._kept.items()):
-            if common_length(kept.ids, ids) == len(kept.ids):
+        for key in [*self._keys_like(ids)]:
+            if common_length(kept := self._kept[key].ids, ids) == len(kept):
                 self._drop(key)
         self._kept[self._next_key] = Kept(atoms, ids, cache)
+        self._alike[_start(ids)].append(self._next_key)
         self._next_key += 1
         self.num_bytes += cache.nbytes
         while self.num_bytes > self.max_bytes or len(self._kept) > _MOST_KEPT:
             self._drop(next(iter(self._kept)))
 
+    def _keys_like(self, ids: NDArray[np.int64]) -> Sequence[int]:
+        """Keys of streams that may share a usable beginning with ``ids``."""
+        return self._alike.get(_start(ids), ())
+
     def _drop(self, key: int) -> None:
-        self.num_bytes -= self._kept.pop(key).cache.nbytes
+        kept = self._kept.pop(key)
+        self.num_bytes -= kept.cache.nbytes
+        alike = self._alike[_start(kept.ids)]
+        alike.remove(key)
+        if not alike:
+            del self._alike[_start(kept.ids)]
+
+
+def _start(ids: NDArray[np.int64]) -> bytes:
+    return ids[:_LEAST_REUSED].tobytes()

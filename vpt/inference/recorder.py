@@ -124,7 +124,7 @@ class Recorder:
             trace.timings.first_token = (now - self._started) * 1e3
         ms = (now - self._last_token_at) * 1e3
         self._last_token_at = now
-        token = TokenRecord(token_id, self._raw([token_id]), len(trace.turns), ms)
+        token = TokenRecord(token_id, self._processor.token_text(token_id), len(trace.turns), ms)
         is_first = self._text.is_empty
         text = self._text.add(token_id, is_last)
         trace.answer = text.lstrip() if is_first else trace.answer + text
@@ -201,7 +201,7 @@ class Recorder:
         """Text without control tokens."""
         symbols = self._vocabulary.symbols(ids)
         plain = [i for i, symbol in zip(ids, symbols, strict=True) if not symbol]
-        return self._processor.decode(plain)
+        return self._processor.decode(plain) if plain else ""
 
 
 class TextStream:

@@ -370,6 +370,16 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
                 self._text_cache[text] = ids
         return TokenPiece(ids)
 
+    @cached_property
+    def _token_texts(self) -> dict[int, str]:
+        return {}
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token, of control tokens too."""
+        if token_id not in self._token_texts:
+            self._token_texts[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return self._token_texts[token_id]
+
     def decode(self, token_ids: Iterable[int], **kwargs: Any) -> str:
         """Text of token ids, perception tokens included, turn and padding tokens left out."""
         kwargs.setdefault("skip_special_tokens", True)

@@ -184,7 +184,7 @@ def _trace_of(
     for image in images:
         trace.add_image(image)
     for turn, call in enumerate((choice["message"].get("perception") or {}).get("calls", ())):
-        _add_call(trace, turn, call)
+        add_call(trace, turn, call)
     trace.answer = (choice["message"]["content"] or "").strip()
     trace.stop_reason = choice.get("stop_reason") or choice["finish_reason"]
     trace.counts = Counts(
@@ -197,11 +197,13 @@ def _trace_of(
     return trace
 
 
-def _add_call(trace: Trace, turn: int, call: Mapping[str, Any]) -> None:
-    record = CallRecord(call["branch"], "", turn, call["image"], "executed")
+def add_call(trace: Trace, turn: int, call: Mapping[str, Any]) -> None:
+    """Add a call to a trace, as far as the server sends it."""
+    outcome = call.get("outcome") or "executed"
+    record = CallRecord(call["branch"], "", turn, call["image"], outcome)
     record.num_tokens, record.run_ms = call.get("tokens") or 0, call.get("ms") or 0.0
     record.region = call.get("region") and tuple(call["region"])
-    if box := call.get("box_xyxy_px"):
+    if outcome == "executed" and (box := call.get("box_xyxy_px")):
         x0, y0, x1, y1 = record.box_xyxy_px = tuple(box)
         record.result_image = len(trace.images)
         trace.images.append(

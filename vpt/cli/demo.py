@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, print_loading
-from vpt.cli.output import print_err
+from vpt.cli.output import print_err, print_status
 from vpt.cli.parser import Command, add_flag, add_value, whole_number
 from vpt.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
-    from vpt.runtime import Runtime
+    from vpt.demo.remote import Model
 
 NO_GRADIO = 'the demo needs gradio; pip install -e ".[demo]"'
 
@@ -27,12 +27,33 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(page, "--share", "also make a public link through gradio's servers")
     anyway = "serve the page even if the model cannot be loaded: it says why, and replays traces"
     add_flag(page, "--anyway", anyway)
+    server = "ask the model of `vpt serve` there instead of loading one; key: VPT_API_KEY"
+    add_value(page, "--server", "URL", str, server)
 
 
 def _run(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise PromptError(NO_GRADIO)
     check_port(args.host, args.port)
+    model = _load(args) if args.server is None else _connect(args)
+    from vpt.demo.page import serve
+
+    serve(model, args.host, args.port, share=args.share)
+
+
+def _connect(args: argparse.Namespace) -> Model:
+    for name in ("model", "revision", "device", "image_resolution", "depth_tokenizer", "anyway"):
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise PromptError(f"--{option} is for a model that is loaded here; not with --server")
+    from vpt.demo.remote import RemoteModel
+
+    model = RemoteModel(args.server)
+    print_status(f"asking {model.name} at {model.url}")
+    return model
+
+
+def _load(args: argparse.Namespace) -> Model | CheckpointError:
     try:
         check_model_arguments(args)
     except CheckpointError:
@@ -40,15 +61,12 @@ def _run(args: argparse.Namespace) -> None:
             raise
     print_loading(args)
     try:
-        model: Runtime | CheckpointError = load_runtime(args)
+        return load_runtime(args)
     except CheckpointError as exc:
         if not args.anyway:
             raise
         print_err(f"error: {exc}")
-        model = exc
-    from vpt.demo.page import serve
-
-    serve(model, args.host, args.port, share=args.share)
+        return exc
 
 
 def check_port(host: str, port: int) -> None:
@@ -71,7 +89,8 @@ COMMAND = Command(
         "Serve a page on which the model answers questions about images, and shows each of\n"
         "its calls. Only this machine can open it, unless --host or --share say otherwise."
     ),
-    examples="examples:\n  vpt demo\n  vpt demo --model ./my-model --device cuda --port 8000",
+    examples="examples:\n  vpt demo\n  vpt demo --model ./my-model --device cuda --port 8000"
+    "\n  vpt demo --server http://127.0.0.1:8000",
     add_arguments=_add_arguments,
     run=_run,
 )

@@ -21,6 +21,7 @@ from gradio.processing_utils import save_bytes_to_cache, save_file_to_cache, sav
 import vpt
 from vpt.branches import BranchError
 from vpt.chat import Chat
+from vpt.demo.remote import Model, RemoteChat
 from vpt.demo.runs import (
     MOST,
     SETTING_ROWS,
@@ -75,7 +76,7 @@ HINT = (
 )
 
 
-def build_app(model: vpt.Runtime | CheckpointError) -> gr.Blocks:
+def build_app(model: Model | CheckpointError) -> gr.Blocks:
     """Lay out the page, and wire it to a model, or show why there is none; then it only replays."""
     options = {"analytics_enabled": False, "delete_cache": (KEPT_S, KEPT_S), **_style()[0]}
     with gr.Blocks(title="VPT Runtime", **options) as app:
@@ -316,7 +317,7 @@ def _html(text: str) -> str:
     return escape(printable(text))
 
 
-def _wire(inputs: _Inputs, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+def _wire(inputs: _Inputs, outputs: _Outputs, model: Model | CheckpointError) -> None:
     """Connect the events of widgets with their handlers."""
     handlers = _Handlers(outputs, model)
     shown = {"outputs": outputs.all, "show_progress": "hidden"}
@@ -391,7 +392,7 @@ def _error_message() -> Iterator[None]:
 class _Handlers:
     """Handlers of the events of the page; each yields or returns new values of widgets."""
 
-    def __init__(self, outputs: _Outputs, model: vpt.Runtime | CheckpointError) -> None:
+    def __init__(self, outputs: _Outputs, model: Model | CheckpointError) -> None:
         self.outputs, self.model = outputs, model
 
     def ask(
@@ -410,7 +411,9 @@ class _Handlers:
             yield {out.chat: chat, out.follow_side: gr.Row(visible=False)}
             yield from self._answer(chat, requests)
 
-    def follow_up(self, chat: Chat | None, question: str, *values: Any) -> Iterator[dict[Any, Any]]:
+    def follow_up(
+        self, chat: Chat | RemoteChat | None, question: str, *values: Any
+    ) -> Iterator[dict[Any, Any]]:
         """Answer a question that continues the chat of this page."""
         with _error_message():
             request = make_follow_up(chat, question, read_settings(values))
@@ -421,7 +424,9 @@ class _Handlers:
         """End the chat of this page."""
         return {self.outputs.chat: None, self.outputs.follow_side: gr.Row(visible=False)}
 
-    def _answer(self, chat: Chat, requests: Sequence[Request]) -> Iterator[dict[Any, Any]]:
+    def _answer(
+        self, chat: Chat | RemoteChat, requests: Sequence[Request]
+    ) -> Iterator[dict[Any, Any]]:
         """Answer the first as the next of a chat, another one outside of it."""
         out, first = self.outputs, requests[0]
         yield {
@@ -520,9 +525,7 @@ def launch(app: gr.Blocks, **options: Any) -> Any:
     )
 
 
-def serve(
-    model: vpt.Runtime | CheckpointError, host: str, port: int, *, share: bool = False
-) -> None:
+def serve(model: Model | CheckpointError, host: str, port: int, *, share: bool = False) -> None:
     """Serve the page until it is ended; what was uploaded is removed then, at SIGTERM too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     parent = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()

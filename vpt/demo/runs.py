@@ -13,10 +13,11 @@ from PIL import Image
 
 from vpt.boxes import Box, check_box_px, region_to_show, rescale
 from vpt.chat import Chat
+from vpt.demo.remote import Model, RemoteChat
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
-from vpt.runtime import Runtime, Snapshot
+from vpt.runtime import Snapshot
 from vpt.trace.records import CallRecord, ContentRecord, Trace
 from vpt.view.renderers import (
     Album,
@@ -58,7 +59,7 @@ def read_settings(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def make_requests(
-    runtime: Runtime,
+    model: Model,
     picture: str | None,
     question: str | None,
     settings: Mapping[str, Any],
@@ -74,7 +75,7 @@ def make_requests(
     question = _checked(question)
     images = []
     if picture is not None:
-        images = [load_image(picture, limits=runtime.limits, name=Path(picture).name)]
+        images = [load_image(picture, limits=model.limits, name=Path(picture).name)]
     first = dict(settings)
     if box is not None:
         if not images:
@@ -86,17 +87,19 @@ def make_requests(
             )
         size_wh, whole = images[0].size_wh, (sides[0], sides[1], sides[2], sides[3])
         check_box_px(whole, size_wh)
-        region = region_to_show(whole, size_wh, grid_size=runtime.vocabulary.grid_size)
+        region = region_to_show(whole, size_wh, grid_size=model.vocabulary.grid_size)
         perception = "auto" if settings["perception"] == "auto" else "crop"
         max_calls = max(settings["max_calls"], 1)
         first |= {"region": region, "perception": perception, "max_calls": max_calls}
-    requests = [runtime.request(images, question, **first)]
+    requests = [model.request(images, question, **first)]
     if compare:
-        requests.append(runtime.request(images, question, **{**settings, "perception": "none"}))
+        requests.append(model.request(images, question, **{**settings, "perception": "none"}))
     return requests
 
 
-def make_follow_up(chat: Chat | None, question: str | None, settings: Mapping[str, Any]) -> Request:
+def make_follow_up(
+    chat: Chat | RemoteChat | None, question: str | None, settings: Mapping[str, Any]
+) -> Request:
     """Make the request of a question that continues a chat."""
     if chat is None or not chat.messages:
         raise PromptError("there is no answer to follow up here; ask a question first")

@@ -160,7 +160,7 @@ class ContentRecord(_Record):
         grey = np.rint(np.clip(decode(self.codes), 0, 1) * 255).astype(np.uint8)
         small = Image.fromarray(grey)
         small.thumbnail((DEPTH_SIDE, DEPTH_SIDE), Image.Resampling.BOX)
-        self.picture = _data_uri(small, "PNG", optimize=True)
+        self.picture = data_uri(small, "PNG", optimize=True)
 
 
 @dataclass
@@ -428,10 +428,11 @@ def brief(text: str) -> str:
 def _thumbnail(pixels: Image.Image) -> str:
     small = pixels.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return _data_uri(small, "JPEG", quality=85)
+    return data_uri(small, "JPEG", quality=85)
 
 
-def _data_uri(pixels: Image.Image, kind: str, **options: Any) -> str:
+def data_uri(pixels: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as a data URI of a format of Pillow, with its options."""
     buffer = io.BytesIO()
     pixels.save(buffer, format=kind, **options)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")

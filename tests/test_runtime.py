@@ -436,7 +436,7 @@ def break_for_red(monkeypatch, runtime, where, picture):
         dino = runtime.model.branches["dino"]
         raising(dino, "preprocess", lambda images: any(i.size == (60, 40) for i in images))
     elif where == "encode":
-        raising(runtime.encoders, "_encode_batch", lambda _, images: picture in images)
+        raising(runtime.encoders, "_encode_all", lambda _, images: picture in images)
     elif where == "project":
         raising(engine, "project", lambda stream, *_: number in stream.atoms.ids)
     elif where == "prompt":

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_model import tiny_model
 
+import vpt.inference.features as features_module
 from vpt.branches import Features
 from vpt.images import load_image
 from vpt.inference.features import Encoders, FeatureCache, FeatureKey
+from vpt.protocol.tokens import TOWER
 from vpt.runtime import Runtime
 
 BRANCHES = ("reencode", "dino", "sam")
@@ -159,6 +161,23 @@ def test_equal_images_of_one_batch_are_encoded_once(encoders, work):
     assert_same(found[0][0], found[2][0])
     assert [was_there for _, was_there in found] == [False] * 3
     assert (encoders.num_encoded, encoders.num_reused) == (2, 1)
+
+
+def test_a_batch_has_no_more_pixels_than_a_cpu_likes(encoders, monkeypatch):
+    monkeypatch.setattr(features_module, "_PIXELS_PER_BATCH", {"cpu": 60 * 40 * 2})
+    batches = []
+    tower = encoders._branches[TOWER]
+    preprocess = tower.preprocess
+    monkeypatch.setattr(
+        tower, "preprocess", lambda images: batches.append(len(images)) or preprocess(images)
+    )
+    sizes = [(60, 40), (60, 40), (60, 40), (200, 100), (60, 40)]
+    images = [(TOWER, picture(n, *size)) for n, size in enumerate(sizes)]
+    together = encoders.encode(images)
+    assert batches == [2, 1, 1, 1]  # the large one is alone
+    encoders.cache = FeatureCache(0)
+    for (one, _), image in zip(together, images, strict=True):
+        assert_same(one, encoders.encode([image])[0][0], atol=1e-5)
 
 
 def test_each_branch_encodes_for_itself(encoders, work):

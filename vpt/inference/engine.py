@@ -39,7 +39,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
 Encoded = list[tuple[Features, bool]]
 """Features of an extension's images, in order, and whether they were cached."""
 
-DEFAULT_TOKENS_PER_PASS = 2048
+_TOKENS_PER_PASS = {"cpu": 512, "cuda": 2048}
 _SHARE_OF_MEMORY = 0.5  # for the cache
 
 
@@ -223,7 +223,7 @@ class Engine:
         capacity: by default what the model's context allows, bounded by half of the memory (of
             that which is free on a GPU) for all slots together.
         tokens_per_pass: tokens of prompts and results that one pass reads at most, so that running
-            streams continue to decode.
+            streams continue to decode; by default 512 on a CPU, else 2,048.
         prefix_bytes: memory for prefixes of streams.
 
     Attributes:
@@ -238,7 +238,7 @@ class Engine:
         encoders: Encoders,
         num_slots: int = 1,
         capacity: int | None = None,
-        tokens_per_pass: int = DEFAULT_TOKENS_PER_PASS,
+        tokens_per_pass: int | None = None,
         prefix_bytes: int = DEFAULT_PREFIX_BYTES,
     ) -> None:
         text = model.config.text_config
@@ -267,7 +267,7 @@ class Engine:
         vocab_size = model.lm_head.weight.shape[0]
         self.rules = RuleTable(vocab_size, self._device, max(DEFAULT_NUM_RULES, num_slots + 1))
         self._step = DecodingStep(self.decoder, self._embed_tokens, model.lm_head, self.rules)
-        self.tokens_per_pass = tokens_per_pass
+        self.tokens_per_pass = tokens_per_pass or _TOKENS_PER_PASS.get(self._device.type, 2048)
         self.prefixes = PrefixStore(prefix_bytes)
         self._free_slots = list(range(num_slots))
         self._branch_of_action = {model.config.action_id(b): b for b in model.config.branches}

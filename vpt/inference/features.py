@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 from vpt.branches import Features
 from vpt.images import LoadedImage, fit_for_tower
@@ -17,6 +18,8 @@ from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import TOWER
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
+_PIXELS_PER_BATCH = {"cpu": 2**18, "cuda": 2**24}
+"""Encoded at once at most, of one image or several: a CPU is faster while all fits its caches."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Encoders:
     def encode(self, images: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
         """Features of images, each under a branch, and whether they were there already.
 
-        Plain images are under ``TOWER``. Images that are not kept are encoded in one batch per
-        branch, equal ones once.
+        Plain images are under ``TOWER``. Images that are not kept are encoded in batches, equal
+        ones once.
         """
         keys = [self.key(branch, image) for branch, image in images]
         found = {key: features for key in keys if (features := self.cache.get(key)) is not None}
@@ -105,7 +108,7 @@ class Encoders:
         missing = {key: one for key, one in zip(keys, images, strict=True) if key not in found}
         for branch in dict.fromkeys(branch for branch, _ in missing.values()):
             group = [key for key in missing if key.branch == branch]
-            encoded = self._encode_batch(branch, [missing[key][1] for key in group])
+            encoded = self._encode_all(branch, [missing[key][1] for key in group])
             for key, features in zip(group, encoded, strict=True):
                 found[key] = features
                 self.cache.put(key, features)
@@ -113,14 +116,32 @@ class Encoders:
         self.num_reused += len(images) - len(missing)
         return [(found[key], key in known) for key in keys]
 
-    def _encode_batch(self, branch: str, images: list[LoadedImage]) -> list[Features]:
-        with torch.inference_mode():
-            max_side = self._model.config.max_side(branch)
-            encoder = self._branches[branch]
-            fitted = [
-                fit_for_tower(image.pixels, min_side=encoder.min_side, max_side=max_side)
-                for image in images
-            ]
-            features = encoder.encode(*encoder.preprocess(fitted).values())
+    @torch.inference_mode()
+    def _encode_all(self, branch: str, images: Sequence[LoadedImage]) -> list[Features]:
+        encoder, max_side = self._branches[branch], self._model.config.max_side(branch)
+        fitted = [
+            fit_for_tower(image.pixels, min_side=encoder.min_side, max_side=max_side)
+            for image in images
+        ]
+        most = _PIXELS_PER_BATCH.get(self._model.device.type, 2**24)
+        return [
             # Each entry owns its memory: a view would keep the whole batch alive.
-            return [Features(f.values.clone(), f.grid_hw) for f in features]
+            Features(one.values.clone(), one.grid_hw)
+            for batch in _batches(fitted, most)
+            for one in encoder.encode(*encoder.preprocess(batch).values())
+        ]
+
+
+def _batches(images: Sequence[Image.Image], most_pixels: int) -> Iterator[list[Image.Image]]:
+    """Neighbouring images of so many pixels together at most; a larger one is alone."""
+    batch: list[Image.Image] = []
+    room = most_pixels
+    for image in images:
+        size = image.width * image.height
+        if batch and size > room:
+            yield batch
+            batch, room = [], most_pixels
+        batch.append(image)
+        room -= size
+    if batch:
+        yield batch

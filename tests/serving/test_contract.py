@@ -3,13 +3,14 @@
 import asyncio
 import io
 import json
+import logging
 import re
 
 import httpx
 import openai
 import pytest
 from PIL import Image
-from served import BLUE, EXAMPLES, QUESTIONS, image_part, messages_of, until
+from served import BLUE, EXAMPLES, QUESTION, QUESTIONS, image_part, messages_of, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,9 @@ def test_the_answer_is_that_of_python(ask, embedded, one):
         for c in here.trace.calls
     ]
     assert choice.message.tool_calls is None
+    if one["question"] == QUESTION:
+        words = "[looks again: region x 3, y 2 → box 112,56,280,224 of image 0, 16 tokens, "
+        assert choice.message.reasoning.startswith(words)
 
 
 def test_usage_counts_tokens_of_images_and_of_the_cache(ask, embedded):
@@ -160,6 +164,21 @@ def test_detail_changes_nothing(ask, detail):
     parts = [image_part(detail=detail), {"type": "text", "text": BLUE[0]}]
     message = ask("", messages=[{"role": "user", "content": parts}]).choices[0].message
     assert message.content == "3" and len(message.perception["calls"]) == 1
+
+
+def test_detail_is_logged_once(embedded, caplog):
+    parts = [image_part(detail="low"), {"type": "text", "text": BLUE[0]}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    with serving(embedded) as (url, _), caplog.at_level(logging.INFO, "vpt"):
+        for _ in range(2):
+            assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+    assert caplog.text.count("the field `detail` of images has no effect") == 1
+
+
+def test_the_names_of_ignored_fields_are_logged(ask, caplog):
+    with caplog.at_level(logging.DEBUG, "vpt"):
+        ask(*BLUE, extra_body={"nonsense": "a secret"})
+    assert "ignored fields: ['nonsense']" in caplog.text and "a secret" not in caplog.text
 
 
 def test_unknown_fields_are_ignored(ask):
@@ -283,42 +302,48 @@ def image_url(link):
 
 
 BAD = [
-    ({"n": 2}, "n"),
-    ({"logprobs": True}, "logprobs"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"temperature": -1}, "temperature"),
-    ({"temperature": "warm"}, "temperature"),
-    ({"top_p": 0}, "top_p"),
-    ({"top_k": -2}, "top_k"),
-    ({"seed": "x"}, "seed"),
-    ({"max_tokens": 0}, "max_tokens"),
-    ({"max_completion_tokens": "x"}, "max_completion_tokens"),
-    ({"perception": "nonsense"}, "perception"),
-    ({"max_calls": -1}, "max_calls"),
-    ({"region": [5, 5, 1, 1]}, "region"),
-    ({"region": [0, 0, 99, 99]}, "region"),
-    ({"look_at": "last"}, "look_at"),
-    ({"constrain": "perhaps"}, "constrain"),
-    ({"stop": ["x"] * 99}, "stop"),
-    ({"stop": 5}, "stop"),
-    ({"stream": "perhaps"}, "stream"),
-    ({"messages": []}, "messages"),
-    ({"messages": None}, "messages"),
-    ({"messages": "hi"}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
-    ({"messages": [{"role": "user"}]}, "messages"),
-    ({"messages": image_url("data:image/png;base64,AAAA")}, "messages"),
-    ({"messages": image_url("/etc/passwd")}, "messages"),
-    ({"messages": image_url("file:///etc/passwd")}, "messages"),
-    ({"messages": image_url("http://example.org/a.png")}, "messages"),
+    ({"n": 2}, "n", "n is not supported"),
+    ({"logprobs": True}, "logprobs", ""),
+    ({"response_format": {"type": "json_object"}}, "response_format", ""),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tools",
+        "tools is not supported",
+    ),
+    ({"tool_choice": "required"}, "tool_choice", ""),
+    ({"temperature": -1}, "temperature", "at least 0, not -1"),
+    ({"temperature": "warm"}, "temperature", ""),
+    ({"top_p": 0}, "top_p", "top_p must be"),
+    ({"top_k": -2}, "top_k", "top_k must be"),
+    ({"seed": "x"}, "seed", "seed must be"),
+    ({"max_tokens": 0}, "max_tokens", "max_tokens must be a whole number"),
+    ({"max_completion_tokens": "x"}, "max_completion_tokens", ""),
+    ({"perception": "nonsense"}, "perception", "perception must be one of"),
+    ({"max_calls": -1}, "max_calls", "max_calls must be"),
+    ({"region": [5, 5, 1, 1]}, "region", "order the cells"),
+    ({"region": [0, 0, 99, 99]}, "region", ""),
+    ({"max_completion_tokens": 0, "max_tokens": 9}, "max_completion_tokens", "at least 1"),
+    ({"look_at": 9}, "look_at", "index of no image"),
+    ({"look_at": "last"}, "look_at", "look_at"),
+    ({"constrain": "perhaps"}, "constrain", ""),
+    ({"stop": ["x"] * 99}, "stop", "stop must be at most 16 texts"),
+    ({"stop": 5}, "stop", ""),
+    ({"stream": "perhaps"}, "stream", ""),
+    ({"messages": []}, "messages", "at least 1 item"),
+    ({"messages": None}, "messages", ""),
+    ({"messages": "hi"}, "messages", ""),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages", ""),
+    ({"messages": [{"role": "user"}]}, "messages", ""),
+    ({"messages": image_url("data:image/png;base64,AAAA")}, "messages", ""),
+    ({"messages": image_url("/etc/passwd")}, "messages", "an image must be"),
+    ({"messages": image_url("file:///etc/passwd")}, "messages", ""),
+    ({"messages": image_url("http://example.org/a.png")}, "messages", "fetches no images"),
 ]
 
 
-@pytest.mark.parametrize(("change", "param"), BAD, ids=lambda one: str(one)[:50])
+@pytest.mark.parametrize(("change", "param", "words"), BAD, ids=lambda one: str(one)[:50])
 @pytest.mark.parametrize("stream", [False, True])
-def test_bad_input_is_a_400_that_names_the_field(url, model, change, param, stream):
+def test_bad_input_is_a_400_that_names_the_field(url, model, change, param, words, stream):
     body = {"model": model, "messages": USER, "stream": stream, **change}
     response = httpx.post(f"{url}/v1/chat/completions", json=body)
     assert response.status_code == 400, response.text
@@ -326,7 +351,7 @@ def test_bad_input_is_a_400_that_names_the_field(url, model, change, param, stre
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert (error["type"], error["param"].split(".")[0]) == ("invalid_request_error", param)
-    assert error["message"] and "Traceback" not in response.text
+    assert words in error["message"] != "" and "Traceback" not in response.text
 
 
 @pytest.mark.parametrize(

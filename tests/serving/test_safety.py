@@ -154,7 +154,7 @@ def test_a_body_that_is_too_large_is_refused(embedded):
 
 
 def test_slow_bodies_are_left_and_hold_up_nobody(embedded):
-    with serving(embedded, max_body_s=1.0) as (url, _), ExitStack() as stack:
+    with serving(embedded, max_body_s=0.5) as (url, _), ExitStack() as stack:
         host, port = url.removeprefix("http://").split(":")
         slow = [stack.enter_context(socket.create_connection((host, port))) for _ in range(40)]
         begin = time.monotonic()

@@ -1,9 +1,13 @@
-"""Slots of the server: the queue, clients that leave, keys, failures, long silence."""
+"""Slots of the server: queue, clients that leave, keys, failures, silence, stop texts, its end."""
 
 import io
 import json
 import logging
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -16,6 +20,7 @@ from PIL import Image
 from served import HEAD, messages_of, raw, serving, until
 
 import vpt
+from vpt.serving.worker import _Text
 
 KEY = "correct-horse"
 
@@ -157,7 +162,7 @@ def test_a_client_that_leaves_a_stream_frees_its_slot(serve):
 def test_a_client_that_leaves_while_it_waits_for_an_answer_frees_its_slot(serve):
     with serve() as server:
         with pytest.raises(httpx.ReadTimeout):
-            server.post(LONG, timeout=0.5)
+            server.post(LONG, timeout=0.2)
         until(server.is_idle, 2)
 
 
@@ -165,9 +170,9 @@ def test_a_client_that_leaves_the_queue_is_forgotten(serve):
     with serve() as server:
         with server.busy():
             with pytest.raises(httpx.ReadTimeout):
-                server.post(SHORT, timeout=0.5)
+                server.post(SHORT, timeout=0.2)
             with pytest.raises(httpx.ReadTimeout):
-                server.post({**SHORT, "stream": True}, timeout=0.5)
+                server.post({**SHORT, "stream": True}, timeout=0.2)
             until(lambda: server.runtime.worker.num_waiting == 0, 2)
             assert server.runtime.worker.num_running == 1
         until(server.is_idle, 2)
@@ -261,10 +266,10 @@ def test_an_error_within_a_stream_is_a_chunk_before_the_end(serve, monkeypatch):
 
 
 def test_a_silent_stream_says_that_it_is_alive(serve, monkeypatch):
-    with serve(silence_s=0.05) as server:
+    with serve(silence_s=0.03) as server:
         engine = server.runtime.worker.engine
         decode = type(engine).decode
-        monkeypatch.setattr(engine, "decode", lambda *a: time.sleep(0.3) or decode(engine, *a))
+        monkeypatch.setattr(engine, "decode", lambda *a: time.sleep(0.1) or decode(engine, *a))
         body = {**SHORT, "max_tokens": 3, "stream": True}
         with httpx.stream("POST", server.url, json=body, timeout=60) as response:
             lines = [line for line in response.iter_lines() if line]
@@ -306,3 +311,121 @@ def test_traces_are_kept_if_permitted(serve):
             text = "".join(response.iter_text())
         link = json.loads(text.split("data: ")[-2])["choices"][0]["delta"]["perception"]["trace"]
         assert httpx.get(server.base + link).status_code == 200
+
+
+# --- stop texts -----------------------------------------------------------------------------
+
+
+def test_a_stop_text_ends_the_run_at_once(serve):
+    with serve() as server:
+        ask = openai.OpenAI(base_url=f"{server.base}/v1", api_key="x").chat.completions.create
+        text = ask(model=None, **{**LONG, "max_tokens": 60}).choices[0].message.content
+        stop = text[len(text) // 2 :][:4]
+        cut = ask(model=None, **LONG, stop=["@@@@", stop]).choices[0]
+        assert cut.message.content == text[: text.index(stop)].rstrip()
+        assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+        until(server.is_idle, 2)
+
+
+@pytest.mark.parametrize(
+    ("stops", "parts", "shown"),
+    [
+        ((), ["  a", " b ", " "], "a b"),
+        (("END",), ["x E", "N", "D y"], "x"),
+        (("END",), ["x EN", "O"], "x ENO"),
+        (("aab",), ["a", "a", "a", "b", "c"], "a"),
+        (("b", "abc"), ["za", "bc"], "z"),
+    ],
+)
+def test_text_is_held_back_while_it_may_be_a_stop_text(stops, parts, shown):
+    text = _Text(stops)
+    out = ""
+    for part in parts:
+        out += text.add(0, part)
+        if text.stopped_by is not None:
+            break
+    assert out + text.end() == shown
+    assert text.turn_text.strip() == shown
+
+
+def test_the_text_of_a_further_turn_is_on_its_own_line():
+    text = _Text(())
+    assert text.add(0, "one ") + text.add(1, "") + text.add(1, " two") + text.end() == "one\ntwo"
+
+
+# --- the end of the server ------------------------------------------------------------------
+
+
+@contextmanager
+def served_by(code, *words, **variables):
+    """A process that runs Python code with these words; yields it and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+    command = [sys.executable, "-c", code, "serve", "--port", port, *map(str, words)]
+    environment = {**os.environ, **variables}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+COMMAND = "import sys; from vpt.cli import main; sys.exit(main())"
+SAYS_NOTHING = {"messages": [{"role": "user", "content": "Count."}], "max_tokens": 400}
+
+
+def is_up(url):
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_running_finish_and_refuses_the_new(random_model):
+    key = "from-the-environment"
+    headers = {"Authorization": f"Bearer {key}"}
+    with served_by(COMMAND, "--model", random_model, VPT_API_KEY=key) as (process, url):
+        until(lambda: is_up(url), 120)
+        body, path = {**SAYS_NOTHING, "stream": True}, f"{url}/v1/chat/completions"
+        with httpx.stream("POST", path, headers=headers, json=body, timeout=60) as got:
+            lines = got.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: httpx.get(f"{url}/health").json() == {"status": "draining"})
+            new = httpx.post(path, headers=headers, json=body)
+            assert new.status_code == 503 and new.headers["retry-after"]
+            assert list(lines)[-2] == "data: [DONE]"
+        log = process.stderr.read().decode()
+        assert process.wait(20) == 0
+    assert key not in log and "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_serves_again(random_model, tmp_path):
+    words = ("--model", random_model)
+    with served_by(COMMAND, *words, TMPDIR=str(tmp_path)) as (process, url):
+        until(lambda: is_up(url), 120)
+        body, path = {**SAYS_NOTHING, "stream": True}, f"{url}/v1/chat/completions"
+        with httpx.stream("POST", path, json=body, timeout=60) as got:
+            lines = got.iter_lines()
+            next(lines)
+            process.kill()
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+        process.wait(20)
+        port = url.rpartition(":")[2]
+        assert list(tmp_path.iterdir()) == []
+        with served_by(COMMAND, *words, "--port", port) as (_, _):  # the last one counts
+            until(lambda: is_up(url), 120)
+            assert httpx.post(path, json=SAYS_NOTHING, timeout=60).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_an_error_if_told_to(random_model):
+    fault = "import vpt.inference.scheduler as one; one.Scheduler.round = lambda self: 1 / 0\n"
+    with served_by(fault + COMMAND, "--model", random_model, "--exit-on-error") as (process, url):
+        until(lambda: is_up(url), 120)
+        response = httpx.post(f"{url}/v1/chat/completions", json=SAYS_NOTHING, timeout=60)
+        assert response.status_code == 500 and "division" not in response.text
+        assert process.wait(20) == 1

@@ -1,4 +1,4 @@
-"""Models with random weights, from tiny to the shapes of Qwen2-VL, and a picture for them."""
+"""Models with random weights, from tiny to full size, on each backbone, and a picture for them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from tiny_model import TINY_DINO, TINY_PREPROCESS, TINY_SAM, byte_tokenizer
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.images import LoadedImage, load_image
 from vpt.model.building import CHAT_TEMPLATE, add_perception_tokens, vpt_config
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.config import BASE_CONFIGS
+from vpt.model.folder import BACKBONES
+from vpt.model.modeling import BASE_MODELS, MODELS, VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor, build_image_processor
 from vpt.protocol.tokens import (
     IMAGE_PAD,
@@ -31,9 +32,9 @@ class Size:
     """Shapes of one model and its picture.
 
     Attributes:
-        text: fields of ``Qwen2VLTextConfig``.
-        vision: fields of ``Qwen2VLVisionConfig``.
-        image_wh: of the picture, in pixels; it takes ``w * h / 28**2`` tokens.
+        text: fields of the LLM's configuration.
+        vision: fields of ``Qwen2VLVisionConfig``; other towers are of the same shape.
+        image_wh: of the picture, in pixels.
         tie: whether the head shares its weights with the embedding.
         encoders: branch -> its ``branch_configs`` entry; empty for the released encoders.
     """
@@ -83,7 +84,22 @@ SIZES = {
 }
 
 
-def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VPTProcessor]:
+def _tower(size: Size, backbone: str) -> dict[str, Any]:
+    """Settings of a backbone's tower, whose parts stand in the same proportion as at full size."""
+    out, vision = size.text["hidden_size"], size.vision
+    if backbone == "qwen2_vl":
+        return {**vision, "hidden_size": out}
+    width, quarters = vision["embed_dim"], [vision["depth"] * n // 4 for n in (1, 2, 3, 4)]
+    parts = {"depth": vision["depth"], "num_heads": vision["num_heads"], "hidden_size": width}
+    parts |= {"intermediate_size": width * vision["mlp_ratio"], "out_hidden_size": out}
+    if backbone == "qwen2_5_vl":
+        return {**parts, "fullatt_block_indexes": sorted({max(n - 1, 0) for n in quarters})}
+    return {**parts, "deepstack_visual_indexes": sorted({*quarters[:3]})}
+
+
+def build(
+    size: Size, device: torch.device, dtype: torch.dtype, backbone: str = "qwen2_vl"
+) -> tuple[Any, VPTProcessor]:
     """Make a model with random weights on its device, and its processor."""
     tokenizer = byte_tokenizer()
     num_bytes = len(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False))
@@ -92,15 +108,16 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VP
     head_dim = size.text["hidden_size"] // size.text["num_attention_heads"]
     sections = [head_dim // 8, 3 * head_dim // 16, 3 * head_dim // 16]  # as in Qwen2-VL
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-    base = Qwen2VLConfig(
+    base = BASE_CONFIGS[backbone](
         text_config={
             **size.text,
             "rope_parameters": rope,
             "max_position_embeddings": 32768,
             "bos_token_id": None,
             "eos_token_id": ids[TURN_END],
+            **({"head_dim": head_dim} if backbone == "qwen3_vl" else {}),
         },
-        vision_config={**size.vision, "hidden_size": size.text["hidden_size"]},
+        vision_config=_tower(size, backbone),
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],
@@ -112,7 +129,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VP
     config.image_resolution = None
     torch.manual_seed(0)
     with torch.device(device):
-        model = VPTForConditionalGeneration._from_config(config, dtype=dtype).eval()
+        model = MODELS[config.model_type]._from_config(config, dtype=dtype).eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and not name.startswith("projectors"):
             std = parameter[0].numel() ** -0.5
@@ -120,20 +137,23 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Any, VP
             parameter.data.normal_(0, 2 * std if is_sharp else std)
     for table in {model.get_input_embeddings().weight, model.lm_head.weight}:
         table.data[num_bytes:] *= 0.1  # control tokens are never the likeliest
-    limits = {"shortest_edge": 56 * 56, "longest_edge": size.image_wh[0] * size.image_wh[1]}
-    image_processor = build_image_processor({"size": limits})
+    patch_size = config.vision_config.patch_size
+    limits = {"shortest_edge": (4 * patch_size) ** 2}
+    limits["longest_edge"] = size.image_wh[0] * size.image_wh[1]
+    image_processor = build_image_processor({"size": limits, "patch_size": patch_size})
     return model, VPTProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
-def plain_model(model: VPTForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
-    """A stock Qwen2-VL that shares the weights of a VPT model."""
+def plain_model(model: VPTForConditionalGeneration) -> Any:
+    """A stock model of the backbone that shares the weights of a VPT model."""
     settings = model.config.to_dict()
+    (base,) = [name for name, types in BACKBONES.items() if settings["model_type"] in types]
     skipped = ("model_type", "architectures", "transformers_version", "dtype")
-    known = Qwen2VLConfig().to_dict()
-    config = Qwen2VLConfig(**{k: v for k, v in settings.items() if k in known and k not in skipped})
+    known = BASE_CONFIGS[base]().to_dict()
+    given = {k: v for k, v in settings.items() if k in known and k not in skipped}
     with torch.device(model.device):
-        plain = Qwen2VLForConditionalGeneration._from_config(
-            config, dtype=model.dtype, attn_implementation="sdpa"
+        plain = BASE_MODELS[base]._from_config(
+            BASE_CONFIGS[base](**given), dtype=model.dtype, attn_implementation="sdpa"
         )
     weights = model.state_dict()
     wanted = plain.state_dict().keys()

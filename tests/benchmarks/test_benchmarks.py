@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from unittest import mock
 
+import backbones
 import engine_costs
 import pytest
 import single_pass
@@ -12,6 +13,8 @@ import training_step
 from peak_memory import peak_memory
 from random_models import SIZES, build, plain_model
 from training_rows import make_batch
+
+from vpt.model.folder import BACKBONES
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,19 @@ def test_costs_of_the_engine_are_measured_on_a_cpu_but_for_graphs(capsys):
     assert all(section["tokens_equal"] for section in of["prefill"].values())
     assert of["follow-up"]["tokens_equal"]
     assert of["lengths"]["lengths"] == [64, 96] and len(of["calls"]["ms"]) == 2
+
+
+@pytest.mark.slow
+def test_each_backbone_writes_the_tokens_of_transformers_and_is_trained_both_ways():
+    options = "--parts speed norms --size tiny --repeats 1 --new-tokens 3 --steps 2 --seeds 1"
+    report = backbones.main(options.split())
+    assert report["speed"].keys() == report["norms"].keys() == {*BACKBONES}
+    assert all(section["tokens_equal"] for section in report["speed"].values())
+    for section in report["norms"].values():
+        released, scaled = (section[way][0] for way in backbones.WAYS)
+        assert released["first_ratio"] == scaled["first_ratio"] > 10
+        assert released["loss"] != scaled["loss"]
+    assert 1 < report["shipped_ratio"] < 10
 
 
 def test_all_contestants_write_the_same_tokens(tiny):

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from vpt.errors import PromptError, VPTError, as_vpt_error
 from vpt.inference.events import ErrorEvent, StopEvent
 from vpt.inference.request import Request, Sampling
+from vpt.loading import load
 from vpt.protocol.tokens import branches_of_mode
-from vpt.runtime import load
 from vpt.trace.records import Trace
 
 _HONOURED = ("do_sample", "max_new_tokens", "seed", "temperature", "top_k", "top_p", "until")
@@ -40,7 +40,7 @@ class VPT(lmms):
         model: a model folder or hub id; ``None`` for the small embedded one.
         perception: one of ``vpt.protocol.tokens.PERCEPTION_MODES``.
         device: ``"cpu"``, ``"cuda"``, ...; by default a GPU if there is one.
-        dtype: as for :func:`vpt.runtime.load`.
+        dtype: as for :func:`vpt.loading.load`.
         image_resolution: longer side to which images are shrunk, 0 for no limit; by default
             what the model's configuration says.
         batch_size: questions at once.

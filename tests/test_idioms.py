@@ -28,9 +28,9 @@ import vpt
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError, ImageError, PromptError, ServiceError
 from vpt.images import load_image
+from vpt.loading import EMBEDDED_MODEL
 from vpt.model.processing import TokenPiece
 from vpt.protocol.tokens import IMAGE_PAD, TOWER, ContentTokens
-from vpt.runtime import EMBEDDED_MODEL
 
 TAGS = "examples/tags.jpg"
 QUESTION = "What number is on the blue one?"

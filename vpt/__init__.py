@@ -22,10 +22,11 @@ if TYPE_CHECKING:
         TokenEvent,
     )
     from vpt.inference.request import Request
+    from vpt.loading import load
     from vpt.model.config import VPTConfig
     from vpt.model.modeling import VPTForConditionalGeneration
     from vpt.model.processing import VPTProcessor
-    from vpt.runtime import Runtime, load
+    from vpt.runtime import Runtime
     from vpt.trace.records import Trace
 
 __version__ = "0.1.0"
@@ -67,7 +68,7 @@ _HOMES = {
     "VPTError": "vpt.errors",
     "VPTForConditionalGeneration": "vpt.model.modeling",
     "VPTProcessor": "vpt.model.processing",
-    "load": "vpt.runtime",
+    "load": "vpt.loading",
     "load_image": "vpt.images",
 }
 

@@ -11,7 +11,7 @@ def scene(goldens):
 @pytest.fixture
 def ask(capsys, monkeypatch, random_model):
     """Run ``vpt ask`` with a model that babbles; gives code, stdout and stderr."""
-    monkeypatch.setattr("vpt.runtime.EMBEDDED_MODEL", random_model)
+    monkeypatch.setattr("vpt.loading.EMBEDDED_MODEL", random_model)
 
     def run(*words, command="ask"):
         code = cli.main([command, *map(str, words)])

@@ -82,7 +82,7 @@ def test_a_folder_gives_one_trace_per_line_and_files_by_name(ask, folder, tmp_pa
 )
 def test_what_cannot_be_asked_about_is_told(ask, folder, monkeypatch, stdin, words, code, message):
     monkeypatch.chdir(folder.parent)
-    monkeypatch.setattr("vpt.runtime.load", None)
+    monkeypatch.setattr("vpt.loading.load", None)
     stdin(b"")
     given, out, err = ask(*words)
     assert (given, out) == (code, "")

@@ -17,6 +17,7 @@ from golden_data import GOLDENS
 from PIL import Image
 from tiny_model import TINY_DINO, byte_tokenizer, tiny_model
 
+import vpt.loading
 import vpt.runtime
 from vpt import cli
 from vpt.branches import BranchError
@@ -246,7 +247,7 @@ def test_other_shells_have_a_script(capsys, shell):
     ],
 )
 def test_wrong_usage_is_told_before_the_model_is_loaded(ask, monkeypatch, words, message):
-    monkeypatch.setattr(vpt.runtime, "load", None)
+    monkeypatch.setattr(vpt.loading, "load", None)
     code, out, err = ask(*words)
     assert (code, out) == (2, "")
     assert message in err and "Traceback" not in err
@@ -388,7 +389,7 @@ def test_every_kind_of_error_has_its_code(ask, monkeypatch, error, code, message
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr(vpt.runtime, "load", load)
+    monkeypatch.setattr(vpt.loading, "load", load)
     given, _, err = ask("q")
     assert given == code
     assert message in err

@@ -22,7 +22,7 @@ TAGS = Path(__file__).parents[2] / "examples" / "tags.jpg"
 @pytest.fixture
 def chat(capsys, monkeypatch, random_model, tmp_path):
     """Run ``vpt chat`` with lines on stdin; gives code, stdout and stderr."""
-    monkeypatch.setattr("vpt.runtime.EMBEDDED_MODEL", random_model)
+    monkeypatch.setattr("vpt.loading.EMBEDDED_MODEL", random_model)
     monkeypatch.chdir(tmp_path)
 
     def run(lines, *words):

@@ -12,6 +12,7 @@ from vpt.errors import CheckpointError
 from vpt.images import load_image
 from vpt.inference.engine import Engine
 from vpt.inference.features import Encoders
+from vpt.loading import load
 from vpt.model.building import build_from_base
 from vpt.model.folder import BACKBONES
 from vpt.model.generation import apply_rule_
@@ -19,7 +20,7 @@ from vpt.model.modeling import BASE_MODELS, MODELS
 from vpt.model.processing import FeaturePiece, ImagePiece
 from vpt.protocol.grammar import PerceptionGrammar, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS
-from vpt.runtime import Runtime, load
+from vpt.runtime import Runtime
 
 
 @pytest.fixture(scope="module", params=BACKBONES)

@@ -130,7 +130,7 @@ def test_the_setting_is_saved_extended_and_gone_with_adapters(shipped, tmp_path,
     ],
 )
 def test_a_malformed_setting_is_refused(tmp_path, change):
-    config = json.loads((vpt.runtime.EMBEDDED_MODEL / "config.json").read_text())
+    config = json.loads((vpt.loading.EMBEDDED_MODEL / "config.json").read_text())
     config["intended_inputs"] = {**SETTING, **change}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="intended_inputs must have a description, a mean"):

@@ -41,5 +41,5 @@ def test_the_embedded_model_ships_with_the_package():
     runtime = vpt.load(device="cpu")
     assert runtime.name == "embedded"
     assert set(runtime.vocabulary.branches) == {"crop", "reencode", "dino", "sam"}
-    size = sum(file.stat().st_size for file in vpt.runtime.EMBEDDED_MODEL.iterdir())
+    size = sum(file.stat().st_size for file in vpt.loading.EMBEDDED_MODEL.iterdir())
     assert size <= packing.MOST_BYTES

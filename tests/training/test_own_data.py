@@ -12,8 +12,8 @@ from PIL import Image
 
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
+from vpt.loading import EMBEDDED_MODEL
 from vpt.model.processing import VPTProcessor
-from vpt.runtime import EMBEDDED_MODEL
 
 PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", PAGE, re.MULTILINE))

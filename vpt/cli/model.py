@@ -91,7 +91,7 @@ def check_model_arguments(args: argparse.Namespace) -> None:
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of :func:`vpt.runtime.load`."""
+    """Arguments of :func:`vpt.loading.load`."""
     names = ("device", "dtype", "image_resolution", "depth_tokenizer")
     options = {"path_or_id": args.model, **{name: getattr(args, name) for name in names}}
     return {**options, "revision": args.revision} if args.revision else options

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vpt.depth.tokenizer import CONFIG, WEIGHTS, DepthTokenizer, load_depth_tokenizer
+from vpt.detector import Proposer
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import DEFAULT_LIMITS, ImageLimits
 from vpt.inference.features import DEFAULT_CACHE_BYTES
@@ -19,6 +20,7 @@ from vpt.inference.request import lists_options
 from vpt.model.hub import adapter_base, find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model, merge_adapter
 from vpt.model.processing import VPTProcessor
+from vpt.released import DEFAULT_DETECTOR
 from vpt.runtime import DEFAULT_NUM_SEQS, Runtime
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
@@ -39,6 +41,7 @@ def load(
     allowed_media_domains: Sequence[str] | None = None,
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
+    detector: str | os.PathLike[str] | Proposer = DEFAULT_DETECTOR,
     max_num_seqs: int = DEFAULT_NUM_SEQS,
     max_model_len: int | None = None,
     prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
@@ -68,6 +71,9 @@ def load(
             no limit; by default that of the model's configuration (released models: 512).
         depth_tokenizer: folder or file of the decoder of the model's depth maps; by default the one
             in the model's folder, if there is one.
+        detector: finds the phrases of ``look_for``: a folder or hub id of GroundingDINO in
+            transformers' format, a file ``*.pth`` of its released weights, which needs the extra
+            ``grounding``, or an object with its method ``propose``; loaded when it is needed.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.
@@ -126,6 +132,7 @@ def load(
         feature_cache_bytes=feature_cache_bytes,
         limits=limits,
         depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub),
+        detector=detector,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         prefix_cache_bytes=prefix_cache_bytes,

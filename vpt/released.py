@@ -68,6 +68,9 @@ MODELS = (
     ),
 )
 HEADINGS = ("model", "base", "branches", "kind", "parameters", "weights")
+DEFAULT_DETECTOR = "IDEA-Research/grounding-dino-tiny"
+"""Finds the phrases of ``look_for``."""
+
 PHOTO_MODEL = MODELS[0].name
 """For photos, where another model cannot read them."""
 

@@ -21,6 +21,7 @@ from vpt.answer import Answer
 from vpt.boxes import GridBox
 from vpt.chat import Chat
 from vpt.depth.tokenizer import DepthTokenizer
+from vpt.detector import Detector, Proposer
 from vpt.errors import CheckpointError, PromptError, ServiceError, VPTError, as_vpt_error
 from vpt.images import DEFAULT_LIMITS, ImageLimits, LoadedImage, find_images, load_image
 from vpt.inference.conversation import Conversation, Transcript
@@ -34,6 +35,7 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_conversation
 from vpt.protocol.tokens import TOWER, Vocabulary
+from vpt.released import DEFAULT_DETECTOR
 from vpt.trace.records import Trace
 
 DEFAULT_NUM_SEQS = 16
@@ -87,6 +89,7 @@ class Runtime:
         limits: of input images.
         depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
             only.
+        detector: finds the phrases of ``look_for``: as for :class:`vpt.detector.Detector`.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.
@@ -102,6 +105,7 @@ class Runtime:
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
+        detector: str | os.PathLike[str] | Proposer = DEFAULT_DETECTOR,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         max_model_len: int | None = None,
         prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
@@ -129,6 +133,7 @@ class Runtime:
         self.depth_tokenizer = depth_tokenizer
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
+        self.detector = Detector(detector, self.device)
         self._settings = (
             check_number("max_num_seqs", max_num_seqs, int, 1),
             max_model_len and check_number("max_model_len", max_model_len, int, 1),
@@ -251,6 +256,7 @@ class Runtime:
         seed: int = 0,
         system: str | None = None,
         region: GridBox | None = None,
+        look_for: str | None = None,
         replace_looks: str | None = None,
         history: Sequence[Message] = (),
     ) -> Request:
@@ -278,11 +284,14 @@ class Runtime:
             seed: of sampling.
             system: text of the system turn; ``None`` for the released one.
             region: cells of the grid that the first call names in place of the model's choice.
+            look_for: a phrase such as ``"the blue tag"``: the first call looks where the detector
+                finds it, which runs at once, before the request is served.
             replace_looks: ``"blank"`` or ``"random"``, for experiments: see
                 :class:`vpt.inference.request.Request`.
             history: earlier turns, as text and images. :meth:`chat` also keeps the looks.
 
         Raises:
+            CheckpointError: if the detector is needed and cannot be loaded.
             ImageError: if an image cannot be used.
             PromptError: if the question, or an option, is unknown, of another type or out of
                 bounds, or cannot be used with this model.
@@ -306,6 +315,7 @@ class Runtime:
             sampling=Sampling(temperature, top_k, top_p, seed),
             system=system,
             region=region,
+            look_for=look_for,
             replace_looks=replace_looks,
             history=history,
         )
@@ -545,7 +555,14 @@ class Runtime:
         meant = self.intended_inputs
         warnings = () if meant is None else meant.warnings(request.images)
         return Conversation(
-            request, self.processor, self.vocabulary, decode, self.description, warnings, before
+            request,
+            self.processor,
+            self.vocabulary,
+            decode,
+            self.description,
+            warnings,
+            before,
+            self.detector.propose,
         )
 
 

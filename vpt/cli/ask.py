@@ -32,6 +32,7 @@ from vpt.cli.parser import (
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
+from vpt.released import DEFAULT_DETECTOR
 from vpt.view.wording import STOP_TEXT, call_text, content_text, count_text, tokens_text
 
 if TYPE_CHECKING:
@@ -60,6 +61,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_value(parser, "--batch-size", "B", whole_number(1), "images of a folder at once", 8)
     add_question_arguments(parser)
+    finding = parser.add_argument_group("looking for a phrase")
+    phrase = "look first where a detector finds this, such as 'the blue tag'"
+    add_value(finding, "--look-for", "PHRASE", str, phrase)
+    detector = (
+        "GroundingDINO: a folder or hub id in transformers' format, or a file *.pth of released "
+        f"weights (default: {DEFAULT_DETECTOR})"
+    )
+    add_value(finding, "--detector", "PATH_OR_ID", str, detector, DEFAULT_DETECTOR)
     output = parser.add_argument_group("output")
     add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
     add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")
@@ -89,8 +98,9 @@ def _ask(args: argparse.Namespace) -> int | None:
     check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
     print_loading(args)
     images = [load_image_word(path, args) for path in paths]
-    request = Request.of(images, question, options_of(args))
-    runtime = load_runtime(args)
+    options = {**options_of(args), "look_for": args.look_for}
+    request = Request.of(images, question, options)
+    runtime = load_runtime(args, detector=args.detector)
     from vpt.inference.events import StopEvent
 
     screen = Screen([image.source for image in images], show_text=not args.json)
@@ -119,8 +129,9 @@ def _ask_folder(args: argparse.Namespace, paths: Sequence[str], question: str) -
         check_out_folder(out or Path(), option)
     options = options_of(args)
     Request.of([], question, {**options, "perception": "auto"})  # refuses impossible values
+    options["look_for"] = args.look_for
     print_loading(args)
-    runtime = load_runtime(args)
+    runtime = load_runtime(args, detector=args.detector)
     from vpt.inference.events import ErrorEvent
 
     requests = runtime.requests(files, question, **options)
@@ -244,6 +255,9 @@ def note(trace: Trace, runtime: Runtime, verbose: bool) -> None:
     """Report what a person should know about a run that has ended."""
     for warning in trace.warnings:
         print_err(f"warning: {warning}")
+    if trace.proposals:
+        best, number = trace.proposals[0], count_text(len(trace.proposals), "place")
+        print_err(f"found {best.phrase!r} in {number}, the best with a score of {best.score:.2f}")
     _note_content(trace, runtime)
     if trace.malformed:
         print_err(f"note: {count_text(len(trace.malformed), 'malformed call')} read as text")

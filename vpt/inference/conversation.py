@@ -8,11 +8,11 @@ and one stream or many are driven the same way.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vpt.boxes import crop_box_px
+from vpt.boxes import GridBox, crop_box_px, region_to_show
 from vpt.errors import PromptError, RegionError
 from vpt.images import LoadedImage
 from vpt.inference.events import (
@@ -33,6 +33,12 @@ from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, branches_of_mode, invite
 from vpt.trace.records import CallRecord, ImageRecord
+
+if TYPE_CHECKING:
+    from vpt.branches import Proposal
+
+Propose = Callable[[LoadedImage, str], "Sequence[Proposal]"]
+"""Finds boxes for a phrase in an image, best first."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Conversation:
         warnings: sentences for the trace.
         before: the conversation that the question continues; the request's history tells its text
             and images, for the trace.
+        propose: finds boxes for the phrase of ``look_for`` in an image, best first.
 
     Attributes:
         before: the conversation that it continues, if any.
@@ -83,6 +90,7 @@ class Conversation:
         model: Mapping[str, Any] | None = None,
         warnings: Iterable[str] = (),
         before: Transcript | None = None,
+        propose: Propose | None = None,
     ) -> None:
         self.request, self.before = request, before
         earlier = () if before is None else before.records
@@ -103,8 +111,12 @@ class Conversation:
         )
         writes_content = request.has_images and request.perception != "none"
         self._content = vocabulary.content.kinds if writes_content else ()
-        self._prescribed = _prescribed_ids(request, vocabulary)
         self._begin(before)
+        region = request.region
+        if request.look_for is not None:
+            assert propose is not None, "look_for needs a detector"
+            region = self._look_for(request.look_for, propose)
+        self._prescribed = [] if region is None else _region_ids(region, vocabulary)
         self._num_rounds = 0
         self._last_call: tuple[object, ...] | None = None
         self._must_answer = self._is_out_of_tokens = False
@@ -150,6 +162,18 @@ class Conversation:
         if isinstance(look_at := self.request.look_at, int):
             return look_at
         return self._first if look_at == "first" else len(self._images) - 1
+
+    def _look_for(self, phrase: str, propose: Propose) -> GridBox | None:
+        """The smallest region whose crop holds the best box for a phrase; ``None`` without one."""
+        check_has_regions("look_for", self.vocabulary)
+        source = self._source()
+        image = self._images[source]
+        found = propose(image, phrase)
+        self.recorder.add_proposals(phrase, source, found)
+        if not found:
+            return None
+        box = found[0].box_xyxy_px
+        return region_to_show(box, image.size_wh, grid_size=self.vocabulary.grid_size)
 
     def run(self) -> Exchange:
         """Answer the question, once; only to an :class:`Append` a :class:`Step` must be sent."""
@@ -280,14 +304,17 @@ class Conversation:
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
 
 
-def _prescribed_ids(request: Request, vocabulary: Vocabulary) -> list[int]:
-    """Ids of the call that the request makes in place of the model; may raise ``PromptError``."""
-    if request.region is None:
-        return []
+def check_has_regions(name: str, vocabulary: Vocabulary) -> None:
+    """Raise ``PromptError`` if the model has no region tokens for the option of this name."""
+    if "crop" not in vocabulary.branches:
+        raise PromptError(f"{name}: this model has no region tokens")
+
+
+def _region_ids(region: GridBox, vocabulary: Vocabulary) -> list[int]:
+    """Ids of a call at a region, which the request makes in place of the model."""
     try:
-        tokens = [*split_symbols(format_region(request.region, vocabulary.grid_size)), TURN_END]
+        tokens = [*split_symbols(format_region(region, vocabulary.grid_size)), TURN_END]
     except RegionError as exc:
         raise PromptError(f"region: {exc}") from exc
-    if "crop" not in vocabulary.branches:
-        raise PromptError("region: this model has no region tokens")
+    check_has_regions("region", vocabulary)
     return [vocabulary.ids[token] for token in tokens]

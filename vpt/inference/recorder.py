@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,13 @@ from vpt.trace.records import (
     ImageRecord,
     MalformedRecord,
     MessageRecord,
+    ProposalRecord,
     TokenRecord,
     Trace,
 )
+
+if TYPE_CHECKING:
+    from vpt.branches import Proposal
 
 DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
 _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
@@ -72,6 +76,17 @@ class Recorder:
         for message in request.history:
             self.trace.history.append(
                 MessageRecord(message.role, message.text, len(message.images))
+            )
+
+    def add_proposals(self, phrase: str, image: int, found: Sequence[Proposal]) -> None:
+        """Record what a detector found for a phrase in an image, or warn that it found nothing."""
+        if not found:
+            self.trace.warnings.append(
+                f"{phrase!r} was not found in image {image}: the model looks where it chooses"
+            )
+        for one in found:
+            self.trace.proposals.append(
+                ProposalRecord(image, phrase, one.box_xyxy_px, one.score, one.phrase)
             )
 
     def start(self) -> None:

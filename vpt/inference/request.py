@@ -173,6 +173,7 @@ class Request:
         system: the system turn; ``None`` for the released one.
         region: cells of the grid for the first call, in place of the model's choice: to correct it,
             or to measure the effect of the true region.
+        look_for: a phrase; where a detector finds it in the image, the first call looks.
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
             ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
@@ -212,6 +213,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     region: GridBox | None = None
+    look_for: str | None = None
     replace_looks: str | None = None
     history: Sequence[Message] = ()
     kept: ClassVar[Any] = None
@@ -235,6 +237,8 @@ class Request:
             one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
         _instance("sampling", self.sampling, Sampling)
         self._check_messages()
+        if self.look_for is not None:
+            self._check_look_for(self.look_for)
         if self.region is not None:
             self._check_region(self.region)
 
@@ -260,13 +264,23 @@ class Request:
         """Whether there is an image to look at."""
         return any(message.images for message in self.messages)
 
+    def _check_look_for(self, phrase: str) -> None:
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise _refusal("look_for", "a phrase such as 'the blue tag'", phrase)
+        if self.region is not None:
+            raise PromptError("region and look_for both name the first look; pass one of them")
+        self._check_first_call("look_for")
+
     def _check_region(self, region: GridBox) -> None:
         _instance("region", region, GridBox)
         cells = [check_number("region", cell, int, 0) for cell in astuple(region)]
         object.__setattr__(self, "region", GridBox(*cells))
+        self._check_first_call("region")
+
+    def _check_first_call(self, name: str) -> None:
         if self.perception not in ("auto", "crop") or not self.has_images or not self.max_calls:
             raise PromptError(
-                "region needs an image, a call (max_calls) and perception 'auto' or 'crop'; "
+                f"{name} needs an image, a call (max_calls) and perception 'auto' or 'crop'; "
                 f"got perception={self.perception!r}, max_calls={self.max_calls}"
             )
 

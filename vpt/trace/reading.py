@@ -109,6 +109,8 @@ def check_trace(trace: Any) -> None:
     _check_preprocess(trace.model.get("preprocess", {}))
     for index in range(len(trace.images)):
         _check_image(trace, index)
+    for index, proposal in enumerate(trace.proposals):
+        _check_proposal(proposal, trace, f"proposals[{index}]")
     for index, call in enumerate(trace.calls):
         _check_call(call, trace, f"calls[{index}]", grid_size)
     for index, content in enumerate(trace.content):
@@ -145,6 +147,12 @@ def _check_image(trace: Any, index: int) -> None:
         raise PromptError(f"not a trace: {name} is cut from image {image.parent}, without a place")
     if image.box_xyxy_px is not None:
         _check_box(image.box_xyxy_px, trace.images[trace.root(index)].size_wh, name)
+
+
+def _check_proposal(proposal: Any, trace: Any, name: str) -> None:
+    if proposal.image >= (num_images := len(trace.images)):
+        raise PromptError(f"not a trace: {name} names image {proposal.image} of {num_images}")
+    _check_box(proposal.box_xyxy_px, trace.images[proposal.image].size_wh, name)
 
 
 def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:

@@ -164,6 +164,23 @@ class ContentRecord(_Record):
 
 
 @dataclass
+class ProposalRecord(_Record):
+    """A box that a detector found for the phrase of ``look_for``.
+
+    Attributes:
+        image: index of the image, in whose pixels the box is.
+        score: of the detector, 0 to 1.
+        text: part of the phrase that the box matches.
+    """
+
+    image: Whole
+    phrase: str
+    box_xyxy_px: Corners
+    score: ScoreValue
+    text: str = ""
+
+
+@dataclass
 class MalformedRecord(_Record):
     """Perception tokens, as written, that made no call and no content, and what was wrong."""
 
@@ -244,6 +261,7 @@ class Trace(_Record):
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         warnings: reasons not to rely on the answer, as sentences; absent from files when empty.
         history: the conversation before the question; absent from files when empty.
+        proposals: boxes for the phrase of ``look_for``, best first; absent from files when empty.
     """
 
     question: str
@@ -264,6 +282,7 @@ class Trace(_Record):
     timings: Timings = field(default_factory=Timings)
     warnings: Annotated[list[str], Field(max_length=1000)] = field(default_factory=list)
     history: Annotated[list[MessageRecord], Field(max_length=1000)] = field(default_factory=list)
+    proposals: Annotated[list[ProposalRecord], Field(max_length=1000)] = field(default_factory=list)
     version: Literal[1] = TRACE_VERSION
 
     def __repr__(self) -> str:
@@ -332,7 +351,7 @@ class Trace(_Record):
         if not images:
             for one in content["images"]:
                 one["thumbnail"] = None
-        for name in ("warnings", "history"):
+        for name in ("warnings", "history", "proposals"):
             if not content[name]:
                 del content[name]
         return content

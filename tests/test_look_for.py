@@ -1,0 +1,171 @@
+"""Looking for a phrase: a detector's box becomes the first region."""
+
+import json
+import threading
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_model import tiny_model
+
+import vpt
+from vpt.boxes import GridBox, contains, iou, region_to_show
+from vpt.branches import BranchError, Proposal
+from vpt.cli import main
+from vpt.detector import Detector
+from vpt.errors import CheckpointError, PromptError
+from vpt.images import load_image
+from vpt.inference.request import Request
+from vpt.trace.records import Trace
+
+EXAMPLE = "examples/tags.jpg"
+QUESTION = "What number is on the blue one?"
+COLORS = {"red": 0, "green": 1, "blue": 2}
+
+
+class ColorDetector:
+    """Finds the largest area of a colour by its channels: "the blue tag"."""
+
+    def __init__(self):
+        self.asked = []
+
+    def propose(self, image, phrase):
+        self.asked.append(phrase)
+        wanted = [COLORS[word] for word in phrase.split() if word in COLORS]
+        if not wanted:
+            raise BranchError(f"no colour in {phrase!r}")
+        pixels = np.asarray(image, dtype=int)
+        channel = pixels[..., wanted[0]]
+        others = np.delete(pixels, wanted[0], axis=-1).max(-1)
+        rows, columns = np.nonzero(channel - others > 60)
+        if not len(rows):
+            return []
+        box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        return [Proposal(tuple(map(int, box)), 0.75, phrase)]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return ColorDetector()
+
+
+@pytest.fixture(scope="module")
+def shipped(detector):
+    return vpt.load(device="cpu", detector=detector)
+
+
+def tag(color, box, size=(400, 300)):
+    image = Image.new("RGB", size, "white")
+    image.paste(color, box)
+    return image
+
+
+@pytest.mark.parametrize("box", [(20, 30, 90, 80), (300, 200, 390, 290), (150, 100, 250, 160)])
+def test_the_first_look_shows_what_was_found(shipped, box):
+    answer = shipped.ask(tag((0, 0, 255), box), QUESTION, look_for="the blue tag", max_calls=1)
+    (call,), (found,) = answer.trace.calls, answer.trace.proposals
+    assert found.box_xyxy_px == box and found.score == 0.75
+    assert contains(call.box_xyxy_px, box)
+    assert call.region == astuple(region_to_show(box, (400, 300)))
+    assert answer.trace.settings["look_for"] == "the blue tag"
+
+
+def test_an_answer_comes_from_the_place_that_was_found(shipped):
+    answer = shipped.ask(EXAMPLE, QUESTION, look_for="the blue tag", max_calls=1)
+    own = shipped.ask(EXAMPLE, QUESTION)
+    assert answer.text == own.text == "3"
+    assert iou(answer.trace.calls[0].box_xyxy_px, own.trace.calls[0].box_xyxy_px) > 0.3
+
+
+def test_without_a_find_the_model_looks_where_it_chooses(shipped):
+    answer = shipped.ask(EXAMPLE, QUESTION, look_for="green  thing")
+    assert answer.text == "3" and not answer.trace.proposals
+    assert answer.warnings == [
+        "'green  thing' was not found in image 0: the model looks where it chooses"
+    ]
+
+
+def test_proposals_are_saved_checked_and_absent_without_a_search(shipped, tmp_path):
+    answer = shipped.ask(EXAMPLE, QUESTION, look_for="blue", max_calls=1, max_new_tokens=12)
+    answer.trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").proposals == answer.trace.proposals
+    content = answer.trace.to_dict()
+    content["proposals"][0]["image"] = 7
+    with pytest.raises(PromptError, match=r"proposals\[0\] names image 7 of 2"):
+        Trace.from_dict(content)
+    content["proposals"][0] |= {"image": 0, "box_xyxy_px": [0, 0, 9999, 10]}
+    with pytest.raises(PromptError, match=r"proposals\[0\]"):
+        Trace.from_dict(content)
+    plain = shipped.ask(EXAMPLE, QUESTION, max_new_tokens=12)
+    assert "proposals" not in plain.trace.to_dict()
+
+
+def test_a_phrase_is_looked_for_once_from_any_thread(shipped, detector):
+    image = load_image(EXAMPLE)
+    detector.asked.clear()
+
+    def ask():
+        shipped.ask(image, QUESTION, look_for="one blue tag", max_calls=1, max_new_tokens=12)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert detector.asked == ["one blue tag"]
+    shipped.request(image, QUESTION, look_for="one\nblue tag")  # as one line
+    assert detector.asked == ["one blue tag"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"look_for": " "}, "look_for must be a phrase such as 'the blue tag'"),
+        ({"look_for": 3}, "look_for must be a phrase"),
+        ({"look_for": "blue", "region": GridBox(0, 0, 1, 1)}, "both name the first look"),
+        ({"look_for": "blue", "perception": "none"}, "look_for needs an image, a call"),
+        ({"look_for": "blue", "max_calls": 0}, "max_calls=0"),
+        ({"look_for": "a shape"}, "look_for='a shape': no colour in 'a shape'"),
+    ],
+)
+def test_what_cannot_be_looked_for_is_told(shipped, options, words):
+    with pytest.raises(PromptError, match=words):
+        shipped.ask(EXAMPLE, QUESTION, **options)
+
+
+def test_without_an_image_there_is_nowhere_to_look():
+    with pytest.raises(PromptError, match="look_for needs an image"):
+        Request([], "What?", look_for="a cat")
+
+
+def test_a_model_without_regions_says_so(detector):
+    model, processor = tiny_model()
+    runtime = vpt.Runtime(model, processor, detector=detector)
+    branches = tuple(one for one in runtime.vocabulary.branches if one != "crop")
+    object.__setattr__(runtime.vocabulary, "branches", branches)
+    with pytest.raises(PromptError, match="look_for: this model has no region tokens"):
+        runtime.ask(EXAMPLE, "What?", look_for="blue")
+
+
+@pytest.mark.parametrize("name", ["missing-folder", "missing.pth"])
+def test_a_detector_that_cannot_be_loaded_is_told(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=r"cannot load the detector .*missing"):
+        Detector(str(tmp_path / name)).propose(load_image(EXAMPLE), "a cat")
+
+
+def test_the_command_line_says_what_was_found(capsys, monkeypatch, detector, tmp_path):
+    load = vpt.load
+    monkeypatch.setattr(
+        "vpt.loading.load",
+        lambda *args, **options: load(*args, **{**options, "detector": detector}),
+    )
+    words = [EXAMPLE, QUESTION, "--look-for", "the blue tag", "--max-calls", "1", "--device", "cpu"]
+    assert not main(["ask", *words, "--trace", str(tmp_path / "trace.json")])
+    out, err = capsys.readouterr()
+    assert out.strip() == "3"
+    assert "found 'the blue tag' in 1 place, the best with a score of 0.75" in err
+    assert json.loads((tmp_path / "trace.json").read_text())["proposals"][0]["score"] == 0.75
+    assert main(["ask", EXAMPLE, QUESTION, "--look-for", "", "--device", "cpu"]) == 2
+    assert "look_for must be a phrase" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""The detector behind ``look_for``: boxes for a phrase, by GroundingDINO or by one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from PIL import Image
+
+from vpt.branches import BranchError
+from vpt.errors import CheckpointError, PromptError
+from vpt.images import LoadedImage
+from vpt.model.hub import as_checkpoint_error
+from vpt.released import DEFAULT_DETECTOR
+
+if TYPE_CHECKING:
+    from vpt.branches import GroundingBranch, Proposal
+
+TEXT_ENCODER = "bert-base-uncased"  # of all released GroundingDINOs
+
+_MOST_KEPT = 256  # results
+
+
+class Proposer(Protocol):
+    """What finds boxes for a phrase, such as a :class:`vpt.branches.GroundingBranch`."""
+
+    def propose(self, image: Image.Image, phrase: str) -> Sequence[Proposal]:
+        """Boxes in an RGB image, best first."""
+
+
+class Detector:
+    """Finds boxes for phrases, from any number of threads; GroundingDINO is loaded when needed.
+
+    Args:
+        source: a folder or hub id of transformers' port; a file ``*.pth`` of released weights, for
+            groundingdino-py (extra ``grounding``); or a :class:`Proposer`.
+        device: of the weights, which are float32.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Proposer = DEFAULT_DETECTOR,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._source, self._device = source, device
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[str, str], list[Proposal]] = OrderedDict()
+
+    def propose(self, image: LoadedImage, phrase: str) -> list[Proposal]:
+        """Boxes for a phrase in an image, best first; those of recent questions are kept.
+
+        Raises:
+            CheckpointError: if the detector cannot be loaded.
+            PromptError: if it cannot read the phrase.
+        """
+        key = image.digest, " ".join(phrase.split())
+        with self._lock:
+            if key not in self._found:
+                if isinstance(self._source, str | os.PathLike):
+                    self._source = _load(os.fspath(self._source), self._device)
+                try:
+                    self._found[key] = list(self._source.propose(image.pixels, key[1]))
+                except BranchError as exc:
+                    raise PromptError(f"look_for={phrase!r}: {exc}") from exc
+            self._found.move_to_end(key)
+            if len(self._found) > _MOST_KEPT:
+                self._found.popitem(last=False)
+            return self._found[key]
+
+
+def _load(source: str, device: torch.device | str) -> GroundingBranch:
+    from vpt.branches import GroundingBranch
+    from vpt.branches.groundingdino import load_tokenizer
+
+    with as_checkpoint_error(f"cannot load the detector {source}"):
+        if not source.endswith(".pth"):
+            return GroundingBranch.from_transformers(source).to(device)
+        if not Path(source).is_file():
+            raise FileNotFoundError("there is no such file")
+        tokenizer = load_tokenizer(TEXT_ENCODER)
+        branch = GroundingBranch.from_checkpoint(source, _package_config(source), tokenizer)
+        return branch.to(device)
+
+
+def _package_config(weights: str) -> Path:
+    """The config that groundingdino-py has for released weights, by their name."""
+    found = importlib.util.find_spec("groundingdino")
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f'{weights} needs groundingdino-py; pip install "vpt-runtime[grounding]"'
+        )
+    name = "SwinB_cfg" if "swinb" in weights.lower() else "SwinT_OGC"
+    return Path(found.submodule_search_locations[0], "config", f"GroundingDINO_{name}.py")

@@ -39,13 +39,13 @@ class Detector:
 
     Args:
         source: a folder or hub id of transformers' port; a file ``*.pth`` of released weights, for
-            groundingdino-py (extra ``grounding``); or a :class:`Proposer`.
+            groundingdino-py (extra ``grounding``); a :class:`Proposer`; or ``None`` for none.
         device: of the weights, which are float32.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Proposer = DEFAULT_DETECTOR,
+        source: str | os.PathLike[str] | Proposer | None = DEFAULT_DETECTOR,
         device: torch.device | str = "cpu",
     ) -> None:
         self._source, self._device = source, device
@@ -57,8 +57,10 @@ class Detector:
 
         Raises:
             CheckpointError: if the detector cannot be loaded.
-            PromptError: if it cannot read the phrase.
+            PromptError: if there is no detector, or it cannot read the phrase.
         """
+        if self._source is None:
+            raise PromptError("look_for needs a detector, which this runtime was not given")
         key = image.digest, " ".join(phrase.split())
         with self._lock:
             if key not in self._found:

@@ -105,7 +105,7 @@ class Runtime:
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
-        detector: str | os.PathLike[str] | Proposer = DEFAULT_DETECTOR,
+        detector: str | os.PathLike[str] | Proposer | None = DEFAULT_DETECTOR,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         max_model_len: int | None = None,
         prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,

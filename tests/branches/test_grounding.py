@@ -18,6 +18,9 @@ from transformers import (
 from vpt.branches import Branch, BranchError, Features, GroundingBranch, crop, grounding
 from vpt.branches.grounding import normalise, resize, to_pixels
 from vpt.branches.groundingdino import load_port, transformers_port_is_right
+from vpt.detector import Detector
+from vpt.errors import PromptError
+from vpt.images import load_image
 
 # groundingdino-py 0.4.0 and its timm warn at import and at each position grid.
 pytestmark = [
@@ -189,6 +192,19 @@ def test_branch_has_the_promised_form(either):
     assert isinstance(either, Branch)
     assert (either.name, either.feature_dim) == ("grounding", 256)
     assert all(key.startswith("encoder.") for key in either.state_dict())
+
+
+def test_a_detector_proposes_what_its_branch_does(either):
+    image = load_image(scene())
+    found = Detector(either).propose(image, "a cat")
+    assert found == either.propose(image.pixels, "a cat")
+    with pytest.raises(PromptError, match=r"look_for='\?': expected a phrase"):
+        Detector(either).propose(image, "?")
+
+
+def test_a_detector_is_loaded_from_its_folder(port_branch, tmp_path):
+    found = Detector(tmp_path).propose(load_image(scene()), "a cat")
+    assert isinstance(found, list)
 
 
 def test_features_are_the_best_queries_with_their_boxes(either):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.boxes import PixelBox
 from vpt.cli.model import (
+    add_detector,
     add_model_arguments,
     add_request_arguments,
     check_model_arguments,
@@ -64,11 +65,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     finding = parser.add_argument_group("looking for a phrase")
     phrase = "look first where a detector finds this, such as 'the blue tag'"
     add_value(finding, "--look-for", "PHRASE", str, phrase)
-    detector = (
-        "GroundingDINO: a folder or hub id in transformers' format, or a file *.pth of released "
-        f"weights (default: {DEFAULT_DETECTOR})"
-    )
-    add_value(finding, "--detector", "PATH_OR_ID", str, detector, DEFAULT_DETECTOR)
+    add_detector(finding, DEFAULT_DETECTOR)
     output = parser.add_argument_group("output")
     add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
     add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")

@@ -44,6 +44,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
 
 
+def add_detector(group: argparse._ArgumentGroup, default: str | None) -> None:
+    """Add the detector that finds phrases."""
+    which = (
+        "GroundingDINO: a folder or hub id in transformers' format, or a file *.pth of released "
+        f"weights (default: {default or 'none'})"
+    )
+    add_value(group, "--detector", "PATH_OR_ID", path_or_other, which, default)
+
+
 def add_request_arguments(
     group: argparse._ArgumentGroup,
     names: Sequence[str],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.demo import check_port
 from vpt.cli.model import (
+    add_detector,
     add_model_arguments,
     check_model_arguments,
     load_options,
@@ -61,6 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     traces = "number of the latest traces, with pictures, that clients may fetch"
     add_value(http, "--keep-traces", "N", whole_number(0), traces, 0)
     http.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
+    add_detector(parser.add_argument_group("requests with look_for"), None)
     load = parser.add_argument_group("load")
     add_value(load, "--max-num-seqs", "N", whole_number(1), "requests that run at once", 16)
     longest = "tokens of a request with its images, looks and answer (default: as memory permits)"
@@ -105,6 +107,7 @@ def _run(args: argparse.Namespace) -> int | None:
         "max_num_seqs": args.max_num_seqs,
         "max_model_len": args.max_model_len,
         "allowed_media_domains": args.allowed_media_domains,
+        "detector": args.detector,
     }
     if args.replicas or args.autoscaling is not None:
         _serve_replicas(args, {**load_options(args), **limits}, _settings(args, key))

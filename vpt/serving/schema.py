@@ -36,7 +36,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "repetition_penalty": (1,),
     "min_p": (0,),
-    "look_for": (),
     "background": (False,),
     "conversation": (),
     "prompt": (),
@@ -86,7 +85,14 @@ def as_api_error(exc: Exception, names: Mapping[str, str] | None = None) -> APIE
         message = str(exc)
         for ours, theirs in (names or {}).items():
             message = message.replace(ours, theirs)
-        known = {*OPTIONS, "replace_looks", "region", "messages", *(names or {}).values()}
+        known = {
+            *OPTIONS,
+            "replace_looks",
+            "region",
+            "look_for",
+            "messages",
+            *(names or {}).values(),
+        }
         first = re.match(r"\w*", message)
         named = first[0] if first and first[0] in known else "messages"
         named = "region" if isinstance(exc, RegionError) else named
@@ -121,7 +127,11 @@ class _Body(BaseModel):
         for name, neutral in _NEUTRAL.items():
             if name in given and given.pop(name) not in neutral:
                 raise APIError(400, f"{name} is not supported", name, "unsupported_parameter")
-        options = {name: given.pop(name) for name in (*OPTIONS, "replace_looks") if name in given}
+        options = {
+            name: given.pop(name)
+            for name in (*OPTIONS, "replace_looks", "look_for")
+            if name in given
+        }
         if given:
             logger.debug("ignored fields: %s", ascii(sorted(given))[:500])
         if self.region is not None:

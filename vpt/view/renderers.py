@@ -169,15 +169,20 @@ def _read_data_uri(uri: str, name: str) -> Image.Image:
 # --- marks ------------------------------------------------------------------------------------
 
 
+_MOST_FOUND = 5  # boxes of the detector that are drawn
+_FOUND_COLOUR = "#444444"
+
+
 @dataclass
 class Mark:
     """A box on a given image.
 
     Attributes:
-        kind: ``"region"`` that calls named, ``"box"`` that the model wrote, or ``"evidence"``.
+        kind: ``"region"`` that calls named, ``"box"`` that the model wrote, ``"found"`` by the
+            detector, or ``"evidence"``.
         cells: XYXY, pixels of the cells that a region names; else of the box.
         outline: XYXY, pixels that were cut out of it, or of the box; ``None`` if nothing was cut.
-        numbers: of the calls, from 1; of the box among all boxes, from 1.
+        numbers: of the calls, from 1; of the box among all boxes of its kind, from 1.
         colour: ``"#rrggbb"``, of the first call; of a box, one that no call has, if possible.
     """
 
@@ -186,11 +191,14 @@ class Mark:
     outline: PixelBox | None
     numbers: list[int]
     colour: str
+    score: float | None = None
 
     @property
     def label(self) -> str:
-        """``"1, 3"`` for two calls, ``"b2"`` for a box."""
-        return ("b" if self.kind == "box" else "") + ", ".join(map(str, self.numbers))
+        """``"1, 3"`` for two calls, ``"b2"`` for a box, ``"f1 0.75"`` for one that was found."""
+        start = {"box": "b", "found": "f"}.get(self.kind, "")
+        score = "" if self.score is None else f" {self.score:.2f}"
+        return start + ", ".join(map(str, self.numbers)) + score
 
     @property
     def anchor(self) -> PixelBox:
@@ -204,7 +212,7 @@ def call_colour(number: int) -> str:
 
 
 def marks_on(album: Album, index: int) -> list[Mark]:
-    """Regions named and boxes written on a given image; equal regions are one mark."""
+    """Regions named, boxes written and found on a given image; equal regions are one mark."""
     marks: dict[tuple[PixelBox, PixelBox | None], Mark] = {}
     for number, call in enumerate(album.trace.calls, 1):
         if call.region is None or album.trace.root(call.image) != index:
@@ -220,7 +228,16 @@ def marks_on(album: Album, index: int) -> list[Mark]:
         Mark("box", box, box, [number], call_colour(len(album.trace.calls) + number))
         for number, box in enumerate(boxes, 1)
     ]
-    return [*marks.values(), *written]
+    return [*marks.values(), *written, *_found_on(album, index)]
+
+
+def _found_on(album: Album, index: int) -> list[Mark]:
+    found = [one for one in album.trace.proposals if album.trace.root(one.image) == index]
+    boxes = [compose(album.frame(one.image), one.box_xyxy_px) for one in found[:_MOST_FOUND]]
+    return [
+        Mark("found", box, box, [number], _FOUND_COLOUR, one.score)
+        for number, (box, one) in enumerate(zip(boxes, found, strict=False), 1)
+    ]
 
 
 def _region_px(album: Album, call: CallRecord) -> tuple[PixelBox, PixelBox]:
@@ -237,10 +254,13 @@ def _region_px(album: Album, call: CallRecord) -> tuple[PixelBox, PixelBox]:
 
 
 def boxes_legend(marks: Sequence[Mark]) -> str:
-    """``"b1 to b3: written by the model"``; empty without boxes."""
-    labels = [mark.label for mark in marks if mark.kind == "box"]
-    ends = " to ".join(dict.fromkeys(labels[:1] + labels[-1:]))
-    return f"{ends}: written by the model" if labels else ""
+    """``"b1 to b3: written by the model; f1 0.75: found"``; empty without boxes."""
+    parts = []
+    for kind, words in (("box", "written by the model"), ("found", "found")):
+        labels = [mark.label for mark in marks if mark.kind == kind]
+        if labels:
+            parts.append(f"{' to '.join(dict.fromkeys(labels[:1] + labels[-1:]))}: {words}")
+    return "; ".join(parts)
 
 
 def marked_photo(

@@ -184,6 +184,8 @@ async def _send(
             if "error" in chunk:
                 return Outcome(question, 500)
             delta = chunk["choices"][0]["delta"] if chunk["choices"] else {}
+            if (delta.get("perception") or {}).get("calls"):
+                texts.clear()  # the answer is the text after the last call
             texts.append(delta.get("content") or "")
             if not first and (texts[-1] or delta.get("perception")):
                 first = time.perf_counter() - begin
@@ -397,14 +399,17 @@ def measure_overload(args: argparse.Namespace, words: Sequence[str]) -> dict[str
     with Server([*words, "--max-queue", str(args.queue)]) as server:
         _, seconds = asyncio.run(load(server, questions, args.num_seqs, 0.0))
         rate = len(questions) / seconds
+        cpu_s, client_s = server.cpu_s, time.process_time()
         sent = asyncio.run(overload(server, questions, OVERLOAD * rate, args.seconds))
         settle(server)
+        spent = server.cpu_s - cpu_s, time.process_time() - client_s
         outcomes, memory = sent
         again, _ = asyncio.run(load(server, questions[:20], 4, 0.0))
     return {
         "capacity, requests per s": rate,
         "sent": len(outcomes),
         "outcomes": check(outcomes, expected),
+        "CPU time, s: server, clients": [round(one, 1) for one in spent],
         "statuses": dict(Counter(one.status for one in outcomes)),
         "memory, MB, at tenths of the time": memory_over_time(memory),
         "afterwards": check(again, expected),

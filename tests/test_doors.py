@@ -78,6 +78,24 @@ def test_the_evaluation(run, each_model, runtime, picture, tmp_path):
     assert len(found) == 3 and found["dino"] == expected
 
 
+def test_lmms_eval(each_model, runtime, picture, answer):
+    pytest.importorskip("lmms_eval")
+    from lmms_eval.api.instance import Instance
+
+    from vpt.evaluation.lmms_eval_model import VPT
+
+    model = VPT(
+        model=str(each_model), device="cpu", perception="dino", max_calls=ASKED["max_calls"]
+    )
+    model.task_dict = {"own": {"test": [0]}}
+    content = [{"type": "image", "url": Image.open(picture)}, {"type": "text", "text": QUESTION}]
+    gen_kwargs = {"max_new_tokens": ASKED["max_new_tokens"], "do_sample": False, "until": []}
+    asked = ("", lambda doc: [{"role": "user", "content": content}], gen_kwargs, 0, "own", "test")
+    metadata = {"task": "own", "doc_id": 0, "repeats": 1}
+    (result,) = model.generate_until([Instance("generate_until", asked, 0, metadata)])
+    assert result.text == answer.text
+
+
 def test_the_demo(runtime, picture, answer):
     from vpt.demo.runs import SETTINGS, draw_views, make_requests, watch_live
 

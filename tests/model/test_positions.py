@@ -35,9 +35,14 @@ def as_patches(grids_hw):
 
 
 @cache
-def references():
+def references():  # made by a fixture: a property has no time for it
     configs = {name: tiny_model((), backbone=name)[0].config for name in BACKBONES}
     return [BASE_MODELS[name](config).model for name, config in configs.items()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made():
+    references()
 
 
 def transformers_positions(input_ids, grids_hw, attention_mask=None):

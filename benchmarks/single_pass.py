@@ -55,6 +55,7 @@ from vpt.inference.engine import Engine
 from vpt.inference.events import Append, CallEvent, Exchange, ResultEvent, StopEvent, TokenEvent
 from vpt.inference.features import Encoders, FeatureCache
 from vpt.inference.request import Request
+from vpt.model.folder import BACKBONES
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import ImagePiece, TokenPiece, VPTProcessor
 from vpt.protocol.grammar import TokenRule
@@ -484,7 +485,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """All measurements of one size, printed as they come."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     size = SIZES[name]
-    model, processor = build(size, device, dtype)
+    model, processor = build(size, device, dtype, args.backbone)
     config = model.config
     vocabulary = Vocabulary.from_tokenizer(processor.tokenizer, config.branches, config.grid_size)
     bench = Bench(model, processor, vocabulary, size, device, args.new_tokens, args.repeats)
@@ -517,6 +518,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="qwen2_vl")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--new-tokens", type=int, default=16, help="of an answer, after the call")

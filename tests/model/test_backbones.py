@@ -8,6 +8,7 @@ from tiny_model import tiny_model
 from two_pass import TwoPassEngine
 
 import vpt
+from vpt import remote
 from vpt.errors import CheckpointError
 from vpt.images import load_image
 from vpt.inference.engine import Engine
@@ -183,6 +184,7 @@ def test_a_model_is_made_of_a_base_saved_and_loaded(tmp_path, backbone):
     save_base(tmp_path / "base", backbone=backbone)
     model, processor = build_from_base(tmp_path / "base", ["clip"])
     assert model.config.model_type == BACKBONES[backbone][0]
+    assert {type(model).__name__, type(model.config).__name__} <= set(remote.__all__)  # the shim's
     made = Runtime(model, processor)
     made.save_pretrained(tmp_path / "made")
     again = load(tmp_path / "made", device="cpu")

@@ -33,16 +33,21 @@ class Condition:
     Attributes:
         options: of :class:`vpt.inference.request.Request`.
         true_region: whether the first call is the region around the sample's evidence.
+        phrase: whether the first call is where a detector finds the sample's phrase, ``look_for``.
     """
 
     name: str
     options: Mapping[str, Any]
     true_region: bool = False
+    phrase: bool = False
 
     def request_options(
         self, sample: Sample, size_wh: tuple[int, int], grid_size: int
     ) -> dict[str, Any] | None:
         """Options for one sample, or ``None`` if it cannot be asked so; the size is in pixels."""
+        if self.phrase:
+            phrase = sample.facts.get("look_for")
+            return None if phrase is None else {**self.options, "look_for": phrase}
         if not self.true_region:
             return dict(self.options)
         if sample.box is None:
@@ -59,6 +64,8 @@ _CONTROLS = (
     Condition("random", {"perception": "auto", "replace_looks": "random"}),
     # the first call is the region of the evidence
     Condition("truth", {"perception": "auto"}, true_region=True),
+    # the first call is where a detector finds the phrase of the row
+    Condition("phrase", {"perception": "auto"}, phrase=True),
 )
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""
@@ -279,5 +286,6 @@ class LocalAsker:
 def check_conditions(conditions: Sequence[Condition], branches: Sequence[str]) -> None:
     """Raise ``PromptError`` unless a model with these branches can look as conditions require."""
     for condition in conditions:
-        mode = "crop" if condition.true_region else condition.options["perception"]
+        names_region = condition.true_region or condition.phrase
+        mode = "crop" if names_region else condition.options["perception"]
         branches_of_mode(mode, branches)

@@ -9,6 +9,7 @@ from tiny_model import tiny_model
 
 import vpt.evaluation.samples as samples_module
 from vpt.boxes import GridBox, contains, crop_box_px
+from vpt.branches import Proposal
 from vpt.errors import ImageError, PromptError
 from vpt.evaluation.runner import (
     TOOL_VALUE,
@@ -52,6 +53,25 @@ def test_the_true_region_shows_the_evidence():
 @pytest.mark.parametrize("box", [None, (500, 400, 600, 500)])
 def test_without_evidence_in_the_image_there_is_no_true_region(box):
     assert CONDITIONS["truth"].request_options(Sample("1", (), "?", box=box), (448, 300), 8) is None
+
+
+def test_a_phrase_is_looked_for_where_a_row_has_one(runtime, samples):
+    (condition,) = find_conditions(["phrase"])
+    one = dataclasses.replace(samples[0], facts={"look_for": "the red one"})
+    assert condition.request_options(one, (448, 300), 8)["look_for"] == "the red one"
+    assert condition.request_options(samples[1], (448, 300), 8) is None
+    found = Runtime(runtime.model, runtime.processor, detector=Everywhere())
+    of_phrase = dataclasses.replace(task(), condition=condition)
+    (record,) = run_task(found, of_phrase, [one, samples[1]], DECODING)
+    assert record.trace["proposals"][0]["phrase"] == "the red one"
+    assert record.trace["calls"][0]["region"] == (1, 1, 2, 2)  # its crop is a cell wider
+
+
+class Everywhere:
+    """Finds anything in the upper left quarter."""
+
+    def propose(self, image, phrase):
+        return [Proposal((0, 0, image.width // 2, image.height // 2), 0.5, phrase)]
 
 
 def test_conditions_are_found_once_each_in_order():

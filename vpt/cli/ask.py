@@ -97,7 +97,7 @@ def _ask(args: argparse.Namespace) -> int | None:
     images = [load_image_word(path, args) for path in paths]
     options = {**options_of(args), "look_for": args.look_for}
     request = Request.of(images, question, options)
-    runtime = load_runtime(args, detector=args.detector)
+    runtime = load_runtime(args)
     from vpt.inference.events import StopEvent
 
     screen = Screen([image.source for image in images], show_text=not args.json)
@@ -128,7 +128,7 @@ def _ask_folder(args: argparse.Namespace, paths: Sequence[str], question: str) -
     Request.of([], question, {**options, "perception": "auto"})  # refuses impossible values
     options["look_for"] = args.look_for
     print_loading(args)
-    runtime = load_runtime(args, detector=args.detector)
+    runtime = load_runtime(args)
     from vpt.inference.events import ErrorEvent
 
     requests = runtime.requests(files, question, **options)

@@ -103,6 +103,8 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of :func:`vpt.loading.load`."""
     names = ("device", "dtype", "image_resolution", "depth_tokenizer")
     options = {"path_or_id": args.model, **{name: getattr(args, name) for name in names}}
+    if "detector" in args:
+        options["detector"] = args.detector
     return {**options, "revision": args.revision} if args.revision else options
 
 

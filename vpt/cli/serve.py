@@ -107,7 +107,6 @@ def _run(args: argparse.Namespace) -> int | None:
         "max_num_seqs": args.max_num_seqs,
         "max_model_len": args.max_model_len,
         "allowed_media_domains": args.allowed_media_domains,
-        "detector": args.detector,
     }
     if args.replicas or args.autoscaling is not None:
         _serve_replicas(args, {**load_options(args), **limits}, _settings(args, key))

@@ -11,8 +11,9 @@ from served import EXAMPLES, QUESTIONS, serving
 from vpt.errors import PromptError, ServiceError
 from vpt.evaluation.evaluate import evaluate, make_plan
 from vpt.evaluation.records import RunFolder
-from vpt.evaluation.remote import RemoteAsker
+from vpt.evaluation.remote import RemoteAsker, add_call
 from vpt.evaluation.runner import Decoding, LocalAsker, find_conditions
+from vpt.trace.records import Trace
 
 CONDITIONS = ("auto", "none", "blank", "truth", "dino")
 FIELDS = ("branch", "image", "region", "box_xyxy_px", "result_image", "num_tokens", "outcome")
@@ -121,3 +122,12 @@ def test_the_server_names_its_branches(url, client, embedded):
     card = client.models.list().data[0]
     assert card.branches == list(embedded.vocabulary.branches)
     assert card.grid_size == embedded.vocabulary.grid_size
+
+
+def test_a_call_that_was_not_executed_stays_one():
+    trace = Trace("?", "auto")
+    call = {"branch": "crop", "image": 0, "region": [3, 2, 3, 2], "box_xyxy_px": [1, 2, 3, 4]}
+    for outcome in ("executed", "not_executed"):
+        add_call(trace, 0, {**call, "outcome": outcome})
+    assert [one.outcome for one in trace.calls] == ["executed", "not_executed"]
+    assert [one.box_xyxy_px for one in trace.images] == [(1, 2, 3, 4)]

@@ -45,7 +45,7 @@ class Detector:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Proposer | None = DEFAULT_DETECTOR,
+        source: str | os.PathLike[str] | Proposer | None,
         device: torch.device | str = "cpu",
     ) -> None:
         self._source, self._device = source, device
@@ -60,7 +60,10 @@ class Detector:
             PromptError: if there is no detector, or it cannot read the phrase.
         """
         if self._source is None:
-            raise PromptError("look_for needs a detector, which this runtime was not given")
+            raise PromptError(
+                f"look_for needs a detector: load the model with detector={DEFAULT_DETECTOR!r}, or "
+                "another one (--detector at the command line)"
+            )
         key = image.digest, " ".join(phrase.split())
         with self._lock:
             if key not in self._found:

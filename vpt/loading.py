@@ -20,7 +20,6 @@ from vpt.inference.request import lists_options
 from vpt.model.hub import adapter_base, find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model, merge_adapter
 from vpt.model.processing import VPTProcessor
-from vpt.released import DEFAULT_DETECTOR
 from vpt.runtime import DEFAULT_NUM_SEQS, Runtime
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
@@ -41,7 +40,7 @@ def load(
     allowed_media_domains: Sequence[str] | None = None,
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
-    detector: str | os.PathLike[str] | Proposer | None = DEFAULT_DETECTOR,
+    detector: str | os.PathLike[str] | Proposer | None = None,
     max_num_seqs: int = DEFAULT_NUM_SEQS,
     max_model_len: int | None = None,
     prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
@@ -73,8 +72,7 @@ def load(
             in the model's folder, if there is one.
         detector: finds the phrases of ``look_for``: a folder or hub id of GroundingDINO in
             transformers' format, a file ``*.pth`` of its released weights, which needs the extra
-            ``grounding``; or an object with its method ``propose``. Loaded when it is needed;
-            ``None`` for none.
+            ``grounding``; or an object with its method ``propose``. Loaded when it is needed.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.

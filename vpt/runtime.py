@@ -35,7 +35,6 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_conversation
 from vpt.protocol.tokens import TOWER, Vocabulary
-from vpt.released import DEFAULT_DETECTOR
 from vpt.trace.records import Trace
 
 DEFAULT_NUM_SEQS = 16
@@ -105,7 +104,7 @@ class Runtime:
         feature_cache_bytes: int = DEFAULT_CACHE_BYTES,
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
-        detector: str | os.PathLike[str] | Proposer | None = DEFAULT_DETECTOR,
+        detector: str | os.PathLike[str] | Proposer | None = None,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         max_model_len: int | None = None,
         prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,

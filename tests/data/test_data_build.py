@@ -31,7 +31,7 @@ from vpt.inference.engine import Engine
 from vpt.inference.request import Request
 from vpt.model.encoding import RowEncoder, open_row_image
 from vpt.model.generation import apply_rule_
-from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, branches_named
+from vpt.protocol.tokens import BRANCH_TOKENS, REGION_START, TURN_END, branches_named
 
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
 KINDS = ("region", "clip", "dino", "sam", "direct")
@@ -140,7 +140,8 @@ def test_a_built_row_is_what_the_runtime_streams(tmp_path, runtime, streamed, ki
     note = Annotation(path, question, "A cat.", (30, 100, 80, 190))
     row = build_row(note, kind, image.size_wh)
     called = row["messages"][1]["content"]
-    calls = {"direct": (), "region": (called + TURN_END,)}.get(kind)
+    rest = called.removeprefix(REGION_START)  # which is read with the prompt
+    calls = {"direct": (), "region": (rest + TURN_END,)}.get(kind)
     if calls is None:
         calls = (BRANCH_TOKENS[branches_named([kind])[0]].start,)
     mode = "none" if kind == "direct" else kind

@@ -66,6 +66,7 @@ from vpt.protocol.tokens import (
     TURN_END,
     Vocabulary,
     branches_of_mode,
+    invite,
 )
 from vpt.runtime import Runtime
 
@@ -215,7 +216,7 @@ def measure_single_pass(bench: Bench, mode: str) -> dict[str, Any]:
     image = picture(bench.size.image_wh)
     request = Request(
         images=[image],
-        question=QUESTION,
+        question=invite(QUESTION, mode),
         max_calls=1,
         max_new_tokens=bench.new_tokens + CALL_LENGTHS[mode],
     )

@@ -7,13 +7,12 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from vpt.boxes import Box, check_box_px, region_to_show, rescale
 from vpt.chat import Chat
-from vpt.demo.remote import Model, RemoteChat
 from vpt.errors import PromptError
 from vpt.images import load_image
 from vpt.inference.request import OPTIONS, Request
@@ -29,6 +28,9 @@ from vpt.view.renderers import (
     marks_on,
 )
 from vpt.view.wording import call_text, call_title, content_text, seen_text
+
+if TYPE_CHECKING:  # it needs httpx, which comes with gradio
+    from vpt.demo.remote import Model, RemoteChat
 
 MOST_CHARACTERS = 2000
 ROOM_WH = (640, 640)  # of a picture

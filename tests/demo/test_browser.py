@@ -195,14 +195,18 @@ def test_a_re_encoding_shows_photo_and_map_with_a_slider_between(visit, picture)
     images = visit.page.locator("#heat img")
     expect(images).to_have_count(2)
     assert visit.size(images.first) == visit.size(images.last) == [640, 640]
-    before = images.last.get_attribute("style"), images.first.get_attribute("style")
+    before = [image.get_attribute("style") for image in images.all()]
     box = visit.page.locator("#heat").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     visit.page.mouse.move(*middle)
     visit.page.mouse.down()
     visit.page.mouse.move(middle[0] - 90, middle[1], steps=4)
     visit.page.mouse.up()
-    assert before != (images.last.get_attribute("style"), images.first.get_attribute("style"))
+    visit.page.wait_for_function(
+        "before => [...document.querySelectorAll('#heat img')]"
+        ".some((image, index) => image.getAttribute('style') !== before[index])",
+        arg=before,
+    )
 
 
 def test_the_answer_without_looking_again_stands_beside(visit, picture, embedded):

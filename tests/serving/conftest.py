@@ -13,7 +13,7 @@ collect_ignore_glob = (
 
 @pytest.fixture(scope="session")
 def embedded():
-    return vpt.load(detector=None)  # as `vpt serve` does
+    return vpt.load()
 
 
 @pytest.fixture(scope="session")

@@ -472,25 +472,23 @@ class VPTQwen3ForConditionalGeneration(CallingModel, Qwen3VLForConditionalGenera
     config_class = VPTQwen3Config
 
 
-MODELS: dict[str, Any] = {
-    one.config_class.model_type: one
-    for one in (
-        VPTForConditionalGeneration,
-        VRTForConditionalGeneration,
-        VPTQwen25ForConditionalGeneration,
-        VPTQwen3ForConditionalGeneration,
-    )
-}
+def _by_type(*classes: Any) -> dict[str, Any]:
+    return {one.config_class.model_type: one for one in classes}
+
+
+MODELS = _by_type(
+    VPTForConditionalGeneration,
+    VRTForConditionalGeneration,
+    VPTQwen25ForConditionalGeneration,
+    VPTQwen3ForConditionalGeneration,
+)
 """Model class by ``model_type``, of VPT models."""
 
-BASE_MODELS: dict[str, Any] = {
-    one.config_class.model_type: one
-    for one in (
-        Qwen2VLForConditionalGeneration,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen3VLForConditionalGeneration,
-    )
-}
+BASE_MODELS = _by_type(
+    Qwen2VLForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 """The same of their backbones."""
 
 

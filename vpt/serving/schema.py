@@ -42,6 +42,9 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that would change the answer and are not supported, with the values that do not."""
 
+_PLAIN_OPTIONS = (*OPTIONS, "replace_looks", "look_for")
+"""Options whose values the runtime takes as they are."""
+
 
 class APIError(VPTError):
     """A refusal or failure as a client sees it: a status and OpenAI's error body."""
@@ -85,14 +88,7 @@ def as_api_error(exc: Exception, names: Mapping[str, str] | None = None) -> APIE
         message = str(exc)
         for ours, theirs in (names or {}).items():
             message = message.replace(ours, theirs)
-        known = {
-            *OPTIONS,
-            "replace_looks",
-            "region",
-            "look_for",
-            "messages",
-            *(names or {}).values(),
-        }
+        known = {*_PLAIN_OPTIONS, "region", "messages", *(names or {}).values()}
         first = re.match(r"\w*", message)
         named = first[0] if first and first[0] in known else "messages"
         named = "region" if isinstance(exc, RegionError) else named
@@ -127,11 +123,7 @@ class _Body(BaseModel):
         for name, neutral in _NEUTRAL.items():
             if name in given and given.pop(name) not in neutral:
                 raise APIError(400, f"{name} is not supported", name, "unsupported_parameter")
-        options = {
-            name: given.pop(name)
-            for name in (*OPTIONS, "replace_looks", "look_for")
-            if name in given
-        }
+        options = {name: given.pop(name) for name in _PLAIN_OPTIONS if name in given}
         if given:
             logger.debug("ignored fields: %s", ascii(sorted(given))[:500])
         if self.region is not None:

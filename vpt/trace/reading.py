@@ -149,18 +149,23 @@ def _check_image(trace: Any, index: int) -> None:
         _check_box(image.box_xyxy_px, trace.images[trace.root(index)].size_wh, name)
 
 
+def _check_index(index: int, trace: Any, name: str) -> None:
+    """An image that is named exists."""
+    if index >= (num_images := len(trace.images)):
+        raise PromptError(f"not a trace: {name} names image {index} of {num_images}")
+
+
 def _check_proposal(proposal: Any, trace: Any, name: str) -> None:
-    if proposal.image >= (num_images := len(trace.images)):
-        raise PromptError(f"not a trace: {name} names image {proposal.image} of {num_images}")
+    """A proposal has an existing image, and a box within it."""
+    _check_index(proposal.image, trace, name)
     _check_box(proposal.box_xyxy_px, trace.images[proposal.image].size_wh, name)
 
 
 def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:
     """A call has an existing image, a box within it, and a score per token."""
-    num_images = len(trace.images)
-    for index in (call.image, call.result_image):
-        if index is not None and index >= num_images:
-            raise PromptError(f"not a trace: {name} names image {index} of {num_images}")
+    _check_index(call.image, trace, name)
+    if call.result_image is not None:
+        _check_index(call.result_image, trace, name)
     image = trace.images[call.image]
     if call.box_xyxy_px is not None:
         _check_box(call.box_xyxy_px, trace.images[trace.root(call.image)].size_wh, name)
@@ -179,9 +184,7 @@ def _check_call(call: Any, trace: Any, name: str, grid_size: int) -> None:
 
 def _check_content(one: Any, trace: Any, name: str) -> None:
     """Content has an existing image, a span of the stream, and boxes within the image."""
-    num_images = len(trace.images)
-    if one.image >= num_images:
-        raise PromptError(f"not a trace: {name} names image {one.image} of {num_images}")
+    _check_index(one.image, trace, name)
     if not one.start < one.end <= len(trace.tokens):
         raise PromptError(
             f"not a trace: {name} spans tokens {one.start} to {one.end} of {len(trace.tokens)}"

@@ -30,6 +30,7 @@ LEVELS = (
     ("vpt.answer", "vpt.chat", "vpt.detector", "vpt.loading", "vpt.runtime"),
     ("vpt.data", "vpt.depth", "vpt.training"),
     ("vpt.evaluation", "vpt.demo", "vpt.serving"),
+    ("vpt.policy",),
     ("vpt.cli", "vpt.__main__", "vpt.evaluation.evaluation", "app"),
     ("recipes",),
 )

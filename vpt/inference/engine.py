@@ -26,7 +26,14 @@ from vpt.inference.cache import Segment, SlotCache
 from vpt.inference.decoder import Decoder
 from vpt.inference.features import Encoders
 from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES, Atoms, PrefixStore, common_length
-from vpt.inference.sampling import DEFAULT_NUM_RULES, Choice, RuleTable, choose, pack
+from vpt.inference.sampling import (
+    DEFAULT_NUM_RULES,
+    Choice,
+    RuleTable,
+    choose,
+    log_probabilities,
+    pack,
+)
 from vpt.inference.step import DecodingStep
 from vpt.inference.stream import AppendedImage, Extension, Stream
 from vpt.model.config import head_dim
@@ -451,6 +458,22 @@ class Engine:
         """Choose an id from each of several logits ``[V]``; ``NOT_FINITE`` where none can be."""
         packed = pack(choices, self.rules)
         return choose(torch.stack(list(logits)), packed, self.rules).tolist()
+
+    @torch.inference_mode()
+    def log_probs(
+        self, streams: Sequence[Stream], ids: Sequence[int], choices: Sequence[Choice]
+    ) -> list[float]:
+        """Log-probabilities of ids that were chosen after the last token of each stream.
+
+        See :func:`log_probabilities`; a token that its rule forced has 0. The head is run once more
+        for it, so that steps of which nobody asks it are as fast as without.
+        """
+        states = torch.stack([one.hidden for one in streams if one.hidden is not None])
+        packed = pack(choices, self.rules)
+        every = log_probabilities(self.model.lm_head(states), packed, self.rules)
+        at = torch.tensor(ids, device=self._device).clamp(min=0)  # of NOT_FINITE as well
+        found = every.gather(-1, at[:, None])[:, 0]
+        return found.masked_fill(packed.forced >= 0, 0).tolist()
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Embeddings ``[N, (1 + L) * D]``, a new tensor; see :meth:`Decoder.prefill`."""

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Append:
-    """Ask the driver to append pieces to the stream, then to choose a token by a rule, if any."""
+    """Ask the driver to append pieces to the stream, then to choose a token by a rule, if any.
+
+    ``scored`` asks for the log-probability of that token as well.
+    """
 
     pieces: Sequence[Piece]
     rule: TokenRule | None
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Step:
         encode_ms: wall time of encoders.
         run_ms: wall time of the LLM.
         is_last: whether the stream has no room for the chosen token, nor for any other.
+        log_prob: of the chosen token, if it was asked for; see ``Engine.log_probs``.
     """
 
     token_id: int
@@ -42,6 +47,7 @@ class Step:
     encode_ms: float = 0.0
     run_ms: float = 0.0
     is_last: bool = False
+    log_prob: float | None = None
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,16 @@ def choose(logits: Tensor, choices: Choices, table: RuleTable) -> Tensor:
     return torch.where(is_finite, ids, NOT_FINITE)
 
 
+def log_probabilities(logits: Tensor, choices: Choices, table: RuleTable) -> Tensor:
+    """Log-probabilities ``[B, V]`` under rules and temperatures; ``top_k``, ``top_p`` left out.
+
+    Greedy rows are taken at temperature 1.
+    """
+    allowed = logits.float().masked_fill(table.banned[choices.rules], -torch.inf)
+    temperature = torch.where(choices.temperature > 0, choices.temperature, 1)
+    return (allowed / temperature[:, None]).log_softmax(-1)
+
+
 def _draw(logits: Tensor, choices: Choices) -> Tensor:
     """Sample from logits ``[B, V]`` of at most 0: the largest with Gumbel noise is taken."""
     scaled = logits / choices.temperature[:, None].clamp(min=_FLOAT32.tiny)

@@ -133,10 +133,10 @@ class Scheduler:
         for ones, _ in self._groups(reading, lambda ones: self.engine.prefill(_prefills(ones))):
             done = [one for one in ones if one.prefill and one.prefill.extension]
             for some, ids in self._groups(done, self._choose):
-                for one, token_id in zip(some, ids, strict=True):
-                    self._finish_prefill(one, token_id)
+                for one, token_id, log_prob in zip(some, ids, self._score(some, ids), strict=True):
+                    self._finish_prefill(one, token_id, log_prob)
 
-    def _finish_prefill(self, one: _Active, token_id: int) -> None:
+    def _finish_prefill(self, one: _Active, token_id: int, log_prob: float | None) -> None:
         extension = _extension(one)
         one.prefill = None
         if one.num_chosen == 0 and token_id != NOT_FINITE:
@@ -149,6 +149,7 @@ class Scheduler:
             encode_ms=one.encode_ms,
             run_ms=extension.run_ms,
             is_last=one.stream.is_full,
+            log_prob=log_prob,
         )
         self._advance(one, step)
 
@@ -157,8 +158,11 @@ class Scheduler:
         started = time.perf_counter()
         for ones, ids in self._groups(stepping, self._step):
             run_ms = (time.perf_counter() - started) * 1e3
-            for one, token_id in zip(ones, ids, strict=True):
-                self._advance(one, Step(token_id, run_ms=run_ms, is_last=one.stream.is_full))
+            for one, token_id, log_prob in zip(ones, ids, self._score(ones, ids), strict=True):
+                is_last = one.stream.is_full
+                self._advance(
+                    one, Step(token_id, run_ms=run_ms, is_last=is_last, log_prob=log_prob)
+                )
 
     def _encode(self, ones: Sequence[_Active]) -> tuple[list[Encoded], float]:
         started = time.perf_counter()
@@ -171,6 +175,16 @@ class Scheduler:
     def _step(self, ones: Sequence[_Active]) -> list[int]:
         ids = [one.pending.pieces[0].ids[0] for one in ones]  # type: ignore[union-attr]
         return self.engine.decode([one.stream for one in ones], ids, [o.choice for o in ones])
+
+    def _score(self, ones: Sequence[_Active], ids: Sequence[int]) -> list[float | None]:
+        """Log-probabilities of chosen tokens, where they were asked for."""
+        found: list[float | None] = [None] * len(ones)
+        if asked := [index for index, one in enumerate(ones) if one.pending.scored]:
+            streams, choices = [ones[i].stream for i in asked], [ones[i].choice for i in asked]
+            scores = self.engine.log_probs(streams, [ids[i] for i in asked], choices)
+            for index, log_prob in zip(asked, scores, strict=True):
+                found[index] = log_prob
+        return found
 
     def _is_step(self, one: _Active) -> bool:
         pieces = one.pending.pieces

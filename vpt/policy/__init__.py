@@ -1,0 +1,1 @@
+"""Policy training: rollouts by the engine, rewards, updates through the training forward."""

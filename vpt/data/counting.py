@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from vpt.boxes import ROUNDING_PX, Box, PixelBox, check_box_px
+from vpt.boxes import Box, PixelBox, check_box_px
+from vpt.data.coco import AnnotatedObject, CocoFile, corners, is_sound, read_coco
 from vpt.data.content_rows import CategoryBoxes, counting_question, counting_rows
 from vpt.data.making import RowMaking, digest, path_from
-from vpt.data.rows import clean_cell, read_object
 from vpt.errors import DataError, RegionError
 from vpt.images import load_image
 from vpt.protocol.tokens import RELEASED_PIXELS
@@ -39,55 +38,6 @@ class Annotations:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-# The format
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Category(_Entry):
-    id: int
-    name: str
-
-    @property
-    def words(self) -> str:
-        """``"wine_bucket"`` -> ``"wine bucket"``, ``"bat_(animal)"`` -> ``"bat"``."""
-        return self.name.split("_(")[0].replace("_", " ").strip()
-
-
-class _Object(_Entry):
-    id: Any = None
-    image_id: int
-    category_id: int
-    bbox: Any = None
-    iscrowd: Any = 0
-
-
-class _Picture(_Entry):
-    id: int
-    width: PositiveInt
-    height: PositiveInt
-    file_name: Any = None
-    coco_url: Any = None
-    not_exhaustive_category_ids: list[int] | None = None
-
-    @property
-    def path(self) -> str:
-        """``file_name``, or the end of LVIS's ``coco_url``: ``train2017/000000000009.jpg``."""
-        if isinstance(self.file_name, str) and self.file_name:
-            return self.file_name
-        if isinstance(self.coco_url, str) and self.coco_url.count("/") > 1:
-            return "/".join(self.coco_url.split("/")[-2:])
-        raise DataError(f"image {self.id} has neither file_name nor coco_url")
-
-
-class _File(_Entry):
-    images: list[_Picture]
-    annotations: list[_Object]
-    categories: list[_Category]
-
-
 def read_lvis(file: Path, *, max_boxes: int = 10, min_side: int = 4) -> Annotations:
     """Read annotations in the format of LVIS, which is COCO's with a few more keys.
 
@@ -97,34 +47,19 @@ def read_lvis(file: Path, *, max_boxes: int = 10, min_side: int = 4) -> Annotati
     Raises:
         DataError: if the file cannot be read, or has another format.
     """
-    content = read_object(file, "images, annotations, categories")
-    try:
-        return _collect(_File.model_validate(clean_cell(content)), max_boxes, min_side)
-    except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"])
-        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
-        raise DataError(f"{file}: {where[1:]}: {first['msg']}{got}") from exc
-    except DataError as exc:
-        raise DataError(f"{file}: {exc}") from exc
+    return _collect(read_coco(file), max_boxes, min_side)
 
 
-def _collect(content: _File, max_boxes: int, min_side: int) -> Annotations:
+def _collect(content: CocoFile, max_boxes: int, min_side: int) -> Annotations:
     """Sort boxes by picture and category."""
-    for key, entries in content:
-        numbers = Counter(entry.id for entry in entries if isinstance(entry.id, int))
-        if repeated := [number for number, times in numbers.items() if times > 1]:
-            raise DataError(f"two of {key!r} have the id {repeated[0]}; keep one of each id")
-    names = {category.id: category.words for category in content.categories}
-    boxes: dict[int, dict[int, list[_Object]]] = {}
+    names = content.names
+    boxes: dict[int, dict[int, list[AnnotatedObject]]] = {}
     for thing in content.annotations:
-        if thing.category_id not in names:
-            raise DataError(f"an annotation has category_id {thing.category_id}, which is none")
         boxes.setdefault(thing.image_id, {}).setdefault(thing.category_id, []).append(thing)
     read = Annotations()
     for picture in content.images:
         size_wh = picture.width, picture.height
-        found = boxes.pop(picture.id, {})
+        found = boxes.get(picture.id, {})
         shared = Counter(names[category] for category in found)
         categories = []
         for category, things in found.items():
@@ -137,11 +72,9 @@ def _collect(content: _File, max_boxes: int, min_side: int) -> Annotations:
             if problem:
                 read.left_out[problem] += 1
                 continue
-            scaled = sorted(to_pixel_grid(_corners(thing.bbox), size_wh) for thing in things)
+            scaled = sorted(to_pixel_grid(corners(thing.bbox), size_wh) for thing in things)
             categories.append(CategoryBoxes(names[category], tuple(scaled)))
         read.pictures.append(AnnotatedPicture(picture.path, size_wh, tuple(categories)))
-    if boxes:
-        raise DataError(f"annotations name image {next(iter(boxes))}, which is none")
     return read
 
 
@@ -161,16 +94,16 @@ def to_pixel_grid(box: Box, size_wh: tuple[int, int]) -> PixelBox:
 
 
 def _problem(
-    things: Sequence[_Object], size_wh: tuple[int, int], max_boxes: int, min_side: int
+    things: Sequence[AnnotatedObject], size_wh: tuple[int, int], max_boxes: int, min_side: int
 ) -> str:
     """Why the objects of a category cannot be counted; empty if they can."""
     if any(thing.iscrowd for thing in things):
         return "a crowd"
     if len(things) > max_boxes:
         return f"more than {max_boxes} boxes"
-    if not all(_is_sound(thing.bbox, size_wh) for thing in things):
+    if not all(is_sound(thing.bbox, size_wh) for thing in things):
         return "a box that is empty, not four numbers, or outside of the picture"
-    for box in (_corners(thing.bbox) for thing in things):
+    for box in (corners(thing.bbox) for thing in things):
         try:
             check_box_px(box)
         except RegionError:
@@ -179,22 +112,6 @@ def _problem(
         if min(x1 - x0, y1 - y0) + 1 < min_side:
             return f"a box of less than {min_side} pixels on the 336 grid"
     return ""
-
-
-def _is_sound(bbox: object, size_wh: tuple[int, int]) -> bool:
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return False
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in bbox):
-        return False
-    x, y, width, height = bbox
-    room_x, room_y = size_wh[0] + ROUNDING_PX - x, size_wh[1] + ROUNDING_PX - y
-    is_inside = min(x, y) >= -ROUNDING_PX and width <= room_x and height <= room_y
-    return is_inside and width > 0 and height > 0
-
-
-def _corners(bbox: Sequence[float]) -> Box:
-    x, y, width, height = bbox
-    return x, y, x + width, y + height
 
 
 # Rows

@@ -111,6 +111,7 @@ def tiny_model(
     max_tokens: int = 256,
     tie_word_embeddings: bool = False,
     content: ContentTokens = NO_CONTENT,
+    grounding: bool = False,
     backbone: str = "qwen2_vl",
     **text_settings: Any,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
@@ -124,12 +125,13 @@ def tiny_model(
         max_tokens: of an image under the tower.
         tie_word_embeddings: whether the head is the embedding table.
         content: what it writes by itself.
+        grounding: whether it can call for phrases.
         backbone: ``model_type`` of the base.
         **text_settings: other fields of the LLM's configuration.
     """
     wanted = branches_named(branches)
     tokenizer = byte_tokenizer()
-    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content)
+    add_perception_tokens(tokenizer, wanted, RELEASED_GRID_SIZE, content, grounding)
     ids = tokenizer.get_vocab()
     head_dim = TINY_TEXT.get(backbone, {}).get("head_dim", hidden_size // 4)
     times, rows = head_dim // 8, 3 * head_dim // 16

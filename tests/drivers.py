@@ -1,9 +1,12 @@
 """What makes a run do as a test wants: a script of tokens, or raised logits."""
 
+from zlib import crc32
+
 import torch
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
 
+from vpt.branches import Proposal
 from vpt.images import load_image
 from vpt.inference.conversation import Conversation
 from vpt.inference.events import Append, Step
@@ -23,8 +26,9 @@ class Script:
         self.ids = [i for text in texts for i in processor.encode_text(text).ids]
         self.appended, self.rules, self.events = [], [], []
         images = options.pop("images", [IMAGE])
+        propose = options.pop("propose", None)
         request = Request(images, options.pop("question", "What?"), **options)
-        conversation = Conversation(request, processor, vocabulary).run()
+        conversation = Conversation(request, processor, vocabulary, propose=propose).run()
         given, step = iter(self.ids), None
         while True:
             try:
@@ -47,6 +51,16 @@ class Script:
 
     def of_type(self, kind):
         return [event for event in self.events if isinstance(event, kind)]
+
+
+class SomewhereDetector:
+    """Finds any phrase at a place that depends on its letters; some phrases nowhere."""
+
+    def propose(self, image, phrase):
+        (width, height), number = image.size, crc32(phrase.encode())
+        x, y = number % width, number % height
+        box = x, y, min(x + 20, width), min(y + 10, height)
+        return [Proposal(box, 0.5, phrase)] * (number % 3)
 
 
 class Eager(LogitsProcessor):

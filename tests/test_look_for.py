@@ -7,7 +7,6 @@ from dataclasses import astuple
 import pytest
 from colors import ColorDetector
 from PIL import Image
-from tiny_model import tiny_model
 
 import vpt
 from vpt.boxes import GridBox, contains, iou, region_to_show
@@ -114,15 +113,6 @@ def test_what_cannot_be_looked_for_is_told(shipped, options, words):
 def test_without_an_image_there_is_nowhere_to_look():
     with pytest.raises(PromptError, match="look_for needs an image"):
         Request([], "What?", look_for="a cat")
-
-
-def test_a_model_without_regions_says_so(detector):
-    model, processor = tiny_model()
-    runtime = vpt.Runtime(model, processor, detector=detector)
-    branches = tuple(one for one in runtime.vocabulary.branches if one != "crop")
-    object.__setattr__(runtime.vocabulary, "branches", branches)
-    with pytest.raises(PromptError, match="look_for: this model has no region tokens"):
-        runtime.ask(EXAMPLE, "What?", look_for="blue")
 
 
 @pytest.mark.parametrize("name", ["missing-folder", "missing.pth"])

@@ -34,10 +34,14 @@ from vpt.inference.worker import Sink, Worker
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_conversation
-from vpt.protocol.tokens import TOWER, Vocabulary
+from vpt.protocol.tokens import GROUNDING, TOWER, Vocabulary
 from vpt.trace.records import Trace
 
 DEFAULT_NUM_SEQS = 16
+
+_NO_DETECTOR = (
+    "the model can call for phrases, but may not: it was loaded without a detector (detector=...)"
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,7 +92,8 @@ class Runtime:
         limits: of input images.
         depth_tokenizer: decodes the depth maps that the model writes; ``None`` keeps their codes
             only.
-        detector: finds the phrases of ``look_for``: as for :class:`vpt.detector.Detector`.
+        detector: finds the phrases of ``look_for`` and those that the model calls for: as for
+            :class:`vpt.detector.Detector`. Without it the model may not call for phrases.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.
@@ -133,6 +138,10 @@ class Runtime:
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
         self.detector = Detector(detector, self.device)
+        self._warnings: tuple[str, ...] = ()
+        if detector is None and GROUNDING in self.vocabulary.branches:
+            self.vocabulary = self.vocabulary.without(GROUNDING)
+            self._warnings = (_NO_DETECTOR,)
         self._settings = (
             check_number("max_num_seqs", max_num_seqs, int, 1),
             max_model_len and check_number("max_model_len", max_model_len, int, 1),
@@ -269,8 +278,8 @@ class Runtime:
             messages: in place of both, and of ``system`` and ``history``: turns of user and
                 assistant, the last a user's, perhaps after a system message, as for OpenAI or a
                 chat template of transformers.
-            perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"reencode"`` or a
-                branch.
+            perception: ``"auto"`` (the model chooses), ``"none"``, ``"crop"``, ``"grounding"`` (it
+                names a phrase), ``"reencode"`` or a branch.
             max_calls: perception calls at most.
             max_new_tokens: tokens written at most.
             constrain: permit well-formed calls only; otherwise malformed calls are recorded and
@@ -552,7 +561,7 @@ class Runtime:
         """The conversation that answers a request, alone or as the next of an earlier one."""
         decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
         meant = self.intended_inputs
-        warnings = () if meant is None else meant.warnings(request.images)
+        warnings = [*self._warnings, *(meant.warnings(request.images) if meant else ())]
         return Conversation(
             request,
             self.processor,

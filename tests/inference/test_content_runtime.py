@@ -14,7 +14,7 @@ import vpt
 from vpt.demo.runs import watch_live
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
-from vpt.model.building import add_content, build_from_base
+from vpt.model.building import add_tokens, build_from_base
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.protocol.calls import parse_turn
 from vpt.protocol.grammar import PerceptionGrammar
@@ -239,7 +239,7 @@ def test_a_base_gets_the_content_that_is_asked_for(base, plain, kinds):
 def test_a_vpt_model_gets_content_and_keeps_all_else(tmp_path, tied):
     model, processor = tiny_model(("clip",), tie_word_embeddings=tied)
     folder = save(tmp_path, model, processor)
-    given, its_processor = add_content(folder, RELEASED, seed=5)
+    given, its_processor = add_tokens(folder, RELEASED, seed=5)
     num_old, before, after = len(processor.tokenizer), model.state_dict(), given.state_dict()
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -253,7 +253,7 @@ def test_a_vpt_model_gets_content_and_keeps_all_else(tmp_path, tied):
         assert len(drawn.unique(dim=0)) == len(drawn)
         torch.testing.assert_close(drawn.mean(0), old.mean(0), atol=0.2, rtol=0)
         assert float(drawn.std()) == pytest.approx(float(old.std()), rel=0.2)
-    again, _ = add_content(folder, RELEASED, seed=5)
+    again, _ = add_tokens(folder, RELEASED, seed=5)
     assert torch.equal(again.lm_head.weight, given.lm_head.weight)
     save(tmp_path / "more", given, its_processor)
     loaded = vpt.load(str(tmp_path / "more"), device="cpu")
@@ -268,16 +268,16 @@ def test_a_vpt_model_gets_content_and_keeps_all_else(tmp_path, tied):
 def test_kinds_are_added_one_after_the_other(tmp_path):
     small = ContentTokens(("depth",), num_codes=8, num_cells=4)
     folder = save(tmp_path, *tiny_model((), content=small))
-    model, processor = add_content(folder, ContentTokens(("boxes",)))
+    model, processor = add_tokens(folder, ContentTokens(("boxes",)))
     assert model.config.content_tokens == ContentTokens(("depth", "boxes"), 8, 4)
     save(tmp_path / "both", model, processor)
     with pytest.raises(CheckpointError, match="has the tokens of depth already"):
-        add_content(str(tmp_path / "both"), ContentTokens(("depth",)))
+        add_tokens(str(tmp_path / "both"), ContentTokens(("depth",)))
 
 
 def test_content_for_a_plain_model_needs_branches(base):
     with pytest.raises(CheckpointError, match="is a plain qwen2_vl; name branches, or an empty"):
-        add_content(base, RELEASED)
+        add_tokens(base, RELEASED)
 
 
 def test_the_config_refuses_what_cannot_be():

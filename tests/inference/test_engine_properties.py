@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from bases import EACH_BACKBONE
+from drivers import SomewhereDetector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,7 +52,8 @@ class SomeFail(Encoders):
 
 @pytest.fixture(scope="module", params=EACH_BACKBONE)
 def runtime(request):
-    return vpt.Runtime(*tiny_model(num_layers=3, backbone=request.param), max_num_seqs=3)
+    model = tiny_model(num_layers=3, backbone=request.param, grounding=True)
+    return vpt.Runtime(*model, detector=SomewhereDetector(), max_num_seqs=3)
 
 
 def engine_of(runtime, num_slots=3, **options):

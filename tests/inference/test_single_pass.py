@@ -4,6 +4,7 @@ import golden_data as golden
 import pytest
 import torch
 from bases import EACH_BACKBONE
+from drivers import SomewhereDetector
 from driving import drive
 from golden_data import GOLDENS, VARIANTS
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,6 @@ from two_pass import TwoPassEngine
 
 from vpt.errors import BudgetError, PositionError
 from vpt.images import load_image
-from vpt.inference.conversation import Conversation
 from vpt.inference.engine import Engine
 from vpt.inference.events import StopEvent
 from vpt.inference.features import Encoders, FeatureCache
@@ -33,7 +33,8 @@ SLOW_OK = settings(
 
 @pytest.fixture(scope="module", params=EACH_BACKBONE)
 def runtime(request):
-    return Runtime(*tiny_model(num_layers=3, backbone=request.param))
+    model = tiny_model(num_layers=3, backbone=request.param, grounding=True)
+    return Runtime(*model, detector=SomewhereDetector())
 
 
 def noise(width, height, seed):
@@ -43,10 +44,7 @@ def noise(width, height, seed):
 
 
 def run(runtime, engine, requests, batch_size=1):
-    conversations = [
-        (Conversation(request, runtime.processor, runtime.vocabulary).run(), request.sampling)
-        for request in requests
-    ]
+    conversations = [(runtime.converse(request).run(), request.sampling) for request in requests]
     ended = {
         index: event.trace
         for index, event in drive(engine, conversations, batch_size)
@@ -214,7 +212,7 @@ def test_streams_are_closed_when_the_iterator_is(runtime):
     request = runtime.request([noise(8, 8, 0)], "What?")
     events = drive(
         engine,
-        [(Conversation(request, runtime.processor, runtime.vocabulary).run(), request.sampling)],
+        [(runtime.converse(request).run(), request.sampling)],
         1,
     )
     next(events)

@@ -301,7 +301,9 @@ def test_a_region_beyond_a_smaller_grid_is_malformed():
 
 @pytest.mark.parametrize("mode", PERCEPTION_MODES)
 def test_the_invitation_follows_the_mode(mode):
-    words = {"auto": "", "none": "", "crop": f" {INVITE_REGION}"}.get(mode, f" {INVITE_REENCODE}")
+    place = f" {INVITE_REGION}"
+    known = {"auto": "", "none": "", "crop": place, "grounding": place}
+    words = known.get(mode, f" {INVITE_REENCODE}")
     assert invite("What is it?", mode) == f"What is it?{words}"
 
 
@@ -346,6 +348,7 @@ def test_a_mode_permits_the_branches_it_names(mode, expected):
         ("crop", ("dino",), "dino"),
         ("reencode", ("crop",), "crop"),
         ("clip", (), "none"),
+        ("grounding", ("crop",), r"crop\. A phrase needs its tokens and a detector"),
     ],
 )
 def test_a_mode_the_model_cannot_do_is_an_error(mode, available, has):
@@ -364,8 +367,9 @@ def test_older_and_released_names_of_modes_are_accepted(name, mode):
 
 
 def test_modes_are_a_sequence_that_follows_the_table():
-    assert list(PERCEPTION_MODES) == ["auto", "none", "crop", "reencode", "clip", "dino", "sam"]
-    assert len(PERCEPTION_MODES) == 7 and PERCEPTION_MODES[-1] == "sam"
+    modes = ["auto", "none", "crop", "grounding", "reencode", "clip", "dino", "sam"]
+    assert list(PERCEPTION_MODES) == modes
+    assert len(PERCEPTION_MODES) == 8 and PERCEPTION_MODES[-1] == "sam"
 
 
 @pytest.mark.parametrize("row", BRANCH_TOKENS.values(), ids=lambda row: row.branch)

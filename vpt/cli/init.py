@@ -1,4 +1,4 @@
-"""``vpt init``: a VPT model made from a Qwen2-VL one, or a VPT one given content tokens."""
+"""``vpt init``: a VPT model made from a Qwen2-VL one, or a VPT one given more tokens."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from vpt.model.folder import check_base, check_depth_tokenizer, model_type
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     CONTENT_TOKENS,
+    GROUND_END,
+    GROUND_START,
+    GROUNDING,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
     ContentTokens,
@@ -50,7 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="ID_OR_FOLDER",
         help="a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model to start from, or a VPT one to extend by "
-        "--content",
+        "--content or --grounding",
     )
     parser.add_argument(
         "--branches",
@@ -66,6 +69,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help=f"content that the model writes about an image, out of {','.join(CONTENT_TOKENS)}",
     )
+    add_flag(parser, "--grounding", "let it call for phrases, which a detector finds in the image")
     decoder = "decoder of the depth maps that the model writes; copied into the folder"
     add_path(parser, "--depth-tokenizer", "DIR_OR_PTH", decoder)
     add_path(parser, "--out", "DIR", "folder to write", required=True)
@@ -117,7 +121,8 @@ def _print_summary(
     num_all = sum(parameter.numel() for parameter in model.parameters())
     num_new = sum(parameter.numel() for parameter in model.projectors.parameters())
     print_out(f"made {args.out} from {args.base}")
-    print_out(f"  branches    {', '.join(['crop', *model.config.vision_encoder_ls])}")
+    places = ["crop", GROUNDING] if args.grounding else ["crop"]
+    print_out(f"  branches    {', '.join([*places, *model.config.vision_encoder_ls])}")
     if kinds := model.config.content_tokens.kinds:
         is_undecoded = "depth" in kinds and not can_decode
         note = "; no depth tokenizer, so maps are codes only" if is_undecoded else ""
@@ -132,16 +137,22 @@ def _build(
     args: argparse.Namespace, encoders: dict[str, str], tokenizer: DepthTokenizer | None
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor, list[str]]:
     """Model, processor, and the tokens that were added."""
-    from vpt.model.building import add_content, build_from_base
+    from vpt.model.building import add_tokens, build_from_base
 
     content = args.content
     if tokenizer is not None and "depth" in content.kinds:
         sizes = tokenizer.config
         content = replace(content, num_codes=sizes.num_codes, num_cells=sizes.num_cells)
     codebook = None if tokenizer is None else tokenizer.network.codebook.vectors
-    options = {"codebook": codebook, "dtype": args.dtype, "seed": args.seed}
+    options = {
+        "codebook": codebook,
+        "grounding": args.grounding,
+        "dtype": args.dtype,
+        "seed": args.seed,
+    }
     if args.branches is None:
-        return *add_content(args.base, content, **options), content.tokens
+        phrase = [GROUND_START, GROUND_END] if args.grounding else []
+        return *add_tokens(args.base, content, **options), [*content.tokens, *phrase]
     made = build_from_base(
         args.base,
         args.branches,
@@ -150,7 +161,9 @@ def _build(
         content=content,
         **options,
     )
-    special, ordinary = perception_tokens(branches_named(args.branches), args.grid_size, content)
+    special, ordinary = perception_tokens(
+        branches_named(args.branches), args.grid_size, content, args.grounding
+    )
     return *made, [*special, *ordinary]
 
 
@@ -183,10 +196,10 @@ def _checked_encoders(args: argparse.Namespace) -> dict[str, str]:
         raise PromptError(
             f"--out: {args.out} is not empty; choose another folder, or --force to write into it"
         )
-    if args.branches is None and not args.content.kinds:
+    if args.branches is None and not (args.content.kinds or args.grounding):
         raise PromptError(
-            "give --branches to make a VPT model from a Qwen2-VL one, or --content to add content "
-            "tokens to a VPT model"
+            "give --branches to make a VPT model from a Qwen2-VL one, or --content or --grounding "
+            "to add tokens to a VPT model"
         )
     if args.depth_tokenizer is not None and "depth" not in args.content.kinds:
         raise PromptError("--depth-tokenizer needs depth among --content")
@@ -203,8 +216,8 @@ COMMAND = Command(
     help="make a VPT model from a Qwen-VL one",
     description=(
         "Make a VPT model from a Qwen2-VL, Qwen2.5-VL or Qwen3-VL one: add perception tokens,\n"
-        "vision branches and projectors. Or add to a VPT model the tokens for depth maps and\n"
-        "boxes.\n"
+        "vision branches and projectors. Or add to a VPT model the tokens for depth maps, boxes\n"
+        "and phrases.\n"
         "All additions are untrained."
     ),
     examples=(

@@ -9,10 +9,10 @@ and one stream or many are driven the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vpt.boxes import GridBox, crop_box_px, region_to_show
+from vpt.boxes import GridBox, PixelBox, crop_box_px, region_to_show
 from vpt.errors import PromptError, RegionError
 from vpt.images import LoadedImage
 from vpt.inference.events import (
@@ -29,9 +29,22 @@ from vpt.inference.recorder import DecodeMap, Recorder
 from vpt.inference.request import Request
 from vpt.inference.results import REPLACEMENTS
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
-from vpt.protocol.calls import PerceptionCall, format_region, parse_turn, split_symbols
+from vpt.protocol.calls import (
+    PerceptionCall,
+    format_found,
+    format_region,
+    parse_turn,
+    split_symbols,
+)
 from vpt.protocol.grammar import PerceptionGrammar, TokenRule, TurnState
-from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary, branches_of_mode, invite
+from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
+    GROUNDING,
+    TURN_END,
+    Vocabulary,
+    branches_of_mode,
+    invite,
+)
 from vpt.trace.records import CallRecord, ImageRecord
 
 if TYPE_CHECKING:
@@ -39,6 +52,8 @@ if TYPE_CHECKING:
 
 Propose = Callable[[LoadedImage, str], "Sequence[Proposal]"]
 """Finds boxes for a phrase in an image, best first."""
+
+_MOST_FOUND = 8  # boxes of a call that the model is told
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,8 @@ class Conversation:
         warnings: sentences for the trace.
         before: the conversation that the question continues; the request's history tells its text
             and images, for the trace.
-        propose: finds boxes for the phrase of ``look_for`` in an image, best first.
+        propose: finds boxes for a phrase in an image, best first; needed for ``look_for``, and for
+            a vocabulary with grounding.
 
     Attributes:
         before: the conversation that it continues, if any.
@@ -111,39 +127,47 @@ class Conversation:
         )
         writes_content = request.has_images and request.perception != "none"
         self._content = vocabulary.content.kinds if writes_content else ()
+        self._propose = propose
         self._begin(before)
-        region = request.region
-        if request.look_for is not None:
-            assert propose is not None, "look_for needs a detector"
-            region = self._look_for(request.look_for, propose)
-        self._prescribed = [] if region is None else _region_ids(region, vocabulary)
         self._num_rounds = 0
         self._last_call: tuple[object, ...] | None = None
         self._must_answer = self._is_out_of_tokens = False
 
     def _begin(self, before: Transcript | None) -> None:
-        """Set the images of the stream, given and cut out, and the pieces of the prompt."""
+        """Set the images of the stream, the pieces of the prompt, and a prescribed first call."""
         request = self.request
-        question = invite(request.question, request.perception)
         if before is None:
-            system = {} if request.system is None else {"system": request.system}
             shown = [len(message.images) for message in request.messages]
             last = max((i for i, num in enumerate(shown) if num), default=0)
             self._images, self._first = request.all_images, sum(shown[:last])
-            self._prompt = self._processor.prompt(
-                question, request.images, history=request.history, **system
-            )
         else:
             self._images = [*before.images, *request.images]
             self._first = len(before.images) if request.images else before.first
-            follow_up = self._processor.follow_up(question, request.images)
-            self._prompt = [*before.pieces, *follow_up]
+        self._check_look_at()
+        region, parts = request.region, []
+        if request.look_for is not None:
+            region = self._look_for(request.look_for)
+            if region is not None and "crop" not in self.vocabulary.branches:
+                parts, region = [self._show_part(region)], None
+        self._prescribed = [] if region is None else _region_ids(region, self.vocabulary)
+        question = invite(request.question, request.perception)
+        images = [*request.images, *parts]
+        if before is None:
+            system = {} if request.system is None else {"system": request.system}
+            self._prompt = self._processor.prompt(
+                question, images, history=request.history, **system
+            )
+        else:
+            self._prompt = [*before.pieces, *self._processor.follow_up(question, images)]
+        self._pieces: list[Piece] = []
+
+    def _check_look_at(self) -> None:
+        request = self.request
         if isinstance(look_at := request.look_at, int) and look_at >= max(len(self._images), 1):
             raise PromptError(
                 f"look_at={look_at} is the index of no image: the conversation has "
                 f"{len(self._images)}, counted from 0"
             )
-        self._pieces: list[Piece] = []
 
     @property
     def transcript(self) -> Transcript:
@@ -163,17 +187,42 @@ class Conversation:
             return look_at
         return self._first if look_at == "first" else len(self._images) - 1
 
-    def _look_for(self, phrase: str, propose: Propose) -> GridBox | None:
-        """The smallest region whose crop holds the best box for a phrase; ``None`` without one."""
-        check_has_regions("look_for", self.vocabulary)
-        source = self._source()
-        image = self._images[source]
-        found = propose(image, phrase)
+    def _find(self, phrase: str, source: int) -> Sequence[Proposal]:
+        """Boxes for a phrase in an image, best first, which are recorded."""
+        assert self._propose is not None, "a phrase needs a detector"
+        found = self._propose(self._images[source], phrase)
         self.recorder.add_proposals(phrase, source, found)
-        if not found:
-            return None
-        box = found[0].box_xyxy_px
-        return region_to_show(box, image.size_wh, grid_size=self.vocabulary.grid_size)
+        return found
+
+    def _region_of(self, proposal: Proposal, source: int) -> GridBox:
+        """The smallest region whose crop holds a box."""
+        size_wh, grid_size = self._images[source].size_wh, self.vocabulary.grid_size
+        return region_to_show(proposal.box_xyxy_px, size_wh, grid_size=grid_size)
+
+    def _look_for(self, phrase: str) -> GridBox | None:
+        """The region of the request's phrase; ``None`` if that is not found."""
+        if found := self._find(phrase, source := self._source()):
+            return self._region_of(found[0], source)
+        self.recorder.warn(
+            f"{phrase!r} was not found in image {source}: the model looks where it chooses"
+        )
+        return None
+
+    def _show_part(self, region: GridBox) -> LoadedImage:
+        """The crop of a region, as one more image of the prompt."""
+        source = self._source()
+        part, box = self._cut(region, source)
+        self._images = [*self._images, part]
+        self.recorder.add_shown(part, source, box)
+        return part
+
+    def _cut(self, region: GridBox, source: int) -> tuple[LoadedImage, PixelBox]:
+        """The crop of a region, or what replaces it, and the box that it shows."""
+        image, grid_size = self._images[source], self.vocabulary.grid_size
+        cut = crop_box_px(region, image.size_wh, grid_size=grid_size)
+        part, box = self._show(image, cut, self.request.sampling.seed)
+        assert box is not None
+        return part, box
 
     def run(self) -> Exchange:
         """Answer the question, once; only to an :class:`Append` a :class:`Step` must be sent."""
@@ -187,7 +236,7 @@ class Conversation:
             for content in self.recorder.end_turn(ids, parsed, source):
                 yield ContentEvent(content)
             wanted = [one for one in parsed.calls if one.branch in self.vocabulary.branches]
-            reason = self._reason_to_stop(wanted, source, self._ends_turn(ids[-1]))
+            reason = self._reason_to_stop(wanted, ids, source)
             outcome = {"": "executed", "repeated_call": "repeated"}.get(reason, "not_executed")
             calls = [self.recorder.add_call(call, ids, source, outcome) for call in wanted]
             for record in calls:
@@ -196,8 +245,10 @@ class Conversation:
                 break
             pairs = zip(wanted, calls, strict=True)
             results = [self._execute(call, source, record) for call, record in pairs]
+            looks = [look for look, _ in results if look is not None]
+            note = "".join(note for _, note in results)
             self._pieces.pop()  # the last token, which is appended with what must follow it
-            pieces = [self._closing(ids[-1]), *self._processor.reply(results)]
+            pieces = [self._closing(ids[-1]), *self._processor.reply(looks, note)]
             self._num_rounds += 1
         yield StopEvent(self.recorder.stop(reason))
 
@@ -245,17 +296,38 @@ class Conversation:
 
     def _execute(
         self, call: PerceptionCall, source: int, record: CallRecord
-    ) -> ImagePiece | FeaturePiece:
-        """Make the result of a call on an image; a crop becomes an image of the stream."""
-        image, box = self._images[source], None
-        if call.region is not None:
-            box = crop_box_px(call.region, image.size_wh, grid_size=self.vocabulary.grid_size)
-        shown, box = self._show(image, box, self.request.sampling.seed)
-        if box is None:
-            return FeaturePiece(call.branch, shown)
-        self._images.append(shown)
-        self.recorder.add_crop(record, shown, box)
-        return ImagePiece(shown)
+    ) -> tuple[ImagePiece | FeaturePiece | None, str]:
+        """Make the result of a call on an image: a look, if any, and a note.
+
+        A crop becomes an image of the stream.
+        """
+        region, note = call.region, ""
+        if call.branch == GROUNDING:
+            found = self._find_for_call(record)
+            note = format_found([one.box_xyxy_px for one in found], self._images[source].size_wh)
+            if not found:
+                return None, note
+            region = self._region_of(found[0], source)
+            record.region = astuple(region)
+        if region is None:
+            shown, _ = self._show(self._images[source], None, self.request.sampling.seed)
+            return FeaturePiece(call.branch, shown), note
+        part, box = self._cut(region, source)
+        self._images.append(part)
+        self.recorder.add_crop(record, part, box)
+        return ImagePiece(part), note
+
+    def _find_for_call(self, record: CallRecord) -> Sequence[Proposal]:
+        """Boxes for the phrase of a call; a phrase that no detector can read finds none."""
+        phrase, reason = record.phrase or "", ""
+        try:
+            if found := self._find(phrase, record.image)[:_MOST_FOUND]:
+                return found
+        except PromptError as exc:
+            reason = f" ({exc})"
+        record.outcome = "not_found"
+        self.recorder.warn(f"{phrase!r} was not found in image {record.image}{reason}")
+        return ()
 
     def _rule(self, state: TurnState, num_written: int) -> TokenRule | None:
         is_first = self._num_rounds == 0
@@ -271,16 +343,20 @@ class Conversation:
         return self._grammar.rule(state, (*self._branches, *self._content), must_call)
 
     def _reason_to_stop(
-        self, calls: Sequence[PerceptionCall], source: int, is_complete: bool
+        self, calls: Sequence[PerceptionCall], ids: Sequence[int], source: int
     ) -> str:
-        """Why the run ends with this turn; empty if it continues."""
+        """Why the run ends with this turn of ``ids``; empty if it continues."""
         if not calls and self._must_answer:
             return "repeated_call"
         if not calls or self.request.perception == "none" or not self.request.has_images:
-            return "stop" if is_complete else "length"
+            return "stop" if self._ends_turn(ids[-1]) else "length"
         if self._num_rounds >= self.request.max_calls:
             return "max_calls"
-        key = (source, *((call.branch, call.region) for call in calls))
+        said = (
+            (call.branch, ids[call.start : call.end] if call.branch == GROUNDING else call.region)
+            for call in calls
+        )
+        key = (source, *said)
         if key == self._last_call:
             if not self.request.constrain:
                 return "repeated_call"
@@ -304,17 +380,12 @@ class Conversation:
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
 
 
-def check_has_regions(name: str, vocabulary: Vocabulary) -> None:
-    """Raise ``PromptError`` if the model has no region tokens for the option of this name."""
-    if "crop" not in vocabulary.branches:
-        raise PromptError(f"{name}: this model has no region tokens")
-
-
 def _region_ids(region: GridBox, vocabulary: Vocabulary) -> list[int]:
     """Ids of a call at a region, which the request makes in place of the model."""
     try:
         tokens = [*split_symbols(format_region(region, vocabulary.grid_size)), TURN_END]
     except RegionError as exc:
         raise PromptError(f"region: {exc}") from exc
-    check_has_regions("region", vocabulary)
+    if "crop" not in vocabulary.branches:
+        raise PromptError("region: this model has no region tokens")
     return [vocabulary.ids[token] for token in tokens]

@@ -17,7 +17,7 @@ from vpt.inference.request import Request
 from vpt.inference.stream import AppendedImage
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
-from vpt.protocol.tokens import BRANCH_TOKENS, NO_CONTENT, Vocabulary
+from vpt.protocol.tokens import BRANCH_TOKENS, GROUNDING, NO_CONTENT, Vocabulary
 from vpt.trace.content import parse_content, record_content
 from vpt.trace.records import (
     CallRecord,
@@ -79,15 +79,20 @@ class Recorder:
             )
 
     def add_proposals(self, phrase: str, image: int, found: Sequence[Proposal]) -> None:
-        """Record what a detector found for a phrase in an image, or warn that it found nothing."""
-        if not found:
-            self.trace.warnings.append(
-                f"{phrase!r} was not found in image {image}: the model looks where it chooses"
-            )
+        """Record what a detector found for a phrase in an image."""
         for one in found:
             self.trace.proposals.append(
                 ProposalRecord(image, phrase, one.box_xyxy_px, one.score, one.phrase)
             )
+
+    def add_shown(self, image: LoadedImage, parent: int, box_xyxy_px: PixelBox) -> None:
+        """Record the part of an image that the prompt shows beside it."""
+        self._num_new += 1
+        self._add_part(image, parent, box_xyxy_px)
+
+    def warn(self, warning: str) -> None:
+        """Record a reason not to rely on the answer."""
+        self.trace.warnings.append(warning)
 
     def start(self) -> None:
         """Begin to measure time."""
@@ -114,7 +119,8 @@ class Recorder:
                 self._record_seen(record, image)
             return
         counts.appended_tokens += step.num_tokens
-        for call, image in zip(calls, step.images, strict=True):
+        shown = [call for call in calls if call.outcome != "not_found"]
+        for call, image in zip(shown, step.images, strict=True):
             call.grid_hw, call.num_tokens, call.reused = (
                 image.grid_hw,
                 image.num_tokens,
@@ -184,6 +190,7 @@ class Recorder:
     ) -> CallRecord:
         """Record a call, on image ``source``, of the turn that has just ended."""
         row = BRANCH_TOKENS.get(call.branch)
+        words = self._readable(ids[call.start + 1 : call.end - 1]).strip()
         record = CallRecord(
             branch=call.branch,
             text=self._raw(ids[call.start : call.end]) if row is None else row.call,
@@ -191,17 +198,20 @@ class Recorder:
             image=source,
             outcome=outcome,
             region=None if call.region is None else astuple(call.region),
+            phrase=words if call.branch == GROUNDING else None,
         )
         self.trace.calls.append(record)
         return record
 
     def add_crop(self, call: CallRecord, crop: LoadedImage, box_xyxy_px: PixelBox) -> None:
         """Record the crop that a call results in; its box is in pixels of the image cut."""
-        frame = self.trace.images[call.image].box_xyxy_px
-        call.box_xyxy_px = box_xyxy_px if frame is None else compose(frame, box_xyxy_px)
-        call.result_image = self.trace.add_image(
-            crop, parent=call.image, box_xyxy_px=call.box_xyxy_px
-        )
+        call.result_image = self._add_part(crop, call.image, box_xyxy_px)
+        call.box_xyxy_px = self.trace.images[call.result_image].box_xyxy_px
+
+    def _add_part(self, part: LoadedImage, parent: int, box_xyxy_px: PixelBox) -> int:
+        frame = self.trace.images[parent].box_xyxy_px
+        box = box_xyxy_px if frame is None else compose(frame, box_xyxy_px)
+        return self.trace.add_image(part, parent=parent, box_xyxy_px=box)
 
     def stop(self, reason: str) -> Trace:
         """Record the end of the run; returns the whole record."""

@@ -187,8 +187,8 @@ class Request:
     perception: str = _option(
         str,
         "auto",
-        "auto: as the model chooses; none: never; crop: at a region; reencode: with any branch; "
-        "or with the one named",
+        "auto: as the model chooses; none: never; crop: at a region; grounding: for a phrase; "
+        "reencode: with any branch; or with the one named",
         "Look again",
         choices=PERCEPTION_MODES,
         canonical=canonical_mode,

@@ -27,6 +27,8 @@ from vpt.model.modeling import BASE_MODELS, MODELS, VPTForConditionalGeneration,
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
+    GROUND_END,
+    GROUND_START,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
     TURN_END,
@@ -60,6 +62,7 @@ def build_from_base(
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
     codebook: Tensor | None = None,
+    grounding: bool = False,
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
@@ -74,6 +77,7 @@ def build_from_base(
         encoders: branch -> folder, hub id or (for ``sam``) ``.pth`` file of segment-anything;
             by default the ``source`` in the branch's row.
         codebook: ``[K, D]``, vectors of the depth codes, which order the rows of their tokens.
+        grounding: whether it can call for phrases, which a detector finds.
         dtype: of the weights; ``"auto"`` for the base model's.
 
     Raises:
@@ -98,7 +102,7 @@ def build_from_base(
     encoder_branches = {
         name: _load_encoder(name, sources[name], llm.dtype) for name in wanted if name in sources
     }
-    add_perception_tokens(processor.tokenizer, wanted, grid_size, content)
+    add_perception_tokens(processor.tokenizer, wanted, grid_size, content, grounding)
     _make_room(llm, processor.tokenizer, seed)
     config = vpt_config(llm.config, processor.tokenizer, wanted, grid_size, content)
     for name, branch in encoder_branches.items():
@@ -114,27 +118,28 @@ def build_from_base(
         raise CheckpointError(f"the base model {base} does not have the weights of a {found}")
     for name, branch in encoder_branches.items():
         model.branches[name].encoder.load_state_dict(branch.encoder.state_dict())
-    special, ordinary = perception_tokens(wanted, grid_size, content)
+    special, ordinary = perception_tokens(wanted, grid_size, content, grounding)
     _draw_new_embeddings(model, processor.tokenizer, [*special, *ordinary], seed, codebook)
     return model.eval(), processor
 
 
-def add_content(
+def add_tokens(
     source: str | os.PathLike[str],
-    content: ContentTokens,
+    content: ContentTokens = NO_CONTENT,
     *,
     codebook: Tensor | None = None,
+    grounding: bool = False,
     dtype: str | torch.dtype = "auto",
     seed: int = 0,
 ) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
-    """Give a VPT model the tokens of perception content that it lacks; all else stays as it is.
+    """Give a VPT model tokens of content or phrases that it lacks; all else stays as it is.
 
     Args:
         source: folder or hub id of a VPT model.
-        codebook: as for :func:`build_from_base`.
+        codebook: as for :func:`build_from_base`, as well as ``grounding``.
 
     Raises:
-        CheckpointError: if it cannot be loaded, writes that already, or in other sizes.
+        CheckpointError: if it cannot be loaded, has these tokens already, or in other sizes.
     """
     source = str(source)
     check_base(_model_type(source), source, is_extended=True)
@@ -148,7 +153,10 @@ def add_content(
     kept = {name: getattr(old, name) for kind in old.kinds for name in sizes[kind]}
     whole = dataclasses.replace(content, kinds=(*old.kinds, *content.kinds), **kept)
     vocab = processor.tokenizer.get_vocab()
-    new = [token for token in whole.tokens if token not in vocab]
+    phrase = [GROUND_START, GROUND_END] if grounding else []
+    if grounding and all(token in vocab for token in phrase):
+        raise CheckpointError(f"{source} has the tokens of grounding already")
+    new = [token for token in [*whole.tokens, *phrase] if token not in vocab]
     processor.tokenizer.add_tokens(new)
     _make_room(model, processor.tokenizer, seed)
     for name, value in _content_settings(whole).items():
@@ -202,10 +210,14 @@ def _load_encoder(branch: str, source: str, dtype: torch.dtype) -> Any:
 
 
 def add_perception_tokens(
-    tokenizer: Any, branches: Iterable[str], grid_size: int, content: ContentTokens = NO_CONTENT
+    tokenizer: Any,
+    branches: Iterable[str],
+    grid_size: int,
+    content: ContentTokens = NO_CONTENT,
+    grounding: bool = False,
 ) -> int:
     """Add the tokens that are not there yet; returns how many that were."""
-    special, ordinary = perception_tokens(branches, grid_size, content)
+    special, ordinary = perception_tokens(branches, grid_size, content, grounding)
     known = tokenizer.get_vocab()
     added = tokenizer.add_tokens([t for t in special if t not in known], special_tokens=True)
     return added + tokenizer.add_tokens([t for t in ordinary if t not in known])

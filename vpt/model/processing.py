@@ -417,17 +417,18 @@ class VPTProcessor(ShimSavingMixin, ProcessorMixin):
         self.check_plain("question", question)
         return [*_user_turn(question, images), f"\n{TURN_START}assistant\n"]
 
-    def reply(self, looks: Sequence[ImagePiece | FeaturePiece]) -> list[Piece]:
+    def reply(self, looks: Sequence[ImagePiece | FeaturePiece], note: str = "") -> list[Piece]:
         """Pieces that answer the perception calls of a closed assistant turn.
 
-        One look stands alone; of several, each has its own line, as in the released driver.
+        One look stands alone; of several, each has its own line, as in the released driver. A note
+        comes after them.
         """
         parts: list[str | Piece] = [f"\n{TURN_START}user\n"]
         for number, look in enumerate(looks):
             several = len(looks) > 1
             parts += [f"Region {number}: " if several else "", VISION_START, look]
             parts.append(f"{VISION_END}\n" if several else VISION_END)
-        parts.append(f"{TURN_END}\n{TURN_START}assistant\n")
+        parts.append(f"{note}{TURN_END}\n{TURN_START}assistant\n")
         return self._encode_parts(parts)
 
     def _encode_parts(self, parts: Iterable[str | Piece]) -> list[Piece]:

@@ -6,13 +6,16 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vpt.boxes import GridBox
+from vpt.boxes import GridBox, PixelBox
 from vpt.errors import DataError, RegionError
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_CODE,
     DEPTH_END,
     DEPTH_START,
+    GROUND_END,
+    GROUND_START,
+    GROUNDING,
     PIXEL,
     REGION_END,
     REGION_START,
@@ -32,7 +35,7 @@ class PerceptionCall:
     """One request by the model to look again: symbols ``start`` to ``end`` (exclusive) of a turn.
 
     Attributes:
-        branch: ``"crop"`` or a key of :data:`BRANCH_TOKENS`.
+        branch: ``"crop"``, ``"grounding"`` or a key of :data:`BRANCH_TOKENS`.
         region: cells of a ``"crop"``.
     """
 
@@ -86,8 +89,9 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
     """Find the perception calls in what the model wrote. Nothing is guessed.
 
     A region is one or more coordinate tokens between start and end, at least one per axis, in any
-    order; it spans their extremes. A re-encoding is called by its start token; its action and end
-    tokens, if they follow, belong to the call. All other perception tokens are malformed.
+    order; it spans their extremes. A phrase is plain text between its start and end. A re-encoding
+    is called by its start token; its action and end tokens, if they follow, belong to the call.
+    All other perception tokens are malformed.
 
     Args:
         turn: text, or one string per token; plain text may be any string, the empty one included,
@@ -96,7 +100,7 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
     symbols = split_symbols(turn) if isinstance(turn, str) else list(turn)
     rows = BRANCH_TOKENS.values()
     row_of_start = {row.start: row for row in rows}
-    stray = {REGION_END, *(token for row in rows for token in (row.action, row.end))}
+    stray = {REGION_END, GROUND_END, *(one for row in rows for one in (row.action, row.end))}
     calls: list[PerceptionCall] = []
     malformed: list[MalformedCall] = []
 
@@ -124,6 +128,18 @@ def parse_turn(turn: str | Sequence[str], grid_size: int = RELEASED_GRID_SIZE) -
                 report(start, position, region)
             else:
                 calls.append(PerceptionCall("crop", start, position, region))
+        elif symbol == GROUND_START:
+            position += 1
+            while position < len(symbols) and not _SYMBOL.fullmatch(symbols[position]):
+                position += 1
+            is_closed = symbols[position : position + 1] == [GROUND_END]
+            position += is_closed
+            if not is_closed:
+                report(start, position, "phrase is not closed")
+            elif position == start + 2:
+                report(start, position, "phrase is empty")
+            else:
+                calls.append(PerceptionCall(GROUNDING, start, position))
         elif symbol in row_of_start:
             row = row_of_start[symbol]
             position += 1
@@ -154,6 +170,26 @@ def _read_region(symbols: Sequence[str], grid_size: int) -> GridBox | str:
             return f"region has no {axis} coordinate"
     x, y = cells["x"], cells["y"]
     return GridBox(min(x), min(y), max(x), max(y))
+
+
+# --- what a phrase found ---
+
+
+NOT_FOUND = "not found"
+"""Text of the result of a call with a phrase that the detector does not find."""
+
+
+def format_found(boxes_xyxy_px: Sequence[PixelBox], size_wh: tuple[int, int]) -> str:
+    """Write the boxes of a found phrase as Qwen2-VL does: ``"(110,235),(352,871)"``.
+
+    Corners are in thousandths of the image, rounded down; boxes are separated by spaces.
+    """
+
+    def corner(x: int, y: int) -> str:
+        places = (1000 * at // size for at, size in zip((x, y), size_wh, strict=True))
+        return "({},{})".format(*(min(place, 999) for place in places))
+
+    return " ".join(f"{corner(*box[:2])},{corner(*box[2:])}" for box in boxes_xyxy_px) or NOT_FOUND
 
 
 # --- depth maps and boxes ---------------------------------------------------------------------

@@ -15,6 +15,9 @@ from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_END,
     DEPTH_START,
+    GROUND_END,
+    GROUND_START,
+    GROUNDING,
     IMAGE_PAD,
     REGION_END,
     REGION_START,
@@ -28,6 +31,8 @@ from vpt.protocol.tokens import (
     is_coordinate,
     pixel_tokens,
 )
+
+MOST_PHRASE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class TurnState:
     Attributes:
         name: a state of :class:`PerceptionGrammar`.
         num_regions: regions written in this turn.
-        num_written: codes of the current depth map, or coordinates of the current box.
+        num_written: codes of the current depth map, coordinates of the current box, or tokens of
+            the current phrase.
         corner: ``(x, y)`` of the current box, as far as written.
     """
 
@@ -60,10 +66,12 @@ class PerceptionGrammar:
     """Which tokens may follow which, within one assistant turn.
 
     A region is start, ``x y``, optionally a second ``x y``, end; after it only a further region
-    or the end of the turn may come. After a branch's start token come its action and end tokens
-    and the end of the turn. A depth map is start, all its codes, end; a box is four pixels: left,
-    top, then right and bottom that are no smaller; after either text continues. Elsewhere text is
-    free. What may come next is found in constant time, however long the turn is.
+    or the end of the turn may come. A phrase is start, plain tokens, of which there are at most
+    ``MOST_PHRASE_TOKENS``, end, and the end of the turn. After a branch's start token come its
+    action and end tokens and the end of the turn. A depth map is start, all its codes, end; a box
+    is four pixels: left, top, then right and bottom that are no smaller; after either text
+    continues. Elsewhere text is free. What may come next is found in constant time, however long
+    the turn is.
     """
 
     def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
@@ -80,6 +88,11 @@ class PerceptionGrammar:
         self._x = tuple(ids[t] for t in coordinate_tokens("x", k)) if has_region else ()
         self._y = tuple(ids[t] for t in coordinate_tokens("y", k)) if has_region else ()
         self._forced: dict[int, int] = {}  # token -> the only one that may follow it
+        self._ground_start = self._ground_end = -1
+        if GROUNDING in vocabulary.branches:
+            self._ground_start, self._ground_end = ids[GROUND_START], ids[GROUND_END]
+            self._forced[self._ground_end] = self._turn_end
+        self._every_control = frozenset(ids.values())
         for row in BRANCH_TOKENS.values():
             if row.branch in vocabulary.branches:
                 self._forced[ids[row.start]] = ids[row.action]
@@ -107,6 +120,7 @@ class PerceptionGrammar:
         """Every id that may not come in free text, openers included."""
         ids = self.vocabulary.ids
         names = [IMAGE_PAD, "<|video_pad|>", VISION_START, VISION_END, REGION_START, REGION_END]
+        names += [GROUND_START, GROUND_END]
         controls = {ids[name] for name in names if name in ids}
         controls |= {i for token, i in ids.items() if is_coordinate(token) or is_content(token)}
         for row in BRANCH_TOKENS.values():
@@ -126,6 +140,8 @@ class PerceptionGrammar:
             key: tuple[Any, ...] = ("free", tuple(permitted), must_call)
         elif state.name == "after_region":
             key = ("after_region", state.num_regions < self.max_regions and "crop" in permitted)
+        elif state.name == "phrase":
+            key = ("phrase", min(state.num_written, 1), state.num_written < MOST_PHRASE_TOKENS)
         elif state.name == "depth":
             key = ("depth", state.num_written < self.vocabulary.content.num_cells)
         elif state.name == "box":
@@ -141,6 +157,8 @@ class PerceptionGrammar:
             return self._free_rule(*given)
         if name == "after_region":
             return TokenRule(only=(self._region_start, self._turn_end)[0 if given[0] else 1 :])
+        if name == "phrase":
+            return self._phrase_rule(*given)
         if name == "depth":
             return TokenRule(only=tuple(self._codes) if given[0] else (self._depth_end,))
         if name == "box":
@@ -167,10 +185,21 @@ class PerceptionGrammar:
         banned = tuple(i for i in self._controls if i not in allowed)
         return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
 
+    def _phrase_rule(self, is_begun: bool, may_go_on: bool) -> TokenRule:
+        if not may_go_on:
+            return TokenRule(only=(self._ground_end,))
+        ends = {self._ground_end} if is_begun else set()
+        banned = tuple(sorted(self._every_control - ends))
+        return TokenRule(banned=banned, vocabulary_end=self.vocabulary.size)
+
     def advance(self, state: TurnState, token_id: int) -> TurnState:
         """State after ``token_id``. Tokens that break the grammar lead back to free text."""
         if token_id == self._region_start:
             return TurnState("x1", state.num_regions)
+        if token_id == self._ground_start:
+            return TurnState("phrase", state.num_regions)
+        if state.name == "phrase" and token_id not in self._every_control:
+            return TurnState("phrase", state.num_regions, state.num_written + 1)
         if token_id in self._forced:
             return TurnState(f"forced:{self._forced[token_id]}", state.num_regions)
         if token_id == self._depth_start:

@@ -1,16 +1,17 @@
 """The perception vocabulary: every token by which a model looks again, or draws what it sees.
 
 Region Selection tokens name a box of cells on a ``k x k`` grid; Vision Re-Encoding tokens name a
-vision branch (:data:`BRANCH_TOKENS`). Token strings are those of the released checkpoints (arXiv
-2502.17425) and must not change; only they use released names of branches. Perception content,
-which a model writes itself (arXiv 2412.03548), has the table :data:`CONTENT_TOKENS`.
+vision branch (:data:`BRANCH_TOKENS`); grounding tokens, which no released model has, hold a phrase
+to look for. Token strings are those of the released checkpoints (arXiv 2502.17425) and must not
+change; only they use released names of branches. Perception content, which a model writes itself
+(arXiv 2412.03548), has the table :data:`CONTENT_TOKENS`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vpt.errors import CheckpointError, PromptError
@@ -28,6 +29,12 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 
 REGION_START = "<|region_token_start|>"
 REGION_END = "<|region_token_end|>"
+
+GROUNDING = "grounding"
+"""The branch whose call holds words: a detector finds the phrase, and the result is its crop."""
+
+GROUND_START = "<|ground_start|>"
+GROUND_END = "<|ground_end|>"
 
 
 @dataclass(frozen=True)
@@ -170,14 +177,14 @@ class _Modes(Sequence[str]):
     """A view of the branch table, after the modes that name no branch."""
 
     def __getitem__(self, index: Any) -> Any:
-        return ("auto", "none", "crop", ANY_REENCODING, *encoder_names())[index]
+        return ("auto", "none", "crop", GROUNDING, ANY_REENCODING, *encoder_names())[index]
 
     def __len__(self) -> int:
-        return 4 + len(BRANCH_TOKENS)
+        return 5 + len(BRANCH_TOKENS)
 
 
 PERCEPTION_MODES: Sequence[str] = _Modes()
-"""Ways to ask: free choice, no call, a crop, any re-encoding, or one by the named branch."""
+"""Ways to ask: free choice, no call, a crop, a phrase, any re-encoding, or by the named branch."""
 
 LOOK_AT = ("first", "latest")
 """Which image a call concerns: the first one given, or the latest in the stream."""
@@ -263,8 +270,12 @@ def perception_tokens(
     branches: Iterable[str],
     grid_size: int = RELEASED_GRID_SIZE,
     content: ContentTokens = NO_CONTENT,
+    grounding: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Tokens that a model with these branches and this content needs.
+
+    Args:
+        grounding: whether it looks for phrases.
 
     Returns:
         ``(special, ordinary)``. Pads are special tokens; those the model writes are ordinary
@@ -272,6 +283,7 @@ def perception_tokens(
     """
     rows = [BRANCH_TOKENS[branch] for branch in branches]
     ordinary = [token for row in rows for token in (row.start, row.action, row.end)]
+    ordinary += [GROUND_START, GROUND_END] if grounding else []
     return [row.pad for row in rows], [*region_tokens(grid_size), *ordinary, *content.tokens]
 
 
@@ -319,7 +331,8 @@ def invite(question: str, perception: str) -> str:
         raise PromptError("the question is empty; ask something about the image")
     if mode in ("auto", "none"):
         return question
-    return f"{question.rstrip()} {INVITE_REGION if mode == 'crop' else INVITE_REENCODE}"
+    is_place = mode in ("crop", GROUNDING)
+    return f"{question.rstrip()} {INVITE_REGION if is_place else INVITE_REENCODE}"
 
 
 def find_branch(name: str) -> str | None:
@@ -366,7 +379,7 @@ def perception_mode(name: str) -> str:
 
 
 def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ...]:
-    """Branches that a perception mode permits, out of those a model has (``"crop"`` included).
+    """Branches that a perception mode permits, out of those a model has, re-encoding or not.
 
     Raises:
         PromptError: if the mode is unknown, or the model has no branch for it.
@@ -377,8 +390,8 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
         return available
     if mode == "none":
         return ()
-    if mode == "crop":
-        wanted: tuple[str, ...] = ("crop",)
+    if mode in ("crop", GROUNDING):
+        wanted: tuple[str, ...] = (mode,)
     elif mode == ANY_REENCODING:
         wanted = tuple(branch for branch in available if branch in BRANCH_TOKENS)
     else:
@@ -386,7 +399,8 @@ def branches_of_mode(perception: str, available: Iterable[str]) -> tuple[str, ..
     if not wanted or not set(wanted) <= set(available):
         modes = [BRANCH_TOKENS[one].encoder if one in BRANCH_TOKENS else one for one in available]
         has = ", ".join(modes) or "none"
-        raise PromptError(f"this model cannot do perception={mode!r}; it has: {has}")
+        needs = ". A phrase needs its tokens and a detector" if mode == GROUNDING else ""
+        raise PromptError(f"this model cannot do perception={mode!r}; it has: {has}{needs}")
     return wanted
 
 
@@ -396,7 +410,8 @@ class Vocabulary:
 
     Attributes:
         ids: token string -> id, for every control token the tokenizer has.
-        branches: what the tokens permit: ``"crop"`` and keys of :data:`BRANCH_TOKENS`.
+        branches: what the tokens permit: ``"crop"``, ``"grounding"`` and keys of
+            :data:`BRANCH_TOKENS`.
         size: number of ids the tokenizer can write; rows of the head beyond are unused.
     """
 
@@ -418,7 +433,7 @@ class Vocabulary:
         grid_size: int = RELEASED_GRID_SIZE,
         content: ContentTokens = NO_CONTENT,
     ) -> Vocabulary:
-        """Look the control tokens up; ``"crop"`` is permitted if the region tokens exist.
+        """Look the control tokens up; crops and grounding are permitted if their tokens exist.
 
         Raises:
             CheckpointError: if a token of the branches or the content is missing.
@@ -436,11 +451,13 @@ class Vocabulary:
             )
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
-        optional = [*region, "<|video_pad|>", "<|endoftext|>"]
+        phrase = [GROUND_START, GROUND_END]
+        optional = [*region, *phrase, "<|video_pad|>", "<|endoftext|>"]
         optional += [token for token in known if is_coordinate(token) or is_content(token)]
         optional += [token for row in BRANCH_TOKENS.values() for token in row.tokens]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
-        permitted = (("crop",) if has_region else ()) + branches
+        grounding = (GROUNDING,) if all(token in known for token in phrase) else ()
+        permitted = (("crop",) if has_region else ()) + grounding + branches
         return cls(ids, permitted, grid_size, len(tokenizer), content)  # type: ignore[arg-type]
 
     def symbols(self, token_ids: Iterable[int]) -> list[str]:
@@ -449,5 +466,9 @@ class Vocabulary:
 
     def opener(self, branch: str) -> int:
         """Id of the token that opens a call of ``branch``."""
-        token = REGION_START if branch == "crop" else BRANCH_TOKENS[branch].start
-        return self.ids[token]
+        own = {"crop": REGION_START, GROUNDING: GROUND_START}
+        return self.ids[own.get(branch) or BRANCH_TOKENS[branch].start]
+
+    def without(self, branch: str) -> Vocabulary:
+        """The same tokens, of which those of a branch may not be written."""
+        return replace(self, branches=tuple(one for one in self.branches if one != branch))

@@ -87,20 +87,23 @@ class CallRecord(_Record):
     """One perception call and its result.
 
     Attributes:
-        branch: ``"crop"`` or a re-encoding branch.
+        branch: ``"crop"``, ``"grounding"`` or a re-encoding branch.
         text: the tokens as written.
         image: index of the image it looks at.
-        outcome: ``"executed"``, ``"repeated"`` (the same call as the one before) or
-            ``"not_executed"`` (the run had to end); only the first returns something.
-        region: cells ``[x_min, y_min, x_max, y_max]``, ends included, for ``"crop"``.
-        box_xyxy_px: the cut box in pixels of the given image, for ``"crop"``.
-        result_image: index of the image cut out, for ``"crop"``.
+        outcome: ``"executed"``, ``"repeated"`` (the same call as the one before), ``"not_found"``
+            (the detector did not find the phrase) or ``"not_executed"`` (the run had to end); only
+            the first returns an image or features.
+        region: cells ``[x_min, y_min, x_max, y_max]``, ends included, of a ``"crop"``, or around
+            the box that a phrase found.
+        box_xyxy_px: the cut box in pixels of the given image.
+        result_image: index of the image cut out.
         grid_hw: ``(h, w)`` of the appended tokens.
         scores: ``[h * w]``, row-major: similarity of each cell to the control state.
         num_tokens: appended to the stream as features.
         reused: whether the features were cached.
         encode_ms: wall time of the encoders, for all calls of the turn together.
         run_ms: wall time of the LLM over the appended tokens, for all calls of the turn together.
+        phrase: of a ``"grounding"`` call.
     """
 
     branch: str
@@ -117,6 +120,7 @@ class CallRecord(_Record):
     reused: Flag = False
     encode_ms: Milliseconds = 0.0
     run_ms: Milliseconds = 0.0
+    phrase: str | None = None
 
 
 @dataclass
@@ -165,7 +169,7 @@ class ContentRecord(_Record):
 
 @dataclass
 class ProposalRecord(_Record):
-    """A box that a detector found for the phrase of ``look_for``.
+    """A box that a detector found for the phrase of ``look_for``, or of a call.
 
     Attributes:
         image: index of the image, in whose pixels the box is.
@@ -261,7 +265,8 @@ class Trace(_Record):
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         warnings: reasons not to rely on the answer, as sentences; absent from files when empty.
         history: the conversation before the question; absent from files when empty.
-        proposals: boxes for the phrase of ``look_for``, best first; absent from files when empty.
+        proposals: boxes for the phrase of ``look_for`` and those of calls, best first of each
+            phrase; absent from files when empty.
     """
 
     question: str

@@ -24,7 +24,12 @@ MAP_TEXT = (
     "deviations from the map's mean. Its sign is arbitrary, and a high score does not mark the "
     "object asked about."
 )
-OUTCOME_TEXT = {"executed": "executed", "repeated": "repeated", "not_executed": "not executed"}
+OUTCOME_TEXT = {
+    "executed": "executed",
+    "repeated": "repeated",
+    "not_found": "not found",
+    "not_executed": "not executed",
+}
 
 # Controls, lone surrogates, and the marks that turn text around (UAX 9).
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -63,11 +68,14 @@ def html_environment(package: str) -> Environment:
 
 
 def call_text(call: CallRecord) -> str:
-    """Name a call as a person would: ``"region x 2-5, y 1-4"``, or the encoder."""
+    """Name a call as a person would: ``"region x 2-5, y 1-4"``, a phrase, or the encoder."""
+    words = "region" if call.phrase is None else f"phrase {call.phrase!r}"
     if call.region is not None:
         ends = (call.region[0::2], call.region[1::2])
         x, y = (f"{low}" if low == high else f"{low}-{high}" for low, high in ends)
-        return f"region x {x}, y {y}"
+        return f"{words}{' ' if call.phrase is None else ', '}x {x}, y {y}"
+    if call.phrase is not None:
+        return words
     row = BRANCH_TOKENS.get(call.branch)
     return row.encoder if row else call.branch
 

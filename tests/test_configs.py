@@ -90,6 +90,7 @@ RELEASED = {
 }
 # On another backbone: the config whose values it has, but for what names the model and its data.
 DERIVED = {
+    "Qwen2-VL-2b-VPT-Grounding": "Qwen2-VL-2b-VPT-CLIP",
     "Qwen3-VL-2b-VPT-All-Alignment": "Qwen2-VL-2b-VPT-Det-Alignment",
     "Qwen3-VL-2b-VPT-All": "Qwen2-VL-2b-VPT-All",
     "Qwen3-VL-8b-VPT-All-LoRA": "Qwen2-VL-7b-VPT-CLIP",
@@ -196,7 +197,9 @@ def test_the_header_says_how_to_run_it(path):
 def test_our_code_and_template_are_used(path):
     config = read_strictly(path)
     assert config["trust_remote_code"] is True
-    assert config["template"] == ("vpt_qwen3_vl" if path.stem in DERIVED else "vpt_qwen2_vl")
+    assert config["template"] == (
+        "vpt_qwen3_vl" if path.stem.startswith("Qwen3") else "vpt_qwen2_vl"
+    )
     assert config["stage"] == "sft"
 
 

@@ -17,7 +17,7 @@ order. Every function here is pure and raises `RegionError` for a box outside it
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
+from math import ceil, floor, isfinite
 from typing import NamedTuple
 
 from vpt.errors import RegionError
@@ -131,6 +131,16 @@ def region_to_show(box_xyxy_px: Box, size_wh: tuple[int, int], *, grid_size: int
     x_min, x_max = smallest(x0, x1, size_wh[0])
     y_min, y_max = smallest(y0, y1, size_wh[1])
     return GridBox(x_min, y_min, x_max, y_max)
+
+
+def whole_px(box_xyxy_px: Box, size_wh: tuple[int, int]) -> PixelBox:
+    """Round a box outwards to whole pixels inside its image, at least one wide and high."""
+    edges = []
+    for low, high, size in zip(box_xyxy_px[:2], box_xyxy_px[2:], size_wh, strict=True):
+        start = min(max(floor(low), 0), size - 1)
+        edges.append((start, min(max(ceil(high), start + 1), size)))
+    (x0, x1), (y0, y1) = edges
+    return x0, y0, x1, y1
 
 
 class _Span(NamedTuple):

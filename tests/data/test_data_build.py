@@ -1,6 +1,7 @@
 """Rows built of annotations are those of the release, and what the runtime's stream holds."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from tiny_model import tiny_model
 
 import vpt
+from vpt.branches import Proposal
 from vpt.data.build import (
     Annotation,
     Recipe,
@@ -31,10 +33,17 @@ from vpt.inference.engine import Engine
 from vpt.inference.request import Request
 from vpt.model.encoding import RowEncoder, open_row_image
 from vpt.model.generation import apply_rule_
-from vpt.protocol.tokens import BRANCH_TOKENS, REGION_START, TURN_END, branches_named
+from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
+    GROUND_START,
+    REGION_START,
+    TURN_END,
+    branches_named,
+)
 
+GROUNDED = (30, 100, 80, 190)
 BOX = (15, 10, 70, 100)  # of a_tall.png, 90x150: its smallest region is that of the recorded row
-KINDS = ("region", "clip", "dino", "sam", "direct")
+KINDS = ("region", "grounding", "clip", "dino", "sam", "direct")
 
 
 def annotation(**changes):
@@ -89,7 +98,8 @@ def test_a_built_row_is_the_recorded_one(goldens, variant, name, kind, question,
 
 @pytest.fixture(scope="module")
 def runtime():
-    return vpt.Runtime(*tiny_model())
+    detector = SimpleNamespace(propose=lambda image, phrase: [Proposal(GROUNDED, 0.8, phrase)])
+    return vpt.Runtime(*tiny_model(grounding=True), detector=detector)
 
 
 @pytest.fixture
@@ -137,11 +147,14 @@ def test_a_built_row_is_what_the_runtime_streams(tmp_path, runtime, streamed, ki
     path = upside_down(tmp_path)
     image = load_image(tmp_path / path)
     assert image.size_wh == (120, 200)
-    note = Annotation(path, question, "A cat.", (30, 100, 80, 190))
+    note = Annotation(path, question, "A cat.", GROUNDED, phrase="a tag")
     row = build_row(note, kind, image.size_wh)
     called = row["messages"][1]["content"]
     rest = called.removeprefix(REGION_START)  # which is read with the prompt
-    calls = {"direct": (), "region": (rest + TURN_END,)}.get(kind)
+    phrase = called.removeprefix(GROUND_START)
+    calls = {"direct": (), "region": (rest + TURN_END,), "grounding": (phrase + TURN_END,)}.get(
+        kind
+    )
     if calls is None:
         calls = (BRANCH_TOKENS[branches_named([kind])[0]].start,)
     mode = "none" if kind == "direct" else kind
@@ -228,7 +241,7 @@ def test_order_is_kept_and_bad_annotations_are_listed():
 def test_an_annotation_of_which_nothing_can_be_built_is_bad():
     made = built(entry(), kinds=("region",))
     (bad,) = made.bad
-    assert bad == (0, "there is no box, and no other kind of row than 'region' is wanted")
+    assert bad == (0, "no row of the kinds wanted can be built: 'region' needs a box")
 
 
 # Annotations and boxes that cannot be used
@@ -248,8 +261,12 @@ def test_an_annotation_of_which_nothing_can_be_built_is_bad():
         ({"answer": "<|x_3|>"}, "'answer' contains <|x_3|>"),
         ({"question": "\ud800?"}, "'question' is not valid text: it contains half of a surrogate"),
         ({"image": "a.png_1,2,3,4"}, "image 'a.png_1,2,3,4' names a crop; give the whole image"),
-        ({"kind": "depth"}, "unknown kind 'depth'; available: region, clip, dino, sam, direct"),
+        ({"kind": "depth"}, "unknown kind 'depth'; available: region, grounding, clip, dino, sam"),
         ({"kind": "region"}, "kind 'region' needs a box"),
+        ({"kind": "grounding", "phrase": "a tag"}, "kind 'grounding' needs a box"),
+        ({"kind": "grounding", "box": list(BOX)}, "kind 'grounding' needs a phrase"),
+        ({"phrase": " "}, "expected 'phrase' to be a text that is not empty"),
+        ({"phrase": "a <|x_1|> tag"}, r"'phrase' contains <\|x_1\|>"),
         ({"box": [1, 2, 3]}, "expected 'box' to be four numbers x0, y0, x1, y1 in pixels"),
         ({"box": [1, 2, 3, "4"]}, "expected 'box' to be four numbers"),
         ({"box": [1, 2, 3, True]}, "expected 'box' to be four numbers"),

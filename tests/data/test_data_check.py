@@ -108,7 +108,8 @@ def test_whatever_is_built_is_sound(kind, size_wh, corners, invited, grid_size):
     (width, height), (x0, y0, x1, y1) = size_wh, corners
     x0, x1 = sorted((x0 * (width - 1), x1 * (width - 1)))
     y0, y1 = sorted((y0 * (height - 1), y1 * (height - 1)))
-    note = Annotation("a.jpg", "Why?", "So.", (x0, y0, x1 + 1.5, y1 + 1.5))
+    box = (x0, y0, x1 + 1.5, y1 + 1.5)
+    note = Annotation("a.jpg", "Why?", "So.", box, phrase="a tag")
     built = build_row(note, kind, size_wh, invited=invited, grid_size=grid_size)
     checker = RowChecker({"a.jpg": ImageFacts(size_wh)}, grid_size=grid_size)
     assert checker.check(built) == (kind, [])

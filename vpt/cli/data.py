@@ -26,6 +26,7 @@ from vpt.cli.parser import (
 from vpt.data.build import KEYS, Annotation, Built, Recipe, build_rows, read_annotations
 from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths
 from vpt.data.loading import check_loading, predict_loading
+from vpt.data.referring import is_coco, read_phrases
 from vpt.data.rows import (
     DATASET_INFO,
     SUFFIXES,
@@ -60,19 +61,25 @@ annotations are a JSON list of objects, or one object per line:
             displayed, that is after EXIF orientation, from its upper left corner.
             Fractions of 0 to 1 are refused: multiply them by the width and height. Numbers
             of 0 to 1000, as some models write them, look like pixels: scale them first
+  phrase    optional: words for the box, such as "the blue tag", for a detector to find it
   kind      optional: the only kind of row to build from this annotation, whatever --kinds says
 Other keys are ignored, and listed.
+Or they are one JSON object in the format of COCO: of LVIS, or of RefCOCO with its expressions as
+"refs" or as captions. Each phrase for one object is an annotation, and asks where it is.
 
 kinds of rows:
   region           invited to, the model names the smallest region whose crop (one cell wider on
                    each side) covers the box, receives the crop, and answers. Needs a box
+  grounding        invited to, the model calls for the phrase, receives the same crop and its box
+                   in thousandths of the image, and answers. Needs a box and a phrase
   clip, dino, sam  invited to, the model has the image re-encoded by its own tower, by DINOv2
                    or by SAM, and answers
   direct           the model answers at once
 
 examples:
   vpt data build notes.jsonl --images photos --out train.json
-  vpt data build notes.jsonl --images photos --out train.json --kinds region,dino,direct --draw"""
+  vpt data build notes.jsonl --images photos --out train.json --kinds region,dino,direct --draw
+  vpt data build lvis_v1_train.json --images coco --out phrases.json --kinds grounding --skip-bad"""
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +138,7 @@ def _build(args: argparse.Namespace) -> int | None:
         info = add_dataset_entry(args.dataset_info, name, args.out)
     else:
         info = {name: dataset_entry(args.out.name)}
-    entries = read_entries(args.annotations)
+    entries = _read_entries(args.annotations)
     if not entries:
         raise DataError(f"{args.annotations} holds no annotations")
     annotations = read_annotations(entries)
@@ -163,6 +170,16 @@ def _build(args: argparse.Namespace) -> int | None:
         print_err(f"entry for {DATASET_INFO}; file_name is relative to the folder of that file:")
         print_out(json.dumps(info, indent=2, ensure_ascii=False))
     return None
+
+
+def _read_entries(file: Path) -> list[Any]:
+    """Entries of a file in our own or in COCO's format."""
+    if not is_coco(file):
+        return read_entries(file)
+    entries, left_out = read_phrases(file)
+    for reason, number in left_out.most_common():
+        print_err(f"left out {count_text(number, 'phrase')}: {reason}")
+    return list(entries)
 
 
 def _check_build_arguments(args: argparse.Namespace) -> None:

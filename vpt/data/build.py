@@ -14,15 +14,23 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from vpt.boxes import Box, PixelBox, check_box_px, crop_box_px, region_to_show
+from vpt.boxes import Box, PixelBox, check_box_px, crop_box_px, region_to_show, whole_px
 from vpt.data.checks import ROW_KINDS
 from vpt.data.rows import Images, Row, clean_cell, make_row
 from vpt.errors import DataError, RegionError
-from vpt.protocol.calls import find_symbols, format_region
+from vpt.protocol.calls import find_symbols, format_found, format_region
 from vpt.protocol.rows import KINDS, split_crop_suffix
-from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE, branches_named, invite
+from vpt.protocol.tokens import (
+    BRANCH_TOKENS,
+    GROUND_END,
+    GROUND_START,
+    GROUNDING,
+    RELEASED_GRID_SIZE,
+    branches_named,
+    invite,
+)
 
-KEYS = ("image", "question", "answer", "box", "kind")
+KEYS = ("image", "question", "answer", "box", "phrase", "kind")
 """Keys of an annotation that are read."""
 
 
@@ -34,6 +42,7 @@ class Annotation:
         image: path, relative to the folder of the images, or absolute.
         question: without invitation and placeholders.
         box: of the evidence, XYXY in pixels of the image as seen, that is after EXIF orientation.
+        phrase: words for the box, by which a detector shall find it.
         kind: one of :data:`vpt.data.checks.ROW_KINDS`, if only a row of that kind is wanted.
     """
 
@@ -42,6 +51,7 @@ class Annotation:
     answer: str
     box: Box | None = None
     kind: str | None = None
+    phrase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,18 @@ def read_annotation(entry: object) -> Annotation:
     if kind is not None and kind not in ROW_KINDS:
         raise DataError(f"unknown kind {kind!r}; available: {', '.join(ROW_KINDS)}")
     box = entry.get("box")
-    if kind == "region" and box is None:
-        raise DataError("kind 'region' needs a box")
-    return Annotation(image, question, answer, None if box is None else _box(box), kind)
+    phrase = None if entry.get("phrase") is None else _text(entry, "phrase").strip()
+    read = Annotation(image, question, answer, None if box is None else _box(box), kind, phrase)
+    if kind is not None and (lacks := _lack(read, kind)):
+        raise DataError(f"kind {kind!r} needs {lacks}")
+    return read
+
+
+def _lack(annotation: Annotation, kind: str) -> str:
+    """What a row of a kind needs and the annotation does not have; empty if nothing."""
+    if kind in ("region", GROUNDING) and annotation.box is None:
+        return "a box"
+    return "a phrase" if kind == GROUNDING and annotation.phrase is None else ""
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:
@@ -172,9 +191,11 @@ def _kinds_of(annotation: Annotation, recipe: Recipe, number: int) -> list[str]:
     """Kinds of rows to build of an annotation: the one it asks for, or those it permits."""
     if annotation.kind is not None:
         return [annotation.kind]
-    kinds = [kind for kind in recipe.kinds if kind != "region" or annotation.box is not None]
+    lacks = {kind: _lack(annotation, kind) for kind in recipe.kinds}
+    kinds = [kind for kind, lack in lacks.items() if not lack]
     if not kinds:
-        raise DataError("there is no box, and no other kind of row than 'region' is wanted")
+        needs = ", ".join(f"{kind!r} needs {lack}" for kind, lack in lacks.items())
+        raise DataError(f"no row of the kinds wanted can be built: {needs}")
     if recipe.draw:  # a generator for each, so that none depends on the others
         return [random.Random(f"{recipe.seed} {number}").choice(kinds)]
     return kinds[:1] if recipe.first else kinds
@@ -191,20 +212,27 @@ def build_row(
     """Build one row; ``size_wh`` is that of its image, after EXIF orientation.
 
     Raises:
-        DataError: if there is no box, or the path of the image permits no crop suffix.
+        DataError: if a box or phrase is missing, or the path of the image permits no crop suffix.
         RegionError: if the box is not one in pixels of the image.
     """
     mode = "none" if kind == "direct" else kind if invited else "auto"
     placeholder = KINDS["image"].placeholder
     turns = [f"{placeholder}\n{invite(annotation.question, mode)}"]
     images = {"image": [annotation.image]}
-    if kind == "region":
-        if (box := annotation.box) is None:
-            raise DataError("a row of kind 'region' needs a box")
+    if lacks := _lack(annotation, kind):
+        raise DataError(f"a row of kind {kind!r} needs {lacks}")
+    if kind in ("region", GROUNDING):
+        box = annotation.box
+        assert box is not None
         check_box_px(box, size_wh)
         region = region_to_show(box, size_wh, grid_size=grid_size)
         crop = crop_box_px(region, size_wh, grid_size=grid_size)
-        turns += [format_region(region, grid_size), placeholder]
+        if kind == GROUNDING:
+            whole = whole_px(box, size_wh)
+            call = f"{GROUND_START}{annotation.phrase}{GROUND_END}"
+            turns += [call, placeholder + format_found([whole], size_wh)]
+        else:
+            turns += [format_region(region, grid_size), placeholder]
         images["image"].append(_with_crop_suffix(annotation.image, crop))
     elif kind != "direct":
         (branch,) = branches_named([kind])

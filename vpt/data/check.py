@@ -32,7 +32,7 @@ from vpt.data.loading import Found
 from vpt.data.rows import Images
 from vpt.errors import DataError
 from vpt.protocol.rows import KINDS, split_crop_suffix, write_placeholders, write_turns
-from vpt.protocol.tokens import BRANCH_TOKENS, RELEASED_GRID_SIZE
+from vpt.protocol.tokens import BRANCH_TOKENS, GROUND_START, GROUNDING, RELEASED_GRID_SIZE
 
 if TYPE_CHECKING:
     from vpt.images import LoadedImage
@@ -96,6 +96,8 @@ def _check_model(view: RowView, images: Images, model: ModelLimits) -> Iterator[
     for branch, tokens in BRANCH_TOKENS.items():
         if branch not in model.config.branches and (branch in calls or view.images[branch]):
             yield Finding("missing-branch", f"the row uses {tokens.encoder}; the model has: {has}")
+    if GROUNDING in calls and GROUND_START not in model.added_tokens:
+        yield Finding("missing-branch", "the row calls for a phrase; give the model --grounding")
     num_tokens = None if model.cutoff_len is None else model.num_tokens(view, images)
     if num_tokens is not None and num_tokens > (model.cutoff_len or 0):
         yield Finding("too-long", f"{num_tokens} tokens")

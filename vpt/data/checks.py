@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 from vpt.boxes import GridBox, PixelBox, compose, contains, crop_box_px
 from vpt.data.rows import Images
 from vpt.errors import PromptError
-from vpt.protocol.calls import ParsedTurn, PerceptionCall, find_symbols, parse_turn, split_symbols
+from vpt.protocol.calls import (
+    NOT_FOUND,
+    ParsedTurn,
+    PerceptionCall,
+    find_symbols,
+    parse_turn,
+    split_symbols,
+)
 from vpt.protocol.rows import KINDS, list_images, read_turns, shorten, split_crop_suffix
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEPTH_START,
+    GROUNDING,
     IMAGE_PAD,
     RELEASED_GRID_SIZE,
     TURN_END,
@@ -62,8 +70,9 @@ FINDINGS = {
 }
 """Kinds of findings, in the order of the report, with their meanings."""
 
-ROW_KINDS = ("region", *encoder_names(), "direct")
-"""Kinds of rows: the model asks for a crop, for a re-encoding by an encoder, or for neither."""
+ROW_KINDS = ("region", GROUNDING, *encoder_names(), "direct")
+"""Kinds of rows: the model asks for a crop, for a phrase to be found, for a re-encoding by an
+encoder, or for nothing."""
 
 _CONTENT = {DEPTH_START: "depth map", "<PIXEL_": "boxes"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -97,7 +106,9 @@ class RowTurn:
 
 
 def _kind_of_call(branch: str) -> str:
-    return BRANCH_TOKENS[branch].encoder if branch in BRANCH_TOKENS else "region"
+    if branch in BRANCH_TOKENS:
+        return BRANCH_TOKENS[branch].encoder
+    return "region" if branch == "crop" else branch
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,7 @@ def known_tokens(
     grid_size: int = RELEASED_GRID_SIZE, added_tokens: Collection[str] = ()
 ) -> KnownTokens:
     """Control tokens of VPT models, and of a tokenizer with ``added_tokens``."""
-    pads, writable = perception_tokens(BRANCH_TOKENS, grid_size)
+    pads, writable = perception_tokens(BRANCH_TOKENS, grid_size, grounding=True)
     reserved = _MARKS.union(pads)
     return KnownTokens(set(writable), reserved, set(added_tokens) - reserved - set(writable))
 
@@ -266,8 +277,10 @@ def check_calls(view: RowView, known: KnownTokens) -> Iterator[Finding]:
             continue
         following = view.turns[number + 1 : number + 2]  # none after the last
         for branch, kind in KINDS.items():
-            called = "crop" if branch == "image" else branch
-            num_calls = sum(call.branch == called for call in turn.calls)
+            called = ("crop", GROUNDING) if branch == "image" else (branch,)
+            num_calls = sum(call.branch in called for call in turn.calls)
+            if any(one.asked == NOT_FOUND for one in following):  # of a phrase
+                num_calls = 0
             num_shown = num_results = sum(one.asked.count(kind.placeholder) for one in following)
             if branch == "image":  # only crops can be nothing but results of calls
                 shown = by_turn[number + 1] if by_turn and following else ()

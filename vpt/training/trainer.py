@@ -21,6 +21,8 @@ from vpt.model.config import VPTSettings
 from vpt.model.encoding import IGNORE_INDEX
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
+    GROUND_END,
+    GROUND_START,
     REGION_END,
     REGION_START,
     TURN_END,
@@ -33,7 +35,17 @@ from vpt.training.dataset import TEMPLATES, VPTPlugin
 TESTED = "llamafactory 0.9.5"
 """Named by errors about any other."""
 
-CLASSES = ("text", "region", "coordinate", "reencode", "depth", "box", "turn_end", "control")
+CLASSES = (
+    "text",
+    "region",
+    "coordinate",
+    "grounding",
+    "reencode",
+    "depth",
+    "box",
+    "turn_end",
+    "control",
+)
 """Kinds of tokens. Control tokens are forced, so no accuracy is reported of them."""
 
 _STATE, _INDEX = "trainer_state.json", "model.safetensors.index.json"
@@ -198,6 +210,7 @@ def _on_cpu(values: Any) -> Any:
 def token_classes(tokenizer: Any) -> dict[int, int]:
     """Index in :data:`CLASSES` of every token of a tokenizer that is not text."""
     names = {TURN_END: "turn_end", REGION_START: "region", REGION_END: "region"}
+    names |= {GROUND_START: "grounding", GROUND_END: "grounding"}
     for row in BRANCH_TOKENS.values():
         names |= {row.start: "reencode", row.end: "reencode", row.action: "control"}
     vocabulary = tokenizer.get_vocab()

@@ -121,8 +121,11 @@ def name_of(path):
 
 
 EVERY = sorted(CONFIGS.rglob("*.yaml"))
+POLICIES = [path for path in EVERY if "rewards" in read_strictly(path)]
 # Others are accelerate's, and those of the small model's pretraining, which is our own program.
-FOR_LLAMAFACTORY = [path for path in EVERY if "model_name_or_path" in read_strictly(path)]
+FOR_LLAMAFACTORY = [
+    path for path in EVERY if "model_name_or_path" in read_strictly(path) and path not in POLICIES
+]
 EXPORTS = [path for path in FOR_LLAMAFACTORY if "export_dir" in read_strictly(path)]
 TRAINING = [path for path in FOR_LLAMAFACTORY if path not in EXPORTS]
 
@@ -191,6 +194,16 @@ def test_the_header_says_how_to_run_it(path):
         command = "python -m recipes.embedded.muon"
     name = path.relative_to(ROOT).as_posix()
     assert re.search(rf"{command} {re.escape(name)}\b", header["Command"])
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=name_of)
+def test_policy_training_reads_its_configs(path):
+    from vpt.policy.settings import load_settings
+
+    load_settings(path)
+    header = header_of(path)
+    assert set(HEADER) <= set(header)
+    assert header["Command"] == f"vpt train-policy {path.relative_to(ROOT).as_posix()}"
 
 
 @each_training

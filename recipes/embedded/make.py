@@ -53,7 +53,7 @@ class Stage:
     files: tuple[str, ...]
 
 
-_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings")
+_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings", "questions")
 PARTS = (
     Stage("stage-2", "train", 40_000, 2, ("captions",)),
     Stage("stage-3", "train", 40_000, 3, _STAGE_3),
@@ -112,7 +112,7 @@ def direct_listing_rows(scene: Scene, path: str, rng: np.random.Generator) -> It
             yield _row(told.text, told.answer, path)
 
 
-def heldout_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+def question_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
     """Questions as plain annotations: image, question, answer, evidence box, family and mode."""
     for question in _asked(scene, rng):
         entry: Row = {
@@ -186,7 +186,8 @@ WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] =
     "listings": listing_rows,
     "direct": direct_rows,
     "direct_listings": direct_listing_rows,
-    "heldout": heldout_entries,
+    "questions": question_entries,
+    "heldout": question_entries,
 }
 
 
@@ -215,8 +216,8 @@ def make_part(part: Stage, folder: Path, num_workers: int) -> Iterator[int]:
 
 
 def write_index(folder: Path) -> None:
-    """Write the ``dataset_info.json`` by which training configs name the files."""
-    names = [name for part in PARTS if part.split == "train" for name in part.files]
+    """Write the ``dataset_info.json`` by which training configs name the files of rows."""
+    names = [name for part in PARTS for name in part.files if WRITERS[name] != question_entries]
     info = {name: dataset_entry(f"{name}.jsonl") for name in names}
     write_dataset_info(info, folder / "dataset_info.json")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.embedded.make import heldout_entries
+from recipes.embedded.make import question_entries
 from recipes.embedded.scenes import draw_scene
 from vpt.errors import DataError
 from vpt.evaluation.formats.benchmarks import read_aurora, read_vstar
@@ -380,7 +380,7 @@ def test_what_is_wrong_with_parquet_is_told(tmp_path, monkeypatch):
 def test_heldout_questions_are_grouped_by_look_and_family(tmp_path):
     rng = np.random.default_rng(5)
     scene = draw_scene(rng, "heldout")
-    entries = list(heldout_entries(scene, "heldout/000000.jpg", rng))
+    entries = list(question_entries(scene, "heldout/000000.jpg", rng))
     samples = list(read_embedded(write(tmp_path / "heldout.jsonl", *entries), ImageRoots()))
     assert len(samples) == len(entries) > 1
     for entry, sample in zip(entries, samples, strict=True):

@@ -226,7 +226,8 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json*")}
     assert set(files) == {
         *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "listings.jsonl"),
-        *("direct.jsonl", "direct_listings.jsonl", "heldout.jsonl", "dataset_info.json"),
+        *("direct.jsonl", "direct_listings.jsonl", "questions.jsonl", "heldout.jsonl"),
+        "dataset_info.json",
     }
     picture = tmp_path / "stage-2" / "000001.jpg"
     before = picture.read_bytes()

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from vpt import errors
-from vpt.cli import ask, chat, data, demo, depth_tokenizer, init, parser, serve
+from vpt.cli import ask, chat, data, demo, depth_tokenizer, init, parser, serve, train_policy
 from vpt.cli import eval as evaluating
 from vpt.cli import set as setting
 from vpt.cli.output import print_err
@@ -44,6 +44,7 @@ COMMANDS = CommandGroup(
         "set": setting.COMMAND,
         "data": data.COMMANDS,
         "depth-tokenizer": depth_tokenizer.COMMANDS,
+        "train-policy": train_policy.COMMAND,
         "compare": evaluating.COMPARE,
         "eval": evaluating.RUN,
     },

@@ -1,0 +1,40 @@
+"""A copy of the shipped model whose choice of mode is damaged, for policy training to repair.
+
+Run ``python -m recipes.embedded.damage models/embedded/damaged``. The tokens that begin a call get
+embeddings that are mostly their mean, so that the model confuses them, and often makes no call.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import vpt
+
+SHARE = 0.9  # of the mean
+
+
+def damage(target: Path, share: float = SHARE) -> None:
+    """Write the damaged copy; ``share`` 0 changes nothing, 1 makes all openers equal."""
+    runtime = vpt.load(dtype="float32")
+    vocabulary = runtime.vocabulary
+    openers = [vocabulary.opener(branch) for branch in vocabulary.branches]
+    with torch.no_grad():
+        table = runtime.model.get_input_embeddings().weight
+        rows = table[openers]
+        table[openers] = (1 - share) * rows + share * rows.mean(0)
+    runtime.save_pretrained(target)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the arguments of the command line, and write the copy."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.embedded.damage", description=__doc__)
+    parser.add_argument("target", type=Path, help="folder to write")
+    damage(parser.parse_args(argv).target)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,8 @@ BRANCHES = ("clip", "dino", "sam")
 FIRST_LOOK_PX = 112
 """Side of a square picture at the first look and of a crop: 16 tokens."""
 
+TOWER_DEPTH = 3
+
 _HIDDEN_SIZE = 128
 _VOCAB_SIZE = 640
 _CONTROL_TOKENS = ["<|endoftext|>", TURN_START, TURN_END, VISION_START, VISION_END, IMAGE_PAD]
@@ -45,7 +47,6 @@ _TEXT = {
     "bos_token_id": None,
 }
 _VISION = {
-    "depth": 3,
     "embed_dim": 96,
     "num_heads": 4,
     "mlp_ratio": 4,
@@ -80,17 +81,20 @@ _PREPROCESS = {
 }
 
 
-def fresh_model(seed: int) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
+def fresh_model(
+    seed: int, tower_depth: int = TOWER_DEPTH
+) -> tuple[VPTForConditionalGeneration, VPTProcessor]:
     """The embedded model with random weights, and its processor.
 
     Args:
         seed: of the weights.
+        tower_depth: blocks of the vision tower.
     """
     tokenizer = train_tokenizer(all_texts())
     ids = tokenizer.get_vocab()
     base = Qwen2VLConfig(
         text_config={**_TEXT, "vocab_size": _VOCAB_SIZE, "eos_token_id": ids[TURN_END]},
-        vision_config=_VISION,
+        vision_config={**_VISION, "depth": tower_depth},
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids[VISION_START],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,20 +25,28 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from recipes.embedded.labels import CONTENTS, HEADS, IGNORE, Labels, label_view
+from recipes.embedded.perception import (
+    SceneBatches,
+    SceneHeads,
+    counting_sources,
+    room_sources,
+)
 from recipes.embedded.questions import cell_of
 from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
-from recipes.embedded.shape import FIRST_LOOK_PX, fresh_model
+from recipes.embedded.shape import FIRST_LOOK_PX, TOWER_DEPTH, fresh_model
 from recipes.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
+from recipes.embedded.views import BranchView, TowerView, whiten_patches
 from vpt.boxes import GridBox, PixelBox, crop_box_px
+from vpt.depth.tokenizer import load_depth_tokenizer
 from vpt.errors import NonFiniteError
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
-from vpt.model.projectors import Projector
 
 ENCODERS = ("tower", "dino", "sam")
 _VIEW_PX = {"tower": FIRST_LOOK_PX, "dino": 256, "sam": 256}
 _LABELS_PER_SIDE = {"tower": FIRST_LOOK_PX // 28, "dino": 16, "sam": 4}
 _FIRST_DIGIT = CONTENTS.index("0")
+_LOG_STEPS = 20
 _FEATURE_STD = 0.5  # of the tower's tokens in the end: about that of word embeddings
 
 
@@ -56,6 +65,12 @@ class Settings:
         save_steps: between checkpoints.
         num_workers: processes that draw.
         seed: of weights and pictures.
+        tower_depth: blocks of the tower.
+        muon_learning_rate: of the matrices between first and last layer; AdamW's if missing.
+        scene_batch_size: views of rooms and counting scenes per step of the tower, in addition.
+        rooms: folder of ``make-scenes``.
+        counting: folder of ``make-counting-scenes``.
+        depth_tokenizer: folder of the tokenizer whose codes are learned.
     """
 
     output_dir: str
@@ -68,9 +83,15 @@ class Settings:
     save_steps: int = 200
     num_workers: int = 1
     seed: int = 1
+    tower_depth: int = TOWER_DEPTH
+    muon_learning_rate: float | None = None
+    scene_batch_size: int = 0
+    rooms: str = ""
+    counting: str = ""
+    depth_tokenizer: str = ""
 
 
-class Views(Dataset[dict[str, Tensor]]):
+class Views(Dataset[dict[str, Any]]):
     """Batches of labelled views, drawn when asked for; the number of a batch is its seed.
 
     Args:
@@ -84,11 +105,12 @@ class Views(Dataset[dict[str, Tensor]]):
         self.settings = settings
         self.split = split
         self.num_cells = _LABELS_PER_SIDE[encoder]
+        self.scenes = scenes_of(settings) if encoder == "tower" else None
 
     def __len__(self) -> int:
         return self.settings.steps[self.encoder]
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
         seed = [self.settings.seed, ENCODERS.index(self.encoder), number, self.split == "heldout"]
         rng = np.random.default_rng(seed)
         draw = _near_and_far if self.encoder == "tower" else _whole_boards
@@ -99,12 +121,34 @@ class Views(Dataset[dict[str, Tensor]]):
         side = _VIEW_PX[self.encoder]
         resample = Image.Resampling.BILINEAR if self.encoder == "sam" else Image.Resampling.BICUBIC
         pixels = [np.asarray(image.resize((side, side), resample)) for image, _, _ in drawn]
-        batch = {"pixels": torch.from_numpy(np.stack(pixels))}
+        batch: dict[str, Any] = {"pixels": torch.from_numpy(np.stack(pixels))}
         for head in HEADS:
             grids = [getattr(labels, head) for _, labels, _ in drawn]
             batch[head] = torch.from_numpy(np.stack(grids))
         batch["is_close"] = torch.tensor([is_close for _, _, is_close in drawn])
+        if self.scenes:
+            batch["scenes"] = self.scenes[number]
         return batch
+
+
+def scenes_of(settings: Settings) -> SceneBatches | None:
+    """Rooms and counting scenes that the tower is trained on, if any.
+
+    Raises:
+        PromptError: if a folder that the settings name is missing.
+    """
+    if not settings.scene_batch_size:
+        return None
+    rooms = room_sources(Path(settings.rooms))
+    counting = counting_sources(Path(settings.counting))
+    return SceneBatches(
+        rooms,
+        counting,
+        load_depth_tokenizer(settings.depth_tokenizer),
+        settings.scene_batch_size,
+        settings.steps["tower"],
+        settings.seed,
+    )
 
 
 def _near_and_far(
@@ -210,133 +254,6 @@ def _groups(
     return {"texture": counted & ~empty & ~is_digit, "digit": is_digit, **groups}
 
 
-class TowerView(nn.Module):
-    """The tower on equally large square views, all in one batch.
-
-    transformers runs attention image by image; here it is one call, which is faster to train.
-
-    Args:
-        model: whose tower.
-        processor: whose pixel settings.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: VPTForConditionalGeneration, processor: VPTProcessor) -> None:
-        super().__init__()
-        self.visual = model.model.visual
-        settings = processor.image_processor
-        self.register_buffer("mean", torch.tensor(settings.image_mean) * 255)
-        self.register_buffer("std", torch.tensor(settings.image_std) * 255)
-
-    def patches(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[B, V, V, 3]`` -> ``[B, p, 3 * 2 * 14 * 14]``, in the order of the processor."""
-        values = (pixels.float() - self.mean) / self.std
-        num, side = values.shape[:2]
-        cells = side // 28
-        blocks = values.permute(0, 3, 1, 2).reshape(num, 3, cells, 2, 14, cells, 2, 14)
-        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)  # [B, h, w, 2, 2, 3, 14, 14]
-        blocks = blocks.reshape(num, -1, 3, 1, 14, 14).expand(-1, -1, -1, 2, -1, -1)
-        return blocks.reshape(num, -1, 3 * 2 * 14 * 14)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[B, V, V, 3]`` -> ``[B, n * n, D]``."""
-        visual = self.visual
-        patches = self.patches(pixels)
-        num, count = patches.shape[:2]
-        hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
-        cells = pixels.shape[1] // 14
-        head_dim = hidden.shape[-1] // visual.blocks[0].attn.num_heads
-        angles = _rotary_angles(cells, head_dim).to(hidden.device)
-        cos, sin = angles.cos(), angles.sin()
-        for block in visual.blocks:
-            hidden = hidden + self._attend(block.attn, block.norm1(hidden), cos, sin)
-            hidden = hidden + block.mlp(block.norm2(hidden))
-        return visual.merger(hidden.flatten(0, 1)).view(num, count // 4, -1)
-
-    @staticmethod
-    def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        num, count, width = hidden.shape
-        qkv = attention.qkv(hidden).view(num, count, 3, attention.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, p, d]
-        query, key = (x * cos + _turned(x) * sin for x in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return attention.proj(mixed.transpose(1, 2).reshape(num, count, width))
-
-
-def _rotary_angles(num_cells: int, head_dim: int) -> Tensor:
-    """Angles ``[p, head_dim]`` of the tower's rotary positions, for a square of so many patches.
-
-    Written out because transformers names the function for it otherwise in each of its releases.
-    """
-    frequencies = 10000.0 ** -(torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
-    rows = torch.arange(num_cells)[:, None].expand(num_cells, num_cells)
-    half = num_cells // 2
-    places = [  # patches that are merged into one token follow each other
-        grid.reshape(half, 2, half, 2).permute(0, 2, 1, 3).flatten() for grid in (rows, rows.T)
-    ]
-    turns = torch.cat([place[:, None] * frequencies for place in places], -1)
-    return torch.cat((turns, turns), -1)
-
-
-def _turned(x: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat((-second, first), -1)
-
-
-class BranchView(nn.Module):
-    """A branch on square views: its encoder, and its projector without a condition.
-
-    Args:
-        branch: DINO or SAM.
-        projector: of the branch.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, branch: Any, projector: Projector) -> None:
-        super().__init__()
-        self.branch = branch
-        self.projector = projector
-        settings = branch.preprocess_config
-        self.register_buffer("mean", torch.tensor(settings["image_mean"]) * 255)
-        self.register_buffer("std", torch.tensor(settings["image_std"]) * 255)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 ``[B, V, V, 3]`` -> ``[B, N, D]``."""
-        values = ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-        features = self.branch.encode(values)
-        stacked = torch.stack([one.values for one in features])  # [B, h * w, C]
-        return self.projector.project_features(stacked, features[0].grid_hw)
-
-
-def whiten_patches(weight: Tensor, patches: Tensor, generator: torch.Generator) -> None:
-    """Make a patch embedding whose outputs are uncorrelated over real patches, in place.
-
-    Half of the outputs are the strongest components of the patches, which are smooth; the other
-    half is mixed of the many weaker ones, where fine lines are.
-
-    Args:
-        weight: ``[E, ...]``, of the embedding.
-        patches: ``[P, ...]``, as many inputs as weights per output.
-        generator: of the mixing.
-    """
-    width = len(weight)
-    flat = patches.reshape(len(patches), -1).double()
-    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    values, vectors = values.flip(0), vectors.flip(1)
-    whitening = (vectors * (values + 0.02 * values[:width].mean()).rsqrt()).T  # [inputs, inputs]
-    strong = width // 2
-    weaker = whitening[strong : strong + 6 * width]
-    draw = torch.randn(len(weaker), width - strong, generator=generator).double()
-    mixed = torch.linalg.qr(draw)[0].T @ weaker
-    turn = torch.linalg.qr(torch.randn(width, width, generator=generator).double())[0]
-    rows = 0.6 * turn @ torch.cat([whitening[:strong], mixed])
-    weight.data.copy_(rows.view_as(weight))
-
-
 def train_encoder(encoder: str, settings: Settings) -> None:
     """Train one encoder, or go on where it was stopped.
 
@@ -351,30 +268,24 @@ def train_encoder(encoder: str, settings: Settings) -> None:
         ValueError: for a branch, before the tower is trained.
     """
     torch.manual_seed(settings.seed)
-    model, processor = fresh_model(settings.seed)
+    model, processor = fresh_model(settings.seed, settings.tower_depth)
     view = _view_of(encoder, model, processor)
     width = model.config.text_config.hidden_size
     heads = DenseHeads(width) if encoder == "tower" else _heads_of_tower(width, settings)
     views = Views(encoder, settings, "train")
     _whiten(encoder, view, views[0]["pixels"], settings.seed)
     trained = nn.ModuleDict({"view": view, "heads": heads})
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters if p.ndim > 1],
-                "weight_decay": settings.weight_decay,
-            },
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _warm_cosine(step, len(views), settings.warmup_steps)
-    )
+    if views.scenes:
+        trained["scene_heads"] = SceneHeads(width)
+    optimizers = _make_optimizers(trained, settings)
+    schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(
+            one, lambda step: _warm_cosine(step, len(views), settings.warmup_steps)
+        )
+        for one in optimizers
+    ]
     state_file = Path(settings.output_dir) / f"{encoder}.pt"
-    first = _restore(state_file, trained, optimizer, scheduler)
+    first = _restore(state_file, trained, optimizers, schedulers)
     batches = DataLoader(
         views,
         batch_size=None,
@@ -383,23 +294,75 @@ def train_encoder(encoder: str, settings: Settings) -> None:
     )
     bar = tqdm(batches, desc=encoder, initial=first, total=len(views), mininterval=10)
     mean: dict[str, float] = {}
-    for step, batch in enumerate(cast(Iterator[dict[str, Tensor]], bar), first + 1):
-        loss, right = heads(view(batch["pixels"]), batch)
+    for step, batch in enumerate(cast(Iterator[dict[str, Any]], bar), first + 1):
+        loss, right = _loss(trained, batch)
         if not math.isfinite(loss_now := loss.item()):
             raise NonFiniteError(
                 f"{encoder}: the loss of step {step} is {loss_now}; train with a smaller "
                 "learning rate"
             )
-        optimizer.zero_grad(set_to_none=True)
+        trained.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        scheduler.step()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
         for name, value in {"loss": loss_now, **right}.items():
             mean[name] = 0.95 * mean.get(name, value) + 0.05 * value
         bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()}, refresh=False)
+        if step % _LOG_STEPS == 0:
+            _log(state_file.with_suffix(".jsonl"), step, mean)
         if step % settings.save_steps == 0 or step == len(views):
-            _save(state_file, step, trained, optimizer, scheduler, mean)
+            _save(state_file, step, trained, optimizers, schedulers, mean)
+
+
+def _loss(trained: nn.ModuleDict, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:
+    """Loss of a batch, and what each head is worth."""
+    loss, right = trained["heads"](trained["view"](batch["pixels"]), batch)
+    if "scenes" in batch:
+        heads = cast(SceneHeads, trained["scene_heads"])
+        more, shown = heads.loss(trained["view"](batch["scenes"]["pixels"]), batch["scenes"])
+        loss = loss + more
+        right |= {f"scene_{name}": value for name, value in shown.items()}
+    return loss, right
+
+
+def _make_optimizers(trained: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices between the first and the last layer if it has a rate."""
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
+    for name, parameter in trained.named_parameters():
+        is_inner = ".blocks." in name or ".merger.mlp.0." in name
+        if parameter.requires_grad:
+            kind = "matrices" if parameter.ndim > 1 else "vectors"
+            by_muon = settings.muon_learning_rate and is_inner and parameter.ndim == 2
+            groups["muon" if by_muon else kind].append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": groups["matrices"], "weight_decay": settings.weight_decay},
+                {"params": groups["vectors"], "weight_decay": 0.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+        )
+    ]
+    if settings.muon_learning_rate:
+        optimizers.append(
+            torch.optim.Muon(
+                groups["muon"],
+                lr=settings.muon_learning_rate,
+                weight_decay=settings.weight_decay,
+            )
+        )
+    return optimizers
+
+
+def _log(file: Path, step: int, mean: Mapping[str, float]) -> None:
+    """Add a line of running means."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = {"step": step, **{name: round(value, 4) for name, value in mean.items()}}
+    with file.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def _view_of(
@@ -430,7 +393,8 @@ def _whiten(encoder: str, view: Any, pixels: Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     if encoder == "tower":
         patches = view.patches(pixels).flatten(0, 1)
-        weight = view.visual.patch_embed.proj.weight
+        both = view.visual.patch_embed.proj.weight  # of the two frames, which are equal
+        weight = torch.empty_like(both[:, :, 0])
     else:
         values = ((pixels.float() - view.mean) / view.std).permute(0, 3, 1, 2)
         embeddings = (m for m in view.modules() if isinstance(m, nn.Conv2d))
@@ -440,6 +404,8 @@ def _whiten(encoder: str, view: Any, pixels: Tensor, seed: int) -> None:
         weight = convolution.weight
     with torch.no_grad():
         whiten_patches(weight, patches, generator)
+        if encoder == "tower":
+            both.copy_(weight.unsqueeze(2) / 2)
 
 
 def _warm_cosine(step: int, total: int, warmup: int) -> float:
@@ -447,14 +413,17 @@ def _warm_cosine(step: int, total: int, warmup: int) -> float:
     return rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
 
 
-def _restore(file: Path, trained: nn.Module, optimizer: Any, scheduler: Any) -> int:
+def _restore(
+    file: Path, trained: nn.Module, optimizers: Sequence[Any], schedulers: Sequence[Any]
+) -> int:
     """Steps that were done before."""
     if not file.exists():
         return 0
     state = torch.load(file, weights_only=True)
     trained.load_state_dict(state["trained"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
+    for name, ones in (("optimizers", optimizers), ("schedulers", schedulers)):
+        for one, stored in zip(ones, state[name], strict=True):
+            one.load_state_dict(stored)
     return int(state["step"])
 
 
@@ -462,8 +431,8 @@ def _save(
     file: Path,
     step: int,
     trained: nn.Module,
-    optimizer: Any,
-    scheduler: Any,
+    optimizers: Sequence[Any],
+    schedulers: Sequence[Any],
     accuracies: Mapping[str, float],
 ) -> None:
     """Save by renaming, so that a kill leaves the last state whole."""
@@ -471,8 +440,8 @@ def _save(
     state = {
         "step": step,
         "trained": trained.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
+        "optimizers": [one.state_dict() for one in optimizers],
+        "schedulers": [one.state_dict() for one in schedulers],
         "accuracies": dict(accuracies),
     }
     torch.save(state, file.with_suffix(".part"))
@@ -496,7 +465,7 @@ def put_together(settings: Settings) -> None:
     Args:
         settings: of the run.
     """
-    model, processor = fresh_model(settings.seed)
+    model, processor = fresh_model(settings.seed, settings.tower_depth)
     for encoder in ENCODERS:
         view = _view_of(encoder, model, processor)
         state = torch.load(Path(settings.output_dir) / f"{encoder}.pt", weights_only=True)

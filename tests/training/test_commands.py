@@ -124,7 +124,7 @@ def test_transformers_alone_finds_the_package_and_leaves_llamafactory_alone(tmp_
     assert {file.name for file in (tmp_path / "model-again").iterdir()} == files
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
+def test_a_run_killed_while_it_saves_resumes_to_the_same_weights(tmp_path):
     folder = save_model(tmp_path / "model", para_mask_id=1, para_mask_ratio=0.5)
     save_rows(tmp_path)
     settings = {"max_steps": 45, "save_steps": 15, "dataloader_num_workers": 1}
@@ -146,15 +146,17 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
             start_new_session=True,
         )
         deadline = time.monotonic() + 900
-        while not (killed / "checkpoint-15" / "trainer_state.json").exists():
+        while not (killed / "checkpoint-30").exists():
             assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert not (killed / "checkpoint-45").exists()
+    (killed / "checkpoint-30" / "trainer_state.json").unlink(missing_ok=True)  # written last
 
     resumed = run_factory("train", again, tmp_path / "run")
-    assert "Resuming training from" in resumed
+    assert "checkpoint-30, which is incomplete" in resumed
+    assert "resuming from" in resumed and "checkpoint-15" in resumed
     assert losses(killed) == losses(whole)
     assert_same_weights(killed, whole)
 

@@ -34,6 +34,16 @@ STAGES = {
 }
 """Folders of trainings under :data:`LOGS`, with their titles."""
 
+POLICIES = ROOT / "saves"
+POLICY_RUNS = {"policy": "rewards", "policy-control": "shuffled rewards"}
+"""Folders of policy trainings under :data:`POLICIES`, with their titles."""
+POLICY_FIGURES = {
+    "score": "accuracy, held out",
+    "gain": "gain over calls forbidden",
+    "called": "share of questions with a call",
+}
+"""Figures of their evaluations, with their titles."""
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _WRONG = (("sam", "pattern"), ("region", "pattern"), ("dino", "lines"), ("region", "number"))
 _NUM_HELDOUT = 60  # scenes to search for wrong answers
@@ -102,6 +112,36 @@ def draw_loss() -> Image.Image:
     return Image.open(file)
 
 
+def draw_policy() -> Image.Image:
+    """Draw the evaluations of the policy training and its control, from the logs that they left."""
+    logs = {title: POLICIES / name / "trainer_log.jsonl" for name, title in POLICY_RUNS.items()}
+    if missing := [path for path in logs.values() if not path.is_file()]:
+        raise _LeftOut(f"needs the runs of configs/policy/embedded.yaml; there is no {missing[0]}")
+    _needs("matplotlib")
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(11.25, 3), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(POLICY_FIGURES))
+    for title, path in logs.items():
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        steps = [line for line in lines if line["kind"] == "eval"]
+        at = [line["step"] for line in steps]
+        for axes, (name, label) in zip(panels, POLICY_FIGURES.items(), strict=True):
+            values = [line[name] for line in steps]
+            if isinstance(values[0], dict):
+                low, high = ([one[end] for one in values] for end in ("low", "high"))
+                axes.fill_between(at, low, high, alpha=0.2)
+                values = [one["mean"] for one in values]
+            axes.plot(at, values, label=title)
+            axes.set(title=label, xlabel="step", ylim=(0, 1))
+            axes.grid(alpha=0.3)
+    panels[0].legend(loc="lower right")
+    file = io.BytesIO()
+    figure.savefig(file)
+    return Image.open(file)
+
+
 def draw_counting() -> Image.Image:
     """Draw counting scenes, and others with the boxes of the kind that is asked about."""
     from PIL import ImageDraw
@@ -159,6 +199,7 @@ DRAWINGS: Mapping[str, Callable[[], Image.Image]] = {
     "embedded/pictures.jpg": draw_examples,
     "embedded/wrong.jpg": draw_wrong,
     "embedded/loss.png": draw_loss,
+    "embedded/policy.png": draw_policy,
     "aurora/points.jpg": draw_marked_points,
     "aurora/counting.jpg": draw_counting,
 }

@@ -1,6 +1,7 @@
 """The documentation: links resolve, and every public name has a place in the reference."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -106,6 +107,19 @@ def test_the_loss_is_drawn_from_the_logs_of_the_trainings(tmp_path, monkeypatch)
         lines = '{"current_steps": 10, "loss": 1.0}\n{"current_steps": 20, "eval_loss": 2.0}\n'
         (tmp_path / name / "trainer_log.jsonl").write_text(lines)
     assert pictures.draw_loss().size == (1125, 255)
+
+
+def test_the_curves_of_the_policy_training_are_drawn_from_its_logs(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pictures, "POLICIES", tmp_path)
+    mean = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    line = {"kind": "eval", "score": mean, "gain": mean, "called": 0.3}
+    lines = [{**line, "step": 0}, {"kind": "train", "step": 1}, {**line, "step": 1}]
+    for name in pictures.POLICY_RUNS:
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(one) + "\n" for one in lines)
+        (tmp_path / name / "trainer_log.jsonl").write_text(text)
+    assert pictures.draw_policy().size == (1125, 300)
 
 
 def test_an_unknown_picture_is_refused(capsys):

@@ -54,6 +54,8 @@ def test_what_is_missing_or_unknown_is_named(read, tmp_path):
         read(GOOD, "rewards={taste: 1}")
     with pytest.raises(PromptError, match=r"rewards: Dictionary should have at least 1 item"):
         read(GOOD, "rewards={}")
+    with pytest.raises(PromptError, match=r"output_dir is the folder of the model; choose another"):
+        read(GOOD, "output_dir=model")
     with pytest.raises(PromptError, match=r"the key 'max_steps' is missing"):
         read(GOOD.replace("max_steps: 3", ""))
     with pytest.raises(PromptError, match=r"expected KEY=VALUE after the file, got 'max_steps'"):

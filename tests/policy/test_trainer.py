@@ -220,6 +220,9 @@ def test_what_cannot_be_trained_is_said(settings, folder, tmp_path):
         PolicyTrainer(settings(train_split=f"plain:{tmp_path / 'bad.jsonl'}"))
     with pytest.raises(CheckpointError, match=r"nothing"):
         PolicyTrainer(settings(model_name_or_path=str(folder / "nothing")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PromptError, match=r"output_dir: cannot make .*file/out: Not a directory"):
+        PolicyTrainer(settings(output_dir=tmp_path / "file" / "out"))
     train(settings(max_steps=1))
     with pytest.raises(PromptError, match=r"holds a run with seed 0, not 1; repeat its settings"):
         PolicyTrainer(settings(max_steps=1, seed=1))

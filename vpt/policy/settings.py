@@ -28,7 +28,7 @@ class PolicySettings(BaseModel):
     Attributes:
         train_split: name of a split, or a file of questions as for ``vpt eval``; ``eval_split``
             likewise.
-        data_dir: folder of the splits.
+        data_dir: folder of the splits; ``images`` as ``--images`` of ``vpt eval``.
         score: of the evaluation, by name; by default that of the split.
         rewards: name of a reward -> weight.
         per_device_train_batch_size: streams that the training forward reads at once.
@@ -51,6 +51,7 @@ class PolicySettings(BaseModel):
     train_split: str
     eval_split: str | None = None
     data_dir: Path = Path("data")
+    images: tuple[str, ...] = ()
     score: Literal[tuple(SCORES)] | None = None  # type: ignore[valid-type]
     rewards: Annotated[dict[str, float], Field(min_length=1)]
 
@@ -102,6 +103,8 @@ class PolicySettings(BaseModel):
         for name in self.rewards:
             if name not in REWARDS:
                 raise PromptError(f"unknown reward {name!r}; available: {', '.join(REWARDS)}")
+        if self.output_dir.resolve() == Path(self.model_name_or_path).resolve():
+            raise PromptError("output_dir is the folder of the model; choose another one")
         num_answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if num_answers % self.num_generations:
             raise PromptError(

@@ -339,7 +339,10 @@ class _Log:
 
     def __init__(self, folder: Path, step: int, report_to: str) -> None:
         self._file = folder / LOG
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise PromptError(f"output_dir: cannot make {folder}: {exc.strerror}") from exc
         kept = []
         if self._file.exists():
             lines = self._file.read_text(encoding="utf-8").splitlines()
@@ -404,7 +407,7 @@ def _read_samples(name: str, settings: PolicySettings) -> tuple[Split, list[Samp
     """A split, and its samples with their prompts for questions."""
     split = find_split(name, settings.data_dir)
     samples: list[Sample] = []
-    for one in read_split(split, settings.data_dir, ImageRoots()):
+    for one in read_split(split, settings.data_dir, ImageRoots.parse(settings.images)):
         if isinstance(one, BadRow):
             raise DataError(f"{name}: {one.problem}")
         samples.append(dataclasses.replace(one, question=split.prompt(one)))

@@ -14,29 +14,31 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpt.branches.base import BranchError, Features
-from vpt.branches.encoder import check_images
+from vpt.branches.encoder import check_images, check_values, read_settings
 from vpt.branches.groundingdino import (
     Caption,
-    Detect,
     Detections,
-    build_package_encoder,
     check_tokenizer,
     decode_phrase,
-    detect_by_package,
-    detect_by_port,
-    load_package_weights,
+    detect,
     load_port,
+    load_released,
     load_tokenizer,
     make_caption,
 )
 
 if TYPE_CHECKING:
-    from transformers import BertConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
-SHORTEST_EDGE_PX, LONGEST_EDGE_PX = 800, 1333
+RELEASED_EDGES_PX = 800, 1333  # of an image: the shortest edge, the most for the longest
 IMAGE_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGE_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+# Entries of a preprocessor_config.json; all but the size are those of the released detectors.
+_STEPS = ("do_convert_annotations", "do_normalize", "do_pad", "do_rescale", "do_resize")
+_SETTINGS = dict.fromkeys(
+    (*_STEPS, "format", "image_mean", "image_std", "resample", "rescale_factor", "size")
+)
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -62,75 +64,40 @@ class GroundingBranch(nn.Module):
     """GroundingDINO (arXiv 2303.05499). Use a classmethod to build one.
 
     Args:
-        encoder: a GroundingDINO of either implementation.
-        tokenizer: of its text encoder (BERT); `BranchError` if it lacks a token that GroundingDINO
-            splits captions by.
-        max_text_len: tokens a caption may have.
+        encoder: a ``GroundingDinoForObjectDetection``.
+        tokenizer: of its text encoder (BERT); `BranchError` if the tokens that GroundingDINO splits
+            captions by do not have their ids of ``bert-base-uncased``.
+        edges_px: the shortest edge of an image after resizing, and the most for the longest.
     """
 
     name = "grounding"
 
     def __init__(
         self,
-        encoder: nn.Module,
-        detect: Detect,
+        encoder: Any,
         tokenizer: PreTrainedTokenizerBase,
-        *,
-        feature_dim: int,
-        max_text_len: int,
+        edges_px: tuple[int, int] = RELEASED_EDGES_PX,
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer)
-        self.encoder, self.tokenizer = encoder, tokenizer
-        self.feature_dim, self._max_text_len = feature_dim, max_text_len
-        self._detect = detect
-
-    @classmethod
-    def from_config(
-        cls,
-        config: str | Path | Mapping[str, Any],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        text_config: BertConfig | None = None,
-    ) -> GroundingBranch:
-        """Build groundingdino-py's model with random weights, in evaluation mode.
-
-        Args:
-            config: a config file of the package (``groundingdino/config/*.py``; it is Python and
-                is run) or its entries.
-            tokenizer: of the text encoder, e.g. that of ``bert-base-uncased``.
-            text_config: of the text encoder; by default BERT base.
-
-        Raises:
-            BranchError: if the package is missing or of an unknown version, or the config is not
-                supported.
-        """
-        check_tokenizer(tokenizer)
-        encoder = build_package_encoder(config, tokenizer, text_config)
-        sizes = {"feature_dim": encoder.hidden_dim, "max_text_len": encoder.max_text_len}
-        return cls(encoder, detect_by_package, tokenizer, **sizes).eval()
+        self.encoder = encoder
+        self.tokenizer, self.edges_px = tokenizer, edges_px
+        self.feature_dim: int = encoder.config.d_model
 
     @classmethod
     def from_checkpoint(
-        cls,
-        weights_path: str | Path,
-        config_path: str | Path,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        text_config: BertConfig | None = None,
+        cls, weights_path: str | Path, tokenizer: PreTrainedTokenizerBase
     ) -> GroundingBranch:
-        """Build groundingdino-py's model and load its released weights; see `from_config`.
+        """Load weights of the GroundingDINO repository, in evaluation mode.
 
         Args:
             weights_path: e.g. ``groundingdino_swint_ogc.pth``; read as tensors only, no code.
-            config_path: the config file of these weights.
+            tokenizer: that of ``bert-base-uncased``.
 
         Raises:
-            BranchError: as `from_config`, or if the weights do not fit.
+            BranchError: if the file holds something else.
         """
-        branch = cls.from_config(config_path, tokenizer, text_config=text_config)
-        load_package_weights(branch.encoder, weights_path)
-        return branch
+        return cls(load_released(weights_path), tokenizer).eval()
 
     @classmethod
     def from_transformers(
@@ -140,31 +107,33 @@ class GroundingBranch(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ) -> GroundingBranch:
-        """Load transformers' own port, which needs no other package, in evaluation mode.
+        """Load a detector in transformers' format, in evaluation mode.
 
         Args:
-            path_or_id: folder or hub id, e.g. ``IDEA-Research/grounding-dino-tiny``.
+            path_or_id: folder or hub id, e.g. ``IDEA-Research/grounding-dino-tiny``. The ``size``
+                in its ``preprocessor_config.json`` sets ``edges_px``.
             tokenizer: by default the one in that folder.
             **kwargs: for ``GroundingDinoForObjectDetection.from_pretrained``.
 
         Raises:
-            BranchError: if the installed transformers computes wrong positions in a phrase
-                (5.0 to 5.17), or the text encoder runs in eager attention, which is wrong too.
+            BranchError: if the preprocessor settings are not supported, or the text encoder runs in
+                eager attention, which is wrong in transformers.
         """
         encoder = load_port(path_or_id, **kwargs)
         tokenizer = tokenizer or load_tokenizer(path_or_id, **kwargs)
-        config = encoder.config
-        sizes = {"feature_dim": config.d_model, "max_text_len": config.max_text_len}
-        return cls(encoder, detect_by_port, tokenizer, **sizes).eval()
+        settings = read_settings(path_or_id, _SETTINGS, kwargs) or {}
+        return cls(encoder, tokenizer, _edges_px(settings)).eval()
 
     def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Resize RGB images (shortest edge 800, longest at most 1333), normalise and pad them.
+        """Resize RGB images to `edges_px`, normalise and pad them.
 
         Returns:
             ``pixel_values`` ``[B, 3, H, W]`` float32 and ``pixel_mask`` ``[B, H, W]`` bool, False
             where the batch is padded.
         """
-        pixel_values, pixel_mask = pad([normalise(resize(image)) for image in check_images(images)])
+        pixel_values, pixel_mask = pad(
+            [normalise(resize(image, self.edges_px)) for image in check_images(images)]
+        )
         return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
 
     def encode(
@@ -194,7 +163,7 @@ class GroundingBranch(nn.Module):
         """
         if pixel_mask is None:
             pixel_mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.bool)
-        caption = make_caption(self.tokenizer, phrase, self._max_text_len)
+        caption = make_caption(self.tokenizer, phrase, self.encoder.config.max_text_len)
         features = []
         for pixels, mask in zip(pixel_values, pixel_mask, strict=True):
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
@@ -226,7 +195,7 @@ class GroundingBranch(nn.Module):
             BranchError: if the image is not RGB, or the phrase empty or too long.
         """
         pixels = self.preprocess([image])
-        caption = make_caption(self.tokenizer, phrase, self._max_text_len)
+        caption = make_caption(self.tokenizer, phrase, self.encoder.config.max_text_len)
         found = self._look(pixels["pixel_values"], caption)
         scores, order = found.token_scores.amax(dim=-1).sort(descending=True, stable=True)
         proposals = []
@@ -241,7 +210,17 @@ class GroundingBranch(nn.Module):
     def _look(self, pixel_values: Tensor, caption: Caption) -> Detections:
         weight = next(self.encoder.parameters())
         tokens = {name: ids.to(weight.device) for name, ids in caption.tokens.items()}
-        return self._detect(self.encoder, pixel_values.to(weight), Caption(caption.text, tokens))
+        return detect(self.encoder, pixel_values.to(weight), Caption(caption.text, tokens))
+
+
+def _edges_px(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """The edges that the settings of an image processor name; by default the released ones."""
+    check_values(settings)
+    size = settings.get("size", {})
+    if unknown := set(size) - {"shortest_edge", "longest_edge"}:
+        raise BranchError(f"size: expected shortest_edge and longest_edge, got {sorted(unknown)}")
+    shortest, longest = RELEASED_EDGES_PX
+    return size.get("shortest_edge", shortest), size.get("longest_edge", longest)
 
 
 def _best(found: Detections, num_queries: int) -> GroundedFeatures:
@@ -255,16 +234,17 @@ def _best(found: Detections, num_queries: int) -> GroundedFeatures:
     return GroundedFeatures(found.hidden_states[rows], (1, num_queries), boxes, scores)
 
 
-def resize(image: Image.Image) -> Image.Image:
-    """Resize as ``RandomResize([800], max_size=1333)`` of groundingdino/datasets/transforms.py."""
+def resize(image: Image.Image, edges_px: tuple[int, int] = RELEASED_EDGES_PX) -> Image.Image:
+    """Resize as ``RandomResize`` of groundingdino/datasets/transforms.py, to at least one pixel."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    edge = SHORTEST_EDGE_PX
-    if long / short * edge > LONGEST_EDGE_PX:
-        edge = round(LONGEST_EDGE_PX * short / long)
+    edge, longest = edges_px
+    if long / short * edge > longest:
+        edge = round(longest * short / long)
     if short == edge:
         return image
-    scaled = int(edge * long / short)
+    scaled = int(edge * long / short) or longest
+    edge = edge or 1  # of a line of pixels
     size = (edge, scaled) if width < height else (scaled, edge)
     return image.resize(size, Image.Resampling.BILINEAR)
 

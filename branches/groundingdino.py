@@ -1,17 +1,12 @@
-"""GroundingDINO in its two implementations: groundingdino-py, and the port in transformers."""
+"""GroundingDINO as transformers computes it: weights, captions, and one pass over an image."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
-import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,26 +15,57 @@ from torch import Tensor, nn
 from vpt.branches.base import BranchError
 
 if TYPE_CHECKING:
-    from transformers import BertConfig, PreTrainedTokenizerBase
+    from transformers import GroundingDinoConfig, PreTrainedTokenizerBase
 
-# sha256 of the source of the two classes in groundingdino-py 0.4.0 that the adapter needs.
-# https://pypi.org/project/groundingdino-py/0.4.0/, groundingdino/models/GroundingDINO/
-_KNOWN_SOURCES = {
-    "GroundingDINO": "1eaef5b2da2e31837317f89f6d058858ad4281d17a9b11ada8e11e74969a15bd",
-    "BertModelWarper": "54d61d3439b96e918136bd572eaa015751c2c84589c7a73a1f65ba93cebfbda4",
-}
-# Entries of released checkpoints without a place in the model: of training, and a constant.
-_WITHOUT_PLACE = {"label_enc.weight", "bert.embeddings.position_ids"}
-# Building substitutes names in a module, detecting hooks into one: one thread at a time.
-_LOCK = threading.Lock()
-
-# A caption of two phrases in ids of bert-base-uncased: [CLS] a cat . a dog . [SEP]
-_INPUT_IDS = [101, 1037, 4937, 1012, 1037, 3899, 1012, 102]
-# Positions start again in each phrase and continue through its full stop, as in
-# groundingdino/models/GroundingDINO/bertwarper.py, with which the released weights were trained.
-_POSITION_IDS = [0, 0, 1, 2, 0, 1, 2, 0]
-# A token attends to the tokens of its own phrase, full stop included.
-_PHRASE_OF_TOKEN = [0, 1, 1, 1, 2, 2, 2, 3]
+# Names of IDEA-Research's checkpoints (`*.pth`), as patterns, and what the port calls them.
+# The three rows of `qkv` and `in_proj` are split after this.
+_SWIN = "model.backbone.conv_encoder.model"
+_PORT_NAMES = (
+    (r"^bert\.", "model.text_backbone."),
+    (r"^feat_map\.", "model.text_projection."),
+    (r"^input_proj\.", "model.input_proj_vision."),
+    (r"^backbone\.0\.patch_embed\.proj\.", f"{_SWIN}.embeddings.patch_embeddings.projection."),
+    (r"^backbone\.0\.patch_embed\.norm\.", f"{_SWIN}.embeddings.norm."),
+    (r"^backbone\.0\.norm1\.", f"{_SWIN}.hidden_states_norms.stage2."),
+    (r"^backbone\.0\.norm2\.", f"{_SWIN}.hidden_states_norms.stage3."),
+    (r"^backbone\.0\.norm3\.", f"{_SWIN}.hidden_states_norms.stage4."),
+    (r"^backbone\.0\.layers\.", f"{_SWIN}.encoder.layers."),
+    (r"(blocks\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"(blocks\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"\.attn\.(qkv|relative_position)", r".attention.self.\1"),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^transformer\.tgt_embed\.", "model.query_position_embeddings."),
+    (r"^transformer\.enc_out_bbox_embed\.", "model.encoder_output_bbox_embed."),
+    (r"^transformer\.encoder\.text_layers\.(\d+)", r"model.encoder.layers.\1.text_enhancer_layer"),
+    (r"^transformer\.encoder\.fusion_layers\.(\d+)", r"model.encoder.layers.\1.fusion_layer"),
+    (r"^transformer\.encoder\.layers\.(\d+)", r"model.encoder.layers.\1.deformable_layer"),
+    (r"^transformer\.", "model."),
+    (r"text_enhancer_layer\.norm1\.", "text_enhancer_layer.layer_norm_before."),
+    (r"text_enhancer_layer\.norm2\.", "text_enhancer_layer.layer_norm_after."),
+    (r"deformable_layer\.norm1\.", "deformable_layer.self_attn_layer_norm."),
+    (r"deformable_layer\.norm2\.", "deformable_layer.final_layer_norm."),
+    (r"fusion_layer\.gamma_v", "fusion_layer.vision_param"),
+    (r"fusion_layer\.gamma_l", "fusion_layer.text_param"),
+    (r"fusion_layer\.layer_norm_v\.", "fusion_layer.layer_norm_vision."),
+    (r"fusion_layer\.layer_norm_l\.", "fusion_layer.layer_norm_text."),
+    (r"(fusion_layer\.attn\.\w*?)v_proj\.", r"\1vision_proj."),
+    (r"(fusion_layer\.attn\.\w*?)l_proj\.", r"\1text_proj."),
+    (r"\.linear([12])\.", r".fc\1."),
+    (r"decoder\.norm\.", "decoder.layer_norm."),
+    (r"ref_point_head\.", "reference_points_head."),
+    (r"\.cross_attn\.", ".encoder_attn."),
+    (r"\.ca_text\.", ".encoder_attn_text."),
+    (r"\.catext_norm\.", ".encoder_attn_text_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.norm1\.", r"\1.encoder_attn_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.norm2\.", r"\1.self_attn_layer_norm."),
+    (r"(decoder\.layers\.\d+)\.norm3\.", r"\1.final_layer_norm."),
+)
+# Weights that only one side has: of training, constants, and heads that detection does not use.
+_ONE_SIDED = re.compile(
+    r"label_enc\.weight|position_ids|relative_position_index|text_backbone\.pooler\.|swin\.layernorm\."
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +83,6 @@ class Caption:
 
     text: str
     tokens: Mapping[str, Tensor]  # "input_ids", "token_type_ids", "attention_mask": [1, L]
-
-
-# (encoder, pixel_values [1, 3, h, w] without padding, caption) -> Detections
-Detect = Callable[[Any, Tensor, Caption], Detections]
 
 
 def make_caption(tokenizer: PreTrainedTokenizerBase, phrase: str, max_text_len: int) -> Caption:
@@ -93,190 +115,12 @@ def delimiter_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `BranchError` if the tokenizer lacks the delimiters."""
-    ids = delimiter_ids(tokenizer)
-    if None in ids or tokenizer.unk_token_id in ids or len(set(ids)) < len(ids):
+    """Raise `BranchError` if the delimiters do not have the ids that the port has built in."""
+    if (ids := delimiter_ids(tokenizer)) != [101, 102, 1012, 1029]:
         raise BranchError(
-            "expected a BERT tokenizer that knows the tokens [CLS] [SEP] . ?; got ids "
-            f"{ids}; use that of bert-base-uncased"
+            "expected a BERT tokenizer with the tokens [CLS] [SEP] . ? at 101, 102, 1012 and 1029; "
+            f"got ids {ids}; use that of bert-base-uncased"
         )
-
-
-class TextEncoder(nn.Module):
-    """Replace the package's ``BertModelWarper``, which needs methods that transformers 5 lacks.
-
-    It has the same children, so the same checkpoint keys, and calls them directly, because the
-    masks that ``BertModel`` itself takes differ between versions of transformers.
-    """
-
-    def __init__(self, bert_model: Any) -> None:
-        super().__init__()
-        self.config, self.embeddings = bert_model.config, bert_model.embeddings
-        self.encoder, self.pooler = bert_model.encoder, bert_model.pooler
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        attention_mask: Tensor,
-        position_ids: Tensor,
-    ) -> dict[str, Tensor]:
-        """Encode captions, each phrase by itself.
-
-        Args:
-            input_ids: ``[B, L]``, like ``token_type_ids``.
-            attention_mask: ``[B, L, L]`` bool, True where a token attends to another.
-            position_ids: ``[B, L]``, which start again in each phrase.
-
-        Returns:
-            ``last_hidden_state``: ``[B, L, hidden_size]``.
-        """
-        hidden_states = self.embeddings(
-            input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids
-        )
-        bias = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
-        bias = bias.masked_fill(~attention_mask, torch.finfo(bias.dtype).min)
-        hidden_states = self.encoder(hidden_states, attention_mask=bias[:, None])[0]
-        return {"last_hidden_state": hidden_states}
-
-
-def build_package_encoder(
-    config: str | Path | Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    text_config: BertConfig | None = None,
-) -> Any:
-    """Build the package's ``GroundingDINO`` with random weights; nothing is downloaded."""
-    from transformers import BertConfig, BertModel
-
-    module = _import_package()
-    settings = importlib.import_module("groundingdino.util.slconfig").SLConfig
-    args = (
-        settings(cfg_dict=dict(config))
-        if isinstance(config, Mapping)
-        else settings.fromfile(str(config))
-    )
-    if not args.sub_sentence_present:
-        raise BranchError("expected a config with sub_sentence_present = True; got False")
-    # Checkpointing saves memory in training only, and warns when nothing needs a gradient.
-    args.use_checkpoint = args.use_transformer_ckpt = False
-    substitutes = {
-        "BertModelWarper": TextEncoder,
-        "get_tokenlizer": SimpleNamespace(
-            get_tokenlizer=lambda _: tokenizer,
-            get_pretrained_language_model=lambda _: BertModel(text_config or BertConfig()),
-        ),
-    }
-    with _LOCK, _substituted(module, substitutes):
-        return module.build_groundingdino(args)
-
-
-def load_package_weights(encoder: nn.Module, weights_path: str | Path) -> None:
-    """Load a released checkpoint into the package's model."""
-    checkpoint = torch.load(weights_path, map_location="cpu", weights_only=True)
-    weights = checkpoint.get("model", checkpoint)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    missing, unexpected = encoder.load_state_dict(weights, strict=False)
-    unexpected = sorted(set(unexpected) - _WITHOUT_PLACE)
-    if missing or unexpected:
-        raise BranchError(
-            f"{weights_path} does not fit the config: missing {missing[:3]} ({len(missing)}), "
-            f"unexpected {unexpected[:3]} ({len(unexpected)}); use the config of these weights"
-        )
-
-
-def detect_by_package(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
-    """Run the package's model; a `Detect`."""
-    if pixel_values.dtype not in (torch.float32, torch.float64):
-        raise BranchError(
-            f"groundingdino-py runs in float32 only; its weights are {pixel_values.dtype}; "
-            "keep them in float32 and use torch.autocast"
-        )
-    nested = importlib.import_module("groundingdino.util.misc").NestedTensor
-    is_padding = torch.zeros_like(pixel_values[:, 0], dtype=torch.bool)
-    hidden_states: list[Tensor] = []  # the package computes them but does not return them
-    with _LOCK:
-        handle = encoder.transformer.register_forward_hook(
-            lambda _module, _args, outputs: hidden_states.append(outputs[0][-1])
-        )
-        try:
-            outputs = encoder(nested(pixel_values, is_padding), captions=[caption.text])
-        finally:
-            handle.remove()
-    token_scores = outputs["pred_logits"].sigmoid()
-    return Detections(hidden_states[0][0], token_scores[0], outputs["pred_boxes"][0])
-
-
-def _import_package() -> ModuleType:
-    """Import the package's model, late: it takes seconds."""
-    try:
-        module = importlib.import_module("groundingdino.models.GroundingDINO.groundingdino")
-    except ModuleNotFoundError as exc:
-        raise BranchError(
-            f"the grounding branch needs groundingdino-py, and {exc.name} is missing; "
-            'pip install "vpt-runtime[grounding]"'
-        ) from exc
-    for name, expected in _KNOWN_SOURCES.items():
-        source = inspect.getsource(getattr(module, name)) if hasattr(module, name) else ""
-        if hashlib.sha256(source.encode()).hexdigest() != expected:
-            raise BranchError(
-                f"the adapter fits groundingdino-py 0.4.0; the installed package has another "
-                f'{name}; pip install "vpt-runtime[grounding]"'
-            )
-    return module
-
-
-@contextmanager
-def _substituted(module: ModuleType, substitutes: Mapping[str, object]) -> Iterator[None]:
-    originals = {name: getattr(module, name) for name in substitutes}
-    try:
-        for name, substitute in substitutes.items():
-            setattr(module, name, substitute)
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
-
-
-@functools.cache
-def transformers_port_is_right() -> bool:
-    """Whether the installed transformers feeds GroundingDINO's text encoder correctly.
-
-    Its function is run on a caption of two phrases and compared with masks and positions worked
-    out by hand. A full stop has position 0 in 5.0 to 5.17.
-    """
-    from transformers.models.grounding_dino import modeling_grounding_dino as port
-
-    build_masks = port.generate_masks_with_special_tokens_and_transfer_map
-    kwargs = {}
-    if "special_tokens" in inspect.signature(build_masks).parameters:  # since 5.23 or before
-        kwargs["special_tokens"] = torch.tensor(port.SPECIAL_TOKENS)
-    attention_mask, position_ids = build_masks(torch.tensor([_INPUT_IDS]), **kwargs)
-    phrases = torch.tensor(_PHRASE_OF_TOKEN)
-    return bool(
-        torch.equal(position_ids[0], torch.tensor(_POSITION_IDS))
-        and torch.equal(attention_mask[0], phrases[:, None] == phrases[None])
-    )
-
-
-def load_port(path_or_id: str | Path, **kwargs: Any) -> Any:
-    """Load a ``GroundingDinoForObjectDetection``; see `GroundingBranch.from_transformers`."""
-    import transformers
-
-    if not transformers_port_is_right():
-        raise BranchError(
-            "expected a transformers whose GroundingDINO gives each word of a phrase its position; "
-            f"{transformers.__version__} does not; use groundingdino-py instead "
-            '(pip install "vpt-runtime[grounding]", GroundingBranch.from_checkpoint) '
-            "or another transformers (5.23 is right)"
-        )
-    encoder = transformers.GroundingDinoForObjectDetection.from_pretrained(path_or_id, **kwargs)
-    attention = encoder.model.text_backbone.config._attn_implementation
-    if attention != "sdpa":
-        raise BranchError(
-            f"expected the text encoder to run in sdpa attention; got {attention}, which reads its "
-            "mask wrongly; leave attn_implementation out"
-        )
-    return encoder
 
 
 def load_tokenizer(path_or_id: str | Path, **kwargs: Any) -> Any:
@@ -287,8 +131,146 @@ def load_tokenizer(path_or_id: str | Path, **kwargs: Any) -> Any:
     return AutoTokenizer.from_pretrained(path_or_id, **{name: kwargs[name] for name in named})
 
 
-def detect_by_port(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
-    """Run the port; a `Detect`."""
+def load_port(path_or_id: str | Path | None, **kwargs: Any) -> Any:
+    """Load a ``GroundingDinoForObjectDetection``; see `GroundingBranch.from_transformers`."""
+    from transformers import GroundingDinoForObjectDetection
+
+    kwargs = {"dtype": torch.float32, **kwargs}
+    encoder = GroundingDinoForObjectDetection.from_pretrained(path_or_id, **kwargs)
+    encoder, *report = encoder if isinstance(encoder, tuple) else (encoder,)
+    attention = encoder.model.text_backbone.config._attn_implementation
+    if attention != "sdpa":
+        raise BranchError(
+            f"expected the text encoder to run in sdpa attention; got {attention}, which reads its "
+            "mask wrongly; leave attn_implementation out"
+        )
+    correct_positions(encoder)
+    return (encoder, *report) if report else encoder
+
+
+def load_released(weights_path: str | Path) -> Any:
+    """Load a checkpoint of IDEA-Research (``*.pth``) into the port.
+
+    Raises:
+        BranchError: if it is not a GroundingDINO, or one of another form.
+    """
+    checkpoint = torch.load(weights_path, map_location="cpu", weights_only=True)
+    released = checkpoint.get("model", checkpoint)
+    weights = port_weights(released)
+    try:
+        config = port_config(weights)
+    except (KeyError, ValueError) as exc:
+        raise BranchError(f"{weights_path} holds no GroundingDINO: no {exc}") from exc
+    encoder, report = load_port(None, config=config, state_dict=weights, output_loading_info=True)
+    wrong = {
+        kind: sorted(
+            name for name in map(str, report[f"{kind}_keys"]) if not _ONE_SIDED.search(name)
+        )
+        for kind in ("missing", "unexpected", "mismatched")
+    }
+    if any(wrong.values()):
+        raise BranchError(f"{weights_path} is no GroundingDINO of the released form: {wrong}")
+    return encoder
+
+
+def port_weights(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a released checkpoint as transformers saves them."""
+    weights = {}
+    for name, weight in released.items():
+        name = name.removeprefix("module.")
+        for pattern, replacement in _PORT_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if joined := re.search(r"qkv\.|in_proj_", name):
+            for part, rows in zip(("query", "key", "value"), weight.chunk(3), strict=True):
+                weights[name.replace(joined[0], f"{part}.")] = rows.contiguous()
+        else:
+            weights[name] = weight
+    return weights
+
+
+def port_config(weights: Mapping[str, Tensor]) -> GroundingDinoConfig:
+    """Read the sizes of a model from its weights, named as `port_weights` does."""
+    from transformers import GroundingDinoConfig, SwinConfig
+
+    def count(prefix: str) -> int:
+        found = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in weights)
+        return 1 + max(int(match[1]) for match in found if match)
+
+    stages = [f"{_SWIN}.encoder.layers.{i}.blocks" for i in range(count(f"{_SWIN}.encoder.layers"))]
+    tables = [weights[f"{s}.0.attention.self.relative_position_bias_table"] for s in stages]
+    swin = SwinConfig(
+        embed_dim=len(weights[f"{_SWIN}.embeddings.norm.weight"]),
+        depths=[count(stage) for stage in stages],
+        num_heads=[table.shape[1] for table in tables],
+        window_size=(math.isqrt(len(tables[0])) + 1) // 2,
+        out_indices=[2, 3, 4],
+    )
+    words = weights["model.text_backbone.embeddings.word_embeddings.weight"]
+    text_layers = "model.text_backbone.encoder.layer"
+    text_config = {
+        "model_type": "bert",
+        "vocab_size": len(words),
+        "hidden_size": words.shape[1],
+        "num_hidden_layers": count(text_layers),
+        "num_attention_heads": max(1, words.shape[1] // 64),
+        "intermediate_size": len(weights[f"{text_layers}.0.intermediate.dense.weight"]),
+        "max_position_embeddings": len(
+            weights["model.text_backbone.embeddings.position_embeddings.weight"]
+        ),
+    }
+    queries = weights["model.query_position_embeddings.weight"]
+    layer = "model.decoder.layers.0"
+    num_levels, num_points = count("model.input_proj_vision"), 4
+    num_offsets = len(weights[f"{layer}.encoder_attn.sampling_offsets.bias"])
+    num_heads = num_offsets // (2 * num_levels * num_points)
+    ffn_dim = len(weights[f"{layer}.fc1.bias"])
+    return GroundingDinoConfig(
+        backbone_config=swin,
+        text_config=text_config,
+        d_model=queries.shape[1],
+        num_queries=len(queries),
+        num_feature_levels=num_levels,
+        encoder_layers=count("model.encoder.layers"),
+        decoder_layers=count("model.decoder.layers"),
+        encoder_attention_heads=num_heads,
+        decoder_attention_heads=num_heads,
+        encoder_ffn_dim=ffn_dim,
+        decoder_ffn_dim=ffn_dim,
+    )
+
+
+def correct_positions(encoder: Any) -> None:
+    """Give each word of a phrase its position, as the released weights expect.
+
+    transformers before 5.23 has the full stop of a phrase at position 0, where
+    groundingdino/models/GroundingDINO/bertwarper.py counts through it, and from about 5.9 rounds
+    the embeddings of integer positions. Since 5.23 this changes nothing.
+    """
+
+    def text_backbone(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        attends = args[1][:, 0]  # [B, L, L]
+        return args[:3], {**kwargs, "position_ids": _positions(attends)}
+
+    def fusion(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        positions = _positions(~kwargs["text_self_attention_masks"])
+        return args, {**kwargs, "text_position_ids": positions.to(kwargs["text_features"])}
+
+    encoder.model.text_backbone.register_forward_pre_hook(text_backbone, with_kwargs=True)
+    encoder.model.encoder.register_forward_pre_hook(fusion, with_kwargs=True)
+
+
+def _positions(attends: Tensor) -> Tensor:
+    """``[B, L]``: how many tokens of the same phrase precede each, from ``[B, L, L]`` bool."""
+    return attends.tril().sum(-1) - 1
+
+
+def detect(encoder: Any, pixel_values: Tensor, caption: Caption) -> Detections:
+    """Run a GroundingDINO on an image ``[1, 3, h, w]`` without padding."""
+    if pixel_values.dtype not in (torch.float32, torch.float64):
+        raise BranchError(
+            f"GroundingDINO runs in float32 only; its weights are {pixel_values.dtype}; keep "
+            "them in float32"
+        )
     outputs = encoder(pixel_values=pixel_values, **caption.tokens)
     token_scores = outputs.logits.sigmoid()
     return Detections(outputs.last_hidden_state[0], token_scores[0], outputs.pred_boxes[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import threading
 from collections import OrderedDict
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 
 from vpt.branches import BranchError
-from vpt.errors import CheckpointError, PromptError
+from vpt.errors import PromptError
 from vpt.images import LoadedImage
 from vpt.model.hub import as_checkpoint_error
 from vpt.released import DEFAULT_DETECTOR
@@ -38,8 +37,8 @@ class Detector:
     """Finds boxes for phrases, from any number of threads; GroundingDINO is loaded when needed.
 
     Args:
-        source: a folder or hub id of transformers' port; a file ``*.pth`` of released weights, for
-            groundingdino-py (extra ``grounding``); a :class:`Proposer`; or ``None`` for none.
+        source: a folder or hub id in transformers' format; a file ``*.pth`` of weights released by
+            IDEA-Research; a :class:`Proposer`; or ``None`` for none.
         device: of the weights, which are float32.
     """
 
@@ -88,17 +87,4 @@ def _load(source: str, device: torch.device | str) -> GroundingBranch:
             return GroundingBranch.from_transformers(source).to(device)
         if not Path(source).is_file():
             raise FileNotFoundError("there is no such file")
-        tokenizer = load_tokenizer(TEXT_ENCODER)
-        branch = GroundingBranch.from_checkpoint(source, _package_config(source), tokenizer)
-        return branch.to(device)
-
-
-def _package_config(weights: str) -> Path:
-    """The config that groundingdino-py has for released weights, by their name."""
-    found = importlib.util.find_spec("groundingdino")
-    if found is None or not found.submodule_search_locations:
-        raise CheckpointError(
-            f'{weights} needs groundingdino-py; pip install "vpt-runtime[grounding]"'
-        )
-    name = "SwinB_cfg" if "swinb" in weights.lower() else "SwinT_OGC"
-    return Path(found.submodule_search_locations[0], "config", f"GroundingDINO_{name}.py")
+        return GroundingBranch.from_checkpoint(source, load_tokenizer(TEXT_ENCODER)).to(device)

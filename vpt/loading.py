@@ -71,8 +71,8 @@ def load(
         depth_tokenizer: folder or file of the decoder of the model's depth maps; by default the one
             in the model's folder, if there is one.
         detector: finds the phrases of ``look_for``: a folder or hub id of GroundingDINO in
-            transformers' format, a file ``*.pth`` of its released weights, which needs the extra
-            ``grounding``; or an object with its method ``propose``. Loaded when it is needed.
+            transformers' format, a file ``*.pth`` of its released weights, or an object with its
+            method ``propose``. Loaded when it is needed.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.

@@ -6,7 +6,7 @@ training forward reads the same streams, whole, and applies the same rules to it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,9 +55,9 @@ class Rollout:
     chosen: list[ChosenToken] = field(default_factory=list)
 
     @property
-    def num_sampled(self) -> int:
+    def sampled(self) -> list[ChosenToken]:
         """Chosen tokens that were not forced."""
-        return sum(not one.is_forced for one in self.chosen)
+        return [one for one in self.chosen if not one.is_forced]
 
 
 def run_rollouts(engine: Engine, conversations: Sequence[Conversation]) -> list[Rollout]:
@@ -131,8 +131,7 @@ class RolloutEncoder:
             place = starts[one.piece]
             if ids[place] != one.token_id:
                 raise RunError(f"token {one.token_id} was chosen, the stream has {ids[place]}")
-            if not one.is_forced:
-                labels[place] = one.token_id
+            labels[place] = IGNORE_INDEX if one.is_forced else one.token_id
         return EncodedRow(ids, labels, pixels)
 
     def batch(
@@ -140,7 +139,7 @@ class RolloutEncoder:
     ) -> tuple[dict[str, Tensor], list[TokenRule | None]]:
         """A padded batch, and the rule of each label in reading order."""
         rows = [self.row(one) for one in rollouts]
-        rules = [c.rule for one in rollouts for c in one.chosen if not c.is_forced]
+        rules = [token.rule for one in rollouts for token in one.sampled]
         return collate(rows, self._tokenizer.pad_token_id), rules
 
 
@@ -181,10 +180,3 @@ def _banned(rules: Sequence[TokenRule | None], logits: Tensor) -> Tensor:
         if rule is not None:
             apply_rule_(rule, table[index])
     return table.isinf()[[distinct[rule] for rule in rules]]
-
-
-def micro_batches(rollouts: Sequence[Rollout], size: int) -> Iterator[list[Rollout]]:
-    """Neighbours in order of length, so that little is padding."""
-    ordered = sorted(rollouts, key=lambda one: one.trace.counts.generated_tokens)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]

@@ -32,13 +32,7 @@ from vpt.model.modeling import load_model
 from vpt.model.processing import VPTProcessor
 from vpt.policy.evaluation import BLIND, behaviour, evaluate, write_gallery
 from vpt.policy.rewards import Outcome, group_advantages, reward_parts, score_of
-from vpt.policy.rollouts import (
-    Rollout,
-    RolloutEncoder,
-    micro_batches,
-    run_rollouts,
-    sampled_log_probs,
-)
+from vpt.policy.rollouts import Rollout, RolloutEncoder, run_rollouts, sampled_log_probs
 from vpt.policy.settings import MAY_CHANGE, PolicySettings
 from vpt.runtime import Runtime
 
@@ -176,28 +170,23 @@ class PolicyTrainer:
     ) -> dict[str, float]:
         """One step of the optimizer; each sampled token has the same weight."""
         settings = self.settings
-        kept = [
-            (rollout, advantage)
-            for rollout, advantage, counts in zip(
-                rollouts, advantages.tolist(), counted.tolist(), strict=True
-            )
-            if counts and rollout.num_sampled
-        ]
-        num_tokens = sum(rollout.num_sampled for rollout, _ in kept)
+        triples = zip(rollouts, advantages.tolist(), counted.tolist(), strict=True)
+        kept = [(one, advantage) for one, advantage, counts in triples if counts]
+        num_tokens = sum(len(one.sampled) for one, _ in kept)
         if self._reference is None:  # an advantage of 0 has no gradient
-            kept = [(rollout, advantage) for rollout, advantage in kept if advantage]
-        advantage_of = {id(rollout): advantage for rollout, advantage in kept}
+            kept = [(one, advantage) for one, advantage in kept if advantage]
+        kept.sort(key=lambda pair: pair[0].trace.counts.generated_tokens)  # little is padding
         sums: dict[str, float] = dict.fromkeys(("entropy", "kl", "read"), 0.0)
-        gap = 0.0
-        ordered = [rollout for rollout, _ in kept]
-        for batch in micro_batches(ordered, settings.per_device_train_batch_size):
+        gap, size = 0.0, settings.per_device_train_batch_size
+        for start in range(0, len(kept), size):
+            batch, values = zip(*kept[start : start + size], strict=True)
             weights = torch.tensor(
-                [advantage_of[id(r)] for r in batch for _ in range(r.num_sampled)]
+                [value for one, value in zip(batch, values, strict=True) for _ in one.sampled]
             )
             found, entropy, kl = self._log_probs(batch)
             loss = -(weights.to(found) * found).sum() + settings.beta * kl.sum()
             (loss / num_tokens).backward()
-            own = torch.tensor([c.log_prob for r in batch for c in r.chosen if not c.is_forced])
+            own = torch.tensor([token.log_prob for one in batch for token in one.sampled])
             gap = max(gap, (found.detach().cpu() - own).abs().max().item())
             sums["entropy"] += entropy.sum().item()
             sums["kl"] += kl.sum().item()

@@ -69,13 +69,26 @@ class Detector:
                 if isinstance(self._source, str | os.PathLike):
                     self._source = _load(os.fspath(self._source), self._device)
                 try:
-                    self._found[key] = list(self._source.propose(image.pixels, key[1]))
+                    self._found[key] = list(_propose(self._source, image.pixels, key[1]))
                 except BranchError as exc:
                     raise PromptError(f"look_for={phrase!r}: {exc}") from exc
             self._found.move_to_end(key)
             if len(self._found) > _MOST_KEPT:
                 self._found.popitem(last=False)
             return self._found[key]
+
+
+def _propose(source: Proposer, image: Image.Image, phrase: str) -> Sequence[Proposal]:
+    from vpt.branches import GroundingBranch
+
+    if isinstance(source, GroundingBranch):
+        phrase = phrase.strip(" .?")
+        if set(".?") & set(phrase):
+            raise BranchError(
+                "expected one phrase; got several, because GroundingDINO splits at each full stop "
+                "and question mark; leave these out, or ask for each phrase by itself"
+            )
+    return source.propose(image, phrase)
 
 
 def _load(source: str, device: torch.device | str) -> GroundingBranch:

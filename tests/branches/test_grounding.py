@@ -327,3 +327,22 @@ def test_eager_attention_is_refused(folder):
 def test_boxes_are_rounded_outwards_and_clamped(box, expected):
     assert to_pixels(box, (100, 50)) == expected
     assert math.prod(np.subtract(expected[2:], expected[:2])) >= 1
+
+
+@pytest.mark.parametrize("phrase", ["a cat . a dog", "no. 5", "a cat? a dog"])
+def test_a_detector_takes_one_phrase(branch, phrase):
+    with pytest.raises(PromptError, match=r"look_for='.*': expected one phrase; got several"):
+        Detector(branch).propose(load_image(scene()), phrase)
+
+
+@pytest.mark.parametrize("phrase", ["a cat.", " A\nCat ?", "a  cat . "])
+def test_what_surrounds_a_phrase_changes_nothing(branch, phrase):
+    found = Detector(branch).propose(load_image(scene()), phrase)
+    assert [one.box_xyxy_px for one in found] == [
+        one.box_xyxy_px for one in branch.propose(scene(), "a cat")
+    ]
+
+
+def test_a_phrase_of_too_many_tokens_names_the_limit(branch):
+    with pytest.raises(PromptError, match="a phrase may have 256 tokens; got 303: cat cat"):
+        Detector(branch).propose(load_image(scene()), "cat " * 300)

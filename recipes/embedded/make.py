@@ -113,7 +113,7 @@ def direct_listing_rows(scene: Scene, path: str, rng: np.random.Generator) -> It
 
 
 def question_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
-    """Questions as plain annotations: image, question, answer, evidence box, family and mode."""
+    """Questions as plain annotations: image, question, answer, evidence box, phrase and kind."""
     for question in _asked(scene, rng):
         entry: Row = {
             "image": path,
@@ -125,6 +125,7 @@ def question_entries(scene: Scene, path: str, rng: np.random.Generator) -> Itera
         }
         if question.item is not None:
             entry["box"] = [int(v) for v in question.item.tile]
+            entry["look_for"] = question.item.phrase
         yield entry
 
 

@@ -64,6 +64,11 @@ class Item:
         x0, y0, x1, y1 = self.tile
         return (x0 + x1) / 2, (y0 + y1) / 2
 
+    @property
+    def phrase(self) -> str:
+        """The phrase that names it in its scene."""
+        return f"the {self.color} {self.kind}"
+
 
 @dataclass(frozen=True)
 class Scene:

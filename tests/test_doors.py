@@ -98,8 +98,9 @@ def test_lmms_eval(each_model, runtime, picture, answer):
 
 def test_the_demo(runtime, picture, answer):
     from vpt.demo.runs import SETTINGS, draw_views, make_requests, watch_live
+    from vpt.inference.request import OPTIONS
 
-    settings = dict(zip(SETTINGS, ("auto", 4, 256, True, 0.0, 1.0, 0, 0), strict=True)) | ASKED
+    settings = {name: OPTIONS[name].default for name in SETTINGS} | ASKED
     requests = make_requests(runtime, picture, QUESTION, settings)
     *_, last = watch_live(runtime.watch_many(requests))
     assert last.trace.answer == answer.text

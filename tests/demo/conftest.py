@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from colors import ColorDetector
 from tiny_model import tiny_model
 
 import vpt
@@ -63,7 +64,7 @@ def serve(app_module):
 
 @pytest.fixture(scope="session")
 def embedded():
-    return vpt.load(device="cpu")
+    return vpt.load(device="cpu", detector=ColorDetector())
 
 
 @pytest.fixture(scope="module")

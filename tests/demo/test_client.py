@@ -46,12 +46,13 @@ def endless_client(endless_url):
 
 
 def settings(perception="auto", max_new_tokens=256, max_calls=4):
-    return perception, max_calls, max_new_tokens, True, 0, 1, 0, 0
+    return perception, max_calls, max_new_tokens, True, False, 1, 0, 1, 0, 0
 
 
-def ask(client, picture, question=QUESTION, compare=False, **changes):
+def ask(client, picture, question=QUESTION, compare=False, look_for="", **changes):
     image = picture and handle_file(str(picture))
-    return client.predict(image, question, compare, *settings(**changes), api_name="/ask")
+    given = image, question, compare, look_for
+    return client.predict(*given, *settings(**changes), api_name="/ask")
 
 
 def size(path):
@@ -114,9 +115,19 @@ def test_a_follow_up_continues_the_chat_of_its_page_only(url, client, embedded, 
 
 
 def test_a_box_replaces_the_models_region(client, picture):
-    given = handle_file(str(picture)), QUESTION, False, *settings(), 310, 290, 380, 325
+    given = handle_file(str(picture)), QUESTION, False, "", *settings(), 310, 290, 380, 325
     shown = client.predict(*given, api_name="/look_there")
     assert shown[ANSWER] == "4"
+
+
+def test_a_phrase_says_where_to_look_first(client, picture):
+    shown = ask(client, picture, look_for="the blue tag", max_calls=1)
+    assert shown[ANSWER] == "3"
+    trace = json.loads(Path(shown[TRACE]).read_text(encoding="utf-8"))
+    assert trace["settings"]["look_for"] == "the blue tag" and trace["proposals"]
+    with pytest.raises(AppError, match="look_for needs an image, a call"):
+        ask(client, picture, look_for="the blue tag", perception="none")
+    assert "proposals" not in json.loads(Path(ask(client, picture)[TRACE]).read_text())
 
 
 def test_a_saved_trace_is_replayed(client, picture):
@@ -166,7 +177,7 @@ def test_a_run_that_fails_is_a_message_beside_the_other_answer(serve, picture):
     torch.nn.init.constant_(model.projectors["dino"].linear_feature.weight, float("nan"))
     runtime = vpt.Runtime(model, processor)
     client = connect(serve(runtime))
-    given = handle_file(str(picture)), QUESTION, True, *settings("dino", 6)
+    given = handle_file(str(picture)), QUESTION, True, "", *settings("dino", 6)
     job = client.submit(*given, api_name="/ask")
     with pytest.raises(AppError, match="the model's logits are not finite"):
         job.result()
@@ -230,7 +241,7 @@ def test_no_file_of_the_machine_is_taken_for_an_upload(url, path):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     kind, content = call(url, "replay", [file])
     assert kind == "error" and "root" not in content
-    kind, content = call(url, "ask", [file, QUESTION, False, *settings()])
+    kind, content = call(url, "ask", [file, QUESTION, False, "", *settings()])
     assert kind == "error" and "Traceback" not in content
 
 
@@ -261,7 +272,7 @@ def reads(runtime, seconds=1.0):
 
 def test_a_cancelled_question_stops_computing(endless_client, endless, picture):
     start, image = endless.engine.num_tokens_run, handle_file(str(picture))
-    given = image, "Go on.", False, *settings("none", 2048)
+    given = image, "Go on.", False, "", *settings("none", 2048)
     job = endless_client.submit(*given, api_name="/ask")
     while len(job.outputs()) < 3:
         time.sleep(0.05)

@@ -79,7 +79,7 @@ def test_a_re_encoding_has_its_score_map(client, picture):
 def test_a_box_goes_to_the_server(client, picture):
     from gradio_client import handle_file
 
-    given = handle_file(str(picture)), QUESTION, False, *settings(), 310, 290, 380, 325
+    given = handle_file(str(picture)), QUESTION, False, "", *settings(), 310, 290, 380, 325
     assert client.predict(*given, api_name="/look_there")[ANSWER] == "4"
 
 

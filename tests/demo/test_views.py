@@ -26,6 +26,7 @@ from vpt.demo.runs import (
     watch_live,
 )
 from vpt.errors import ImageError, PromptError, RegionError, VPTError
+from vpt.inference.request import OPTIONS
 from vpt.trace.records import Trace
 from vpt.view.renderers import Z_ENDS, Album, draw_look
 from vpt.view.timeline import timeline_html
@@ -35,7 +36,7 @@ QUESTION = "What number is on the blue one?"
 _buffer = io.BytesIO()
 Image.new("1", (4000, 4000)).save(_buffer, "PNG")
 VAST = "data:image/png;base64," + base64.b64encode(_buffer.getvalue()).decode()
-CHOSEN = dict(zip(SETTINGS, ("auto", 4, 256, True, 0.0, 1.0, 0, 0), strict=True))
+CHOSEN = {name: OPTIONS[name].default for name in SETTINGS}
 
 
 def run(runtime, picture, question=QUESTION, **changes):

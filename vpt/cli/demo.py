@@ -7,10 +7,17 @@ import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vpt.cli.model import add_model_arguments, check_model_arguments, load_runtime, print_loading
+from vpt.cli.model import (
+    add_finders,
+    add_model_arguments,
+    check_model_arguments,
+    load_runtime,
+    print_loading,
+)
 from vpt.cli.output import print_err, print_status
 from vpt.cli.parser import Command, add_flag, add_value, whole_number
 from vpt.errors import CheckpointError, PromptError
+from vpt.released import DEFAULT_DETECTOR, DEFAULT_SEGMENTER
 
 if TYPE_CHECKING:
     from vpt.demo.remote import Model
@@ -20,6 +27,7 @@ NO_GRADIO = 'the demo needs gradio; pip install -e ".[demo]"'
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    add_finders(parser)
     page = parser.add_argument_group("page")
     local = "127.0.0.1"
     add_value(page, "--host", "H", str, f"address to listen at (default: {local})", local)
@@ -42,8 +50,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _connect(args: argparse.Namespace) -> Model:
-    for name in ("model", "revision", "device", "image_resolution", "depth_tokenizer", "anyway"):
-        if getattr(args, name):
+    names = ("model", "revision", "device", "image_resolution", "depth_tokenizer", "anyway")
+    defaults = {"detector": DEFAULT_DETECTOR, "segmenter": DEFAULT_SEGMENTER}
+    for name in (*names, *defaults):
+        if getattr(args, name) and getattr(args, name) != defaults.get(name):
             option = name.replace("_", "-")
             raise PromptError(f"--{option} is for a model that is loaded here; not with --server")
     from vpt.demo.remote import RemoteModel

@@ -110,6 +110,8 @@ class _Inputs:
         # Gradio would open the file itself, without limits and without words for what is wrong.
         self.picture.preprocess = lambda payload: payload and payload.path
         self.question = gr.Textbox(label="Question", placeholder="What number is on the blue one?")
+        place = "the blue tag (optional: looks there first)"
+        self.look_for = gr.Textbox(label="Look for", placeholder=place)
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120)
             self.stop = gr.Button("Stop", elem_id="stop", min_width=120)
@@ -137,7 +139,7 @@ class _Inputs:
     @property
     def all(self) -> list[Any]:
         """In the order of the handlers' arguments."""
-        return [self.picture, self.question, self.compare, *self.settings]
+        return [self.picture, self.question, self.compare, self.look_for, *self.settings]
 
 
 def _setting_widget(name: str) -> Any:
@@ -321,7 +323,7 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: Model | CheckpointError) ->
     """Connect the events of widgets with their handlers."""
     handlers = _Handlers(outputs, model)
     shown = {"outputs": outputs.all, "show_progress": "hidden"}
-    ask = [inputs.ask.click, inputs.question.submit]
+    ask = [inputs.ask.click, inputs.question.submit, inputs.look_for.submit]
     asked = gr.on(ask, handlers.ask, inputs.all, api_name="ask", **shown)
     looked = outputs.look_there.click(
         handlers.ask, [*inputs.all, *outputs.box], api_name="look_there", **shown
@@ -339,13 +341,16 @@ def _wire(inputs: _Inputs, outputs: _Outputs, model: Model | CheckpointError) ->
         handlers.forget, None, forgotten, show_progress="hidden", api_name="forget"
     )
 
-    def take(index: int) -> tuple[str, str]:
+    def take(index: int) -> tuple[str, str, str]:
         example = inputs.examples[index]
         path = EXAMPLES / example.picture
-        return save_file_to_cache(path, inputs.picture.GRADIO_CACHE), example.question
+        return save_file_to_cache(path, inputs.picture.GRADIO_CACHE), example.question, ""
 
     example = inputs.gallery.click(
-        take, inputs.gallery, [inputs.picture, inputs.question], api_name="take_example"
+        take,
+        inputs.gallery,
+        [inputs.picture, inputs.question, inputs.look_for],
+        api_name="take_example",
     ).then(handlers.ask, inputs.all, api_name="ask_example", **shown)
     starts = [
         *ask,
@@ -396,7 +401,7 @@ class _Handlers:
         self.outputs, self.model = outputs, model
 
     def ask(
-        self, picture: str | None, question: str, compare: bool, *values: Any
+        self, picture: str | None, question: str, compare: bool, look_for: str, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         """Answer with settings, the first of ``values``, and a box to look at, the rest if any."""
         out, box = self.outputs, values[len(SETTINGS) :] or None
@@ -405,7 +410,13 @@ class _Handlers:
                 raise CheckpointError(f"there is no model to ask: {self.model}")
             settings = read_settings(values[: len(SETTINGS)])
             requests = make_requests(
-                self.model, picture, question, settings, compare=compare, box=box
+                self.model,
+                picture,
+                question,
+                settings,
+                compare=compare,
+                look_for=look_for,
+                box=box,
             )
             chat = self.model.chat()
             yield {out.chat: chat, out.follow_side: gr.Row(visible=False)}

@@ -40,7 +40,8 @@ MOST = {"max_calls": 8, "max_new_tokens": 2048}
 SETTING_ROWS = (
     ("perception",),
     ("max_calls", "max_new_tokens"),
-    ("constrain",),
+    ("constrain", "mask"),
+    ("max_boxes",),
     ("temperature", "top_p"),
     ("top_k", "seed"),
 )
@@ -67,12 +68,14 @@ def make_requests(
     settings: Mapping[str, Any],
     *,
     compare: bool = False,
+    look_for: str | None = None,
     box: Sequence[float | None] | None = None,
 ) -> list[Request]:
     """Make the request of a question, and with ``compare`` one that forbids calls.
 
-    ``picture`` is the path of an uploaded file, ``box`` XYXY in its pixels, which the first call
-    then shows. All settings hold for both requests but for perception.
+    ``picture`` is the path of an uploaded file. The first call shows ``box``, XYXY in its pixels,
+    or else where a detector finds the phrase ``look_for``, if it is not empty. All settings hold
+    for both requests but for perception.
     """
     question = _checked(question)
     images = []
@@ -93,6 +96,8 @@ def make_requests(
         perception = "auto" if settings["perception"] == "auto" else "crop"
         max_calls = max(settings["max_calls"], 1)
         first |= {"region": region, "perception": perception, "max_calls": max_calls}
+    elif look_for and look_for.strip():
+        first["look_for"] = look_for
     requests = [model.request(images, question, **first)]
     if compare:
         requests.append(model.request(images, question, **{**settings, "perception": "none"}))

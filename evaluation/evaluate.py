@@ -31,7 +31,10 @@ class Asker(Protocol):
     """Asks a model, wherever it runs."""
 
     def describe(self) -> Mapping[str, Any]:
-        """``model``: what it is; ``surroundings``: code, libraries and machine."""
+        """``model``: what it is; ``surroundings``: code, libraries and machine.
+
+        ``finders``, if known: names of its detector and segmenter.
+        """
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """Raise ``PromptError`` if the model lacks what a condition needs."""
@@ -124,6 +127,9 @@ def evaluate(
     described = asker.describe()
     asker.check(plan.conditions)
     identity = {"model": described["model"], "decoding": dataclasses.asdict(decoding)}
+    needed = set().union(*(one.finders for one in plan.conditions))
+    if found := {name: described.get("finders", {}).get(name) for name in sorted(needed)}:
+        identity["finders"] = found
     with folder.held():
         folder.start(identity, resume)
         clock = _Clock(folder)

@@ -41,6 +41,12 @@ class Condition:
     true_region: bool = False
     phrase: bool = False
 
+    @property
+    def finders(self) -> set[str]:
+        """Which of ``detector`` and ``segmenter`` it needs."""
+        needed = {"detector": self.phrase, "segmenter": self.options.get("mask", False)}
+        return {name for name, is_needed in needed.items() if is_needed}
+
     def request_options(
         self, sample: Sample, size_wh: tuple[int, int], grid_size: int
     ) -> dict[str, Any] | None:
@@ -66,6 +72,8 @@ _CONTROLS = (
     Condition("truth", {"perception": "auto"}, true_region=True),
     # the first call is where a detector finds the phrase of the row
     Condition("phrase", {"perception": "auto"}, phrase=True),
+    # the model's own calls, whose crops a segmenter narrows to an object
+    Condition("mask", {"perception": "auto", "mask": True}),
 )
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""
@@ -272,11 +280,18 @@ class LocalAsker:
         from vpt.evaluation.provenance import describe_model, describe_surroundings
 
         model = describe_model(self.runtime)
-        return {"model": model, "surroundings": describe_surroundings(self.runtime)}
+        runtime = self.runtime
+        return {
+            "model": model,
+            "finders": {"detector": runtime.detector.name, "segmenter": runtime.segmenter.name},
+            "surroundings": describe_surroundings(self.runtime),
+        }
 
     def check(self, conditions: Sequence[Condition]) -> None:
         """See :class:`vpt.evaluation.evaluate.Asker`."""
         check_conditions(conditions, self.runtime.vocabulary.branches)
+        for finder in set().union(*(condition.finders for condition in conditions)):
+            getattr(self.runtime, finder).check()
 
     def ask(self, work: Sequence[Work], decoding: Decoding, batch_size: int) -> Iterator[Record]:
         """See :class:`vpt.evaluation.evaluate.Asker`; one sample after the other."""

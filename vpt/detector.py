@@ -40,6 +40,9 @@ class Detector:
         source: a folder or hub id in transformers' format; a file ``*.pth`` of weights released by
             IDEA-Research; a :class:`Proposer`; or ``None`` for none.
         device: of the weights, which are float32.
+
+    Attributes:
+        name: path, id, or class of the source; empty without one.
     """
 
     def __init__(
@@ -48,8 +51,17 @@ class Detector:
         device: torch.device | str = "cpu",
     ) -> None:
         self._source, self._device = source, device
+        self.name = source_name(source)
         self._lock = threading.Lock()
         self._found: OrderedDict[tuple[str, str], list[Proposal]] = OrderedDict()
+
+    def check(self) -> None:
+        """Raise ``PromptError`` if there is no detector."""
+        if self._source is None:
+            raise PromptError(
+                f"look_for needs a detector: load the model with detector={DEFAULT_DETECTOR!r}, or "
+                "another one (--detector at the command line)"
+            )
 
     def propose(self, image: LoadedImage, phrase: str) -> list[Proposal]:
         """Boxes for a phrase in an image, best first; those of recent questions are kept.
@@ -58,16 +70,13 @@ class Detector:
             CheckpointError: if the detector cannot be loaded.
             PromptError: if there is no detector, or it cannot read the phrase.
         """
-        if self._source is None:
-            raise PromptError(
-                f"look_for needs a detector: load the model with detector={DEFAULT_DETECTOR!r}, or "
-                "another one (--detector at the command line)"
-            )
+        self.check()
         key = image.digest, " ".join(phrase.split())
         with self._lock:
             if key not in self._found:
                 if isinstance(self._source, str | os.PathLike):
                     self._source = _load(os.fspath(self._source), self._device)
+                assert self._source is not None  # or check would have refused
                 try:
                     self._found[key] = list(_propose(self._source, image.pixels, key[1]))
                 except BranchError as exc:
@@ -89,6 +98,13 @@ def _propose(source: Proposer, image: Image.Image, phrase: str) -> Sequence[Prop
                 "and question mark; leave these out, or ask for each phrase by itself"
             )
     return source.propose(image, phrase)
+
+
+def source_name(source: object) -> str:
+    """Name of what a detector or segmenter is made of, for records of runs."""
+    if source is None:
+        return ""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__qualname__
 
 
 def _load(source: str, device: torch.device | str) -> GroundingBranch:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from vpt.errors import DataError, PromptError
@@ -10,6 +11,7 @@ from vpt.evaluation.records import LineFile, RunFolder
 from vpt.evaluation.runner import Decoding, LocalAsker
 from vpt.evaluation.samples import hash_samples
 from vpt.evaluation.table import results_table
+from vpt.runtime import Runtime
 
 DECODING = Decoding(max_new_tokens=16, max_calls=1)
 
@@ -172,6 +174,21 @@ def test_another_decoding_is_another_run(runtime, own_split, tmp_path):
     run(runtime, plan, tmp_path)
     with pytest.raises(DataError, match="holds a run with decoding"):
         evaluate(LocalAsker(runtime), plan, Decoding(seed=3), RunFolder(tmp_path))
+
+
+def test_another_segmenter_is_another_run(runtime, own_split, tmp_path):
+    class Everything:
+        def segment(self, image, box):
+            return np.ones(image.size[::-1], dtype=bool)
+
+    plan = plan_of(own_split, ("mask",), limit=1)
+    found = Runtime(runtime.model, runtime.processor, segmenter=Everything())
+    results = run(found, plan, tmp_path)
+    assert results["finders"] == {"segmenter": Everything.__qualname__}
+    other = Runtime(runtime.model, runtime.processor, segmenter="facebook/sam-vit-base")
+    with pytest.raises(DataError, match="finders"):
+        run(other, plan, tmp_path)
+    assert "finders" not in run(found, plan_of(own_split, ("none",), limit=1), tmp_path / "none")
 
 
 @pytest.mark.parametrize(

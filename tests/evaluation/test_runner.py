@@ -230,7 +230,10 @@ def test_decoding_reaches_the_model(runtime, samples):
 
 
 def test_what_a_model_cannot_do_is_told_before_anything_is_asked(runtime):
-    LocalAsker(runtime).check(list(CONDITIONS.values()))
+    LocalAsker(runtime).check([one for name, one in CONDITIONS.items() if name != "grounding"])
+    for name, lacks in (("phrase", "detector"), ("mask", "segmenter"), ("grounding", "detector")):
+        with pytest.raises(PromptError, match=f"needs (its tokens and )?a {lacks}"):
+            LocalAsker(runtime).check(find_conditions([name]))
     asker = LocalAsker(Runtime(*tiny_model(("clip",))))
     asker.check([CONDITIONS["auto"], CONDITIONS["truth"], CONDITIONS["clip"]])
     with pytest.raises(PromptError, match="this model cannot do perception='sam'"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from vpt.cli.model import (
-    add_detector,
+    add_finders,
     add_model_arguments,
     add_request_arguments,
     check_model_arguments,
@@ -33,7 +33,7 @@ from vpt.cli.parser import (
 from vpt.errors import PromptError
 from vpt.media import is_url
 from vpt.protocol.tokens import PERCEPTION_MODES
-from vpt.released import DEFAULT_DETECTOR
+from vpt.released import DEFAULT_DETECTOR, DEFAULT_SEGMENTER
 
 if TYPE_CHECKING:
     from vpt.evaluation.evaluate import Asker
@@ -43,6 +43,7 @@ _OF_LOADING = {
     **dict.fromkeys(("revision", "device", "image_resolution", "depth_tokenizer", "workers")),
     "dtype": "auto",
     "detector": DEFAULT_DETECTOR,
+    "segmenter": DEFAULT_SEGMENTER,
 }
 _DECODING = ("max_new_tokens", "max_calls", "constrain", "temperature", "top_p", "top_k", "seed")
 
@@ -51,7 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what(parser.add_argument_group("data and conditions"))
     add_model_arguments(parser)
     how = parser.add_argument_group("generation")
-    add_detector(how, DEFAULT_DETECTOR)
+    add_finders(parser)
     add_value(how, "--batch-size", "B", whole_number(1), "samples decoded together", 8)
     words = "run N copies of the model, each on its own device or host (needs the extra `ray`)"
     add_value(how, "--workers", "N", whole_number(1), words)
@@ -82,7 +83,8 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
     words = (
         f"conditions: {', '.join(PERCEPTION_MODES)}; controls: blank (each call returns a gray "
         "image), random (each crop is cut at a random position), truth (first call: the region of "
-        "the evidence), phrase (first call: where --detector finds the row's look_for); "
+        "the evidence), phrase (first call: where --detector finds the row's look_for), mask (the "
+        "model's own calls, crops narrowed to an object by --segmenter); "
         "tool-value: none, auto and the first three controls (default: auto)"
     )
     add_value(what, "--perception", "LIST", comma_list, words, ("auto",))

@@ -27,7 +27,7 @@ LEVELS = (
     ("vpt.depth.maps", "vpt.depth.tokenizer", "vpt.depth.vqvae"),
     ("vpt.inference",),
     ("vpt.view",),
-    ("vpt.answer", "vpt.chat", "vpt.detector", "vpt.loading", "vpt.runtime"),
+    ("vpt.answer", "vpt.chat", "vpt.detector", "vpt.loading", "vpt.runtime", "vpt.segmenter"),
     ("vpt.data", "vpt.depth", "vpt.training"),
     ("vpt.evaluation", "vpt.demo", "vpt.serving"),
     ("vpt.policy",),

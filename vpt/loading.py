@@ -21,6 +21,7 @@ from vpt.model.hub import adapter_base, find_file
 from vpt.model.modeling import VPTForConditionalGeneration, load_model, merge_adapter
 from vpt.model.processing import VPTProcessor
 from vpt.runtime import DEFAULT_NUM_SEQS, Runtime
+from vpt.segmenter import Segments
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """Folder of the model that ships with this package."""
@@ -41,6 +42,7 @@ def load(
     image_resolution: int | None = None,
     depth_tokenizer: str | os.PathLike[str] | None = None,
     detector: str | os.PathLike[str] | Proposer | None = None,
+    segmenter: str | os.PathLike[str] | Segments | None = None,
     max_num_seqs: int = DEFAULT_NUM_SEQS,
     max_model_len: int | None = None,
     prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
@@ -73,6 +75,9 @@ def load(
         detector: finds the phrases of ``look_for``: a folder or hub id of GroundingDINO in
             transformers' format, a file ``*.pth`` of its released weights, or an object with its
             method ``propose``. Loaded when it is needed.
+        segmenter: finds the objects of ``mask``: a folder or hub id of SAM in transformers' format,
+            a file ``*.pth`` of its released weights, which needs the extra ``sam``; or an object
+            with its method ``segment``. Loaded when it is needed.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.
@@ -132,6 +137,7 @@ def load(
         limits=limits,
         depth_tokenizer=_load_depth_tokenizer(source, model, depth_tokenizer, hub),
         detector=detector,
+        segmenter=segmenter,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         prefix_cache_bytes=prefix_cache_bytes,

@@ -71,6 +71,9 @@ HEADINGS = ("model", "base", "branches", "kind", "parameters", "weights")
 DEFAULT_DETECTOR = "IDEA-Research/grounding-dino-tiny"
 """Finds the phrases of ``look_for``."""
 
+DEFAULT_SEGMENTER = "facebook/sam-vit-base"
+"""Finds the objects of ``mask``."""
+
 PHOTO_MODEL = MODELS[0].name
 """For photos, where another model cannot read them."""
 

@@ -35,6 +35,7 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_conversation
 from vpt.protocol.tokens import GROUNDING, TOWER, Vocabulary
+from vpt.segmenter import Segmenter, Segments
 from vpt.trace.records import Trace
 
 DEFAULT_NUM_SEQS = 16
@@ -94,6 +95,7 @@ class Runtime:
             only.
         detector: finds the phrases of ``look_for`` and those that the model calls for: as for
             :class:`vpt.detector.Detector`. Without it the model may not call for phrases.
+        segmenter: finds the objects of ``mask``: as for :class:`vpt.segmenter.Segmenter`.
         max_num_seqs: requests that run at once; others wait.
         max_model_len: tokens of one request with all its images, looks and answers; by default
             what the model's context allows, bounded by half of the memory for all requests.
@@ -110,6 +112,7 @@ class Runtime:
         limits: ImageLimits = DEFAULT_LIMITS,
         depth_tokenizer: DepthTokenizer | None = None,
         detector: str | os.PathLike[str] | Proposer | None = None,
+        segmenter: str | os.PathLike[str] | Segments | None = None,
         max_num_seqs: int = DEFAULT_NUM_SEQS,
         max_model_len: int | None = None,
         prefix_cache_bytes: int = DEFAULT_PREFIX_BYTES,
@@ -138,6 +141,7 @@ class Runtime:
         if depth_tokenizer is not None:
             _check_depth_tokenizer(depth_tokenizer, self.vocabulary)
         self.detector = Detector(detector, self.device)
+        self.segmenter = Segmenter(segmenter, self.device)
         self._warnings: tuple[str, ...] = ()
         if detector is None and GROUNDING in self.vocabulary.branches:
             self.vocabulary = self.vocabulary.without(GROUNDING)
@@ -265,6 +269,8 @@ class Runtime:
         system: str | None = None,
         region: GridBox | None = None,
         look_for: str | None = None,
+        max_boxes: int = 1,
+        mask: bool = False,
         replace_looks: str | None = None,
         history: Sequence[Message] = (),
     ) -> Request:
@@ -294,6 +300,8 @@ class Runtime:
             region: cells of the grid that the first call names in place of the model's choice.
             look_for: a phrase such as ``"the blue tag"``: the first call looks where the detector
                 finds it, which runs at once, before the request is served.
+            max_boxes: boxes of the phrase to look at, best first.
+            mask: dim what is not the object in a crop, by the segmenter.
             replace_looks: ``"blank"`` or ``"random"``, for experiments: see
                 :class:`vpt.inference.request.Request`.
             history: earlier turns, as text and images. :meth:`chat` also keeps the looks.
@@ -324,6 +332,8 @@ class Runtime:
             system=system,
             region=region,
             look_for=look_for,
+            max_boxes=max_boxes,
+            mask=mask,
             replace_looks=replace_looks,
             history=history,
         )
@@ -561,6 +571,8 @@ class Runtime:
         """The conversation that answers a request, alone or as the next of an earlier one."""
         decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
         meant = self.intended_inputs
+        if request.mask:
+            self.segmenter.check()
         warnings = [*self._warnings, *(meant.warnings(request.images) if meant else ())]
         return Conversation(
             request,
@@ -571,6 +583,7 @@ class Runtime:
             warnings,
             before,
             self.detector.propose,
+            self.segmenter.segment,
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.boxes import PixelBox
 from vpt.cli.model import (
-    add_detector,
+    add_finders,
     add_model_arguments,
     add_request_arguments,
     check_model_arguments,
@@ -33,7 +33,6 @@ from vpt.cli.parser import (
 from vpt.errors import PromptError
 from vpt.inference.request import OPTIONS, Request
 from vpt.protocol.tokens import invite
-from vpt.released import DEFAULT_DETECTOR
 from vpt.view.wording import STOP_TEXT, call_text, content_text, count_text, tokens_text
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     finding = parser.add_argument_group("looking for a phrase")
     phrase = "look first where a detector finds this, such as 'the blue tag'"
     add_value(finding, "--look-for", "PHRASE", str, phrase)
-    add_detector(finding, DEFAULT_DETECTOR)
+    add_request_arguments(finding, ("max_boxes",))
     output = parser.add_argument_group("output")
     add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
     add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")
@@ -79,7 +78,8 @@ def add_question_arguments(parser: argparse.ArgumentParser) -> None:
     add_value(parser, "--allowed-media-domains", "A,B", comma_list, hosts, ())
     add_model_arguments(parser)
     looking = parser.add_argument_group("looking again")
-    add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain"))
+    add_request_arguments(looking, ("perception", "max_calls", "look_at", "constrain", "mask"))
+    add_finders(parser)
     writing = parser.add_argument_group("writing")
     add_request_arguments(writing, ("max_new_tokens", "temperature", "top_p", "top_k", "seed"))
 

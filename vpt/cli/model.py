@@ -12,6 +12,7 @@ from vpt.cli.parser import add_path, add_value, number, path_or_other, whole_num
 from vpt.errors import PromptError, is_out_of_memory
 from vpt.inference.request import OPTIONS, Option
 from vpt.model.folder import check_depth_tokenizer, check_model
+from vpt.released import DEFAULT_DETECTOR, DEFAULT_SEGMENTER
 
 if TYPE_CHECKING:
     from vpt.runtime import Runtime
@@ -44,13 +45,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
 
 
-def add_detector(group: argparse._ArgumentGroup, default: str | None) -> None:
-    """Add the detector that finds phrases."""
-    which = (
-        "GroundingDINO: a folder or hub id in transformers' format, or a file *.pth of released "
-        f"weights (default: {default or 'none'})"
-    )
-    add_value(group, "--detector", "PATH_OR_ID", path_or_other, which, default)
+def add_finders(parser: argparse.ArgumentParser, *, has_default: bool = True) -> None:
+    """Add the detector that finds phrases, and the segmenter that finds objects."""
+    group = parser.add_argument_group("phrases and objects")
+    kinds = "a folder or hub id in transformers' format, or a file *.pth of released weights"
+    finders = {
+        "--detector": (f"GroundingDINO: {kinds}", DEFAULT_DETECTOR),
+        "--segmenter": (f"SAM: {kinds}", DEFAULT_SEGMENTER),
+    }
+    for option, (which, source) in finders.items():
+        default = source if has_default else None
+        about = f"{which} (default: {default or 'none'})"
+        add_value(group, option, "PATH_OR_ID", path_or_other, about, default)
 
 
 def add_request_arguments(
@@ -65,7 +71,10 @@ def add_request_arguments(
     for name in names:
         option, words = OPTIONS[name], name.replace("_", "-")
         if option.kind is bool:
-            group.add_argument(f"--no-{words}", dest=name, action="store_false", help=option.help)
+            flag, action = f"--{words}", "store_true"
+            if option.default:
+                flag, action = f"--no-{words}", "store_false"
+            group.add_argument(flag, dest=name, action=action, help=option.help)
             continue
         shown = unset.get(name, f"{option.default:g}" if option.kind is float else option.default)
         group.add_argument(
@@ -103,8 +112,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of :func:`vpt.loading.load`."""
     names = ("device", "dtype", "image_resolution", "depth_tokenizer")
     options = {"path_or_id": args.model, **{name: getattr(args, name) for name in names}}
-    if "detector" in args:
-        options["detector"] = args.detector
+    options |= {name: getattr(args, name) for name in ("detector", "segmenter") if name in args}
     return {**options, "revision": args.revision} if args.revision else options
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.cli.demo import check_port
 from vpt.cli.model import (
-    add_detector,
+    add_finders,
     add_model_arguments,
     check_model_arguments,
     load_options,
@@ -62,7 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     traces = "number of the latest traces, with pictures, that clients may fetch"
     add_value(http, "--keep-traces", "N", whole_number(0), traces, 0)
     http.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
-    add_detector(parser.add_argument_group("requests with look_for"), None)
+    add_finders(parser, has_default=False)
     load = parser.add_argument_group("load")
     add_value(load, "--max-num-seqs", "N", whole_number(1), "requests that run at once", 16)
     longest = "tokens of a request with its images, looks and answer (default: as memory permits)"

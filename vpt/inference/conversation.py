@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vpt.boxes import GridBox, PixelBox, crop_box_px, region_to_show
 from vpt.errors import PromptError, RegionError
-from vpt.images import LoadedImage
+from vpt.images import LoadedImage, from_pixels
 from vpt.inference.events import (
     Append,
     CallEvent,
@@ -27,7 +27,7 @@ from vpt.inference.events import (
 )
 from vpt.inference.recorder import DecodeMap, Recorder
 from vpt.inference.request import Request
-from vpt.inference.results import REPLACEMENTS
+from vpt.inference.results import REPLACEMENTS, Mask, Part, dim_rest
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import (
     PerceptionCall,
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 Propose = Callable[[LoadedImage, str], "Sequence[Proposal]"]
 """Finds boxes for a phrase in an image, best first."""
+
+Segment = Callable[[LoadedImage, PixelBox], Mask]
+"""Finds the object in a box of an image."""
 
 _MOST_FOUND = 8  # boxes of a call that the model is told
 
@@ -86,6 +89,7 @@ class Conversation:
             and images, for the trace.
         propose: finds boxes for a phrase in an image, best first; needed for ``look_for``, and for
             a vocabulary with grounding.
+        segment: finds the object in a box of an image; needed for ``mask``.
 
     Attributes:
         before: the conversation that it continues, if any.
@@ -107,6 +111,7 @@ class Conversation:
         warnings: Iterable[str] = (),
         before: Transcript | None = None,
         propose: Propose | None = None,
+        segment: Segment | None = None,
     ) -> None:
         self.request, self.before = request, before
         earlier = () if before is None else before.records
@@ -127,7 +132,8 @@ class Conversation:
         )
         writes_content = request.has_images and request.perception != "none"
         self._content = vocabulary.content.kinds if writes_content else ()
-        self._propose = propose
+        self._propose, self._segment = propose, segment
+        self._objects: dict[tuple[int, GridBox], PixelBox] = {}  # found: image, region -> box
         self._begin(before)
         self._num_rounds = 0
         self._last_call: tuple[object, ...] | None = None
@@ -144,12 +150,12 @@ class Conversation:
             self._images = [*before.images, *request.images]
             self._first = len(before.images) if request.images else before.first
         self._check_look_at()
-        region, parts = request.region, []
+        regions, parts = [] if request.region is None else [request.region], []
         if request.look_for is not None:
-            region = self._look_for(request.look_for)
-            if region is not None and "crop" not in self.vocabulary.branches:
-                parts, region = [self._show_part(region)], None
-        self._prescribed = [] if region is None else _region_ids(region, self.vocabulary)
+            regions = self._look_for(request.look_for)
+            if "crop" not in self.vocabulary.branches:
+                parts, regions = [self._show_part(region) for region in regions], []
+        self._prescribed = _region_ids(regions, self.vocabulary)
         question = invite(request.question, request.perception)
         images = [*request.images, *parts]
         if before is None:
@@ -196,33 +202,43 @@ class Conversation:
 
     def _region_of(self, proposal: Proposal, source: int) -> GridBox:
         """The smallest region whose crop holds a box."""
-        size_wh, grid_size = self._images[source].size_wh, self.vocabulary.grid_size
-        return region_to_show(proposal.box_xyxy_px, size_wh, grid_size=grid_size)
+        box, size_wh = proposal.box_xyxy_px, self._images[source].size_wh
+        region = region_to_show(box, size_wh, grid_size=self.vocabulary.grid_size)
+        self._objects.setdefault((source, region), box)
+        return region
 
-    def _look_for(self, phrase: str) -> GridBox | None:
-        """The region of the request's phrase; ``None`` if that is not found."""
-        if found := self._find(phrase, source := self._source()):
-            return self._region_of(found[0], source)
-        self.recorder.warn(
-            f"{phrase!r} was not found in image {source}: the model looks where it chooses"
-        )
-        return None
+    def _look_for(self, phrase: str) -> list[GridBox]:
+        """Regions of the request's phrase, best first, each once; none if it is not found."""
+        found = self._find(phrase, source := self._source())
+        if not found:
+            self.recorder.warn(
+                f"{phrase!r} was not found in image {source}: the model looks where it chooses"
+            )
+        regions = [self._region_of(one, source) for one in found[: self.request.max_boxes]]
+        return list(dict.fromkeys(regions))
 
     def _show_part(self, region: GridBox) -> LoadedImage:
         """The crop of a region, as one more image of the prompt."""
         source = self._source()
-        part, box = self._cut(region, source)
-        self._images = [*self._images, part]
-        self.recorder.add_shown(part, source, box)
-        return part
+        part = self._cut(region, source)
+        self._images = [*self._images, part.image]
+        self.recorder.add_shown(part, source)
+        return part.image
 
-    def _cut(self, region: GridBox, source: int) -> tuple[LoadedImage, PixelBox]:
-        """The crop of a region, or what replaces it, and the box that it shows."""
+    def _cut(self, region: GridBox, source: int) -> Part:
+        """The crop of a region, narrowed to an object if that is asked for, or what replaces it."""
         image, grid_size = self._images[source], self.vocabulary.grid_size
         cut = crop_box_px(region, image.size_wh, grid_size=grid_size)
-        part, box = self._show(image, cut, self.request.sampling.seed)
+        shown, box = self._show(image, cut, self.request.sampling.seed)
         assert box is not None
-        return part, box
+        if not self.request.mask or self.request.replace_looks is not None:
+            return Part(shown, box)
+        assert self._segment is not None, "mask needs a segmenter"
+        cells = crop_box_px(region, image.size_wh, grid_size=grid_size, margin=0)
+        mask = self._segment(image, self._objects.get((source, region), cells))
+        mask = mask[box[1] : box[3], box[0] : box[2]]
+        dimmed = from_pixels(dim_rest(shown.pixels, mask), shown.source)
+        return Part(dimmed, box, float(mask.mean()))
 
     def run(self) -> Exchange:
         """Answer the question, once; only to an :class:`Append` a :class:`Step` must be sent."""
@@ -312,10 +328,10 @@ class Conversation:
         if region is None:
             shown, _ = self._show(self._images[source], None, self.request.sampling.seed)
             return FeaturePiece(call.branch, shown), note
-        part, box = self._cut(region, source)
-        self._images.append(part)
-        self.recorder.add_crop(record, part, box)
-        return ImagePiece(part), note
+        part = self._cut(region, source)
+        self._images.append(part.image)
+        self.recorder.add_crop(record, part)
+        return ImagePiece(part.image), note
 
     def _find_for_call(self, record: CallRecord) -> Sequence[Proposal]:
         """Boxes for the phrase of a call; a phrase that no detector can read finds none."""
@@ -380,10 +396,13 @@ class Conversation:
         return TokenPiece((last, ids[row.action], ids[row.end], ids[TURN_END]))
 
 
-def _region_ids(region: GridBox, vocabulary: Vocabulary) -> list[int]:
-    """Ids of a call at a region, which the request makes in place of the model."""
+def _region_ids(regions: Sequence[GridBox], vocabulary: Vocabulary) -> list[int]:
+    """Ids of a call at regions, which the request makes in place of the model; none without any."""
+    if not regions:
+        return []
     try:
-        tokens = [*split_symbols(format_region(region, vocabulary.grid_size)), TURN_END]
+        text = "".join(format_region(region, vocabulary.grid_size) for region in regions)
+        tokens = [*split_symbols(text), TURN_END]
     except RegionError as exc:
         raise PromptError(f"region: {exc}") from exc
     if "crop" not in vocabulary.branches:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vpt.boxes import PixelBox, compose
-from vpt.images import LoadedImage
+from vpt.boxes import compose
 from vpt.inference.events import Step, TokenEvent
 from vpt.inference.request import Request
+from vpt.inference.results import Part
 from vpt.inference.stream import AppendedImage
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
@@ -85,10 +85,10 @@ class Recorder:
                 ProposalRecord(image, phrase, one.box_xyxy_px, one.score, one.phrase)
             )
 
-    def add_shown(self, image: LoadedImage, parent: int, box_xyxy_px: PixelBox) -> None:
+    def add_shown(self, part: Part, parent: int) -> None:
         """Record the part of an image that the prompt shows beside it."""
         self._num_new += 1
-        self._add_part(image, parent, box_xyxy_px)
+        self._add_part(part, parent)
 
     def warn(self, warning: str) -> None:
         """Record a reason not to rely on the answer."""
@@ -203,15 +203,17 @@ class Recorder:
         self.trace.calls.append(record)
         return record
 
-    def add_crop(self, call: CallRecord, crop: LoadedImage, box_xyxy_px: PixelBox) -> None:
-        """Record the crop that a call results in; its box is in pixels of the image cut."""
-        call.result_image = self._add_part(crop, call.image, box_xyxy_px)
+    def add_crop(self, call: CallRecord, part: Part) -> None:
+        """Record the crop that a call results in."""
+        call.result_image = self._add_part(part, call.image)
         call.box_xyxy_px = self.trace.images[call.result_image].box_xyxy_px
 
-    def _add_part(self, part: LoadedImage, parent: int, box_xyxy_px: PixelBox) -> int:
+    def _add_part(self, part: Part, parent: int) -> int:
         frame = self.trace.images[parent].box_xyxy_px
-        box = box_xyxy_px if frame is None else compose(frame, box_xyxy_px)
-        return self.trace.add_image(part, parent=parent, box_xyxy_px=box)
+        box = part.box_xyxy_px if frame is None else compose(frame, part.box_xyxy_px)
+        if part.object_share == 0:
+            self.warn(f"no object was found in box {', '.join(map(str, box))}: nothing is dimmed")
+        return self.trace.add_image(part.image, parent, box, part.object_share)
 
     def stop(self, reason: str) -> Trace:
         """Record the end of the run; returns the whole record."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from vpt.boxes import GridBox
 from vpt.errors import PromptError
+from vpt.protocol.grammar import MOST_REGIONS
 from vpt.protocol.tokens import LOOK_AT, PERCEPTION_MODES, canonical_mode
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Option:
     Attributes:
         kind: ``bool``, ``float``, ``int`` or ``str``.
         default: value if none is given.
-        help: for the command line; for a ``bool``, of the option that turns it off.
+        help: for the command line; for a ``bool``, of the flag that changes it.
         label: for the demo.
         metavar: placeholder of the value in the help.
         least: smallest number permitted, or with ``excludes_least`` the first that is too small.
@@ -174,6 +175,9 @@ class Request:
         region: cells of the grid for the first call, in place of the model's choice: to correct it,
             or to measure the effect of the true region.
         look_for: a phrase; where a detector finds it in the image, the first call looks.
+        max_boxes: boxes of a phrase to look at in the first call, best first.
+        mask: whether a segmenter narrows a crop to the object of its box, or of its region: the
+            rest is dimmed. Looks that ``replace_looks`` replaces stay as they are.
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
             ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
@@ -209,6 +213,18 @@ class Request:
         "look at the first image, or the latest, which may be a crop",
         choices=LOOK_AT,
         is_index=True,
+    )
+    max_boxes: int = _option(
+        int,
+        1,
+        "boxes of a phrase to look at, best first",
+        "Boxes of a phrase",
+        metavar="N",
+        least=1,
+        most=MOST_REGIONS,
+    )
+    mask: bool = _option(
+        bool, False, "dim what is not the object in a crop, by --segmenter", "Dim around objects"
     )
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None

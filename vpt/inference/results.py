@@ -8,14 +8,35 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vpt.boxes import PixelBox
 from vpt.branches import crop
 from vpt.images import LoadedImage, from_pixels
 
+Mask = NDArray[np.bool_]
+"""``[H, W]``: whether a pixel belongs to an object."""
+
 _BLANK_RGB = (127, 127, 127)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an image, as a call shows it.
+
+    Attributes:
+        box_xyxy_px: in pixels of the image.
+        object_share: of a part narrowed to an object, the share of its pixels that are of it.
+    """
+
+    image: LoadedImage
+    box_xyxy_px: PixelBox
+    object_share: float | None = None
+
 
 Shown = tuple[LoadedImage, PixelBox | None]
 Show = Callable[[LoadedImage, PixelBox | None, int], Shown]
@@ -42,6 +63,19 @@ def show_elsewhere(image: LoadedImage, box: PixelBox | None, seed: int) -> Shown
         x, y = draw.randint(0, width - (x1 - x0)), draw.randint(0, height - (y1 - y0))
         box = x, y, x + x1 - x0, y + y1 - y0
     return show(image, box, seed)
+
+
+def dim_rest(crop: Image.Image, mask: Mask) -> Image.Image:
+    """Darken what does not belong to the object to a quarter; all stays if nothing belongs to it.
+
+    Args:
+        crop: RGB.
+        mask: ``[H, W]`` of the crop.
+    """
+    if not mask.any():
+        return crop
+    pixels = np.asarray(crop)
+    return Image.fromarray(np.where(mask[..., None], pixels, pixels // 4))
 
 
 REPLACEMENTS: dict[str | None, Show] = {None: show, "blank": show_blank, "random": show_elsewhere}

@@ -33,6 +33,7 @@ from vpt.protocol.tokens import (
 )
 
 MOST_PHRASE_TOKENS = 16
+MOST_REGIONS = 4  # of a turn
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class PerceptionGrammar:
     the turn is.
     """
 
-    def __init__(self, vocabulary: Vocabulary, max_regions: int = 4) -> None:
+    def __init__(self, vocabulary: Vocabulary, max_regions: int = MOST_REGIONS) -> None:
         if max_regions < 1:
             raise ValueError(f"max_regions must be at least 1, not {max_regions}")
         self.vocabulary = vocabulary

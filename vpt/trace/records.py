@@ -70,6 +70,8 @@ class ImageRecord(_Record):
         box_xyxy_px: for a crop, its box in pixels of the *given* image it stems from.
         thumbnail: JPEG as a data URI, longer side at most 768 px; ``None`` if not kept.
         seen_wh: size in pixels to which it was resized for the model; ``None`` if not recorded.
+        object_share: of a crop narrowed to an object, the share of its pixels that are of it; the
+            others are dimmed.
     """
 
     source: str
@@ -80,6 +82,7 @@ class ImageRecord(_Record):
     num_tokens: Whole = 0
     thumbnail: str | None = field(default=None, repr=False)
     seen_wh: tuple[Whole, Whole] | None = None
+    object_share: ScoreValue | None = None
 
 
 @dataclass
@@ -300,9 +303,12 @@ class Trace(_Record):
         image: LoadedImage,
         parent: int | None = None,
         box_xyxy_px: tuple[int, int, int, int] | None = None,
+        object_share: float | None = None,
     ) -> int:
         """Record an image; returns its index."""
         record = ImageRecord(image.source, image.size_wh, image.digest, parent, box_xyxy_px)
+        if object_share is not None:  # it cannot be cut out of the given image
+            record.thumbnail, record.object_share = _thumbnail(image.pixels), object_share
         self.images.append(record)
         return len(self.images) - 1
 

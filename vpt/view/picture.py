@@ -218,6 +218,9 @@ def _call_legend(album: Album, number: int, call: CallRecord, width: int) -> Ima
         siblings = sum(other.turn == call.turn for other in album.trace.calls)
         fill, facts = QUIET, call_facts(call, siblings)
     texts = [Text(facts, 14, fill), Text(_place_text(album, call), 14)]
+    shown = None if call.result_image is None else album.trace.images[call.result_image]
+    if shown is not None and shown.object_share is not None:
+        texts.append(Text(f"object {shown.object_share:.0%}, the rest dimmed", 14))
     if is_given(album.trace, call):
         texts.append(Text("given with the question; not the model's choice", 14, QUIET, 2))
     below = set_text(texts, width)

@@ -92,7 +92,9 @@ class Album:
         record = self.trace.images[index]
         if record.parent is None:
             return self.given[index]
-        is_there = self._is_kept and record.thumbnail is not None
+        is_there = record.thumbnail is not None and (
+            self._is_kept or record.object_share is not None
+        )
         return _thumbnail(record) if is_there else self.cut(index)
 
     def as_seen(self, index: int, room_wh: tuple[int, int]) -> Image.Image:

@@ -103,8 +103,9 @@ def seen_text(image: ImageRecord) -> str:
 
 def is_given(trace: Trace, call: CallRecord) -> bool:
     """Whether the request prescribed a call, which the model then did not choose."""
-    region = trace.settings.get("region")
-    return region is not None and call.turn == 0 and call.region is not None
+    was_found = trace.settings.get("look_for") is not None and trace.proposals
+    is_prescribed = trace.settings.get("region") is not None or was_found
+    return bool(is_prescribed) and call.turn == 0 and call.branch == "crop"
 
 
 def look_text(trace: Trace) -> str:

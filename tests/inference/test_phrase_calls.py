@@ -1,6 +1,7 @@
 """The model's own call for a phrase: tokens, grammar, result, trace."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_model import tiny_model
 import vpt
 from vpt.boxes import contains
 from vpt.branches import Proposal
+from vpt.cli import main
 from vpt.errors import CheckpointError, PromptError
 from vpt.inference.events import CallEvent, ResultEvent, StopEvent, TokenEvent
 from vpt.model.generation import apply_rule_
@@ -242,3 +244,18 @@ def test_tokens_of_a_phrase_are_added_once(tmp_path):
     processor.save_pretrained(tmp_path / "both")
     with pytest.raises(CheckpointError, match="has the tokens of grounding already"):
         add_tokens(tmp_path / "both", grounding=True)
+
+
+@pytest.mark.parametrize(("propose", "line"), [(finds(BOX), "looks again"), (finds(), "looks for")])
+def test_the_command_line_shows_the_phrase(made, tmp_path, capsys, monkeypatch, propose, line):
+    made[0].save_pretrained(tmp_path)
+    made[1].save_pretrained(tmp_path)
+    load, detector = vpt.load, SimpleNamespace(propose=propose)
+    monkeypatch.setattr(
+        "vpt.loading.load", lambda *args, **options: load(*args, **options | {"detector": detector})
+    )
+    words = ["--perception", "grounding", "--max-calls", "1", "--device", "cpu"]
+    assert not main(["ask", "--model", str(tmp_path), "examples/tags.jpg", "What?", *words])
+    (said,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("[look")]
+    assert said.startswith(f"[{line}") and "phrase '" in said
+    assert said.endswith("not found]") == (line == "looks for")

@@ -325,7 +325,7 @@ class Screen:
         self.end_turn()
         if isinstance(event, CallEvent):
             self._num_calls += 1
-            if event.call.outcome != "executed":
+            if not event.call.is_answered:
                 is_repeated = event.call.outcome == "repeated"
                 why = "the same call as before" if is_repeated else "the run ends here"
                 print_err(
@@ -354,6 +354,8 @@ class Screen:
         self._is_fresh, self._held = True, ""
 
     def _result(self, call: CallRecord) -> str:
+        if call.outcome == "not_found":
+            return f"[looks for {call_text(call)}: not found]"
         name, box = self._names[call.image], call.box_xyxy_px or self._boxes[call.image]
         if call.result_image is not None:
             self._names.append(name)

@@ -240,7 +240,7 @@ class Run:
             return self._add_token(event, now)
         if isinstance(event, ContentEvent):
             return [Delta(content=content_fields(event.content), reasoning=_wrote(event.content))]
-        if isinstance(event, CallEvent) and event.call.outcome == "executed":
+        if isinstance(event, CallEvent) and event.call.is_answered:
             return []  # its result follows
         if isinstance(event, CallEvent | ResultEvent):
             return [Delta(call=call_fields(self.trace, event.call), reasoning=_looked(event.call))]
@@ -331,6 +331,7 @@ def call_fields(trace: Trace, call: CallRecord) -> dict[str, Any]:
         "tokens": call.num_tokens,
         "ms": round(call.encode_ms + call.run_ms, 1),
         "outcome": call.outcome,
+        **({} if call.phrase is None else {"phrase": call.phrase}),
     }
 
 

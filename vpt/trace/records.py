@@ -125,6 +125,11 @@ class CallRecord(_Record):
     run_ms: Milliseconds = 0.0
     phrase: str | None = None
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether something is appended: a look, or that the phrase was not found."""
+        return self.outcome in ("executed", "not_found")
+
 
 @dataclass
 class ContentRecord(_Record):

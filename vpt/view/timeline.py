@@ -26,7 +26,11 @@ from vpt.view.wording import (
 MOST_TOKENS = 400  # of a turn that are drawn one by one; of more, the last ones
 MOST_BOXES = 8  # of those written together that are listed
 
-WHY_NOT = {"repeated": "the same call as the one before", "not_executed": "the run had to end"}
+WHY_NOT = {
+    "repeated": "the same call as the one before",
+    "not_found": "the detector knows no such place",
+    "not_executed": "the run had to end",
+}
 
 
 @dataclass(frozen=True)

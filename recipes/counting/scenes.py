@@ -20,7 +20,9 @@ SPLITS = ("train", "heldout")
 NUM_ASKED = (1, 8)
 """Fewest and most things of the kind that is asked about; all equally likely."""
 
-_NUM_OTHERS = (0, 7)
+NUM_OTHERS = (0, 7)
+"""Fewest things of other kinds, and one more than the most."""
+
 _SIDE = (0.09, 0.19)  # of a thing, as a share of the picture's side
 _GAP = 0.012  # between two things
 _TRIES = 60
@@ -59,7 +61,11 @@ class CountingScene:
 
 
 def draw_counting_scene(
-    seed: int, number: int, split: str = "train", size_px: int = SIZE_PX
+    seed: int,
+    number: int,
+    split: str = "train",
+    size_px: int = SIZE_PX,
+    num_others: tuple[int, int] = NUM_OTHERS,
 ) -> CountingScene:
     """Draw a scene; the same arguments give the same scene.
 
@@ -68,11 +74,12 @@ def draw_counting_scene(
         number: of the scene in its set.
         split: one of :data:`SPLITS`.
         size_px: side of the picture, 96 to 1024.
+        num_others: as :data:`NUM_OTHERS`; with more than a dozen there is hardly room.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     kinds = [str(kind) for kind in rng.permutation(SHAPES)]
     num_asked = int(rng.integers(NUM_ASKED[0], NUM_ASKED[1] + 1))
-    others = [str(kind) for kind in rng.choice(kinds[1:], rng.integers(*_NUM_OTHERS))]
+    others = [str(kind) for kind in rng.choice(kinds[1:], rng.integers(*num_others))]
     wanted = [kinds[0]] * num_asked + others
     boxes: list[PixelBox] = []
     while len(boxes) < len(wanted):  # too crowded by chance: begin anew

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from recipes.counting.files import ANNOTATIONS, IMAGES
+from recipes.counting.scenes import draw_counting_scene
 from recipes.embedded.labels import IGNORE
 from recipes.embedded.marks import COLORS, SHAPES
 from recipes.scenes.layout import COLORS as ROOM_COLORS
@@ -53,9 +54,12 @@ NUMBERS = {"box": 4, "point": 2, "depth": 16}
 """Numbers per token, in cells: centre from the middle of the cell, width and height of a box;
 place of a point, likewise. Depth: means of the 4 x 4 parts of the cell, 0 to 1."""
 
-_WEIGHTS = {"color": 0.5, "row": 0.1, "column": 0.1, "depth": 10.0}  # of losses; others 1
+_WEIGHTS = {"code": 4.0, "depth": 30.0, "color": 0.5}  # of losses; others 1
 _NEIGHBOURS = 1.0  # cells from a centre within which a token is asked where it is
-_MARKED = 0.8  # share of rooms with marked points
+_MARKED, _CROWDED = 0.9, 0.5  # shares of rooms with marked points, and of these with many
+_NUM_CROWDED = (6, 13)  # points of which letters are repeated; from these they are learned faster
+_CROWD_SEED, _NUM_OTHERS = 2**20, (6, 13)  # of crowded counting scenes
+_LEAST_GAP = 0.13  # between those, as a share of the side
 _MARK_SCALE = 1.5  # as the rows about depth
 _NOTHING = {"kind": len(KINDS), "letter": len(LETTERS)}  # the class for it
 _LEAST_VOTE, _SAME_PLACE, _NEXT_PLACE = 0.5, 0.5, 0.8  # for centres; the last two in cells
@@ -190,6 +194,8 @@ def _draw_points(
     rule = PointRule(str(rng.choice(LAYOUTS)))
     if num_points is None:
         is_marked = rng.random() < _MARKED
+        if is_marked and rng.random() < _CROWDED:
+            return _draw_crowd(rng)
         num_points = int(rng.integers(NUM_POINTS[0], NUM_POINTS[1] + 1)) if is_marked else 0
     while num_points >= NUM_POINTS[0]:
         try:
@@ -197,6 +203,17 @@ def _draw_points(
         except DataError:  # no room for as many
             num_points -= 1
     return ()
+
+
+def _draw_crowd(rng: np.random.Generator) -> tuple[Point, ...]:
+    """Many points anywhere, with letters in no order."""
+    low, high = (round(share * RELEASED_PIXELS) for share in (0.05, 0.95))
+    points: list[Point] = []
+    for x, y in rng.integers(low, high, (int(rng.integers(*_NUM_CROWDED)), 2)).tolist():
+        away = (max(abs(x - point.x), abs(y - point.y)) for point in points)
+        if all(distance > _LEAST_GAP * RELEASED_PIXELS for distance in away):
+            points.append(Point(LETTERS[rng.integers(len(LETTERS))], x, y, 0.0))
+    return tuple(points)
 
 
 def label_tokens(view: View) -> dict[str, NDArray[Any]]:
@@ -276,8 +293,18 @@ def stack_views(views: Sequence[View], tokenizer: DepthTokenizer) -> dict[str, T
     return batch
 
 
+def crowded_view(rng: np.random.Generator) -> View:
+    """A counting scene with many things, from which their kinds are learned faster."""
+    number = int(rng.integers(2**31))
+    scene = draw_counting_scene(_CROWD_SEED, number, size_px=VIEW_PX, num_others=_NUM_OTHERS)
+    things = (Thing(t.kind, t.color, _scaled(t.box, GRID / VIEW_PX)) for t in scene.things)
+    return View(np.asarray(scene.image), None, tuple(things))
+
+
 class SceneBatches(Dataset[dict[str, Tensor]]):
-    """Batches of labelled views, half rooms; the number of a batch is its seed.
+    """Batches of labelled views; the number of a batch is its seed.
+
+    Five of eight are rooms; of the others half are crowded.
 
     Args:
         rooms: with depth maps.
@@ -305,12 +332,16 @@ class SceneBatches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, number])
-        num_rooms = self.batch_size // 2
-        rooms = rng.integers(len(self.rooms), size=num_rooms)
-        others = rng.integers(len(self.counting), size=self.batch_size - num_rooms)
-        views = [make_view(self.rooms[i], rng) for i in rooms]
-        views += [make_view(self.counting[i], rng) for i in others]
+        num_rooms = self.batch_size * 5 // 8
+        num_counting = (self.batch_size - num_rooms + 1) // 2
+        views = [make_view(self._one_of(self.rooms, rng), rng) for _ in range(num_rooms)]
+        views += [make_view(self._one_of(self.counting, rng), rng) for _ in range(num_counting)]
+        views += [crowded_view(rng) for _ in range(self.batch_size - len(views))]
         return stack_views(views, self.tokenizer)
+
+    @staticmethod
+    def _one_of(sources: Sequence[Source], rng: np.random.Generator) -> Source:
+        return sources[int(rng.integers(len(sources)))]
 
 
 class SceneHeads(nn.Module):

@@ -57,21 +57,21 @@ class TowerView(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         for block in visual.blocks:
             hidden = hidden + self._attend(block.attn, block.norm1(hidden), cos, sin)
-            hidden = hidden + block.mlp(block.norm2(hidden))
+            hidden = hidden + _feed_forward(block.mlp, block.norm2(hidden))
         return visual.merger(hidden.flatten(0, 1)).view(num, count // 4, -1)
 
     @staticmethod
     def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         num, count, width = hidden.shape
         qkv = attention.qkv(hidden).view(num, count, 3, attention.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, p, d]
-        query, key = (x * cos + _turned(x) * sin for x in (query, key))
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, B, heads, p, d]
+        (query, key), value = _turned(qkv[:2], cos, sin), qkv[2]
         mixed = F.scaled_dot_product_attention(query, key, value)
         return attention.proj(mixed.transpose(1, 2).reshape(num, count, width))
 
 
 def _rotary_angles(num_cells: int, head_dim: int) -> Tensor:
-    """Angles ``[p, head_dim]`` of the tower's rotary positions, for a square of so many patches.
+    """Angles ``[p, head_dim / 2]`` of the tower's rotary positions, for a square of patches.
 
     Written out because transformers names the function for it otherwise in each of its releases.
     """
@@ -81,13 +81,20 @@ def _rotary_angles(num_cells: int, head_dim: int) -> Tensor:
     places = [  # patches that are merged into one token follow each other
         grid.reshape(half, 2, half, 2).permute(0, 2, 1, 3).flatten() for grid in (rows, rows.T)
     ]
-    turns = torch.cat([place[:, None] * frequencies for place in places], -1)
-    return torch.cat((turns, turns), -1)
+    return torch.cat([place[:, None] * frequencies for place in places], -1)
 
 
-def _turned(x: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate ``[..., d]`` by angles whose cosines and sines are ``[..., d / 2]``."""
     first, second = x.chunk(2, -1)
-    return torch.cat((-second, first), -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def _feed_forward(mlp: Any, hidden: Tensor) -> Tensor:
+    """The layers of a block with their activation, x * sigmoid(1.702 x), as one fused function."""
+    one, other = mlp.fc1, mlp.fc2
+    hidden = F.linear(hidden, 1.702 * one.weight, 1.702 * one.bias)
+    return F.linear(F.silu(hidden), other.weight / 1.702, other.bias)
 
 
 class BranchView(nn.Module):

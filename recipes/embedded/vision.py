@@ -39,7 +39,7 @@ from recipes.embedded.views import BranchView, TowerView, whiten_patches
 from vpt.boxes import GridBox, PixelBox, crop_box_px
 from vpt.depth.tokenizer import load_depth_tokenizer
 from vpt.errors import NonFiniteError
-from vpt.model.modeling import VPTForConditionalGeneration
+from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
 
 ENCODERS = ("tower", "dino", "sam")
@@ -66,6 +66,7 @@ class Settings:
         num_workers: processes that draw.
         seed: of weights and pictures.
         tower_depth: blocks of the tower.
+        start: folder of a model whose tower is trained further; fresh if missing.
         muon_learning_rate: of the matrices between first and last layer; AdamW's if missing.
         scene_batch_size: views of rooms and counting scenes per step of the tower, in addition.
         rooms: folder of ``make-scenes``.
@@ -84,6 +85,7 @@ class Settings:
     num_workers: int = 1
     seed: int = 1
     tower_depth: int = TOWER_DEPTH
+    start: str = ""
     muon_learning_rate: float | None = None
     scene_batch_size: int = 0
     rooms: str = ""
@@ -273,7 +275,11 @@ def train_encoder(encoder: str, settings: Settings) -> None:
     width = model.config.text_config.hidden_size
     heads = DenseHeads(width) if encoder == "tower" else _heads_of_tower(width, settings)
     views = Views(encoder, settings, "train")
-    _whiten(encoder, view, views[0]["pixels"], settings.seed)
+    if isinstance(view, TowerView) and settings.start:
+        start = load_model(settings.start, device="cpu", dtype=torch.float32)
+        view.visual.load_state_dict(start.model.visual.state_dict())
+    else:
+        _whiten(encoder, view, views[0]["pixels"], settings.seed)
     trained = nn.ModuleDict({"view": view, "heads": heads})
     if views.scenes:
         trained["scene_heads"] = SceneHeads(width)

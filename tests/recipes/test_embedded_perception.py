@@ -26,6 +26,7 @@ from recipes.embedded.perception import (
     View,
     check_tokenizer,
     counting_sources,
+    crowded_view,
     find_centers,
     find_letters,
     label_tokens,
@@ -161,6 +162,19 @@ def test_letters_are_found_where_they_are():
     )
     for point in points:
         assert found[point.letter] == pytest.approx(place_in_cells(point), abs=1e-4)
+
+
+def test_crowded_scenes_have_more_things_and_repeated_letters(data):
+    view = crowded_view(np.random.default_rng(0))
+    assert view.pixels.shape == (280, 280, 3)
+    assert len(view.things) > 6
+    assert all(0 <= side <= GRID for thing in view.things for side in thing.box)
+    source = room_sources(data / "rooms")[0]
+    marked = [make_view(source, np.random.default_rng(seed)).points for seed in range(12)]
+    assert max(map(len, marked)) > 5
+    for points in marked:
+        cells = {(int(x), int(y)) for x, y in map(place_in_cells, points)}
+        assert len(cells) >= len(points) - 1
 
 
 def test_batches_are_seeded_by_their_number(data, tokenizer):

@@ -14,21 +14,21 @@ pytest.importorskip("sklearn")
 import vpt
 from recipes.embedded.labels import HEADS
 from recipes.embedded.shape import fresh_model
+from recipes.embedded.views import TowerView, whiten_patches
 from recipes.embedded.vision import (
     ENCODERS,
     DenseHeads,
     Settings,
-    TowerView,
     Views,
     is_finished,
     main,
     put_together,
     read_settings,
     train_encoder,
-    whiten_patches,
 )
 from vpt.errors import NonFiniteError
 from vpt.images import from_pixels
+from vpt.model.modeling import load_model
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,15 @@ def test_whitened_patches_do_not_hang_together():
     whiten_patches(weight, patches, generator)
     seen = torch.corrcoef((patches @ weight.T).T)
     assert (seen - torch.eye(4)).abs().max() < 0.1
+
+
+def test_a_tower_may_start_from_that_of_a_model(tmp_path):
+    chosen = settings(tmp_path, steps={"tower": 1}, learning_rate=0.0, start="vpt/embedded")
+    train_encoder("tower", chosen)
+    trained = torch.load(tmp_path / "tower.pt", weights_only=True)["trained"]
+    expected = load_model("vpt/embedded", device="cpu", dtype=torch.float32).model.visual
+    for name, value in expected.state_dict().items():
+        assert torch.equal(trained[f"view.visual.{name}"], value)
 
 
 def test_heads_count_something_and_nothing_apart():

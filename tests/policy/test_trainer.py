@@ -226,7 +226,12 @@ def test_what_cannot_be_trained_is_said(settings, folder, tmp_path):
     train(settings(max_steps=1))
     with pytest.raises(PromptError, match=r"holds a run with seed 0, not 1; repeat its settings"):
         PolicyTrainer(settings(max_steps=1, seed=1))
-    (settings().output_dir / "checkpoint-1" / training.STATE).write_bytes(b"cut")
+    state = settings().output_dir / "checkpoint-1" / training.STATE
+    stored = torch.load(state, weights_only=True)
+    older = {k: v for k, v in json.loads(stored["settings"]).items() if k != "images"}
+    torch.save({**stored, "settings": json.dumps(older)}, state)  # before there was this setting
+    assert PolicyTrainer(settings(max_steps=2)).step == 1
+    state.write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"delete .*checkpoint-1 to resume"):
         PolicyTrainer(settings(max_steps=2))
 

@@ -373,10 +373,11 @@ def _check_same_run(found: Mapping[str, Any], settings: PolicySettings, folder: 
     may_change = set(MAY_CHANGE)
     if settings.lr_scheduler_type == "constant":
         may_change.add("max_steps")
-    for name, value in json.loads(settings.model_dump_json()).items():
-        if name not in may_change and found.get(name) != value:
+    before = PolicySettings.model_validate(found).model_dump(mode="json")  # with new defaults
+    for name, value in settings.model_dump(mode="json").items():
+        if name not in may_change and before[name] != value:
             raise PromptError(
-                f"{folder} holds a run with {name} {found.get(name)}, not {value}; repeat its "
+                f"{folder} holds a run with {name} {before[name]}, not {value}; repeat its "
                 "settings to resume it, or choose another output_dir"
             )
 

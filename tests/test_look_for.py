@@ -115,11 +115,18 @@ def test_without_an_image_there_is_nowhere_to_look():
         Request([], "What?", look_for="a cat")
 
 
-@pytest.mark.parametrize("name", ["missing-folder", "missing.pth"])
-def test_a_detector_that_cannot_be_loaded_is_told(tmp_path, name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"cannot load the detector .*missing"):
-        Detector(str(tmp_path / name)).propose(load_image(EXAMPLE), "a cat")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{}/missing", "there is no model folder .*missing; pass a folder that holds config.json"),
+        ("{}/missing.pth", "cannot load the detector .*missing.pth: there is no such file"),
+        ("{}", "holds no config.json, so it is no model folder"),
+        ("vpt/embedded", "vpt/embedded holds a model of type 'qwen2_vl_vpt', no grounding-dino"),
+    ],
+)
+def test_a_detector_that_cannot_be_loaded_is_told(tmp_path, source, words):
+    with pytest.raises(CheckpointError, match=words):
+        Detector(source.format(tmp_path)).propose(load_image(EXAMPLE), "a cat")
 
 
 def test_the_command_line_says_what_was_found(capsys, monkeypatch, detector, tmp_path):

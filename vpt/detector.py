@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from vpt.branches import BranchError
-from vpt.errors import PromptError
+from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage
+from vpt.model.folder import model_type
 from vpt.model.hub import as_checkpoint_error
 from vpt.released import DEFAULT_DETECTOR
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TEXT_ENCODER = "bert-base-uncased"  # of all released GroundingDINOs
 
+_MODEL_TYPE = "grounding-dino"
 _MOST_KEPT = 256  # results
 
 
@@ -113,7 +115,11 @@ def _load(source: str, device: torch.device | str) -> GroundingBranch:
 
     with as_checkpoint_error(f"cannot load the detector {source}"):
         if not source.endswith(".pth"):
+            if (kind := model_type(source)) not in (None, _MODEL_TYPE):
+                raise CheckpointError(f"{source} holds a model of type {kind!r}, no {_MODEL_TYPE}")
             return GroundingBranch.from_transformers(source).to(device)
         if not Path(source).is_file():
             raise FileNotFoundError("there is no such file")
-        return GroundingBranch.from_checkpoint(source, load_tokenizer(TEXT_ENCODER)).to(device)
+        with as_checkpoint_error(f"cannot load the words of {source}, those of {TEXT_ENCODER}"):
+            tokenizer = load_tokenizer(TEXT_ENCODER)
+        return GroundingBranch.from_checkpoint(source, tokenizer).to(device)

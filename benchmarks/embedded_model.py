@@ -199,7 +199,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     oracle = run(runtime, regions, "true region", region=cell_of)
     results["true region"] = accuracies(regions, oracle)
-    far = run(runtime, regions, "wrong region", region=lambda entry: _elsewhere(cell_of(entry)))
+    far = run(runtime, regions, "wrong region", region=lambda entry: elsewhere(cell_of(entry)))
     results["wrong region"] = accuracies(regions, far)
     engine = runtime.engine
     for name, change in (
@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def _elsewhere(cell: GridBox) -> GridBox:
+def elsewhere(cell: GridBox) -> GridBox:
     """A cell whose crop does not show what the crop of the given one shows."""
     x, y = (cell.x_min + 4) % GRID_SIZE, (cell.y_min + 4) % GRID_SIZE
     return GridBox(x, y, x, y)

@@ -5,6 +5,7 @@ import sys
 from recipes import pictures
 from recipes.counting import command as counting
 from recipes.embedded import command as embedded
+from recipes.embedded import detector
 from recipes.scenes import command as scenes
 from vpt.cli.parser import CommandGroup
 from vpt.cli.run import run
@@ -15,6 +16,7 @@ COMMANDS = CommandGroup(
     examples="example:\n  python -m recipes make-embedded --out data/few --fraction 0.001",
     commands={
         "make-embedded": embedded.COMMAND,
+        "make-detector": detector.COMMAND,
         "make-scenes": scenes.COMMAND,
         "make-counting-scenes": counting.COMMAND,
         "draw-docs": pictures.COMMAND,

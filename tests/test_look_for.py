@@ -1,4 +1,7 @@
-"""Looking for a phrase: a detector's box becomes the first region."""
+"""Looking for a phrase: a detector's box becomes the first region.
+
+`tests/detector` was made by ``python -m recipes make-detector``.
+"""
 
 import json
 import threading
@@ -129,6 +132,14 @@ def test_a_detector_that_cannot_be_loaded_is_told(tmp_path, source, words):
         Detector(source.format(tmp_path)).propose(load_image(EXAMPLE), "a cat")
 
 
+def test_released_weights_name_the_words_that_they_need(tmp_path, monkeypatch):
+    file = tmp_path / "swint.pth"
+    file.write_bytes(b"")
+    monkeypatch.setattr("vpt.detector.TEXT_ENCODER", f"{tmp_path}/bert-base-uncased")
+    with pytest.raises(CheckpointError, match=r"cannot load the words of .*swint.pth, those of"):
+        Detector(file).propose(load_image(EXAMPLE), "a cat")
+
+
 def test_the_command_line_says_what_was_found(capsys, monkeypatch, detector, tmp_path):
     load = vpt.load
     monkeypatch.setattr(
@@ -143,3 +154,30 @@ def test_the_command_line_says_what_was_found(capsys, monkeypatch, detector, tmp
     assert json.loads((tmp_path / "trace.json").read_text())["proposals"][0]["score"] == 0.75
     assert main(["ask", EXAMPLE, QUESTION, "--look-for", "", "--device", "cpu"]) == 2
     assert "look_for must be a phrase" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("picture", "question", "phrase", "expected"),
+    [
+        ("tags", "What number is on the blue one?", "the blue tag", "3"),
+        ("patterns", "What pattern is on the pink one?", "the pink board", "rings"),
+    ],
+)
+def test_a_trained_detector_finds_what_the_question_needs(
+    shipped, capsys, tmp_path, picture, question, phrase, expected
+):
+    image = f"examples/{picture}.jpg"
+    assert shipped.ask(image, question, perception="none", max_new_tokens=12).text != expected
+    words = ["--look-for", phrase, "--detector", "tests/detector", "--device", "cpu"]
+    words += ["--max-calls", "1", "--trace", str(tmp_path / "trace.json")]
+    assert not main(["ask", image, question, *words])
+    assert capsys.readouterr().out.strip() == expected
+    trace = Trace.load(tmp_path / "trace.json")
+    best, (call,) = trace.proposals[0], trace.calls
+    assert contains(call.box_xyxy_px, best.box_xyxy_px) and best.score > 0.5
+
+
+def test_a_trained_detector_finds_nothing_where_nothing_is():
+    detector = Detector("tests/detector")
+    for phrase in ("the red tag", "the blue board"):
+        assert not detector.propose(load_image(EXAMPLE), phrase)

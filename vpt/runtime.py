@@ -572,7 +572,7 @@ class Runtime:
         decode = None if self.depth_tokenizer is None else self.depth_tokenizer.decode
         meant = self.intended_inputs
         if request.mask:
-            self.segmenter.check()
+            self.segmenter.load()  # here, not in the thread that serves all requests
         warnings = [*self._warnings, *(meant.warnings(request.images) if meant else ())]
         return Conversation(
             request,

@@ -66,6 +66,15 @@ class Segmenter:
                 "another one (--segmenter at the command line)"
             )
 
+    def load(self) -> Segments:
+        """Load the source, unless that was done; errors as of :meth:`segment`."""
+        self.check()
+        with self._lock:
+            if isinstance(self._source, str | os.PathLike):
+                self._source = _load(os.fspath(self._source), self._device)
+            assert self._source is not None  # or check would have refused
+            return self._source
+
     def segment(self, image: LoadedImage, box_xyxy_px: PixelBox) -> Mask:
         """Whether each pixel ``[H, W]`` of an image belongs to the object in a box; kept.
 
@@ -73,14 +82,10 @@ class Segmenter:
             CheckpointError: if the segmenter cannot be loaded, or its mask is of another size.
             PromptError: if there is none.
         """
-        self.check()
-        key = image.digest, box_xyxy_px
+        source, key = self.load(), (image.digest, box_xyxy_px)
         with self._lock:
             if key not in self._kept:
-                if isinstance(self._source, str | os.PathLike):
-                    self._source = _load(os.fspath(self._source), self._device)
-                assert self._source is not None  # or check would have refused
-                mask = np.asarray(self._source.segment(image.pixels, box_xyxy_px), dtype=bool)
+                mask = np.asarray(source.segment(image.pixels, box_xyxy_px), dtype=bool)
                 if mask.shape != (expected := image.pixels.size[::-1]):
                     raise CheckpointError(
                         f"the segmenter gave a mask of {list(mask.shape)}; expected [H, W], "

@@ -38,7 +38,9 @@ def test_without_a_detector_the_request_is_refused():
 
 
 def test_a_phrase_that_the_model_names_is_sent_once():
-    runtime = vpt.Runtime(*tiny_model(grounding=True), detector=SomewhereDetector(), name="embedded")
+    runtime = vpt.Runtime(
+        *tiny_model(grounding=True), detector=SomewhereDetector(), name="embedded"
+    )
     asked = {"perception": "grounding", "max_calls": 1, "temperature": 1}
     with serving(runtime) as (url, *_):
         outcomes = set()

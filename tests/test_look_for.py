@@ -13,6 +13,7 @@ from PIL import Image
 
 import vpt
 from vpt.boxes import GridBox, contains, iou, region_to_show
+from vpt.branches import GroundingBranch
 from vpt.cli import main
 from vpt.detector import Detector
 from vpt.errors import CheckpointError, PromptError
@@ -175,6 +176,13 @@ def test_a_trained_detector_finds_what_the_question_needs(
     trace = Trace.load(tmp_path / "trace.json")
     best, (call,) = trace.proposals[0], trace.calls
     assert contains(call.box_xyxy_px, best.box_xyxy_px) and best.score > 0.5
+
+
+def test_of_boxes_for_one_thing_the_best_is_kept():
+    branch, image = GroundingBranch.from_transformers("tests/detector"), load_image(EXAMPLE)
+    proposed = branch.propose(image.pixels, "the blue tag")
+    assert len(proposed) > 1
+    assert Detector(branch).propose(image, "the blue tag") == proposed[:1]
 
 
 def test_a_trained_detector_finds_nothing_where_nothing_is():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from PIL import Image
 
+from vpt.boxes import iou
 from vpt.branches import BranchError
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage
@@ -26,6 +27,7 @@ TEXT_ENCODER = "bert-base-uncased"  # of all released GroundingDINOs
 
 _MODEL_TYPE = "grounding-dino"
 _MOST_KEPT = 256  # results
+_SAME_PLACE_IOU = 0.6  # GroundingDINO may propose several boxes for one thing
 
 
 class Proposer(Protocol):
@@ -89,24 +91,30 @@ class Detector:
             return self._found[key]
 
 
-def _propose(source: Proposer, image: Image.Image, phrase: str) -> Sequence[Proposal]:
-    from vpt.branches import GroundingBranch
-
-    if isinstance(source, GroundingBranch):
-        phrase = phrase.strip(" .?")
-        if set(".?") & set(phrase):
-            raise BranchError(
-                "expected one phrase; got several, because GroundingDINO splits at each full stop "
-                "and question mark; leave these out, or ask for each phrase by itself"
-            )
-    return source.propose(image, phrase)
-
-
 def source_name(source: object) -> str:
     """Name of what a detector or segmenter is made of, for records of runs."""
     if source is None:
         return ""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__qualname__
+
+
+def _propose(source: Proposer, image: Image.Image, phrase: str) -> Sequence[Proposal]:
+    """Proposals of a detector; of those of GroundingDINO, the best one for each place."""
+    from vpt.branches import GroundingBranch
+
+    if not isinstance(source, GroundingBranch):
+        return source.propose(image, phrase)
+    phrase = phrase.strip(" .?")
+    if set(".?") & set(phrase):
+        raise BranchError(
+            "expected one phrase; got several, because GroundingDINO splits at each full stop "
+            "and question mark; leave these out, or ask for each phrase by itself"
+        )
+    found: list[Proposal] = []
+    for one in source.propose(image, phrase):
+        if all(iou(one.box_xyxy_px, better.box_xyxy_px) < _SAME_PLACE_IOU for better in found):
+            found.append(one)
+    return found
 
 
 def _load(source: str, device: torch.device | str) -> GroundingBranch:

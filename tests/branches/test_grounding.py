@@ -338,9 +338,7 @@ def test_a_detector_takes_one_phrase(branch, phrase):
 @pytest.mark.parametrize("phrase", ["a cat.", " A\nCat ?", "a  cat . "])
 def test_what_surrounds_a_phrase_changes_nothing(branch, phrase):
     found = Detector(branch).propose(load_image(scene()), phrase)
-    assert [one.box_xyxy_px for one in found] == [
-        one.box_xyxy_px for one in branch.propose(scene(), "a cat")
-    ]
+    assert found == Detector(branch).propose(load_image(scene()), "a cat")
 
 
 def test_a_phrase_of_too_many_tokens_names_the_limit(branch):

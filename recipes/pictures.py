@@ -134,9 +134,9 @@ def draw_policy() -> Image.Image:
                 axes.fill_between(at, low, high, alpha=0.2)
                 values = [one["mean"] for one in values]
             axes.plot(at, values, label=title)
-            axes.set(title=label, xlabel="step", ylim=(0, 1))
+            axes.set(title=label, xlabel="step", ylim=(-0.05, 1))
             axes.grid(alpha=0.3)
-    panels[0].legend(loc="lower right")
+    panels[1].legend(loc="upper right")
     file = io.BytesIO()
     figure.savefig(file)
     return Image.open(file)

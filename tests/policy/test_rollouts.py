@@ -4,6 +4,7 @@ import pytest
 import torch
 from bases import EACH_BACKBONE
 from drawing import CONTENT, eager_model, noise
+from drivers import SomewhereDetector
 from driving import drive
 from tiny_model import tiny_model
 
@@ -57,6 +58,14 @@ def test_depth_maps_and_boxes_are_scored_as_well():
     modes = ("auto", "crop", "clip", "auto")
     rollouts = rollouts_of(runtime, modes, max_new_tokens=60, temperature=0.0)
     assert {one.kind for r in rollouts for one in r.trace.content} == {*CONTENT.kinds}
+    assert gaps(runtime, rollouts).max() < 1e-4
+
+
+def test_calls_for_phrases_are_scored_as_well():
+    runtime = Runtime(*tiny_model(grounding=True), detector=SomewhereDetector())
+    rollouts = rollouts_of(runtime, ("grounding",) * 6, max_new_tokens=40)
+    outcomes = {call.outcome for one in rollouts for call in one.trace.calls}
+    assert outcomes >= {"executed", "not_found"}
     assert gaps(runtime, rollouts).max() < 1e-4
 
 

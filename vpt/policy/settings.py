@@ -35,6 +35,7 @@ class PolicySettings(BaseModel):
         gradient_accumulation_steps: such batches per step.
         num_generations: answers to each question.
         num_sequences: streams that are decoded at once.
+        detector: for models that call for phrases: a folder, hub id or file, as for ``vpt.load``.
         beta: weight of the divergence from the start.
         scale_rewards: divide advantages by the standard deviation of their group.
         shuffle_rewards: a control: give each answer the reward of another one.
@@ -60,6 +61,7 @@ class PolicySettings(BaseModel):
     max_new_tokens: Count | None = None
     max_calls: Annotated[int, Field(ge=0)] = Request.max_calls
     num_sequences: Count = 32
+    detector: str | None = None
     beta: Annotated[float, Field(ge=0)] = 0.0
     scale_rewards: bool = True
     shuffle_rewards: bool = False

@@ -70,7 +70,7 @@ class PolicyTrainer:
         self.model = load_model(source, device=device, dtype="float32")
         self.model.config.intended_inputs = None  # as after any training
         self.processor = VPTProcessor.from_pretrained(str(source))
-        self._runtime = Runtime(self.model, self.processor, name=source)
+        self._runtime = Runtime(self.model, self.processor, name=source, detector=settings.detector)
         self._engine = Engine(self.model, self._runtime.encoders, settings.num_sequences)
         self._encoder = RolloutEncoder(self.model.config, self.processor)
         self._reference = None

@@ -16,6 +16,7 @@ from vpt.evaluation.records import Record
 from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.evaluation.scores.regions import Decode, best_iou, is_shown, map_supports_answer
 from vpt.evaluation.scores.table import Score
+from vpt.inference.content import REPLACED_CONTENT
 from vpt.inference.events import ErrorEvent, StopEvent
 from vpt.inference.request import Request, Sampling, check_options
 from vpt.protocol.tokens import PERCEPTION_MODES, branches_of_mode, canonical_mode
@@ -34,12 +35,14 @@ class Condition:
         options: of :class:`vpt.inference.request.Request`.
         true_region: whether the first call is the region around the sample's evidence.
         phrase: whether the first call is where a detector finds the sample's phrase, ``look_for``.
+        true_content: whether the sample's true ``content`` is read in place of the written one.
     """
 
     name: str
     options: Mapping[str, Any]
     true_region: bool = False
     phrase: bool = False
+    true_content: bool = False
 
     @property
     def finders(self) -> set[str]:
@@ -51,9 +54,13 @@ class Condition:
         self, sample: Sample, size_wh: tuple[int, int], grid_size: int
     ) -> dict[str, Any] | None:
         """Options for one sample, or ``None`` if it cannot be asked so; the size is in pixels."""
-        if self.phrase:
-            phrase = sample.facts.get("look_for")
-            return None if phrase is None else {**self.options, "look_for": phrase}
+        for is_needed, option, fact in (
+            (self.phrase, "look_for", "look_for"),
+            (self.true_content, "replace_content", "content"),
+        ):
+            if is_needed:
+                value = sample.facts.get(fact)
+                return None if value is None else {**self.options, option: value}
         if not self.true_region:
             return dict(self.options)
         if sample.box is None:
@@ -74,6 +81,12 @@ _CONTROLS = (
     Condition("phrase", {"perception": "auto"}, phrase=True),
     # the model's own calls, whose crops a segmenter narrows to an object
     Condition("mask", {"perception": "auto", "mask": True}),
+    # the model reads this in place of the depth maps and boxes that it writes
+    *(
+        Condition(f"content-{how}", {"perception": "auto", "replace_content": how})
+        for how in REPLACED_CONTENT
+    ),
+    Condition("content-truth", {"perception": "auto"}, true_content=True),
 )
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""

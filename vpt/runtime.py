@@ -272,6 +272,7 @@ class Runtime:
         max_boxes: int = 1,
         mask: bool = False,
         replace_looks: str | None = None,
+        replace_content: str | None = None,
         history: Sequence[Message] = (),
     ) -> Request:
         """Check and complete a request.
@@ -302,6 +303,7 @@ class Runtime:
                 finds it, which runs at once, before the request is served.
             max_boxes: boxes of the phrase to look at, best first.
             mask: dim what is not the object in a crop, by the segmenter.
+            replace_content: ``"random"``, ``"repeat"``, ``"empty"`` or content, and
             replace_looks: ``"blank"`` or ``"random"``, for experiments: see
                 :class:`vpt.inference.request.Request`.
             history: earlier turns, as text and images. :meth:`chat` also keeps the looks.
@@ -335,6 +337,7 @@ class Runtime:
             max_boxes=max_boxes,
             mask=mask,
             replace_looks=replace_looks,
+            replace_content=replace_content,
             history=history,
         )
         return self.prepare(request)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vpt.boxes import GridBox, PixelBox, crop_box_px, region_to_show
 from vpt.errors import PromptError, RegionError
 from vpt.images import LoadedImage, from_pixels
+from vpt.inference.content import ContentReplacer
 from vpt.inference.events import (
     Append,
     CallEvent,
@@ -132,6 +133,9 @@ class Conversation:
         )
         writes_content = request.has_images and request.perception != "none"
         self._content = vocabulary.content.kinds if writes_content else ()
+        self._replacer = None
+        if (how := request.replace_content) is not None:
+            self._replacer = ContentReplacer(how, vocabulary, request.sampling.seed)
         self._propose, self._segment = propose, segment
         self._objects: dict[tuple[int, GridBox], PixelBox] = {}  # found: image, region -> box
         self._begin(before)
@@ -284,16 +288,19 @@ class Conversation:
                 yield ResultEvent(call)
             for token_id in certain:
                 yield self.recorder.add_token(token_id, is_last=False)
-            ids.append(step.token_id)
-            state = self._grammar.advance(state, step.token_id)
+            token_id = step.token_id
+            if self._replacer is not None:
+                token_id = self._replacer.read(state, token_id)
+            ids.append(token_id)
+            state = self._grammar.advance(state, token_id)
             num_written = self.recorder.trace.counts.generated_tokens + 1
             self._is_out_of_tokens = step.is_last or num_written >= self.request.max_new_tokens
-            is_last = self._is_out_of_tokens or self._ends_turn(step.token_id)
-            yield self.recorder.add_token(step.token_id, is_last)
+            is_last = self._is_out_of_tokens or self._ends_turn(token_id)
+            yield self.recorder.add_token(token_id, is_last)
             if is_last:
-                self._pieces.append(TokenPiece((step.token_id,)))
+                self._pieces.append(TokenPiece((token_id,)))
                 return ids
-            pieces, calls, certain = [TokenPiece((step.token_id,))], (), ()
+            pieces, calls, certain = [TokenPiece((token_id,))], (), ()
 
     def _certain_start(self) -> tuple[list[int], TurnState]:
         """Ids with which the first turn must begin, short of its last: they are read at once."""
@@ -349,14 +356,19 @@ class Conversation:
         is_first = self._num_rounds == 0
         if is_first and num_written < len(self._prescribed):
             return TokenRule(only=(self._prescribed[num_written],))
+        content = self._content
+        if self._replacer is not None:
+            if (rule := self._replacer.rule(state)) is not None:
+                return rule
+            content = self._replacer.permitted(content)
         if not self.request.constrain:
             return None
         if self._must_answer or self._num_rounds >= self.request.max_calls:
-            return self._grammar.rule(state, self._content)
+            return self._grammar.rule(state, content)
         must_call = (
             is_first and num_written == 0 and self.request.perception not in ("auto", "none")
         )
-        return self._grammar.rule(state, (*self._branches, *self._content), must_call)
+        return self._grammar.rule(state, (*self._branches, *content), must_call)
 
     def _reason_to_stop(
         self, calls: Sequence[PerceptionCall], ids: Sequence[int], source: int

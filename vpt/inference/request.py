@@ -181,6 +181,9 @@ class Request:
         replace_looks: one of ``REPLACED_LOOKS``, to measure whether the results of calls matter:
             ``"blank"`` appends a gray image of the same size, ``"random"`` a crop of the same
             size from another place (re-encodings, which have no place, stay as they are).
+        replace_content: to measure whether it matters what the model draws before it answers: what
+            is read in place of its depth maps and boxes: ``"random"``, ``"repeat"``, ``"empty"``,
+            or a text of content tokens; see :mod:`vpt.inference.content`.
 
     Raises:
         PromptError: naming the attribute that has another type or is out of bounds.
@@ -231,6 +234,7 @@ class Request:
     region: GridBox | None = None
     look_for: str | None = None
     replace_looks: str | None = None
+    replace_content: str | None = None
     history: Sequence[Message] = ()
     kept: ClassVar[Any] = None
     """The conversation that a runtime made to check this request, until it is answered."""
@@ -251,12 +255,20 @@ class Request:
             raise _refusal("system", "text (str)", self.system)
         if self.replace_looks is not None:
             one_of("replace_looks", self.replace_looks, REPLACED_LOOKS)
+        if self.replace_content is not None:
+            self._check_replaced_content(self.replace_content)
         _instance("sampling", self.sampling, Sampling)
         self._check_messages()
         if self.look_for is not None:
             self._check_look_for(self.look_for)
         if self.region is not None:
             self._check_region(self.region)
+
+    def _check_replaced_content(self, how: str) -> None:
+        if not isinstance(how, str):
+            raise _refusal("replace_content", "text (str)", how)
+        if not self.constrain:
+            raise PromptError("replace_content needs constrain=True: content as the grammar has it")
 
     def _check_messages(self) -> None:
         _check_images("images", self.images)

@@ -88,9 +88,10 @@ def test_the_detector_of_the_tests_finds_what_is_drawn():
 
 @pytest.mark.slow
 def test_a_detector_learns_phrases_in_minutes(tmp_path, capsys):
-    words = ["--steps", "600", "--images", "1200", "--heldout", "40"]
+    """0.88 and 0.16 when this was written, after four minutes of one core."""
+    words = ["--steps", "1000", "--images", "1200", "--heldout", "40"]
     assert not main(["make-detector", "--out", str(tmp_path / "detector"), *words])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     shares = {name.strip("| "): float(cell.split()[0]) for name, _, cell in rows}
-    assert shares["IoU of the best box is 0.5 or more"] > 0.6
-    assert shares["box above 0.35 for what is not there"] < 0.2
+    assert shares["IoU of the best box is 0.5 or more"] > 0.75
+    assert shares["box above 0.35 for what is not there"] < 0.3

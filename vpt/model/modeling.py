@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
@@ -53,6 +54,14 @@ from vpt.model.hub import (
     stored_weights,
 )
 from vpt.model.intended import IntendedInputs
+from vpt.model.lockstep import (
+    Work,
+    agree,
+    has_partitioned_weights,
+    is_in_lockstep,
+    project_blank,
+    read_blank,
+)
 from vpt.model.matching import ControlCall, draw_paragraph_mask, find_calls, in_rounds
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.projectors import Projector
@@ -110,6 +119,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    trains_in_lockstep = False  # set by a trainer whose processes reduce sharded gradients
     get_rope_index = None  # tells LLaMA-Factory that forward computes positions by itself
     _keys_to_ignore_on_load_unexpected = UNUSED_RELEASED_KEYS
 
@@ -272,16 +282,23 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
                 f"position_ids must be [3, B, S], not {list(position_ids.shape)}; leave them out. "
                 "Rows packed by LLaMA-Factory are not supported: set `packing: false`"
             )
-        embeds, deeper = self._embed(input_ids, pixel_values, image_grid_thw)
-        features = {name: self.encode(name, *values) for name, values in pixels.items()}
+        common = self._agree(input_ids, image_grid_thw, pixels) if is_in_lockstep(self) else None
+        embeds, deeper = self._embed(input_ids, pixel_values, image_grid_thw, common)
+        embeds, features = self._encode_all(embeds, pixels, common)
         calls = find_calls(self.config, input_ids, features)
         if self.config.is_conditioned:
             hidden = self._run_conditioned(
-                input_ids, embeds, deeper, attention_mask, position_ids, calls, past_key_values
+                input_ids,
+                embeds,
+                deeper,
+                attention_mask,
+                position_ids,
+                calls,
+                past_key_values,
+                common,
             )
         else:
-            for call in calls:
-                embeds = self._write_images(embeds, call, condition=None)
+            embeds = self._write_images(embeds, [(call, None) for call in calls], common)
             hidden = self._run(embeds, attention_mask, position_ids, past_key_values, deeper)
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
@@ -292,7 +309,11 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past_key_values})
 
     def _embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        common: Work | None,
     ) -> tuple[Tensor, Deeper]:
         """Embeddings ``[B, S, D]``, images in place, and what deepstack adds after layers."""
         embeds = self.get_input_embeddings()(input_ids)
@@ -302,6 +323,8 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
             if image_grid_thw is None:
                 raise PositionError("pixel_values came without image_grid_thw")
             image_embeds = self.tower(pixel_values, image_grid_thw)
+        elif common and common.num_images["image"]:
+            image_embeds = self.tower(*self._blank_patches())[:0]
         first, *deeper = image_embeds.split(width, dim=-1)
         return scatter_features(embeds, places, first), [
             scatter_features(torch.zeros_like(embeds), places, one) for one in deeper
@@ -373,10 +396,80 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
             pixels[name] = [first, *others]
         return pixels
 
-    def _write_images(self, embeds: Tensor, call: ControlCall, condition: Tensor | None) -> Tensor:
-        for features, pads in call.images:
-            projected = self.projector(call.branch)(features, condition).values.to(embeds)
-            embeds = embeds.index_put((torch.full_like(pads, call.row), pads), projected)
+    def _agree(
+        self,
+        input_ids: Tensor,
+        image_grid_thw: Tensor | None,
+        pixels: Mapping[str, Sequence[Tensor]],
+    ) -> Work:
+        """What the batches of all processes need."""
+        num_images = {"image": 0 if image_grid_thw is None else len(image_grid_thw)}
+        is_action = torch.zeros_like(input_ids, dtype=torch.bool)
+        for name in self.config.branches:
+            num_images[name] = len(pixels[name][-1]) if name in pixels else 0
+            is_action |= input_ids == self.config.action_id(name)
+        num_rounds = int(is_action.sum(-1).max()) if self.config.is_conditioned else 0
+        common = agree(Work(num_rounds, num_images), input_ids.device)
+        needs_all = torch.is_grad_enabled() and has_partitioned_weights(self)
+        return self._with_all_trained(common) if needs_all else common
+
+    def _with_all_trained(self, work: Work) -> Work:
+        """The work, with a run of every projector and of every encoder that is trained."""
+        encoders = {"image": self.model.visual, **dict(self.branches.items())}
+        num_images = {
+            kind: num or int(any(p.requires_grad for p in encoders[kind].parameters()))
+            for kind, num in work.num_images.items()
+            if kind in encoders
+        }
+        num_rounds = work.num_rounds or int(self.config.is_conditioned)
+        return Work(num_rounds, {**work.num_images, **num_images}, min_projections=1)
+
+    def _encode_all(
+        self, embeds: Tensor, pixels: Mapping[str, Sequence[Tensor]], common: Work | None
+    ) -> tuple[Tensor, dict[str, list[Features]]]:
+        """Features by branch, and the embeddings, which blank features of other branches enter."""
+        features = {}
+        for name in self.config.branches:
+            if name in pixels:
+                features[name] = self.encode(name, *pixels[name])
+            elif common and common.num_images[name]:
+                blank = self.encode(name, *self._blank_pixels(name))
+                embeds = embeds + blank[0].values[:0].sum()
+        if common and torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds.requires_grad_()  # as where they hold what was projected
+        return embeds, features
+
+    def _blank_pixels(self, branch: str) -> Sequence[Tensor]:
+        if branch not in self.branches:
+            return self._blank_patches()
+        blank = Image.new("RGB", (self.branch(branch).min_side,) * 2)
+        return tuple(self.branch(branch).preprocess([blank]).values())
+
+    def _blank_patches(self) -> tuple[Tensor, Tensor]:
+        """Pixels and grid of an image of one token."""
+        vision = self.config.vision_config
+        side = vision.spatial_merge_size
+        num_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return torch.zeros(side**2, num_values), torch.tensor([[1, side, side]])
+
+    def _write_images(
+        self,
+        embeds: Tensor,
+        calls: Sequence[tuple[ControlCall, Tensor | None]],
+        common: Work | None,
+    ) -> Tensor:
+        """Project the images of calls under their conditions, branch by branch."""
+        for name in self.config.branches:
+            project, num_done = self.projector(name), 0
+            for call, condition in calls:
+                for features, pads in call.images if call.branch == name else ():
+                    projected = project(features, condition).values.to(embeds)
+                    embeds = embeds.index_put((torch.full_like(pads, call.row), pads), projected)
+                    num_done += 1
+            for _ in range(num_done, common.num_projections(name) if common else 0):
+                embeds = embeds + project_blank(
+                    project, embeds, is_conditioned=self.config.is_conditioned
+                )
         return embeds
 
     def _run(
@@ -410,15 +503,17 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         position_ids: Tensor,
         calls: list[ControlCall],
         past_key_values: Cache | None,
+        common: Work | None,
     ) -> Tensor:
         """Final hidden states ``[B, S, D]`` with every control state found and used on the way.
 
         Attention is causal, so the states before a call never change. Rows are read up to each
         control state in turn, which is one pass in all. Rows with hidden paragraphs differ from
         their start and are read again with the known control states; so are all rows if a cache
-        is filled.
+        is filled. Processes in lockstep run equally many passes.
         """
-        if not calls:
+        num_rounds = common.num_rounds if common else 0
+        if not calls and not num_rounds:
             return self._run(embeds, attention_mask, position_ids, past_key_values, deeper)
         hidden_paragraphs = None
         if self.training:
@@ -426,16 +521,20 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         reader = SegmentReader(self.model.language_model, attention_mask, position_ids, deeper)
         conditions: list[tuple[ControlCall, Tensor]] = []
         control_states: dict[tuple[str, int], list[Tensor]] = {}
-        for round_ in in_rounds(calls):
+        rounds = in_rounds(calls)
+        for round_ in [*rounds, *([] for _ in range(len(rounds), num_rounds))]:
             reader.read(embeds, {call.row: call.position for call in round_})
+            if not round_:
+                embeds = embeds + read_blank(self.model.language_model, embeds, position_ids)
+            answered = []
             for call in round_:
                 condition = reader.last_state(call.row)
                 conditions.append((call, condition))
                 seen = control_states.setdefault((call.branch, call.row), [])
                 seen.append(condition)
                 embeds = _replace_embedding(embeds, call, condition)
-                scale = self.config.projector_scale
-                embeds = self._write_images(embeds, call, torch.cat(seen[-scale:]))
+                answered.append((call, torch.cat(seen[-self.config.projector_scale :])))
+            embeds = self._write_images(embeds, answered, common)
         if hidden_paragraphs is not None:
             embeds = embeds.masked_fill(hidden_paragraphs.unsqueeze(-1), 0)
             for call, condition in conditions:

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import IterableDataset
 from llamafactory.train.sft import metric, workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -82,6 +83,9 @@ class VPTTrainer(CustomSeq2SeqTrainer):
                 "accelerate would cut the pixels of a batch as if each image had one row of them; "
                 "set `accelerator_config: {dispatch_batches: false}`, as streaming needs"
             )
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        own = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        own.trains_in_lockstep = plugin is not None and plugin.zero_stage > 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kw: Any) -> Any:
         """Train, from the last complete checkpoint where LLaMA-Factory took the last one.

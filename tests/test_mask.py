@@ -29,6 +29,7 @@ class FilledBox:
 
     def segment(self, image, box):
         self.asked.append(box)
+        box = box if len(box) == 4 else (*box, box[0] + 1, box[1] + 1)
         mask = np.zeros(image.size[::-1], dtype=bool)
         mask[box[1] : box[3], box[0] : box[2]] = True
         return mask
@@ -99,6 +100,34 @@ def test_a_region_without_a_found_box_asks_about_its_cells(runtime, segmenter):
     assert segmenter.asked == [(80, 60, 160, 120)]
     runtime.ask(blue(), "What?", **options)
     assert len(segmenter.asked) == 1  # kept
+
+
+def test_a_point_names_its_cell_and_the_object_there(runtime, segmenter):
+    options = {"mask": True, "max_calls": 1, "max_new_tokens": 8}
+    answer = runtime.ask(blue(), "What?", point=(130, 90), **options)
+    assert segmenter.asked == [(130, 90)]
+    (call,) = answer.trace.calls
+    assert call.region == (3, 3, 3, 3) and answer.trace.settings["point"] == [130, 90]
+    assert Trace.from_dict(json.loads(answer.trace.to_json())) == answer.trace
+    corner = runtime.ask(blue(), "What?", point=(319, 239), max_calls=1, max_new_tokens=8)
+    assert corner.trace.calls[0].region == (7, 7, 7, 7)
+    tiny = runtime.ask(Image.new("RGB", (3, 2)), "What?", point=(2, 1), max_new_tokens=8)
+    assert tiny.trace.calls[0].box_xyxy_px[2:] == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"point": (320, 0)}, "point 320, 0 lies outside image 0, which has 320x240 px"),
+        ({"point": (-1, 0)}, "point must be a whole number of at least 0"),
+        ({"point": (1,)}, "point must be x and y in pixels"),
+        ({"point": (1, 2), "look_for": "blue"}, "look_for and point both name the first look"),
+        ({"point": (1, 2), "max_calls": 0}, "point needs an image, a call"),
+    ],
+)
+def test_what_is_no_point_is_refused(runtime, options, words):
+    with pytest.raises(PromptError, match=words):
+        runtime.ask(blue(), "What?", **options)
 
 
 def test_replaced_looks_are_not_dimmed(runtime, segmenter):
@@ -183,16 +212,19 @@ def tiny_sam(folder):
 @pytest.mark.parametrize("size", [(320, 240), (90, 200)])
 def test_sam_of_transformers_gives_a_mask_of_the_image(tmp_path, size):
     segmenter = Segmenter(tiny_sam(tmp_path / "sam"))
-    mask = segmenter.segment(load_image(blue(size)), (10, 20, 80, 100))
-    assert mask.shape == size[::-1] and mask.dtype == bool
+    for place in ((10, 20, 80, 100), (40, 60)):
+        mask = segmenter.segment(load_image(blue(size)), place)
+        assert mask.shape == size[::-1] and mask.dtype == bool
 
 
 @pytest.mark.slow
 def test_sam_of_the_package_gives_a_mask_of_the_image(tmp_path):
     package = pytest.importorskip("segment_anything")
     torch.save(package.sam_model_registry["vit_b"]().state_dict(), tmp_path / "sam.pth")
-    mask = Segmenter(tmp_path / "sam.pth").segment(load_image(blue()), BOX)
-    assert mask.shape == (240, 320) and mask.dtype == bool
+    segmenter = Segmenter(tmp_path / "sam.pth")
+    for place in (BOX, (130, 90)):
+        mask = segmenter.segment(load_image(blue()), place)
+        assert mask.shape == (240, 320) and mask.dtype == bool
 
 
 def test_the_command_line_takes_it(capsys, monkeypatch, tmp_path, segmenter):

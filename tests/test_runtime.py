@@ -440,7 +440,7 @@ def break_for_red(monkeypatch, runtime, where, picture):
     elif where == "project":
         raising(engine, "project", lambda stream, *_: number in stream.atoms.ids)
     elif where == "prompt":
-        raising(runtime.processor, "reply", lambda looks: looks[0].image is picture)
+        raising(runtime.processor, "reply", lambda looks, _: looks[0].image is picture)
     else:
         raising(
             engine, "decode", lambda streams, *_: any(number in one.atoms.ids for one in streams)

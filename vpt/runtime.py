@@ -269,6 +269,7 @@ class Runtime:
         system: str | None = None,
         region: GridBox | None = None,
         look_for: str | None = None,
+        point: tuple[int, int] | None = None,
         max_boxes: int = 1,
         mask: bool = False,
         replace_looks: str | None = None,
@@ -301,6 +302,7 @@ class Runtime:
             region: cells of the grid that the first call names in place of the model's choice.
             look_for: a phrase such as ``"the blue tag"``: the first call looks where the detector
                 finds it, which runs at once, before the request is served.
+            point: ``(x, y)`` in pixels of the image, where the first call looks.
             max_boxes: boxes of the phrase to look at, best first.
             mask: dim what is not the object in a crop, by the segmenter.
             replace_content: ``"random"``, ``"repeat"``, ``"empty"`` or content, and
@@ -334,6 +336,7 @@ class Runtime:
             system=system,
             region=region,
             look_for=look_for,
+            point=point,
             max_boxes=max_boxes,
             mask=mask,
             replace_looks=replace_looks,

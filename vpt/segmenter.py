@@ -1,4 +1,4 @@
-"""The segmenter behind ``mask``: the object in a box, by Segment Anything or by one's own."""
+"""The segmenter behind ``mask``: the object at a place, by Segment Anything or by one's own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vpt.boxes import PixelBox
 from vpt.detector import source_name
 from vpt.errors import CheckpointError, PromptError
 from vpt.images import LoadedImage
-from vpt.inference.results import Mask
+from vpt.inference.results import Mask, Place
 from vpt.model.hub import as_checkpoint_error
 from vpt.released import DEFAULT_SEGMENTER
 
@@ -29,10 +28,10 @@ _EXTRA = 'needs segment-anything; pip install "vpt-runtime[sam]"'
 
 
 class Segments(Protocol):
-    """What finds the object in a box."""
+    """What finds the object at a place."""
 
-    def segment(self, image: Image.Image, box_xyxy_px: PixelBox) -> Mask:
-        """Whether each pixel ``[H, W]`` of an RGB image belongs to the object in a box."""
+    def segment(self, image: Image.Image, place: Place) -> Mask:
+        """Whether each pixel ``[H, W]`` of an RGB image belongs to the object at a place."""
 
 
 class Segmenter:
@@ -56,7 +55,7 @@ class Segmenter:
         self._source, self._device = source, device
         self.name = source_name(source)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, PixelBox], Mask] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Place], Mask] = OrderedDict()
 
     def check(self) -> None:
         """Raise ``PromptError`` if there is no segmenter."""
@@ -75,17 +74,17 @@ class Segmenter:
             assert self._source is not None  # or check would have refused
             return self._source
 
-    def segment(self, image: LoadedImage, box_xyxy_px: PixelBox) -> Mask:
-        """Whether each pixel ``[H, W]`` of an image belongs to the object in a box; kept.
+    def segment(self, image: LoadedImage, place: Place) -> Mask:
+        """Whether each pixel ``[H, W]`` of an image belongs to the object at a place; kept.
 
         Raises:
             CheckpointError: if the segmenter cannot be loaded, or its mask is of another size.
             PromptError: if there is none.
         """
-        source, key = self.load(), (image.digest, box_xyxy_px)
+        source, key = self.load(), (image.digest, place)
         with self._lock:
             if key not in self._kept:
-                mask = np.asarray(source.segment(image.pixels, box_xyxy_px), dtype=bool)
+                mask = np.asarray(source.segment(image.pixels, place), dtype=bool)
                 if mask.shape != (expected := image.pixels.size[::-1]):
                     raise CheckpointError(
                         f"the segmenter gave a mask of {list(mask.shape)}; expected [H, W], "
@@ -115,9 +114,10 @@ class _Transformers:
         self._processor: SamProcessor = SamProcessor.from_pretrained(path_or_id)
 
     @torch.no_grad()
-    def segment(self, image: Image.Image, box_xyxy_px: PixelBox) -> Mask:
-        boxes = [[[float(side) for side in box_xyxy_px]]]
-        inputs = self._processor(image, input_boxes=boxes, return_tensors="pt")
+    def segment(self, image: Image.Image, place: Place) -> Mask:
+        prompt = "input_boxes" if len(place) == 4 else "input_points"
+        numbers = [[[float(side) for side in place]]]
+        inputs = self._processor(image, **{prompt: numbers}, return_tensors="pt")
         sizes = inputs.pop("original_sizes"), inputs.pop("reshaped_input_sizes")
         outputs = self._model(**inputs.to(self._model.device), multimask_output=False)
         (masks,) = self._processor.image_processor.post_process_masks(outputs.pred_masks, *sizes)
@@ -145,7 +145,10 @@ class _Package:
         model.load_state_dict(state)
         self._predictor = SamPredictor(model.eval().to(device))
 
-    def segment(self, image: Image.Image, box_xyxy_px: PixelBox) -> Mask:
+    def segment(self, image: Image.Image, place: Place) -> Mask:
         self._predictor.set_image(np.asarray(image))
-        masks, _, _ = self._predictor.predict(box=np.array(box_xyxy_px), multimask_output=False)
+        prompt: dict[str, Any] = {"box": np.array(place)}
+        if len(place) == 2:
+            prompt = {"point_coords": np.array([place]), "point_labels": np.array([1])}
+        masks, _, _ = self._predictor.predict(**prompt, multimask_output=False)
         return masks[0]

@@ -61,15 +61,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_value(parser, "--batch-size", "B", whole_number(1), "images of a folder at once", 8)
     add_question_arguments(parser)
-    finding = parser.add_argument_group("looking for a phrase")
+    finding = parser.add_argument_group("where to look first")
     phrase = "look first where a detector finds this, such as 'the blue tag'"
     add_value(finding, "--look-for", "PHRASE", str, phrase)
     add_request_arguments(finding, ("max_boxes",))
+    place = "look first at this pixel of the image; --mask then narrows the crop to what is there"
+    add_value(finding, "--point", "X,Y", _point, place)
     output = parser.add_argument_group("output")
     add_flag(output, "--json", "print the trace as JSON, nothing else; one line per image")
     add_path(output, "--trace", "FILE", "save the trace as JSON; of a folder, name a folder")
     drawing = f"save a drawing of the trace ({', '.join(PICTURE_SUFFIXES)}); of a folder, a folder"
     add_path(output, "--picture", "FILE", drawing)
+
+
+def _point(text: str) -> tuple[int, int]:
+    x, _, y = text.partition(",")
+    try:
+        return int(x), int(y)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"expected two whole numbers X,Y, got {text!r}") from exc
 
 
 def add_question_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +105,7 @@ def _ask(args: argparse.Namespace) -> int | None:
     check_targets({"--picture": args.picture, "--trace": args.trace}, paths)
     print_loading(args)
     images = [load_image_word(path, args) for path in paths]
-    options = {**options_of(args), "look_for": args.look_for}
+    options = {**options_of(args), "look_for": args.look_for, "point": args.point}
     request = Request.of(images, question, options)
     runtime = load_runtime(args)
     from vpt.inference.events import StopEvent
@@ -126,7 +136,7 @@ def _ask_folder(args: argparse.Namespace, paths: Sequence[str], question: str) -
         check_out_folder(out or Path(), option)
     options = options_of(args)
     Request.of([], question, {**options, "perception": "auto"})  # refuses impossible values
-    options["look_for"] = args.look_for
+    options |= {"look_for": args.look_for, "point": args.point}
     print_loading(args)
     runtime = load_runtime(args)
     from vpt.inference.events import ErrorEvent

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
-from vpt.boxes import GridBox, PixelBox, crop_box_px, region_to_show
+from vpt.boxes import GridBox, crop_box_px, grid_box_covering, region_to_show
 from vpt.errors import PromptError, RegionError
 from vpt.images import LoadedImage, from_pixels
 from vpt.inference.content import ContentReplacer
@@ -28,7 +28,7 @@ from vpt.inference.events import (
 )
 from vpt.inference.recorder import DecodeMap, Recorder
 from vpt.inference.request import Request
-from vpt.inference.results import REPLACEMENTS, Mask, Part, dim_rest
+from vpt.inference.results import REPLACEMENTS, Mask, Part, Place, dim_rest
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
 from vpt.protocol.calls import (
     PerceptionCall,
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 Propose = Callable[[LoadedImage, str], "Sequence[Proposal]"]
 """Finds boxes for a phrase in an image, best first."""
 
-Segment = Callable[[LoadedImage, PixelBox], Mask]
-"""Finds the object in a box of an image."""
+Segment = Callable[[LoadedImage, Place], Mask]
+"""Finds the object at a place of an image."""
 
 _MOST_FOUND = 8  # boxes of a call that the model is told
 
@@ -90,7 +90,7 @@ class Conversation:
             and images, for the trace.
         propose: finds boxes for a phrase in an image, best first; needed for ``look_for``, and for
             a vocabulary with grounding.
-        segment: finds the object in a box of an image; needed for ``mask``.
+        segment: finds the object at a place of an image; needed for ``mask``.
 
     Attributes:
         before: the conversation that it continues, if any.
@@ -137,7 +137,7 @@ class Conversation:
         if (how := request.replace_content) is not None:
             self._replacer = ContentReplacer(how, vocabulary, request.sampling.seed)
         self._propose, self._segment = propose, segment
-        self._objects: dict[tuple[int, GridBox], PixelBox] = {}  # found: image, region -> box
+        self._objects: dict[tuple[int, GridBox], Place] = {}  # of an image and a region
         self._begin(before)
         self._num_rounds = 0
         self._last_call: tuple[object, ...] | None = None
@@ -155,6 +155,8 @@ class Conversation:
             self._first = len(before.images) if request.images else before.first
         self._check_look_at()
         regions, parts = [] if request.region is None else [request.region], []
+        if request.point is not None:
+            regions = [self._look_at_point(*request.point)]
         if request.look_for is not None:
             regions = self._look_for(request.look_for)
             if "crop" not in self.vocabulary.branches:
@@ -220,6 +222,19 @@ class Conversation:
             )
         regions = [self._region_of(one, source) for one in found[: self.request.max_boxes]]
         return list(dict.fromkeys(regions))
+
+    def _look_at_point(self, x: int, y: int) -> GridBox:
+        """The cell of the request's point."""
+        width, height = self._images[source := self._source()].size_wh
+        if x >= width or y >= height:
+            raise PromptError(
+                f"point {x}, {y} lies outside image {source}, which has {width}x{height} px"
+            )
+        grid_size = self.vocabulary.grid_size
+        cell = grid_box_covering((x, y, x + 1, y + 1), (width, height), grid_size=grid_size)
+        region = GridBox(cell.x_min, cell.y_min, cell.x_min, cell.y_min)
+        self._objects[source, region] = x, y
+        return region
 
     def _show_part(self, region: GridBox) -> LoadedImage:
         """The crop of a region, as one more image of the prompt."""

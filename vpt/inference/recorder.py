@@ -263,6 +263,8 @@ def _settings(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:
     """Settings of the trace, from the request and the vocabulary."""
     settings = {**request.options, "grid_size": vocabulary.grid_size}
     del settings["perception"]  # the trace has a field for it
+    if request.point is not None:
+        settings["point"] = list(request.point)
     if request.region is not None:
         settings["region"] = list(astuple(request.region))
     if vocabulary.content.kinds:

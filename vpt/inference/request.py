@@ -174,6 +174,8 @@ class Request:
         system: the system turn; ``None`` for the released one.
         region: cells of the grid for the first call, in place of the model's choice: to correct it,
             or to measure the effect of the true region.
+        point: ``(x, y)`` in pixels of the image; the first call shows its cell, and ``mask`` the
+            object there.
         look_for: a phrase; where a detector finds it in the image, the first call looks.
         max_boxes: boxes of a phrase to look at in the first call, best first.
         mask: whether a segmenter narrows a crop to the object of its box, or of its region: the
@@ -233,6 +235,7 @@ class Request:
     system: str | None = None
     region: GridBox | None = None
     look_for: str | None = None
+    point: tuple[int, int] | None = None
     replace_looks: str | None = None
     replace_content: str | None = None
     history: Sequence[Message] = ()
@@ -263,6 +266,8 @@ class Request:
             self._check_look_for(self.look_for)
         if self.region is not None:
             self._check_region(self.region)
+        if self.point is not None:
+            self._check_point(self.point)
 
     def _check_replaced_content(self, how: str) -> None:
         if not isinstance(how, str):
@@ -295,8 +300,6 @@ class Request:
     def _check_look_for(self, phrase: str) -> None:
         if not isinstance(phrase, str) or not phrase.strip():
             raise _refusal("look_for", "a phrase such as 'the blue tag'", phrase)
-        if self.region is not None:
-            raise PromptError("region and look_for both name the first look; pass one of them")
         self._check_first_call("look_for")
 
     def _check_region(self, region: GridBox) -> None:
@@ -305,7 +308,17 @@ class Request:
         object.__setattr__(self, "region", GridBox(*cells))
         self._check_first_call("region")
 
+    def _check_point(self, point: tuple[int, int]) -> None:
+        if not isinstance(point, tuple | list) or len(point) != 2:
+            raise _refusal("point", "x and y in pixels", point)
+        x, y = (check_number("point", side, int, 0) for side in point)
+        object.__setattr__(self, "point", (x, y))
+        self._check_first_call("point")
+
     def _check_first_call(self, name: str) -> None:
+        given = [one for one in ("region", "look_for", "point") if getattr(self, one) is not None]
+        if len(given) > 1:
+            raise PromptError(f"{' and '.join(given)} both name the first look; pass one of them")
         if self.perception not in ("auto", "crop") or not self.has_images or not self.max_calls:
             raise PromptError(
                 f"{name} needs an image, a call (max_calls) and perception 'auto' or 'crop'; "

@@ -21,6 +21,9 @@ from vpt.images import LoadedImage, from_pixels
 Mask = NDArray[np.bool_]
 """``[H, W]``: whether a pixel belongs to an object."""
 
+Place = PixelBox | tuple[int, int]
+"""Where an object is: a box, or a point in pixels."""
+
 _BLANK_RGB = (127, 127, 127)
 
 

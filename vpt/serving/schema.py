@@ -42,7 +42,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that would change the answer and are not supported, with the values that do not."""
 
-_PLAIN_OPTIONS = (*OPTIONS, "replace_looks", "replace_content", "look_for")
+_PLAIN_OPTIONS = (*OPTIONS, "replace_looks", "replace_content", "look_for", "point")
 """Options whose values the runtime takes as they are."""
 
 

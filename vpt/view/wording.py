@@ -104,7 +104,8 @@ def seen_text(image: ImageRecord) -> str:
 def is_given(trace: Trace, call: CallRecord) -> bool:
     """Whether the request prescribed a call, which the model then did not choose."""
     was_found = trace.settings.get("look_for") is not None and trace.proposals
-    is_prescribed = trace.settings.get("region") is not None or was_found
+    named = (trace.settings.get("region"), trace.settings.get("point"))
+    is_prescribed = any(one is not None for one in named) or was_found
     return bool(is_prescribed) and call.turn == 0 and call.branch == "crop"
 
 

@@ -196,6 +196,7 @@ def test_a_re_encoding_shows_photo_and_map_with_a_slider_between(visit, picture)
     expect(images).to_have_count(2)
     assert visit.size(images.first) == visit.size(images.last) == [640, 640]
     before = [image.get_attribute("style") for image in images.all()]
+    visit.page.locator("#heat").scroll_into_view_if_needed()
     box = visit.page.locator("#heat").bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     visit.page.mouse.move(*middle)

@@ -22,6 +22,7 @@ from vpt.protocol.tokens import (
 )
 
 REPLACED_CONTENT = ("random", "repeat", "empty")
+"""What can be read in place of content, besides a text."""
 
 
 class ContentReplacer:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -255,3 +256,46 @@ def test_the_command_trains_and_prints_a_line_per_step(run, settings, tmp_path):
     assert [line.split()[:2] for line in out.splitlines()] == [["step", "1/2"], ["step", "2/2"]]
     code, out, err = run("train-policy", tmp_path / "run.yaml", "max_stepps=3")
     assert code == 2 and "did you mean 'max_steps'?" in err
+
+
+def train_share(rank, port, settings, figures):
+    """A run as one of two processes, as torchrun would start it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    trainer = PolicyTrainer(settings)
+    figures[rank] = list(trainer.run())
+    torch.distributed.destroy_process_group()
+
+
+def two_processes(settings):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        figures = manager.dict()
+        torch.multiprocessing.spawn(train_share, (port, settings, figures), nprocs=2)
+        return dict(figures)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_answers(settings, tmp_path, folder):
+    more = {"max_steps": 2, "eval_split": str(folder / "questions.jsonl"), "eval_steps": 2}
+    more |= {"rewards": {"format": 1.0, "num_tokens": -0.02, "look_bonus": 1.0}, "save_steps": 1}
+    one = settings(**more, gradient_accumulation_steps=4, output_dir=tmp_path / "one")
+    alone = list(PolicyTrainer(one).run())
+    shared = settings(**more, gradient_accumulation_steps=2, output_dir=tmp_path / "two")
+    told = two_processes(shared)
+    assert told[0] == told[1]
+    for ours, theirs in zip(told[0], alone, strict=True):
+        assert ours.get("eval", ours).keys() == theirs.get("eval", theirs).keys()
+        if "eval" not in ours:
+            for name in ("reward", "score", "num_tokens", "sampled_tokens", "grad_norm"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+        else:
+            assert ours["eval"]["score"] == theirs["eval"]["score"]
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, weights(tmp_path / "one")[name], atol=1e-4, rtol=1e-3)
+    lines = (tmp_path / "two" / training.LOG).read_text().splitlines()
+    assert len(lines) == len(told[0])  # of one process only
+    with pytest.raises(PromptError, match="holds a run of 2 processes, not 1"):
+        PolicyTrainer(shared)

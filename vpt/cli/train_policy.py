@@ -28,11 +28,14 @@ def _run(args: argparse.Namespace) -> None:
     from vpt.policy.trainer import PolicyTrainer
 
     trainer = PolicyTrainer(settings)
-    if trainer.step:
+    is_main = trainer.processes.is_main
+    if trainer.step and is_main:
         print_err(f"resuming after step {trainer.step} of {settings.max_steps}")
     for figures in trainer.run():
-        print_out(_line(figures, settings.max_steps))
-    print_err(f"saved the model in {settings.output_dir}")
+        if is_main:
+            print_out(_line(figures, settings.max_steps))
+    if is_main:
+        print_err(f"saved the model in {settings.output_dir}")
 
 
 def _line(figures: Mapping[str, Any], max_steps: int) -> str:
@@ -57,7 +60,8 @@ COMMAND = Command(
     examples=(
         "examples:\n"
         "  vpt train-policy configs/policy/embedded.yaml\n"
-        "  vpt train-policy configs/policy/embedded.yaml max_steps=500 output_dir=saves/short"
+        "  vpt train-policy configs/policy/embedded.yaml max_steps=500 output_dir=saves/short\n"
+        "  torchrun --nproc-per-node 2 -m vpt train-policy configs/policy/embedded.yaml"
     ),
     add_arguments=_add_arguments,
     run=_run,

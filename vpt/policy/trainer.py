@@ -1,7 +1,9 @@
-"""Policy training (GRPO, arXiv 2402.03300) on the engine: sample, reward, update, in one process.
+"""Policy training (GRPO, arXiv 2402.03300) on the engine: sample, reward, update.
 
 A step is a function of the weights, the optimizer and its number, so a resumed run is the run that
-was not stopped. Updates are on-policy: each answer is used once, so no ratio has to be clipped.
+was not stopped. Of several processes each answers its share of the questions, and gradients are
+added up: N processes are one with N times the answers of a step. Updates are on-policy: each answer
+is used once, so no ratio has to be clipped.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES, PrefixStore
 from vpt.model.modeling import load_model
 from vpt.model.processing import VPTProcessor
 from vpt.policy.evaluation import BLIND, behaviour, evaluate, write_gallery
+from vpt.policy.processes import Processes
 from vpt.policy.rewards import Outcome, group_advantages, reward_parts, score_of
 from vpt.policy.rollouts import Rollout, RolloutEncoder, run_rollouts, sampled_log_probs
 from vpt.policy.settings import MAY_CHANGE, PolicySettings
@@ -50,6 +53,7 @@ class PolicyTrainer:
 
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
+        self.processes = Processes(use_cpu=settings.use_cpu)
         self.split, self._train = _read_samples(settings.train_split, settings)
         self._eval: list[Sample] = []
         if settings.eval_split is not None:
@@ -62,11 +66,16 @@ class PolicyTrainer:
         self._load(checkpoint or settings.model_name_or_path)
         if checkpoint is not None:
             self._load_state(checkpoint)
-        self._log = _Log(self.output, self.step, settings.report_to)
+        self.processes.wait()  # until all have read the checkpoint
+        self._log = None
+        if self.processes.is_main:
+            self._log = _Log(self.output, self.step, settings.report_to)
 
     def _load(self, source: str | Path) -> None:
         settings = self.settings
         device = "cpu" if settings.use_cpu else None
+        if device is None and torch.cuda.is_available() and self.processes.size > 1:
+            device = f"cuda:{torch.cuda.current_device()}"
         self.model = load_model(source, device=device, dtype="float32")
         self.model.config.intended_inputs = None  # as after any training
         self.processor = VPTProcessor.from_pretrained(str(source))
@@ -96,13 +105,18 @@ class PolicyTrainer:
             figures = self._train_step()
             is_last = self.step == settings.max_steps
             if self.step % settings.logging_steps == 0 or is_last:
-                self._log.write(self.step, "train", figures)
+                self._write("train", figures)
                 yield {"step": self.step, **figures}
             if self.step % settings.eval_steps == 0 or is_last:
                 yield from self._evaluate()
             if self.step % settings.save_steps == 0 or is_last:
                 self._save_checkpoint()
-        self._runtime.save_pretrained(self.output)
+        if self.processes.is_main:
+            self._runtime.save_pretrained(self.output)
+
+    def _write(self, kind: str, figures: Mapping[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(self.step, kind, figures)
 
     # One step
 
@@ -130,7 +144,7 @@ class PolicyTrainer:
         figures = self._update(rollouts, advantages, counted)
         self.step += 1
         informative = (advantages.view(shape) != 0).any(-1).float().mean().item()
-        return {
+        own = {
             "reward": rewards.mean().item(),
             **{f"reward_{name}": fmean(part[name] for part in parts) for name in names},
             **behaviour(outcomes),
@@ -139,13 +153,19 @@ class PolicyTrainer:
             "sampling_s": sampled_s,
             "step_s": time.perf_counter() - started,
         }
+        return self.processes.means(own, largest=("log_prob_gap", "sampling_s", "step_s"))
 
     def _sample(self) -> tuple[list[Outcome], list[Rollout]]:
         """Answers to the questions of a step, those to one question together."""
         settings = self.settings
-        samples = [self._sample_at(i) for i in self._indices()]
+        indices = self._indices()
+        samples = [self._sample_at(i) for i in indices]
+        num_before = self.processes.rank * len(indices) * settings.num_generations
         options = [
-            {"temperature": settings.temperature, "seed": self._seed(self.step, number + 1)}
+            {
+                "temperature": settings.temperature,
+                "seed": self._seed(self.step, num_before + number + 1),
+            }
             for number in range(len(samples) * settings.num_generations)
         ]
         repeated = [one for one in samples for _ in range(settings.num_generations)]
@@ -172,7 +192,7 @@ class PolicyTrainer:
         settings = self.settings
         triples = zip(rollouts, advantages.tolist(), counted.tolist(), strict=True)
         kept = [(one, advantage) for one, advantage, counts in triples if counts]
-        num_tokens = sum(len(one.sampled) for one, _ in kept)
+        num_tokens = int(self.processes.total(sum(len(one.sampled) for one, _ in kept)))
         if self._reference is None:  # an advantage of 0 has no gradient
             kept = [(one, advantage) for one, advantage in kept if advantage]
         kept.sort(key=lambda pair: pair[0].trace.counts.generated_tokens)  # little is padding
@@ -191,6 +211,7 @@ class PolicyTrainer:
             sums["entropy"] += entropy.sum().item()
             sums["kl"] += kl.sum().item()
             sums["read"] += len(found)
+        self.processes.sum_gradients(p for p in self.model.parameters() if p.requires_grad)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), settings.max_grad_norm
         ).item()
@@ -231,8 +252,10 @@ class PolicyTrainer:
     # Questions
 
     def _indices(self) -> range:
+        """Positions of this process's questions in this step."""
         num = self.settings.num_questions
-        return range(self.step * num, (self.step + 1) * num)
+        start = (self.step * self.processes.size + self.processes.rank) * num
+        return range(start, start + num)
 
     def _sample_at(self, position: int) -> Sample:
         """The sample at a position in an endless sequence of epochs, each shuffled by itself."""
@@ -265,25 +288,27 @@ class PolicyTrainer:
     # Evaluation
 
     def ask(self, samples: Sequence[Sample], options: Mapping[str, Any]) -> list[Outcome]:
-        """Answer samples under options of a request, some at a time."""
+        """Answer samples under options of a request, some at a time, each process its share."""
         outcomes = []
         size = 2 * self.settings.num_sequences
-        for start in range(0, len(samples), size):
-            some = samples[start : start + size]
+        rank, num = self.processes.rank, self.processes.size
+        share = samples[rank * len(samples) // num : (rank + 1) * len(samples) // num]
+        for start in range(0, len(share), size):
+            some = share[start : start + size]
             for sample, rollout in zip(
                 some, self._rollouts(some, [options] * len(some)), strict=True
             ):
                 score = score_of(self.score, rollout.trace, sample)
                 outcomes.append(Outcome(sample, rollout.trace, score))
-        return outcomes
+        return self.processes.gather(outcomes)
 
     def _evaluate(self) -> Iterator[dict[str, Any]]:
         if not self._eval:
             return
         figures, outcomes = evaluate(self.ask, self._eval)
         self._forget()
-        self._log.write(self.step, "eval", figures)
-        if self.settings.num_gallery:
+        self._write("eval", figures)
+        if self.settings.num_gallery and self.processes.is_main:
             file = self.output / "gallery" / f"step-{self.step}.html"
             write_gallery(outcomes[: self.settings.num_gallery], file, f"Step {self.step}")
         yield {"step": self.step, "eval": figures}
@@ -292,6 +317,8 @@ class PolicyTrainer:
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint, whole or not at all, and remove old ones."""
+        if not self.processes.is_main:
+            return
         target = self.output / f"{PREFIX}{self.step}"
         draft = self.output / f".{target.name}.part"
         for stale in (draft, target):
@@ -299,6 +326,7 @@ class PolicyTrainer:
         self._runtime.save_pretrained(draft)
         state = {
             "step": self.step,
+            "num_processes": self.processes.size,
             "settings": self.settings.model_dump_json(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
@@ -317,6 +345,11 @@ class PolicyTrainer:
                 "the checkpoint before it"
             ) from exc
         _check_same_run(json.loads(state["settings"]), self.settings, self.output)
+        if (num := state.get("num_processes", 1)) != self.processes.size:
+            raise PromptError(
+                f"{self.output} holds a run of {num} processes, not {self.processes.size}; resume "
+                "it with as many, or choose another output_dir"
+            )
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self.step = state["step"]

@@ -299,3 +299,30 @@ def test_two_processes_train_as_one_with_twice_the_answers(settings, tmp_path, f
     assert len(lines) == len(told[0])  # of one process only
     with pytest.raises(PromptError, match="holds a run of 2 processes, not 1"):
         PolicyTrainer(shared)
+
+
+def test_adapters_alone_are_trained_saved_and_resumed(settings, tmp_path, folder):
+    pytest.importorskip("peft")
+    more = {"finetuning_type": "lora", "lora_rank": 4, "max_steps": 2, "learning_rate": 1e-2}
+    more |= {"rewards": {"num_tokens": -1.0}, "save_steps": 1}
+    whole = train(settings(**more, output_dir=tmp_path / "whole"))
+    assert max(one["log_prob_gap"] for one in whole) < 1e-4
+    stopped = PolicyTrainer(settings(**more)).run()
+    assert next(stopped)["step"] == 1 and next(stopped)["step"] == 2
+    stopped.close()
+    resumed = PolicyTrainer(settings(**more))
+    assert resumed.step == 1
+    list(resumed.run())
+    saved = [load_file(tmp_path / one / "adapter_model.safetensors") for one in ("whole", "out")]
+    assert same(*saved) and all("lora_" in name for name in saved[0])
+    assert all("language_model" in name for name in saved[0])
+    start = vpt.load(folder / "model", device="cpu")
+    tuned = vpt.load(tmp_path / "out", device="cpu")
+    changed = [
+        name
+        for (name, one), other in zip(
+            start.model.named_parameters(), tuned.model.parameters(), strict=True
+        )
+        if not torch.equal(one, other)
+    ]
+    assert changed and all("language_model" in name and "_proj" in name for name in changed)

@@ -39,6 +39,8 @@ class PolicySettings(BaseModel):
         beta: weight of the divergence from the start.
         scale_rewards: divide advantages by the standard deviation of their group.
         shuffle_rewards: a control: give each answer the reward of another one.
+        finetuning_type: ``"full"``, or ``"lora"``: adapters of all linear layers of the language
+            model, of rank ``lora_rank``, scaled by ``lora_alpha / lora_rank`` (by default 2).
         freeze_multi_modal_projector: train the language model only, without the projectors of the
             branches. Encoders are never trained.
         bf16: run the training forward under bfloat16 autocast; the engine uses float32.
@@ -76,6 +78,9 @@ class PolicySettings(BaseModel):
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    finetuning_type: Literal["full", "lora"] = "full"
+    lora_rank: Count = 8
+    lora_alpha: Count | None = None
     freeze_multi_modal_projector: bool = True
     bf16: bool = False
     use_cpu: bool = False
@@ -107,6 +112,8 @@ class PolicySettings(BaseModel):
                 raise PromptError(f"unknown reward {name!r}; available: {', '.join(REWARDS)}")
         if self.output_dir.resolve() == Path(self.model_name_or_path).resolve():
             raise PromptError("output_dir is the folder of the model; choose another one")
+        if self.finetuning_type == "lora" and not self.freeze_multi_modal_projector:
+            raise PromptError("freeze_multi_modal_projector: false needs finetuning_type: full")
         num_answers = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if num_answers % self.num_generations:
             raise PromptError(

@@ -63,7 +63,7 @@ class PolicyTrainer:
         self.output = settings.output_dir
         self.step = 0
         checkpoint = last_checkpoint(self.output)
-        self._load(checkpoint or settings.model_name_or_path)
+        self._load(checkpoint)
         if checkpoint is not None:
             self._load_state(checkpoint)
         self.processes.wait()  # until all have read the checkpoint
@@ -71,14 +71,18 @@ class PolicyTrainer:
         if self.processes.is_main:
             self._log = _Log(self.output, self.step, settings.report_to)
 
-    def _load(self, source: str | Path) -> None:
+    def _load(self, checkpoint: Path | None) -> None:
         settings = self.settings
+        is_lora = settings.finetuning_type == "lora"  # its checkpoints hold the adapters alone
+        source = str(checkpoint or settings.model_name_or_path)
+        source = settings.model_name_or_path if is_lora else source
         device = "cpu" if settings.use_cpu else None
         if device is None and torch.cuda.is_available() and self.processes.size > 1:
             device = f"cuda:{torch.cuda.current_device()}"
         self.model = load_model(source, device=device, dtype="float32")
         self.model.config.intended_inputs = None  # as after any training
         self.processor = VPTProcessor.from_pretrained(str(source))
+        self._adapted = adapt(self.model, settings, checkpoint) if is_lora else None
         self._runtime = Runtime(self.model, self.processor, name=source, detector=settings.detector)
         self._engine = Engine(self.model, self._runtime.encoders, settings.num_sequences)
         self._encoder = RolloutEncoder(self.model.config, self.processor)
@@ -87,7 +91,9 @@ class PolicyTrainer:
             start = settings.model_name_or_path
             self._reference = load_model(start, device=device, dtype="float32")
             self._reference.requires_grad_(False)
-        trained = _set_trainable(self.model, settings.freeze_multi_modal_projector)
+        if self._adapted is None:
+            _set_trainable(self.model, settings.freeze_multi_modal_projector)
+        trained = [one for one in self.model.parameters() if one.requires_grad]
         betas = settings.adam_beta1, settings.adam_beta2
         self._optimizer = torch.optim.AdamW(
             trained, settings.learning_rate, betas, weight_decay=settings.weight_decay
@@ -112,7 +118,13 @@ class PolicyTrainer:
             if self.step % settings.save_steps == 0 or is_last:
                 self._save_checkpoint()
         if self.processes.is_main:
-            self._runtime.save_pretrained(self.output)
+            self._save_model(self.output)
+
+    def _save_model(self, folder: Path) -> None:
+        if self._adapted is None:
+            self._runtime.save_pretrained(folder)
+        else:
+            self._adapted.save_pretrained(folder)
 
     def _write(self, kind: str, figures: Mapping[str, Any]) -> None:
         if self._log is not None:
@@ -323,7 +335,7 @@ class PolicyTrainer:
         draft = self.output / f".{target.name}.part"
         for stale in (draft, target):
             shutil.rmtree(stale, ignore_errors=True)
-        self._runtime.save_pretrained(draft)
+        self._save_model(draft)
         state = {
             "step": self.step,
             "num_processes": self.processes.size,
@@ -415,15 +427,33 @@ def _check_same_run(found: Mapping[str, Any], settings: PolicySettings, folder: 
             )
 
 
-def _set_trainable(model: Any, freeze_projectors: bool) -> list[Tensor]:
+def _set_trainable(model: Any, freeze_projectors: bool) -> None:
     """Freeze all but the language model, and the projectors of the branches if wanted."""
     parts = ("language_model", "lm_head") + (() if freeze_projectors else ("projectors",))
-    trained = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name.split(".") for part in parts))
-        if parameter.requires_grad:
-            trained.append(parameter)
-    return trained
+
+
+def adapt(model: Any, settings: PolicySettings, checkpoint: Path | None) -> Any:
+    """Put LoRA adapters into the language model, which stays the same object; returns peft's view.
+
+    Raises:
+        PromptError: if peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model
+    except ImportError as exc:
+        raise PromptError("finetuning_type: lora needs `pip install peft`") from exc
+    if checkpoint is not None:
+        return PeftModel.from_pretrained(model, str(checkpoint), is_trainable=True)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        target_modules=r".*language_model.*\.[a-z]+_proj",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return get_peft_model(model, config)
 
 
 def _read_samples(name: str, settings: PolicySettings) -> tuple[Split, list[Sample]]:

@@ -10,6 +10,8 @@ from recipes.embedded.scenes import KINDS as SCENE_KINDS
 from recipes.embedded.scenes import draw_scene
 from vpt.branches import GroundingBranch
 
+pytest.importorskip("sklearn")  # whose digits are drawn
+
 
 @pytest.fixture(scope="module")
 def branch():

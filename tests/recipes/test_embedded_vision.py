@@ -105,6 +105,7 @@ def test_heads_count_something_and_nothing_apart():
     assert more.item() > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_a_whole_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train_encoder("tower", settings(whole))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +12,7 @@ from PIL import Image
 from vpt.boxes import iou
 from vpt.branches import BranchError
 from vpt.errors import CheckpointError, PromptError
+from vpt.finders import Finder
 from vpt.images import LoadedImage
 from vpt.model.folder import model_type
 from vpt.model.hub import as_checkpoint_error
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 TEXT_ENCODER = "bert-base-uncased"  # of all released GroundingDINOs
 
 _MODEL_TYPE = "grounding-dino"
-_MOST_KEPT = 256  # results
 _SAME_PLACE_IOU = 0.6  # GroundingDINO may propose several boxes for one thing
 
 
@@ -37,7 +34,7 @@ class Proposer(Protocol):
         """Boxes in an RGB image, best first."""
 
 
-class Detector:
+class Detector(Finder[Proposer, tuple[str, str], "list[Proposal]"]):
     """Finds boxes for phrases, from any number of threads; GroundingDINO is loaded when needed.
 
     Args:
@@ -49,23 +46,11 @@ class Detector:
         name: path, id, or class of the source; empty without one.
     """
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str] | Proposer | None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._source, self._device = source, device
-        self.name = source_name(source)
-        self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[str, str], list[Proposal]] = OrderedDict()
-
-    def check(self) -> None:
-        """Raise ``PromptError`` if there is no detector."""
-        if self._source is None:
-            raise PromptError(
-                f"look_for needs a detector: load the model with detector={DEFAULT_DETECTOR!r}, or "
-                "another one (--detector at the command line)"
-            )
+    _lacking = (
+        f"look_for needs a detector: load the model with detector={DEFAULT_DETECTOR!r}, or "
+        "another one (--detector at the command line)"
+    )
+    _most_kept = 256
 
     def propose(self, image: LoadedImage, phrase: str) -> list[Proposal]:
         """Boxes for a phrase in an image, best first; those of recent questions are kept.
@@ -74,28 +59,19 @@ class Detector:
             CheckpointError: if the detector cannot be loaded.
             PromptError: if there is no detector, or it cannot read the phrase.
         """
-        self.check()
-        key = image.digest, " ".join(phrase.split())
-        with self._lock:
-            if key not in self._found:
-                if isinstance(self._source, str | os.PathLike):
-                    self._source = _load(os.fspath(self._source), self._device)
-                assert self._source is not None  # or check would have refused
-                try:
-                    self._found[key] = list(_propose(self._source, image.pixels, key[1]))
-                except BranchError as exc:
-                    raise PromptError(f"look_for={phrase!r}: {exc}") from exc
-            self._found.move_to_end(key)
-            if len(self._found) > _MOST_KEPT:
-                self._found.popitem(last=False)
-            return self._found[key]
+        source, words = self.load(), " ".join(phrase.split())
 
+        def find() -> list[Proposal]:
+            try:
+                return list(_propose(source, image.pixels, words))
+            except BranchError as exc:
+                raise PromptError(f"look_for={phrase!r}: {exc}") from exc
 
-def source_name(source: object) -> str:
-    """Name of what a detector or segmenter is made of, for records of runs."""
-    if source is None:
-        return ""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__qualname__
+        return self._find((image.digest, words), find)
+
+    @staticmethod
+    def _load(source: str, device: torch.device | str) -> Proposer:
+        return _load(source, device)
 
 
 def _propose(source: Proposer, image: Image.Image, phrase: str) -> Sequence[Proposal]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vpt.detector import source_name
-from vpt.errors import CheckpointError, PromptError
+from vpt.errors import CheckpointError
+from vpt.finders import Finder
 from vpt.images import LoadedImage
 from vpt.inference.results import Mask, Place
 from vpt.model.hub import as_checkpoint_error
@@ -23,7 +20,6 @@ from vpt.released import DEFAULT_SEGMENTER
 if TYPE_CHECKING:
     from transformers import SamModel, SamProcessor
 
-_MOST_KEPT = 64  # masks
 _EXTRA = 'needs segment-anything; pip install "vpt-runtime[sam]"'
 
 
@@ -34,7 +30,7 @@ class Segments(Protocol):
         """Whether each pixel ``[H, W]`` of an RGB image belongs to the object at a place."""
 
 
-class Segmenter:
+class Segmenter(Finder[Segments, "tuple[str, Place]", Mask]):
     """Finds objects in boxes, from any number of threads; SAM is loaded when needed.
 
     Args:
@@ -47,32 +43,11 @@ class Segmenter:
         name: path, id, or class of the source; empty without one.
     """
 
-    def __init__(
-        self,
-        source: str | os.PathLike[str] | Segments | None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._source, self._device = source, device
-        self.name = source_name(source)
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, Place], Mask] = OrderedDict()
-
-    def check(self) -> None:
-        """Raise ``PromptError`` if there is no segmenter."""
-        if self._source is None:
-            raise PromptError(
-                f"mask needs a segmenter: load the model with segmenter={DEFAULT_SEGMENTER!r}, or "
-                "another one (--segmenter at the command line)"
-            )
-
-    def load(self) -> Segments:
-        """Load the source, unless that was done; errors as of :meth:`segment`."""
-        self.check()
-        with self._lock:
-            if isinstance(self._source, str | os.PathLike):
-                self._source = _load(os.fspath(self._source), self._device)
-            assert self._source is not None  # or check would have refused
-            return self._source
+    _lacking = (
+        f"mask needs a segmenter: load the model with segmenter={DEFAULT_SEGMENTER!r}, or "
+        "another one (--segmenter at the command line)"
+    )
+    _most_kept = 64
 
     def segment(self, image: LoadedImage, place: Place) -> Mask:
         """Whether each pixel ``[H, W]`` of an image belongs to the object at a place; kept.
@@ -81,20 +56,22 @@ class Segmenter:
             CheckpointError: if the segmenter cannot be loaded, or its mask is of another size.
             PromptError: if there is none.
         """
-        source, key = self.load(), (image.digest, place)
-        with self._lock:
-            if key not in self._kept:
-                mask = np.asarray(source.segment(image.pixels, place), dtype=bool)
-                if mask.shape != (expected := image.pixels.size[::-1]):
-                    raise CheckpointError(
-                        f"the segmenter gave a mask of {list(mask.shape)}; expected [H, W], "
-                        f"{list(expected)}"
-                    )
-                self._kept[key] = mask
-            self._kept.move_to_end(key)
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+        source = self.load()
+
+        def find() -> Mask:
+            mask = np.asarray(source.segment(image.pixels, place), dtype=bool)
+            if mask.shape != (expected := image.pixels.size[::-1]):
+                raise CheckpointError(
+                    f"the segmenter gave a mask of {list(mask.shape)}; expected [H, W], "
+                    f"{list(expected)}"
+                )
+            return mask
+
+        return self._find((image.digest, place), find)
+
+    @staticmethod
+    def _load(source: str, device: torch.device | str) -> Segments:
+        return _load(source, device)
 
 
 def _load(source: str, device: torch.device | str) -> Segments:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vpt.cli import main
-from vpt.data.referring import is_coco, read_phrases
+from vpt.data.referring import find_coco, read_phrases
 from vpt.errors import DataError
 
 PICTURE = {"id": 7, "width": 200, "height": 100, "file_name": "a.jpg"}
@@ -74,11 +74,11 @@ def test_a_reference_to_nothing_is_an_error(tmp_path):
 
 
 def test_only_an_object_with_annotations_is_taken_for_coco(tmp_path):
-    assert is_coco(saved(tmp_path))
+    assert find_coco(saved(tmp_path))
     file = tmp_path / "notes.jsonl"
     for text in ('{"image": "a"}', '{"image": "a"}\n{"image": "b"}', "[]", "{", ""):
         file.write_text(text, encoding="utf-8")
-        assert not is_coco(file)
+        assert not find_coco(file)
 
 
 def test_rows_are_built_and_nothing_is_wrong_with_them(tmp_path, capsys):

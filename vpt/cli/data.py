@@ -26,7 +26,7 @@ from vpt.cli.parser import (
 from vpt.data.build import KEYS, Annotation, Built, Recipe, build_rows, read_annotations
 from vpt.data.checks import FINDINGS, ROW_KINDS, image_paths
 from vpt.data.loading import check_loading, predict_loading
-from vpt.data.referring import is_coco, read_phrases
+from vpt.data.referring import find_coco, read_phrases
 from vpt.data.rows import (
     DATASET_INFO,
     SUFFIXES,
@@ -174,9 +174,10 @@ def _build(args: argparse.Namespace) -> int | None:
 
 def _read_entries(file: Path) -> list[Any]:
     """Entries of a file in our own or in COCO's format."""
-    if not is_coco(file):
+    content = find_coco(file)
+    if content is None:
         return read_entries(file)
-    entries, left_out = read_phrases(file)
+    entries, left_out = read_phrases(file, content)
     for reason, number in left_out.most_common():
         print_err(f"left out {count_text(number, 'phrase')}: {reason}")
     return list(entries)

@@ -89,13 +89,17 @@ class CocoFile(_Entry):
         return {category.id: category.words for category in self.categories}
 
 
-def read_coco(file: Path) -> CocoFile:
+def read_coco(file: Path, content: dict[str, Any] | None = None) -> CocoFile:
     """Read a file whose ids are unique and whose annotations name what exists.
+
+    Args:
+        content: of the file, if it was parsed already.
 
     Raises:
         DataError: if the file cannot be read, or has another format.
     """
-    content = read_object(file, "images, annotations, categories")
+    if content is None:
+        content = read_object(file, "images, annotations, categories")
     try:
         return _checked(CocoFile.model_validate(clean_cell(content)))
     except ValidationError as exc:

@@ -14,23 +14,29 @@ from vpt.errors import DataError
 from vpt.protocol.calls import format_found
 
 
-def is_coco(file: Path) -> bool:
-    """Whether a file is a JSON object with annotations in COCO's format; `DataError` if unread."""
+def find_coco(file: Path) -> dict[str, Any] | None:
+    """The JSON object of a file in COCO's format, else ``None``; `DataError` if it is unread."""
     text = read_text(file)
     if not text.lstrip().startswith("{"):
-        return False
+        return None
     try:
-        return "annotations" in parse_json(text)
+        content: dict[str, Any] = parse_json(text)
     except (ValueError, RecursionError):  # JSON lines, or damaged: whoever reads them reports it
-        return False
+        return None
+    return content if "annotations" in content else None
 
 
-def read_phrases(file: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
+def read_phrases(
+    file: Path, content: dict[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Read phrases that mean one object, as the entries that ``vpt data build`` takes.
 
     A phrase is each sentence of ``refs`` (RefCOCO), the ``caption`` of a picture with one object
     (RefCOCO in MDETR's form), or else a category that has one object in a picture (LVIS, COCO).
     The question is where it is; the answer is its box, as a detector's result is written.
+
+    Args:
+        content: of the file, if it was parsed already.
 
     Returns:
         Entries, and the number of phrases left out, by reason.
@@ -38,10 +44,10 @@ def read_phrases(file: Path) -> tuple[list[dict[str, Any]], Counter[str]]:
     Raises:
         DataError: if the file cannot be read, or has another format.
     """
-    content, left_out = read_coco(file), Counter[str]()
-    pictures = {picture.id: picture for picture in content.images}
+    coco, left_out = read_coco(file, content), Counter[str]()
+    pictures = {picture.id: picture for picture in coco.images}
     entries = []
-    for phrase, thing, problem in _phrases(content):
+    for phrase, thing, problem in _phrases(coco):
         picture = pictures[thing.image_id]
         size_wh = picture.width, picture.height
         if not problem and not is_sound(thing.bbox, size_wh):

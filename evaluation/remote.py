@@ -202,7 +202,8 @@ def add_call(trace: Trace, turn: int, call: Mapping[str, Any]) -> None:
     outcome = call.get("outcome") or "executed"
     record = CallRecord(call["branch"], "", turn, call["image"], outcome)
     record.num_tokens, record.run_ms = call.get("tokens") or 0, call.get("ms") or 0.0
-    record.region, record.phrase = call.get("region") and tuple(call["region"]), call.get("phrase")
+    record.region = call.get("region") and tuple(call["region"])
+    record.phrase = call.get("phrase")
     if outcome == "executed" and (box := call.get("box_xyxy_px")):
         x0, y0, x1, y1 = record.box_xyxy_px = tuple(box)
         record.result_image = len(trace.images)

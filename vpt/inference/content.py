@@ -42,7 +42,8 @@ class ContentReplacer:
             raise PromptError("replace_content: this model writes neither depth maps nor boxes")
         self._how, self._vocabulary = how, vocabulary
         self._draw = random.Random(seed)
-        self._codes, self._sides = (), ()  # type: tuple[int, ...], tuple[int, ...]
+        self._codes: tuple[int, ...] = ()
+        self._sides: tuple[int, ...] = ()
         self._num_sides = 0  # of boxes, that were written
         if how not in REPLACED_CONTENT:
             self._codes, self._sides = _given(how, vocabulary.content)

@@ -74,8 +74,8 @@ class PolicyTrainer:
     def _load(self, checkpoint: Path | None) -> None:
         settings = self.settings
         is_lora = settings.finetuning_type == "lora"  # its checkpoints hold the adapters alone
-        source = str(checkpoint or settings.model_name_or_path)
-        source = settings.model_name_or_path if is_lora else source
+        is_start = is_lora or checkpoint is None
+        source = settings.model_name_or_path if is_start else str(checkpoint)
         device = "cpu" if settings.use_cpu else None
         if device is None and torch.cuda.is_available() and self.processes.size > 1:
             device = f"cuda:{torch.cuda.current_device()}"

@@ -190,7 +190,9 @@ class Recorder:
     ) -> CallRecord:
         """Record a call, on image ``source``, of the turn that has just ended."""
         row = BRANCH_TOKENS.get(call.branch)
-        words = self._readable(ids[call.start + 1 : call.end - 1]).strip()
+        phrase = None
+        if call.branch == GROUNDING:
+            phrase = self._readable(ids[call.start + 1 : call.end - 1]).strip()
         record = CallRecord(
             branch=call.branch,
             text=self._raw(ids[call.start : call.end]) if row is None else row.call,
@@ -198,7 +200,7 @@ class Recorder:
             image=source,
             outcome=outcome,
             region=None if call.region is None else astuple(call.region),
-            phrase=words if call.branch == GROUNDING else None,
+            phrase=phrase,
         )
         self.trace.calls.append(record)
         return record

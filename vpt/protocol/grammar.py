@@ -93,7 +93,6 @@ class PerceptionGrammar:
         if GROUNDING in vocabulary.branches:
             self._ground_start, self._ground_end = ids[GROUND_START], ids[GROUND_END]
             self._forced[self._ground_end] = self._turn_end
-        self._every_control = frozenset(ids.values())
         for row in BRANCH_TOKENS.values():
             if row.branch in vocabulary.branches:
                 self._forced[ids[row.start]] = ids[row.action]
@@ -115,6 +114,11 @@ class PerceptionGrammar:
         if "boxes" in content.kinds:
             pixels = pixel_tokens(content.num_pixels)
             self._pixels = {ids[token]: pixel for pixel, token in enumerate(pixels)}
+
+    @cached_property
+    def _every_control(self) -> frozenset[int]:
+        """Every id that is no text, those of turns included."""
+        return frozenset(self.vocabulary.ids.values())
 
     @cached_property
     def _controls(self) -> tuple[int, ...]:

@@ -26,8 +26,7 @@ from vpt.model.folder import check_base, check_depth_tokenizer, model_type
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     CONTENT_TOKENS,
-    GROUND_END,
-    GROUND_START,
+    GROUND_TOKENS,
     GROUNDING,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
@@ -151,7 +150,7 @@ def _build(
         "seed": args.seed,
     }
     if args.branches is None:
-        phrase = [GROUND_START, GROUND_END] if args.grounding else []
+        phrase = GROUND_TOKENS if args.grounding else ()
         return *add_tokens(args.base, content, **options), [*content.tokens, *phrase]
     made = build_from_base(
         args.base,

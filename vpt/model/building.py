@@ -27,8 +27,7 @@ from vpt.model.modeling import BASE_MODELS, MODELS, VPTForConditionalGeneration,
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.tokens import (
     BRANCH_TOKENS,
-    GROUND_END,
-    GROUND_START,
+    GROUND_TOKENS,
     NO_CONTENT,
     RELEASED_GRID_SIZE,
     TURN_END,
@@ -153,7 +152,7 @@ def add_tokens(
     kept = {name: getattr(old, name) for kind in old.kinds for name in sizes[kind]}
     whole = dataclasses.replace(content, kinds=(*old.kinds, *content.kinds), **kept)
     vocab = processor.tokenizer.get_vocab()
-    phrase = [GROUND_START, GROUND_END] if grounding else []
+    phrase = GROUND_TOKENS if grounding else ()
     if grounding and all(token in vocab for token in phrase):
         raise CheckpointError(f"{source} has the tokens of grounding already")
     new = [token for token in [*whole.tokens, *phrase] if token not in vocab]

@@ -35,6 +35,7 @@ GROUNDING = "grounding"
 
 GROUND_START = "<|ground_start|>"
 GROUND_END = "<|ground_end|>"
+GROUND_TOKENS = (GROUND_START, GROUND_END)
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def perception_tokens(
     """
     rows = [BRANCH_TOKENS[branch] for branch in branches]
     ordinary = [token for row in rows for token in (row.start, row.action, row.end)]
-    ordinary += [GROUND_START, GROUND_END] if grounding else []
+    ordinary += GROUND_TOKENS if grounding else ()
     return [row.pad for row in rows], [*region_tokens(grid_size), *ordinary, *content.tokens]
 
 
@@ -451,12 +452,11 @@ class Vocabulary:
             )
         region = region_tokens(grid_size)
         has_region = all(token in known for token in region)
-        phrase = [GROUND_START, GROUND_END]
-        optional = [*region, *phrase, "<|video_pad|>", "<|endoftext|>"]
+        optional = [*region, *GROUND_TOKENS, "<|video_pad|>", "<|endoftext|>"]
         optional += [token for token in known if is_coordinate(token) or is_content(token)]
         optional += [token for row in BRANCH_TOKENS.values() for token in row.tokens]
         ids = {token: known[token] for token in [*needed, *optional] if token in known}
-        grounding = (GROUNDING,) if all(token in known for token in phrase) else ()
+        grounding = (GROUNDING,) if all(token in known for token in GROUND_TOKENS) else ()
         permitted = (("crop",) if has_region else ()) + grounding + branches
         return cls(ids, permitted, grid_size, len(tokenizer), content)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from vpt.branches.base import Backbone, BoxXYXY, BranchError, Features, Tower
 from vpt.branches.encoder import check_images
+
+_EDGES = ("shortest_edge", "longest_edge")  # transformers' names; both are pixels in all
 
 
 class ReencodeBranch:
@@ -45,10 +48,23 @@ class ReencodeBranch:
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], backbone: Backbone) -> ReencodeBranch:
-        """Build the branch of a model, with the settings of the model's image processor."""
+        """Build the branch of a model.
+
+        Args:
+            settings: ``{"preprocess": {"size": {"shortest_edge": ..., "longest_edge": ...}}}``,
+                least and most pixels of an image; without it those of the image processor.
+
+        Raises:
+            BranchError: for other settings.
+        """
+        processor = backbone.image_processor
+        size = _read_size(settings)
+        if size and processor is not None:
+            processor = copy.copy(processor)
+            processor.size = size
         return cls(
             backbone.tower,
-            backbone.image_processor,
+            processor,
             merge_size=backbone.merge_size,
             feature_dim=backbone.hidden_size,
         )
@@ -112,6 +128,23 @@ class ReencodeBranch:
     ) -> BoxXYXY:
         """The whole image: the sizes in the settings are areas, and cut nothing."""
         return (0.0, 0.0, float(size_wh[0]), float(size_wh[1]))
+
+
+def _read_size(settings: Mapping[str, Any]) -> dict[str, int] | None:
+    """The size that the settings of a branch name, if they do."""
+    preprocess = settings.get("preprocess") or {}
+    size = preprocess.get("size") or {}
+    known = set(settings) <= {"preprocess"} and set(preprocess) <= {"size"}
+    if known and size == {}:
+        return None
+    is_size = isinstance(size, Mapping) and set(size) == set(_EDGES)
+    edges = [size[edge] for edge in _EDGES] if is_size else []
+    if not known or [type(edge) for edge in edges] != [int, int] or not 0 < edges[0] <= edges[1]:
+        raise BranchError(
+            "expected settings of the own tower as in {'preprocess': {'size': {'shortest_edge': "
+            f"3136, 'longest_edge': 78400}}}}, least and most pixels; got {dict(settings)}"
+        )
+    return dict(zip(_EDGES, edges, strict=True))
 
 
 def split_tower_tokens(tokens: Tensor, image_grid_thw: Tensor, merge_size: int) -> list[Features]:

@@ -34,7 +34,7 @@ from vpt.inference.worker import Sink, Worker
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.messages import read_conversation
-from vpt.protocol.tokens import GROUNDING, TOWER, Vocabulary
+from vpt.protocol.tokens import GROUNDING, PLAIN, Vocabulary
 from vpt.segmenter import Segmenter, Segments
 from vpt.trace.records import Trace
 
@@ -134,7 +134,7 @@ class Runtime:
         self.description: dict[str, Any] = {
             "name": self.name,
             "preprocess": {n: b.preprocess_config for n, b in model.branches.items()},
-            "image_resolution": model.config.max_side(TOWER),
+            "image_resolution": model.config.max_side(PLAIN),
         }
         self.intended_inputs = model.intended_inputs
         self.depth_tokenizer = depth_tokenizer

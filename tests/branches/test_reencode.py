@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vpt.branches import Branch, BranchError, ReencodeBranch
+from vpt.branches.base import Backbone
 from vpt.branches.reencode import split_tower_tokens
 
 
@@ -89,3 +90,31 @@ def test_tower_and_image_processor_must_merge_alike():
 def test_no_image_is_rejected(branch):
     with pytest.raises(BranchError, match="at least one image"):
         branch.preprocess([])
+
+
+def test_the_branch_can_have_a_size_of_its_own():
+    size = {"shortest_edge": 784, "longest_edge": 4 * 784}
+    backbone = Backbone(image_processor=image_processor(), merge_size=2, hidden_size=1176)
+    branch = ReencodeBranch.build({"preprocess": {"size": size}}, backbone)
+    assert branch.grid_hw((448, 448)) == (2, 2)
+    (grid,) = branch.preprocess([Image.new("RGB", (448, 448))])["image_grid_thw"].tolist()
+    assert grid == [1, 4, 4]
+    assert branch.preprocess_config["size"] == size
+    assert ReencodeBranch.build({}, backbone).grid_hw((448, 448)) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preprocess": {"size": {"longest_edge": 3136}}},
+        {"preprocess": {"size": {"shortest_edge": 3136, "longest_edge": 784}}},
+        {"preprocess": {"size": {"shortest_edge": 0, "longest_edge": 784}}},
+        {"preprocess": {"size": {"shortest_edge": 784, "longest_edge": "3136"}}},
+        {"preprocess": {"size": 784}},
+        {"preprocess": {"resample": 2}},
+        {"encoder": {}},
+    ],
+)
+def test_other_settings_of_the_tower_are_refused(settings):
+    with pytest.raises(BranchError, match=r"shortest_edge.*least and most pixels"):
+        ReencodeBranch.build(settings, Backbone())

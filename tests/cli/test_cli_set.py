@@ -103,6 +103,29 @@ def test_pictures_can_be_read_in_more_tokens(run, folder):
     assert answer.trace.images[0].num_tokens == 64
 
 
+def test_the_own_tower_can_look_again_in_more_tokens(run, tmp_path):
+    model, processor = tiny_model(("clip",))
+    for one in (model, processor):
+        one.save_pretrained(tmp_path)
+    old = processor.image_processor.size["longest_edge"]
+    words = "set", tmp_path, "--own-tower-pixels", 50176
+    assert run(*words)[1] == f"own-tower-pixels {old} -> 50176\n"
+    assert run(*words)[1] == "own-tower-pixels 50176, as it was\n"
+    code, _, err = run("set", tmp_path, "--own-tower-pixels", 783)
+    assert code == 2 and "--own-tower-pixels must be at least 784, one token" in err
+    picture = Image.new("RGB", (448, 448))
+    answer = vpt.load(str(tmp_path), device="cpu").ask(
+        picture, "?", max_new_tokens=8, perception="clip"
+    )
+    assert answer.trace.calls[0].num_tokens == 64
+    assert answer.trace.images[0].num_tokens != 64
+
+
+def test_a_model_without_its_own_tower_has_no_size_for_it(run, folder):
+    code, _, err = run("set", folder, "--own-tower-pixels", 50176)
+    assert code == 2 and "does not re-encode by its own tower" in err
+
+
 def test_one_stage_follows_another(run, folder):
     assert run("set", folder, "--alignment", "on", "--mask", "none")[0] == 0
     assert load_config(str(folder)).alignment is True

@@ -17,7 +17,7 @@ from vpt.cli.parser import Command, add_path, add_value, branch_names, number, w
 from vpt.errors import CheckpointError, PromptError
 from vpt.files import replace_atomically, write_atomic
 from vpt.model.folder import check_model, read_json
-from vpt.protocol.tokens import BRANCH_TOKENS, branches_named
+from vpt.protocol.tokens import BRANCH_TOKENS, TOWER, branches_named
 
 if TYPE_CHECKING:
     from vpt.model.config import VPTSettings
@@ -108,6 +108,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     most = "maximum number of pixels of an image or crop; one token is 28x28, Qwen3-VL's 32x32"
     add_value(parser, "--max-pixels", "N", whole_number(1), most)
+    own = "the same for what its own tower encodes again; by default that of --max-pixels"
+    add_value(parser, "--own-tower-pixels", "N", whole_number(1), own)
     reset = (
         "initialise the conditioning layers of these branches again with small weights, e.g. "
         "dino,sam; for branches whose conditioning exceeds their features"
@@ -122,10 +124,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _set(args: argparse.Namespace) -> None:
     """Check everything, write, and print what changed."""
     settings = training_settings(args)
-    if not settings and args.max_pixels is None and args.reset_conditioning is None:
+    sizes = args.max_pixels, args.own_tower_pixels
+    if not settings and sizes == (None, None) and args.reset_conditioning is None:
         raise PromptError(
             "there is nothing to set; give --alignment, --stems, --mask, --mask-ratio, "
-            "--max-pixels or --reset-conditioning"
+            "--max-pixels, --own-tower-pixels or --reset-conditioning"
         )
     if not args.folder.is_dir():
         raise CheckpointError(f"there is no model folder {args.folder}; expected one on this disk")
@@ -137,11 +140,16 @@ def _set(args: argparse.Namespace) -> None:
     config = load_config(str(args.folder))
     VPTProcessor.from_pretrained(str(args.folder))  # refuses a tokenizer of another model
     reset = _branches_to_reset(args, config)
-    _check_max_pixels(args.max_pixels, config.vision_config)
+    for option, pixels in zip(("--max-pixels", "--own-tower-pixels"), sizes, strict=True):
+        _check_pixels(option, pixels, config.vision_config)
+    if args.own_tower_pixels is not None and TOWER not in config.branches:
+        raise PromptError(f"--own-tower-pixels: {args.folder} does not re-encode by its own tower")
     if settings:
         _set_training(args, config, settings)
     if args.max_pixels is not None:
         _set_max_pixels(args.folder, args.max_pixels)
+    if args.own_tower_pixels is not None:
+        _set_own_tower_pixels(args, config)
     if reset:
         _reset_conditioning(args.folder, reset, args.seed)
 
@@ -160,12 +168,12 @@ def _branches_to_reset(args: argparse.Namespace, config: VPTSettings) -> tuple[s
     return branches_named(names)
 
 
-def _check_max_pixels(max_pixels: int | None, vision: Any) -> None:
+def _check_pixels(option: str, pixels: int | None, vision: Any) -> None:
     side = vision.patch_size * vision.spatial_merge_size
-    if max_pixels is not None and max_pixels < side**2:
+    if pixels is not None and pixels < side**2:
         raise PromptError(
-            f"--max-pixels must be at least {side**2}, one token of this model ({side}x{side} "
-            f"pixels), not {max_pixels}"
+            f"{option} must be at least {side**2}, one token of this model ({side}x{side} "
+            f"pixels), not {pixels}"
         )
 
 
@@ -211,6 +219,19 @@ def _set_max_pixels(folder: Path, max_pixels: int) -> None:
     _print_change("max-pixels", str(old), str(max_pixels))
 
 
+def _set_own_tower_pixels(args: argparse.Namespace, config: VPTSettings) -> None:
+    from vpt.model.processing import build_image_processor
+
+    most = args.own_tower_pixels
+    first_look = build_image_processor(read_json(args.folder / "preprocessor_config.json")).size
+    size = {"shortest_edge": min(first_look["shortest_edge"], most), "longest_edge": most}
+    old = config.branch_configs.get(TOWER, {}).get("preprocess", {}).get("size", first_look)
+    config.branch_configs[TOWER] = {"preprocess": {"size": size}}
+    settings, kind = {"branch_configs": config.branch_configs}, type(config)
+    write_file(lambda folder: _write_config(folder, settings, kind), args.folder)
+    _print_change("own-tower-pixels", str(old["longest_edge"]), str(most))
+
+
 def _reset_conditioning(folder: Path, branches: Sequence[str], seed: int) -> None:
     import torch
 
@@ -244,8 +265,8 @@ COMMAND = Command(
     help="change the training settings of a model folder",
     description=(
         "Change settings of a model folder for which LLaMA-Factory's YAML has no key.\n"
-        "--alignment and --max-pixels also hold when the model is asked; --reset-conditioning\n"
-        "changes weights."
+        "--alignment and the numbers of pixels also hold when the model is asked;\n"
+        "--reset-conditioning changes weights."
     ),
     examples="example:\n  vpt set ./my-model --alignment off --mask question --mask-ratio 0.5",
     add_arguments=_add_arguments,

@@ -41,7 +41,7 @@ from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece
 from vpt.model.projectors import Projected
-from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
+from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN
 
 Encoded = list[tuple[Features, bool]]
 """Features of an extension's images, in order, and whether they were cached."""
@@ -561,7 +561,7 @@ class Engine:
 def branch_and_image(piece: Piece) -> tuple[str, LoadedImage]:
     """Branch and image of a piece that is not tokens."""
     assert not isinstance(piece, TokenPiece)
-    return (TOWER if isinstance(piece, ImagePiece) else piece.branch), piece.image
+    return (PLAIN if isinstance(piece, ImagePiece) else piece.branch), piece.image
 
 
 def _shares_a_beginning(one: Prefill, other: Prefill) -> bool:

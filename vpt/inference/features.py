@@ -15,7 +15,7 @@ from vpt.branches import Features
 from vpt.images import LoadedImage, fit_for_tower
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.tokens import TOWER
+from vpt.protocol.tokens import PLAIN, TOWER
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
 _PIXELS_PER_BATCH = {"cpu": 2**18, "cuda": 2**24}
@@ -82,7 +82,7 @@ class Encoders:
         self.num_reused = 0
         self._branches = {
             name: model.branch(name, processor.image_processor)
-            for name in (TOWER, *model.config.branches)
+            for name in (PLAIN, *model.config.branches)
         }
         self._settings = {}
         for name, branch in self._branches.items():
@@ -93,13 +93,14 @@ class Encoders:
 
     def key(self, branch: str, image: LoadedImage) -> FeatureKey:
         """Under what the features of an image are kept."""
-        mode = image.pixels.mode
-        return FeatureKey(branch, image.digest, image.size_wh, mode, self._settings[branch])
+        mode, settings = image.pixels.mode, self._settings[branch]
+        encoder = TOWER if branch == PLAIN else branch  # often at one size: encoded once then
+        return FeatureKey(encoder, image.digest, image.size_wh, mode, settings)
 
     def encode(self, images: Sequence[tuple[str, LoadedImage]]) -> list[tuple[Features, bool]]:
         """Features of images, each under a branch, and whether they were there already.
 
-        Plain images are under ``TOWER``. Images that are not kept are encoded in batches, equal
+        Plain images are under ``PLAIN``. Images that are not kept are encoded in batches, equal
         ones once.
         """
         keys = [self.key(branch, image) for branch, image in images]
@@ -107,7 +108,7 @@ class Encoders:
         known = set(found)
         missing = {key: one for key, one in zip(keys, images, strict=True) if key not in found}
         for branch in dict.fromkeys(branch for branch, _ in missing.values()):
-            group = [key for key in missing if key.branch == branch]
+            group = [key for key, (name, _) in missing.items() if name == branch]
             encoded = self._encode_all(branch, [missing[key][1] for key in group])
             for key, features in zip(group, encoded, strict=True):
                 found[key] = features

@@ -42,7 +42,7 @@ class AppendedImage:
     """An image, plain or re-encoded, that was appended to a stream.
 
     Attributes:
-        branch: the backbone's tower also for plain images.
+        branch: ``PLAIN`` for a plain image.
         reused: whether its features were cached.
         scores: ``[h * w]`` answers to the control state, ``None`` for a plain image.
     """

@@ -105,7 +105,8 @@ class VPTSettings(ShimSavingMixin):
         vision_encoder_ls: branches by their released names, out of ``clip``, ``dino``, ``sam``.
         branch_configs: branch -> ``{"encoder": ..., "preprocess": ...}``; the encoder part is a
             DINOv2 or SAM vision configuration as a dict. Branches not named here have the
-            released encoders (DINOv2-large, SAM ViT-L).
+            released encoders (DINOv2-large, SAM ViT-L). The own tower has a ``size`` to preprocess
+            at most; without it, it looks again at the size of the first look.
         grid_size: cells per side of the region grid.
         perception_content: what the model writes by itself, out of ``depth``, ``boxes``.
         depth_num_codes: size of the codebook of its depth maps.

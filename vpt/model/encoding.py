@@ -27,7 +27,7 @@ from vpt.protocol.rows import (
     write_placeholders,
     write_turns,
 )
-from vpt.protocol.tokens import BRANCH_TOKENS, TOWER, VISION_END
+from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, VISION_END
 
 IGNORE_INDEX = -100
 
@@ -62,7 +62,7 @@ class Pixels:
         backbone = backbone_of(config, image_processor=processor.image_processor)
         with torch.device("meta"):  # only their preprocessing is used here
             self._branches = {
-                name: build_branch(name, config, backbone) for name in (TOWER, *config.branches)
+                name: build_branch(name, config, backbone) for name in (PLAIN, *config.branches)
             }
         self._opened: dict[Hashable, LoadedImage] = {}
 
@@ -100,7 +100,7 @@ class Pixels:
     def _open(self, images: Sequence[tuple[str, Hashable]]) -> dict[str, list[LoadedImage]]:
         """Open images, once each, and not again those of the row before: rows often share one."""
         for kind, _ in images:
-            if kind not in ("image", *self.config.branches):
+            if kind not in (PLAIN, *self.config.branches):
                 have = ", ".join(self.config.branches) or "none"
                 raise PromptError(
                     f"the row has images for {kind!r}, but the model lacks that branch; "
@@ -125,7 +125,7 @@ class Pixels:
         return height * width
 
     def _encoder(self, kind: str) -> ModelBranch:
-        return self._branches[TOWER if kind == "image" else kind]
+        return self._branches[kind]
 
     def _fit(self, kind: str, pixels: Image.Image) -> Image.Image:
         min_side, max_side = self._encoder(kind).min_side, self.config.max_side(kind)
@@ -134,7 +134,7 @@ class Pixels:
 
 def forward_arguments(kind: str) -> tuple[str, ...]:
     """Names of the pixels of a kind of image in :meth:`VPTForConditionalGeneration.forward`."""
-    return ("pixel_values", "image_grid_thw") if kind == "image" else BRANCH_TOKENS[kind].arguments
+    return ("pixel_values", "image_grid_thw") if kind == PLAIN else BRANCH_TOKENS[kind].arguments
 
 
 def join_pixels(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ from vpt.model.matching import ControlCall, draw_paragraph_mask, find_calls, in_
 from vpt.model.positions import batch_mrope_positions
 from vpt.model.projectors import Projector
 from vpt.model.segments import SegmentReader
-from vpt.protocol.tokens import BRANCH_TOKENS
+from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 """Types that weights can be computed in."""
@@ -323,7 +323,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
             if image_grid_thw is None:
                 raise PositionError("pixel_values came without image_grid_thw")
             image_embeds = self.tower(pixel_values, image_grid_thw)
-        elif common and common.num_images["image"]:
+        elif common and common.num_images[PLAIN]:
             image_embeds = self.tower(*self._blank_patches())[:0]
         first, *deeper = image_embeds.split(width, dim=-1)
         return scatter_features(embeds, places, first), [
@@ -368,7 +368,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         return cast(Projector, self.projectors[branch])
 
     def branch(self, name: str, image_processor: Any = None) -> ModelBranch:
-        """A branch of the model; the tower's needs ``image_processor`` to preprocess."""
+        """A branch of the model, or ``PLAIN``; the tower preprocesses by ``image_processor``."""
         if name in self.branches:
             return cast(ModelBranch, self.branches[name])
         backbone = backbone_of(self.config, tower=self.tower, image_processor=image_processor)
@@ -403,7 +403,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
         pixels: Mapping[str, Sequence[Tensor]],
     ) -> Work:
         """What the batches of all processes need."""
-        num_images = {"image": 0 if image_grid_thw is None else len(image_grid_thw)}
+        num_images = {PLAIN: 0 if image_grid_thw is None else len(image_grid_thw)}
         is_action = torch.zeros_like(input_ids, dtype=torch.bool)
         for name in self.config.branches:
             num_images[name] = len(pixels[name][-1]) if name in pixels else 0
@@ -415,7 +415,7 @@ class CallingModel(ShimSavingMixin, CallingGenerationMixin):
 
     def _with_all_trained(self, work: Work) -> Work:
         """The work, with a run of every projector and of every encoder that is trained."""
-        encoders = {"image": self.model.visual, **dict(self.branches.items())}
+        encoders = {PLAIN: self.model.visual, **dict(self.branches.items())}
         num_images = {
             kind: num or int(any(p.requires_grad for p in encoders[kind].parameters()))
             for kind, num in work.num_images.items()
@@ -726,9 +726,10 @@ def _replace_embedding(embeds: Tensor, call: ControlCall, condition: Tensor) -> 
 
 
 def build_branch(name: str, config: VPTSettings, backbone: Backbone) -> ModelBranch:
-    """Build a branch of a model, with fresh weights if it has any of its own."""
+    """Build a branch of a model, or ``PLAIN``, with fresh weights if it has any of its own."""
     settings = config.branch_configs.get(name, {})
-    return branch_class(BRANCH_TOKENS[name].home).build(settings, backbone)
+    home = BRANCH_TOKENS[TOWER if name == PLAIN else name].home
+    return branch_class(home).build(settings, backbone)
 
 
 def backbone_of(config: VPTSettings, **parts: Any) -> Backbone:

@@ -17,6 +17,7 @@ from vpt.protocol.tokens import (
     BRANCH_TOKENS,
     DEFAULT_SYSTEM,
     IMAGE_PAD,
+    PLAIN,
     TURN_END,
     TURN_START,
     VISION_END,
@@ -33,7 +34,7 @@ class Kind:
     """One kind of image in a row.
 
     Attributes:
-        branch: ``"image"``, or the branch that re-encodes it.
+        branch: ``PLAIN``, or the branch that re-encodes it.
         column: of the row, with the paths.
         placeholder: of one image in the text.
         pad: token that is repeated per feature in the ids.
@@ -49,13 +50,13 @@ class _Kinds(Mapping[str, Kind]):
     """A view of the branch table, in which plain images come first."""
 
     def __getitem__(self, branch: str) -> Kind:
-        if branch == "image":
-            return Kind("image", "images", "<image>", IMAGE_PAD)
+        if branch == PLAIN:
+            return Kind(PLAIN, "images", "<image>", IMAGE_PAD)
         row = BRANCH_TOKENS[branch]
         return Kind(branch, row.column, row.placeholder, row.pad)
 
     def __iter__(self) -> Iterator[str]:
-        yield from ("image", *BRANCH_TOKENS)
+        yield from (PLAIN, *BRANCH_TOKENS)
 
     def __len__(self) -> int:
         return 1 + len(BRANCH_TOKENS)

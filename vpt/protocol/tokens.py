@@ -117,7 +117,10 @@ class BranchRow:
 
 
 TOWER = "reencode"
-"""The branch of the backbone's own vision tower, which also encodes plain images."""
+"""The branch of the backbone's own vision tower."""
+
+PLAIN = "image"
+"""Images as they are given, and crops: encoded by the same tower, perhaps at another size."""
 
 BRANCH_TOKENS: dict[str, BranchRow] = {
     row.branch: row

@@ -29,7 +29,7 @@ def _make(args: argparse.Namespace) -> None:
 COMMAND = Command(
     help="make pictures of things to count, annotated as LVIS annotates",
     description=(
-        "Draw 1 to 8 things of one kind among others of other kinds, on drawn backgrounds. Writes\n"
+        "Draw 2 to 9 things of one kind among others of other kinds, on drawn backgrounds. Writes\n"
         "DIR/train and DIR/heldout, each with images/*.jpg and annotations.json in the format of\n"
         "LVIS: images, annotations (bbox is left, top, width, height) and categories. The same\n"
         "command gives the same scenes; it resumes a stopped run."

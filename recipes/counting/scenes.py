@@ -17,7 +17,7 @@ LEAST_SIZE_PX, MOST_SIZE_PX = 96, 1024
 SPLITS = ("train", "heldout")
 """Scenes of two splits have nothing to do with each other, whatever their seeds and numbers."""
 
-NUM_ASKED = (1, 8)
+NUM_ASKED = (2, 9)
 """Fewest and most things of the kind that is asked about; all equally likely."""
 
 NUM_OTHERS = (0, 7)

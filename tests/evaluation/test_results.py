@@ -3,7 +3,7 @@
 import pytest
 
 from vpt.evaluation.records import Record
-from vpt.evaluation.results import tool_value
+from vpt.evaluation.results import _per_solved, tool_value
 
 
 def record(condition, id, score=None, *, calls=0, tokens=100, ms=50.0, split="s", **scores):
@@ -135,3 +135,21 @@ def test_the_result_is_plain_json():
     assert content["test"] == {"name": "mcnemar", "p_value": 1}
     assert content["better_share"] == content["called_share"] == 1
     assert content["tokens"] == {"mean": 100, "baseline_mean": 100, "difference": 0, "ratio": 1}
+
+
+def test_drawings_are_compared_with_what_replaced_them():
+    names = ["auto", "content-random", "content-other", "content-truth"]
+    values = tool_value([record(name, "a", float(name == "auto")) for name in names])
+    assert {(v.condition, v.baseline) for v in values} == {
+        ("auto", "content-random"),
+        ("auto", "content-other"),
+        ("content-truth", "auto"),
+    }
+    assert find(values, "auto", "content-other").num_better == 1
+
+
+def test_the_cost_of_a_solved_sample_counts_the_unsolved_too():
+    records = [record("auto", "a", 1.0), record("auto", "b", 0.0, tokens=300), record("auto", "c")]
+    assert _per_solved(records, "acc") == {"tokens": 400, "milliseconds": 100}
+    assert _per_solved(records[1:], "acc") is None
+    assert _per_solved([record("auto", "a", 0.5)], "acc")["tokens"] == 200

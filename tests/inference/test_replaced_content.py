@@ -7,8 +7,8 @@ from tiny_model import tiny_model
 
 import vpt
 from vpt.errors import PromptError
-from vpt.evaluation.runner import find_conditions
-from vpt.evaluation.samples import Sample
+from vpt.evaluation.runner import contents_of_others, find_conditions
+from vpt.evaluation.samples import BadRow, ImageRef, Sample
 from vpt.inference.request import Sampling
 from vpt.protocol.calls import format_depth, format_pixel_box
 from vpt.protocol.tokens import BRANCH_TOKENS, TURN_END, Vocabulary
@@ -120,10 +120,24 @@ def test_a_model_without_content_is_told(runtime):
 
 
 def test_evaluations_have_a_condition_for_each():
-    names = ["content-random", "content-repeat", "content-empty", "content-truth"]
-    *hows, truth = find_conditions(names)
+    names = [f"content-{how}" for how in ("random", "repeat", "empty", "truth", "other")]
+    *hows, truth, other = find_conditions(names)
     sample = Sample("1", (), "?", facts={"content": MAP})
-    options = [one.request_options(sample, (1, 1), 8) for one in (*hows, truth)]
+    options = [one.request_options(sample, (1, 1), 8, "<PIXEL_1>") for one in (*hows, truth, other)]
     replaced = [one["replace_content"] for one in options]
-    assert replaced == ["random", "repeat", "empty", MAP]
-    assert truth.request_options(Sample("1", (), "?"), (1, 1), 8) is None
+    assert replaced == ["random", "repeat", "empty", MAP, "<PIXEL_1>"]
+    for one in truth, other:
+        assert one.request_options(Sample("1", (), "?"), (1, 1), 8) is None
+
+
+def test_content_of_another_picture_is_never_that_of_the_same():
+    pictures = [ImageRef(name, name) for name in "aabbc"]
+    samples = [
+        Sample(str(number), (picture,), "?", facts={"content": f"{number} {picture.name}"})
+        for number, picture in enumerate(pictures)
+    ]
+    samples += [Sample("without", (), "?"), BadRow("bad", "no image")]
+    others = contents_of_others(samples)
+    assert set(others) == set("01234")
+    assert all(others[str(number)][-1] != picture.name for number, picture in enumerate(pictures))
+    assert contents_of_others(samples[:2]) == {}

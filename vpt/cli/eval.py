@@ -85,8 +85,8 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
         "image), random (each crop is cut at a random position), truth (first call: the region of "
         "the evidence), phrase (first call: where --detector finds the row's look_for), mask (the "
         "model's own calls, crops narrowed to an object by --segmenter), content-random, "
-        "content-repeat, content-empty, content-truth (what is read in place of the depth maps "
-        "and boxes that the model writes); "
+        "content-repeat, content-empty, content-other, content-truth (what is read in place of the "
+        "depth maps and boxes that the model writes); "
         "tool-value: none, auto and the first three controls (default: auto)"
     )
     add_value(what, "--perception", "LIST", comma_list, words, ("auto",))

@@ -66,7 +66,7 @@ class Settings:
         num_workers: processes that draw.
         seed: of weights and pictures.
         tower_depth: blocks of the tower.
-        start: folder of a model whose tower is trained further; fresh if missing.
+        start: folder of a model whose tower is trained further, and that gets it; fresh if missing.
         muon_learning_rate: of the matrices between first and last layer; AdamW's if missing.
         scene_batch_size: views of rooms and counting scenes per step of the tower, in addition.
         rooms: folder of ``make-scenes``.
@@ -496,6 +496,19 @@ def put_together(settings: Settings) -> None:
     processor.save_pretrained(settings.output_dir)
 
 
+def put_into_start(settings: Settings) -> None:
+    """Make a model folder of the model that was the start, with its tower as trained."""
+    model = load_model(settings.start, device="cpu", dtype=torch.float32)
+    processor = VPTProcessor.from_pretrained(settings.start)
+    view = TowerView(model, processor)
+    state = torch.load(Path(settings.output_dir) / "tower.pt", weights_only=True)["trained"]
+    own = "view.visual."
+    weights = {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
+    view.visual.load_state_dict(weights)
+    model.save_pretrained(settings.output_dir)
+    processor.save_pretrained(settings.output_dir)
+
+
 def read_settings(file: Path, overrides: Sequence[str]) -> Settings:
     """Read a YAML, and ``key=value`` words that go before it.
 
@@ -541,6 +554,10 @@ def main() -> None:
         parser.error(str(exc))
     for encoder in settings.encoders:
         train_encoder(encoder, settings)
+    if settings.start:
+        put_into_start(settings)
+        tqdm.write(f"the model is in {settings.output_dir}")
+        return
     if unfinished := [encoder for encoder in ENCODERS if not is_finished(encoder, settings)]:
         tqdm.write(f"still to train: {', '.join(unfinished)}")
         return

@@ -31,6 +31,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS, branches_named, invite
 Row = dict[str, Any]
 
 _CHUNK = 250  # scenes per task of a worker
+_NUM_EASY = 3  # questions about a scene that are easy whatever is in it
 _INVITED = 0.1  # share of calls that the question asks for in so many words
 
 
@@ -53,7 +54,7 @@ class Stage:
     files: tuple[str, ...]
 
 
-_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings", "questions")
+_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings", "easy", "questions")
 PARTS = (
     Stage("stage-2", "train", 40_000, 2, ("captions",)),
     Stage("stage-3", "train", 40_000, 3, _STAGE_3),
@@ -110,6 +111,13 @@ def direct_listing_rows(scene: Scene, path: str, rng: np.random.Generator) -> It
     for _ in range(2):
         if told := listing(scene, rng):
             yield _row(told.text, told.answer, path)
+
+
+def easy_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """What the first look shows: what can be read at once, counts, colors and sides."""
+    asked = [question for question in reading_questions(scene, rng) if question.mode == "direct"]
+    for question in (*asked[:2], *(easy_question(scene, rng) for _ in range(_NUM_EASY))):
+        yield _row(question.text, question.answer, path)
 
 
 def question_entries(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
@@ -187,6 +195,7 @@ WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] =
     "listings": listing_rows,
     "direct": direct_rows,
     "direct_listings": direct_listing_rows,
+    "easy": easy_rows,
     "questions": question_entries,
     "heldout": question_entries,
 }

@@ -17,7 +17,15 @@ from vpt.errors import DataError, PromptError
 from vpt.evaluation.records import Record, RunFolder
 from vpt.evaluation.report import write_report
 from vpt.evaluation.results import RESULTS_VERSION, summarize, tool_value, totals
-from vpt.evaluation.runner import TOOL_VALUE, Condition, Decoding, Task, Work, find_conditions
+from vpt.evaluation.runner import (
+    TOOL_VALUE,
+    Condition,
+    Decoding,
+    Task,
+    Work,
+    contents_of_others,
+    find_conditions,
+)
 from vpt.evaluation.samples import BadRow, ImageRoots, Sample, hash_samples
 from vpt.evaluation.scores.table import SCORES
 from vpt.evaluation.splits import SPLITS, Split, find_split, read_split
@@ -201,7 +209,10 @@ class _SplitRun:
         self.score = SCORES[split.score]
         self.key = (split.name, condition.name)
         self.file = folder.records(*self.key)
-        self.task = Task(split.name, condition, split.prompt, self.score, split.max_new_tokens)
+        others = contents_of_others(planned.samples) if condition.other_content else {}
+        self.task = Task(
+            split.name, condition, split.prompt, self.score, split.max_new_tokens, others
+        )
         known = folder.read(*self.key)
         _check_unchanged(known, planned, folder)
         self.done = {s.id: known[s.id] for s in planned.samples if s.id in known}

@@ -22,8 +22,14 @@ RESULTS_VERSION = 1
 
 BASELINE = "none"
 OWN_CALLS = "auto"
-CONTENT_PAIRS = (("auto", "blank"), ("auto", "random"), ("truth", "auto"))
-"""Condition and baseline; they isolate the content of looks, their place, and missed evidence."""
+CONTENT_PAIRS = (
+    ("auto", "blank"),
+    ("auto", "random"),
+    ("truth", "auto"),
+    *(("auto", f"content-{how}") for how in ("random", "repeat", "empty", "other")),
+    ("content-truth", "auto"),
+)
+"""Condition and baseline; they isolate content and place of looks, missed evidence, drawings."""
 
 AMONG = ("all", "called")
 """Which samples: all, or those on which the model called."""
@@ -75,11 +81,36 @@ def summarize(
         "called": _mean([record.num_calls > 0 for record in answered]),
         "tokens": {key: sum(t["counts"][f"{key}_tokens"] for t in traces) for key in _TOKENS},
         "milliseconds": _mean([trace["timings"]["total"] for trace in traces]),
+        "per_solved": _per_solved(answered, score.name),
         "groups": {
             group: _interval([r for r in answered if r.group == group], score.name)
             for group in sorted(groups)
         },
     }
+
+
+def _per_solved(answered: Sequence[Record], score: str) -> dict[str, float] | None:
+    """Tokens that the LLM read and milliseconds, per sample solved; ``None`` if none was.
+
+    A score between 0 and 1 counts as so much of a solved sample.
+    """
+    scored = [r for r in answered if r.trace is not None and score in r.scores]
+    if not (solved := sum(max(record.scores[score], 0.0) for record in scored)):
+        return None
+    traces = [record.trace for record in scored if record.trace is not None]
+    return {
+        "tokens": sum(map(_tokens_read, traces)) / solved,
+        "milliseconds": sum(trace["timings"]["total"] for trace in traces) / solved,
+    }
+
+
+def _tokens_read(trace: Mapping[str, Any]) -> float:
+    """Tokens that the LLM read for a sample.
+
+    What was read for an earlier request counts as well: it depends on the order of samples.
+    """
+    counts = trace["counts"]
+    return float(counts["llm_tokens"] + counts.get("reused_tokens", 0))
 
 
 def totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -186,9 +217,7 @@ def tool_value(
 def _outcome(record: Record, score: str) -> _Outcome | None:
     if record.error is not None or record.trace is None or score not in record.scores:
         return None
-    counts, milliseconds = record.trace["counts"], record.trace["timings"]["total"]
-    # What was read for an earlier request counts as well: it depends on the order of samples.
-    tokens = counts["llm_tokens"] + counts.get("reused_tokens", 0)
+    tokens, milliseconds = _tokens_read(record.trace), record.trace["timings"]["total"]
     return _Outcome(record.scores[score], record.num_calls > 0, tokens, milliseconds)
 
 

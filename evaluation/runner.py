@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -36,6 +36,7 @@ class Condition:
         true_region: whether the first call is the region around the sample's evidence.
         phrase: whether the first call is where a detector finds the sample's phrase, ``look_for``.
         true_content: whether the sample's true ``content`` is read in place of the written one.
+        other_content: whether that of another sample is, see :func:`contents_of_others`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Condition:
     true_region: bool = False
     phrase: bool = False
     true_content: bool = False
+    other_content: bool = False
 
     @property
     def finders(self) -> set[str]:
@@ -51,15 +53,19 @@ class Condition:
         return {name for name, is_needed in needed.items() if is_needed}
 
     def request_options(
-        self, sample: Sample, size_wh: tuple[int, int], grid_size: int
+        self,
+        sample: Sample,
+        size_wh: tuple[int, int],
+        grid_size: int,
+        content_of_other: str | None = None,
     ) -> dict[str, Any] | None:
         """Options for one sample, or ``None`` if it cannot be asked so; the size is in pixels."""
-        for is_needed, option, fact in (
-            (self.phrase, "look_for", "look_for"),
-            (self.true_content, "replace_content", "content"),
+        for is_needed, option, value in (
+            (self.phrase, "look_for", sample.facts.get("look_for")),
+            (self.true_content, "replace_content", sample.facts.get("content")),
+            (self.other_content, "replace_content", content_of_other),
         ):
             if is_needed:
-                value = sample.facts.get(fact)
                 return None if value is None else {**self.options, option: value}
         if not self.true_region:
             return dict(self.options)
@@ -87,6 +93,7 @@ _CONTROLS = (
         for how in REPLACED_CONTENT
     ),
     Condition("content-truth", {"perception": "auto"}, true_content=True),
+    Condition("content-other", {"perception": "auto"}, other_content=True),
 )
 TOOL_VALUE = ("none", "auto", "blank", "random", "truth")
 """Conditions that together measure whether looking again helps."""
@@ -129,13 +136,36 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Task:
-    """A split (its name) under a condition; ``prompt`` makes the text put to the model."""
+    """A split (its name) under a condition.
+
+    Attributes:
+        prompt: makes the text put to the model.
+        others: see :func:`contents_of_others`.
+    """
 
     split: str
     condition: Condition
     prompt: Callable[[Sample], str]
     score: Score
     max_new_tokens: int
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+def contents_of_others(samples: Iterable[Sample | BadRow]) -> dict[str, str]:
+    """Id of each sample with a ``content`` -> that of one about another picture, if there is one.
+
+    It is the sample half the list away, or the next one after it.
+    """
+    known = [s for s in samples if isinstance(s, Sample) and s.facts.get("content")]
+    others = {}
+    for index, sample in enumerate(known):
+        middle = index + len(known) // 2
+        for number in range(middle, middle + len(known)):
+            other = known[number % len(known)]
+            if other.images != sample.images:
+                others[sample.id] = str(other.facts["content"])
+                break
+    return others
 
 
 @dataclass(frozen=True)
@@ -217,7 +247,8 @@ def options_of(
 ) -> dict[str, Any] | None:
     """Options of the request for a sample; ``None`` if the condition does not fit it."""
     size_wh = images[0].size_wh if images else (0, 0)
-    condition = task.condition.request_options(sample, size_wh, grid_size)
+    other = task.others.get(sample.id)
+    condition = task.condition.request_options(sample, size_wh, grid_size, other)
     if condition is None:
         return None
     return {

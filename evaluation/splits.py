@@ -83,6 +83,7 @@ _HUB = "https://huggingface.co/datasets"
 _VPT = f"{_HUB}/rp-yu/VPT_Datasets"
 _AURORA = "https://github.com/mahtabbigverdi/Aurora-perception"
 
+_MAKE_DRAWING = "Make it with the commands of docs/drawing.md."
 _WITH_CONTENT = 320
 """Tokens for an answer with a depth map (102) or dozens of boxes (4 each) before it."""
 
@@ -132,6 +133,24 @@ def _hardblink(num_points: int) -> Split:
         version=2,
         elsewhere=("hardblink/questions.jsonl",) if num_points == 3 else (),
         choices=tuple(LETTERS[:num_points]),
+    )
+
+
+def _embedded_points(num_points: int) -> Split:
+    folder = f"embedded/points-{num_points}"
+    return Split(
+        name=f"embedded_points_{num_points}",
+        about=f"which of {num_points} points is the closest, in generated rooms",
+        paper="",
+        license="Apache-2.0 (this project)",
+        how_to_get=_MAKE_DRAWING,
+        format="aurora",
+        file=f"{folder}/questions.jsonl",
+        score="multiple_choice",
+        prompt=ask_as_is,
+        max_new_tokens=_WITH_CONTENT,
+        choices=tuple(LETTERS[:num_points]),
+        written_to=f"data/{folder}/questions.jsonl",
     )
 
 
@@ -219,6 +238,22 @@ _TABLE = (
         score="exact_match",
         prompt=ask_as_is,
         written_to="data/embedded/heldout.jsonl",
+    ),
+    _embedded_points(2),
+    _embedded_points(3),
+    _embedded_points(5),
+    Split(
+        name="embedded_counting",
+        about="how many things of a kind there are, in generated images",
+        paper="",
+        license="Apache-2.0 (this project)",
+        how_to_get=_MAKE_DRAWING,
+        format="aurora",
+        file="embedded/counting/questions.jsonl",
+        score="count_accuracy",
+        prompt=ask_as_is,
+        max_new_tokens=_WITH_CONTENT,
+        written_to="data/embedded/counting/questions.jsonl",
     ),
 )  # fmt: skip
 

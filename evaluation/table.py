@@ -12,9 +12,12 @@ from vpt.view.wording import count_text
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A line per split and condition; ``n`` counts scored samples, failures are separate."""
+    """A line per split and condition; ``n`` counts scored samples, failures are separate.
+
+    Tokens are those that the LLM read, per sample and per solved sample.
+    """
     rows = [["split", "perception", "score", "n", "failed", "mean", "95 % interval"]]
-    rows[0] += ["chance", "called", "tokens"]
+    rows[0] += ["chance", "called", "tokens", "per solved"]
     for entry in results["splits"]:
         score, chance, called = (
             entry["scores"].get(entry["score"]),
@@ -32,6 +35,7 @@ def results_table(results: Mapping[str, Any]) -> str:
                 "-" if chance is None else f"{chance:.3f}",
                 "-" if called is None else f"{called:.2f}",
                 f"{entry['tokens']['llm'] / answered:.0f}" if answered else "-",
+                f"{solved['tokens']:.0f}" if (solved := entry.get("per_solved")) else "-",
             ]
         )
     return "\n".join(aligned(rows, num_left=3))

@@ -150,7 +150,8 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
     Questions are ``{"question_id", "image", "text", "category"}``, answers ``{"question_id",
     "text"}``; of an answer ``"(A)"`` the letter is taken. The category becomes the group. An
     answer that no question asks for is a bad row at the end. A question may have ``points``, as
-    :func:`vpt.evaluation.scores.regions.read_points` takes them; they become a fact.
+    :func:`vpt.evaluation.scores.regions.read_points` takes them, and ``content``, the text of its
+    true depth map or boxes; both become facts.
     """
     answers = _read_answers(_answer_file(file))
     folder = _image_folder(file)
@@ -170,7 +171,7 @@ def read_aurora(file: Path, images: ImageRoots) -> Iterator[Sample | BadRow]:
             question=question,
             answers=tuple(answers[name]),
             group=name_of(row, "category"),
-            facts={key: row[key] for key in ("points",) if row.get(key) is not None},
+            facts={key: row[key] for key in ("points", "content") if row.get(key) is not None},
         )
 
     yield from read_rows(read_entries(file), read_row, lambda row: text_of(row, "question_id"))

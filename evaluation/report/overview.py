@@ -14,6 +14,11 @@ _QUESTIONS = {
     ("auto", "blank"): "Does the content help?",
     ("auto", "random"): "Does the position help?",
     ("truth", "auto"): "Would the true region help more?",
+    ("auto", "content-random"): "Do its drawings help more than random ones?",
+    ("auto", "content-repeat"): "More than one code or box again and again?",
+    ("auto", "content-empty"): "More than empty ones?",
+    ("auto", "content-other"): "More than those of another picture?",
+    ("content-truth", "auto"): "Would true drawings help more?",
 }
 
 
@@ -28,6 +33,7 @@ class ScoreRow(NamedTuple):
     num_failed: int
     remarks: Sequence[str]  # reasons of failures, samples without a record
     tokens_per_sample: float | None  # read by the LLM, or else of prompt, calls and answer
+    tokens_per_solved: float | None
 
 
 class ToolRow(NamedTuple):
@@ -92,10 +98,13 @@ def _score_rows(entries: Iterable[Mapping[str, Any]]) -> Iterator[ScoreRow]:
         per_sample = None
         if tokens and num_answered > 0:
             per_sample = tokens.get("llm", sum(tokens.values())) / num_answered
+        per_solved = (entry.get("per_solved") or {}).get("tokens")
         chance = entry.get("chance")
         opens = entry["split"] != split
         remarks = list(_remarks(entry))
-        yield ScoreRow(entry, opens, colour, main, chance, num_failed, remarks, per_sample)
+        yield ScoreRow(
+            entry, opens, colour, main, chance, num_failed, remarks, per_sample, per_solved
+        )
         split = entry["split"]
 
 

@@ -14,6 +14,14 @@ import numpy as np
 from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
 from recipes.embedded.scenes import SIZE_PX, Item, Scene, is_crowded
 from vpt.boxes import GridBox
+from vpt.data.content_rows import (
+    ASK_COUNT_STEPS,
+    ASK_POINT_STEPS,
+    MAP_QUESTION,
+    POINT_QUESTION,
+    CategoryBoxes,
+    counting_rows,
+)
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
 _ASKED = {
@@ -153,6 +161,17 @@ def all_texts() -> Iterator[str]:
         yield from (word, f"the {word}")
     yield from ("right", INVITE_REGION, INVITE_REENCODE)
     yield from ("the red tag", "the blue board", "the green thing", "sign card label box")
+    yield from _content_texts()
+
+
+def _content_texts() -> Iterator[str]:
+    """Of answers in which a depth map or boxes are written."""
+    yield from (MAP_QUESTION, f"{POINT_QUESTION} {ASK_POINT_STEPS}", ASK_COUNT_STEPS)
+    places, levels = (", ".join(f"{x} {y}" for x in "ABCDE") for y in ("at x 1 y 2", "12"))
+    yield f"Points: {places}. Depth map: Nearness: {levels}. The answer is (A)."
+    for kind in SHAPES:
+        for row in counting_rows("", CategoryBoxes(kind, ())):
+            yield from (message["content"] for message in row["messages"])
 
 
 def _word(family: str, rng: np.random.Generator, **names: str) -> str:

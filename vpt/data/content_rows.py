@@ -188,7 +188,7 @@ class CategoryBoxes:
 
 def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
     """Rows about a category of a picture: boxes, count in steps, count at once."""
-    written = ", ".join(format_pixel_box(box) for box in found.boxes)
+    written = _say_boxes(found)
     count, boxes = len(found.boxes), [list(box) for box in found.boxes]
     note = {"category": found.category, "count": count, "boxes": boxes}
     objects = say_plural(found.category)
@@ -208,9 +208,13 @@ def counting_question(
     """Question and answer in HardBLINK's layout, to evaluate a model with."""
     name = {"question_id": f"{number} {found.category}"}
     category = {"category": "few" if len(found.boxes) <= _FEW else "many"}
-    boxes = {"boxes": [list(box) for box in found.boxes]}
+    boxes = {"boxes": [list(box) for box in found.boxes], "content": _say_boxes(found)}
     question = {**name, "image": image, "text": found.question, **category, **boxes}
     return question, {**name, "text": str(len(found.boxes)), **category}
+
+
+def _say_boxes(found: CategoryBoxes) -> str:
+    return ", ".join(format_pixel_box(box) for box in found.boxes)
 
 
 def read_count(answer: str) -> int | None:

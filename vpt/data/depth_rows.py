@@ -20,6 +20,7 @@ from vpt.data.rows import read_entries
 from vpt.depth.maps import SUFFIXES, Floats, depth_at, read_map
 from vpt.errors import DataError
 from vpt.images import load_image
+from vpt.protocol.calls import format_depth
 from vpt.protocol.tokens import RELEASED_DEPTH_CELLS, RELEASED_DEPTH_CODES
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _make_one(
     first = nearest(points)
     about = {"category": f"{recipe.rule.layout}, {len(points)} points"}
     question = {"question_id": number, "image": path, "text": POINT_QUESTION, **about}
-    question |= {"points": [asdict(point) for point in points], **note}
+    question |= {"points": [asdict(point) for point in points], "content": format_depth(codes)}
+    question |= note
     answer = {"question_id": number, "text": f"({first.letter})", **about}
     counts.update({f"{len(points)} points": 1, f"answer {first.letter}": 1})
     counts["lowest is nearest"] += max(points, key=lambda point: point.y) == first

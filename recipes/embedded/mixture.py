@@ -1,0 +1,102 @@
+"""One file of rows for a stage with tasks of very different lengths.
+
+Run ``python -m recipes.embedded.mixture data/embedded/instructions.jsonl=0.3
+data/drawing/depth_steps.jsonl=0.7 --steps 1000 --batch-size 24 --out data/mixture``. Every batch
+has rows of one file and of similar length, so little is padding, and a task whose answer is one
+token counts as much as one with a hundred. The batches are shuffled; training must not be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vpt.data.curriculum import read_rows
+from vpt.data.rows import Row, dataset_entry, write_dataset_info
+from vpt.files import write_atomic
+
+_SORTED = 8  # batches' worth of rows that are sorted by length together
+
+
+def batches_of(
+    rows: Sequence[Row], batch_size: int, rng: np.random.Generator
+) -> Iterator[list[Row]]:
+    """Batches without end of rows of similar length; all rows occur about equally often."""
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < _SORTED * batch_size:
+            waiting += rng.permutation(len(rows)).tolist()
+        taken = sorted(waiting[: _SORTED * batch_size], key=lambda index: _length(rows[index]))
+        waiting = waiting[_SORTED * batch_size :]
+        for number in rng.permutation(_SORTED):
+            chosen = taken[number * batch_size : (number + 1) * batch_size]
+            yield [rows[index] for index in chosen]
+
+
+def mix(
+    parts: Sequence[tuple[Sequence[Row], float]], steps: int, batch_size: int, seed: int
+) -> Iterator[list[Row]]:
+    """The batches of a training.
+
+    Args:
+        parts: rows, and their share of the batches.
+        steps: number of batches.
+        batch_size: rows of a batch.
+        seed: of the order.
+    """
+    rng = np.random.default_rng(seed)
+    sources = [batches_of(rows, batch_size, rng) for rows, _ in parts]
+    shares = np.array([share for _, share in parts])
+    for number in rng.choice(len(parts), steps, p=shares / shares.sum()):
+        yield next(sources[number])
+
+
+def _length(row: Row) -> int:
+    """A measure of the tokens of a row: words, marks and control tokens of its turns."""
+    images = sum(len(value) for key, value in row.items() if key.endswith("images"))
+    text = "".join(message["content"] for message in row["messages"])
+    return text.count(" ") + text.count("<") + 100 * images
+
+
+def _part(text: str) -> tuple[Path, float]:
+    file, _, share = text.rpartition("=")
+    if not file:
+        raise argparse.ArgumentTypeError(f"expected FILE=SHARE, got {text!r}")
+    return Path(file), float(share)
+
+
+def main() -> None:
+    """Write the rows, and the index by which training configs name them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("parts", type=_part, nargs="+", metavar="FILE=SHARE")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    parts: list[tuple[list[dict[str, Any]], float]] = []
+    for file, share in args.parts:
+        if not file.is_file():
+            parser.error(f"there is no {file}")
+        parts.append((read_rows(file, args.out), share))
+    args.out.mkdir(parents=True, exist_ok=True)
+    batches = tqdm(mix(parts, args.steps, args.batch_size, args.seed), total=args.steps)
+    columns = dataset_entry("mixture.jsonl")["columns"]
+    lines = (
+        json.dumps({column: row[column] for column in columns}, ensure_ascii=False) + "\n"
+        for batch in batches
+        for row in batch
+    )
+    write_atomic("".join(lines), args.out / "mixture.jsonl")
+    info = {"mixture": dataset_entry("mixture.jsonl")}
+    write_dataset_info(info, args.out / "dataset_info.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,9 @@
 
 Run ``python benchmarks/aurora_models.py count --data data/aurora/count-heldout
 --model models/aurora/count --direct models/aurora/count-direct``, or ``depth`` likewise with the
-depth tokenizer. The first model is asked to write down the steps, the second to answer at once.
-Intervals are 95 % ones: of Wilson for shares, of the bootstrap over pairs for the difference.
+depth tokenizer. The first model is asked to write down the steps, unless ``--plain``, the second to
+answer at once. Intervals are 95 % ones: of Wilson for shares, of the bootstrap over pictures for
+the difference.
 ``--picture`` draws what the first questions made the model write, beside what is there.
 """
 
@@ -12,17 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from aurora_pictures import draw_boxes, draw_maps, true_maps, written_boxes
+from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 import vpt
 from vpt.boxes import iou
 from vpt.data import content_rows
-from vpt.depth.maps import answer_from_map
+from vpt.depth.maps import answer_from_map, depth_at
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.evaluation.intervals import Interval, difference_interval, wilson_interval
 from vpt.runtime import Answer, Runtime
@@ -43,15 +46,20 @@ def read_entries(folder: Path, limit: int | None) -> list[dict[str, Any]]:
 
 
 def ask_all(
-    runtime: Runtime, entries: Sequence[Entry], folder: Path, suffix: str, batch_size: int
+    runtime: Runtime,
+    entries: Sequence[Entry],
+    folder: Path,
+    suffix: str,
+    batch_size: int,
+    max_calls: int,
 ) -> list[Answer]:
-    """Answers in order; calls of branches are not permitted, content is."""
+    """Answers in order; content is permitted, and so many calls of branches."""
     requests = [
         {
             "images": str(folder / entry["image"]),
             "question": f"{entry['text']} {suffix}".strip(),
             "max_new_tokens": _MAX_NEW_TOKENS,
-            "max_calls": 0,
+            "max_calls": max_calls,
         }
         for entry in entries
     ]
@@ -73,7 +81,7 @@ def depth_facts(
     entries: Sequence[Entry], answers: Sequence[Answer], folder: Path, tokenizer: DepthTokenizer
 ) -> dict[str, str]:
     """What the written maps and places are worth."""
-    whole, on_map, supported, off = [], [], [], []
+    whole, on_map, supported, off, in_order = [], [], [], [], []
     errors: list[tuple[float, float]] = []
     for entry, answer in zip(entries, answers, strict=True):
         codes = answer.trace.map_codes
@@ -85,11 +93,15 @@ def depth_facts(
             written = tokenizer.decode(codes)
             depth, best = true_maps(entry, folder, tokenizer)
             errors.append((np.abs(written - depth).mean(), np.abs(best - depth).mean()))
+            for one, other in combinations(entry["points"], 2):
+                at_one, at_other = (depth_at(written, p["x"], p["y"]) for p in (one, other))
+                in_order.append((at_one > at_other) == (one["depth"] > other["depth"]))
             read = answer_from_map(written, true)
             on_map.append(f"({read.nearest})" == entry["answer"])
             supported.append(read.nearest == content_rows.read_letter(answer.text))
     return {
         "wrote a whole map": share(whole),
+        "pairs of points in order on the written map": share(in_order),
         "the written map shows the right point": share(on_map),
         "the written map supports the answer": share(supported),
         "mean error of the written map, of its true codes": "{:.3f}, {:.3f}".format(
@@ -103,19 +115,24 @@ def depth_facts(
 
 def count_facts(entries: Sequence[Entry], answers: Sequence[Answer]) -> dict[str, str]:
     """What the written boxes are worth."""
-    as_many, found, real = [], [], []
+    as_many, found, num_true, num_written = [], 0, 0, 0
     for entry, answer in zip(entries, answers, strict=True):
         boxes = written_boxes(answer)
+        num_true += len(entry["boxes"])
         if not boxes:
             continue
+        num_written += len(boxes)
         as_many.append(len(boxes) == content_rows.read_count(answer.text))
         overlap = np.array([[iou(box, tuple(true)) for true in entry["boxes"]] for box in boxes])
-        found += list(overlap.max(0) >= 0.5)
-        real += list(overlap.max(1) >= 0.5)
+        pairs = linear_sum_assignment(overlap >= 0.5, maximize=True)
+        found += int((overlap[pairs] >= 0.5).sum())
+    if not as_many:
+        return {"the answer is the number of written boxes": "-"}
     return {
         "the answer is the number of written boxes": share(as_many),
-        "true boxes that were written (IoU 0.5)": share(found),
-        "written boxes that are true (IoU 0.5)": share(real),
+        "true boxes that were written (IoU 0.5)": f"{found / num_true:.3f} of {num_true}",
+        "written boxes that are true (IoU 0.5)": f"{found / num_written:.3f} of {num_written}",
+        "F1 of boxes (IoU 0.5)": f"{2 * found / (num_true + num_written):.3f}",
     }
 
 
@@ -142,6 +159,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the first questions: .png or .jpg")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-calls", type=int, default=0, help="calls of branches (default: 0)")
+    parser.add_argument("--plain", action="store_true", help="do not ask for the steps")
     args = parser.parse_args()
     if not (args.data / "questions.jsonl").is_file():
         parser.error(f"--data: there is no {args.data / 'questions.jsonl'}; make it with vpt data")
@@ -157,14 +176,13 @@ def main() -> None:
         "depth": (content_rows.ASK_POINT_STEPS, right_depth),
         "count": (content_rows.ASK_COUNT_STEPS, right_count),
     }[args.task]
+    how = args.batch_size, args.max_calls
     runtime = vpt.load(args.model, device="cpu")
-    steps = ask_all(runtime, entries, args.data, suffix, args.batch_size)
+    steps = ask_all(runtime, entries, args.data, "" if args.plain else suffix, *how)
     right = [*map(is_right, entries, steps)]
     rows = {"through its own content": share(right)}
     if args.direct:
-        direct = ask_all(
-            vpt.load(args.direct, device="cpu"), entries, args.data, "", args.batch_size
-        )
+        direct = ask_all(vpt.load(args.direct, device="cpu"), entries, args.data, "", *how)
         right_at_once = [*map(is_right, entries, direct)]
         rows["from direct labels"] = share(right_at_once)
         rows["difference"] = say(difference_interval(right, right_at_once))

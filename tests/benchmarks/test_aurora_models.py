@@ -36,6 +36,9 @@ def test_boxes_are_matched_with_the_true_ones():
     assert facts["the answer is the number of written boxes"].startswith("1.000")
     assert facts["true boxes that were written (IoU 0.5)"].startswith("0.500")
     assert facts["written boxes that are true (IoU 0.5)"].startswith("0.500")
+    assert facts["F1 of boxes (IoU 0.5)"] == "0.500"
+    twice = answer("The answer is 2.", [(0, 0, 10, 10), (0, 0, 10, 9)])  # only one is right
+    assert aurora_models.count_facts([entry], [twice])["F1 of boxes (IoU 0.5)"] == "0.500"
     assert set(aurora_models.count_facts([entry], [answer("2")]).values()) == {"-"}
 
 
@@ -49,9 +52,12 @@ def folder(tmp_path_factory):
     DepthTokenizer(SHAPE.build(3), SHAPE).save(folder / "tokenizer")
     noise(1).save(folder / "a.png")
     noise(2).convert("L").save(folder / "map.png")
-    point = {"letter": "A", "x": 10, "y": 10}
+    point = {"letter": "A", "x": 10, "y": 10, "depth": 0.9}
     question = {"question_id": 1, "image": "a.png", "map": "map.png", "text": "?"}
-    question |= {"boxes": [[0, 0, 9, 9]], "points": [point, {**point, "letter": "B", "x": 300}]}
+    question |= {
+        "boxes": [[0, 0, 9, 9]],
+        "points": [point, {**point, "letter": "B", "x": 300, "depth": 0.1}],
+    }
     (folder / "questions.jsonl").write_text(json.dumps(question))
     (folder / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "1"}))
     return folder

@@ -14,7 +14,7 @@ from recipes.__main__ import main
 from recipes.embedded.handwriting import digit_pictures, write_digit
 from recipes.embedded.labels import CONTENTS, HEADS, IGNORE, label_view
 from recipes.embedded.looks import LOOKS, background
-from recipes.embedded.make import PARTS, answering_row, make_part, write_index
+from recipes.embedded.make import PARTS, answering_row, easy_rows, make_part, write_index
 from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, shape_mask, texture
 from recipes.embedded.questions import (
     caption,
@@ -200,6 +200,17 @@ def test_sheets_are_full_and_seeded(draw):
     assert len(one.items) >= 6
 
 
+@scenes
+def test_easy_rows_need_no_call(kind):
+    scene = draw_scene(rng(7), "train", kind)
+    rows = list(easy_rows(scene, "a.jpg", rng(7)))
+    assert 3 <= len(rows) <= 5
+    for row in rows:
+        assert len(row["messages"]) == 2
+        assert row["images"] == ["a.jpg"]
+        assert not any(row[column] for column in row if column.endswith("_images"))
+
+
 def test_rows_call_as_the_scene_demands():
     taken = set()
     for seed in range(40):
@@ -226,8 +237,8 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json*")}
     assert set(files) == {
         *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "listings.jsonl"),
-        *("direct.jsonl", "direct_listings.jsonl", "questions.jsonl", "heldout.jsonl"),
-        "dataset_info.json",
+        *("direct.jsonl", "direct_listings.jsonl", "easy.jsonl", "questions.jsonl"),
+        *("heldout.jsonl", "dataset_info.json"),
     }
     picture = tmp_path / "stage-2" / "000001.jpg"
     before = picture.read_bytes()

@@ -22,6 +22,7 @@ from recipes.embedded.vision import (
     Views,
     is_finished,
     main,
+    put_into_start,
     put_together,
     read_settings,
     train_encoder,
@@ -89,6 +90,23 @@ def test_a_tower_may_start_from_that_of_a_model(tmp_path):
     expected = load_model("vpt/embedded", device="cpu", dtype=torch.float32).model.visual
     for name, value in expected.state_dict().items():
         assert torch.equal(trained[f"view.visual.{name}"], value)
+
+
+def test_a_further_trained_tower_is_put_into_its_model(tmp_path):
+    chosen = settings(tmp_path, steps={"tower": 1}, start="vpt/embedded", encoders=("tower",))
+    train_encoder("tower", chosen)
+    put_into_start(chosen)
+    trained = torch.load(tmp_path / "tower.pt", weights_only=True)["trained"]
+    model, start = (
+        load_model(folder, device="cpu", dtype=torch.float32).state_dict()
+        for folder in (str(tmp_path), "vpt/embedded")
+    )
+    assert set(model) == set(start)
+    towers = [name for name in model if ".visual." in name]
+    for name in towers:
+        assert torch.equal(model[name], trained[f"view.visual.{name.split('visual.')[1]}"])
+    assert any(not torch.equal(model[name], start[name]) for name in towers)
+    assert all(torch.equal(model[name], start[name]) for name in set(model) - set(towers))
 
 
 def test_heads_count_something_and_nothing_apart():

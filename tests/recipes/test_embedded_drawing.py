@@ -1,0 +1,159 @@
+"""The last stage of the embedded model: rows with a second look, mixtures, a small tokenizer."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawing import SHAPE
+from PIL import Image
+
+from recipes.embedded import drawing, mixture, shrink
+from recipes.embedded.drawing import looking_row
+from recipes.embedded.mixture import mix
+from vpt.data.content_rows import ASK_COUNT_STEPS, CategoryBoxes, counting_rows
+from vpt.data.rows import read_entries
+from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "recipes" / "embedded" / "train.sh"
+STEPS = counting_rows("a.jpg", CategoryBoxes("star", ((0, 0, 9, 9),)))[1]
+
+
+def say(row):
+    return [message["content"] for message in row["messages"]]
+
+
+@pytest.mark.parametrize("invited", [True, False])
+def test_the_own_tower_is_called_before_the_answer(invited):
+    tower = BRANCH_TOKENS[TOWER]
+    row = looking_row(STEPS, invited=invited)
+    asked, call, seen, answered = say(row)
+    assert (call, seen, answered) == (tower.call, tower.placeholder, say(STEPS)[1])
+    assert asked.endswith(ASK_COUNT_STEPS) == invited
+    assert asked.startswith("<image>\nHow many stars are in the image?")
+    assert row["images"] == row[tower.column] == ["a.jpg"]
+
+
+def test_files_of_rows_get_calls_and_paths_from_their_new_place(tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "count_steps.jsonl").write_text(json.dumps(STEPS))
+    words = ["drawing", "--rows", tmp_path / "rows", "--out", tmp_path / "new" / "train"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    drawing.main()
+    (row,) = read_entries(tmp_path / "new" / "train" / "count_steps.jsonl")
+    assert row["images"] == row["clip_images"] == ["../../rows/a.jpg"]
+    assert list(json.loads((tmp_path / "new" / "train" / "dataset_info.json").read_text())) == [
+        "count_steps"
+    ]
+
+
+def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):
+    words = ["drawing", "--rows", tmp_path, "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    with pytest.raises(SystemExit):
+        drawing.main()
+    assert "no rows in" in capsys.readouterr().err
+
+
+def row_of(words):
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
+    return {"messages": messages, "images": []}
+
+
+def test_batches_of_a_mixture_are_of_one_kind_and_of_similar_length():
+    short = [row_of("a " * number) for number in range(40)]
+    long = [row_of("b " * number) for number in range(200, 230)]
+    batches = list(mix([(short, 0.75), (long, 0.25)], 200, 4, 1))
+    assert {len(batch) for batch in batches} == {4}
+    kinds = [{say(row)[0][:1] for row in batch} for batch in batches]
+    assert all(len(kind - {""}) == 1 for kind in kinds)
+    assert 120 < sum("b" not in kind for kind in kinds) < 180
+    spread = [max(n) - min(n) for n in ([len(say(row)[0]) for row in batch] for batch in batches)]
+    assert np.mean(spread) < 20  # of 80 characters
+    used = [say(row)[0] for batch in batches for row in batch if "a" in say(row)[0]]
+    counts = [used.count(say(row)[0]) for row in short[1:]]
+    assert max(counts) - min(counts) <= 2  # all are used alike
+    assert list(mix([(short, 1)], 3, 4, 1)) != list(mix([(short, 1)], 3, 4, 2))
+
+
+def test_a_mixture_is_written_as_one_file(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        row = {**looking_row(STEPS), "note": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    words = ["mixture", f"{tmp_path}/one.jsonl=0.5", f"{tmp_path}/two.jsonl=0.5"]
+    words += ["--steps", "3", "--batch-size", "2", "--out", tmp_path / "mix"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    mixture.main()
+    rows = read_entries(tmp_path / "mix" / "mixture.jsonl")
+    assert len(rows) == 6
+    assert {tuple(row["images"]) for row in rows} == {("../a.jpg",)}
+    assert "note" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("none.jsonl=1", "there is no none.jsonl"), ("rows", "FILE=SHARE")]
+)
+def test_a_mixture_of_nothing_is_refused(tmp_path, monkeypatch, capsys, part, message):
+    words = ["mixture", part, "--steps", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        mixture.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_small_tokenizer_learns_the_codes_of_a_large_one(tmp_path, monkeypatch, capsys):
+    teacher = DepthTokenizer(SHAPE.build(3), SHAPE)
+    teacher.save(tmp_path / "teacher")
+    (tmp_path / "maps").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        values = rng.integers(0, 256, (2, 2), dtype=np.uint8)
+        image = Image.fromarray(values).resize((64, 64), Image.Resampling.BICUBIC)
+        image.save(tmp_path / "maps" / f"{number}.png")
+    words = ["shrink", tmp_path / "teacher", tmp_path / "small", "--steps", 60, "--hidden-dim", 2]
+    words += ["--maps", tmp_path / "maps", "--heldout", tmp_path / "maps"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    shrink.main()
+    told = re.search(
+        r"4 maps: ([\d.]+) of the codes are equal; squared error ([\d.]+)", capsys.readouterr().out
+    )
+    small = load_depth_tokenizer(tmp_path / "small")
+    assert small.config.hidden_dim == 2
+    assert torch.equal(small.network.codebook.vectors, teacher.network.codebook.vectors)
+    untrained = shrink.shrink(teacher, sorted((tmp_path / "maps").iterdir()), hidden_dim=2, steps=1)
+    files = sorted((tmp_path / "maps").iterdir())
+    before = re.search("squared error ([0-9.]+)", shrink.compare(teacher, untrained, files))
+    assert float(told[2]) < float(before[1])
+
+
+def test_the_whole_recipe_names_what_there_is():
+    assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
+    text = SCRIPT.read_text()
+    stages = re.findall(r"^(?:vision|language|with_muon) (\S+)$", text, re.MULTILINE)
+    configs = {file.stem for file in (ROOT / "configs" / "embedded").glob("[0-9]-*.yaml")}
+    assert set(stages) == configs - {"3-baseline"}
+    assert stages == sorted(stages)
+    for module in re.findall(r"-m (recipes\.\S+)", text):
+        assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file(), module
+
+
+def test_the_whole_recipe_stops_at_a_step_that_made_nothing(tmp_path):
+    """With commands that do nothing it ends at the first, and says which."""
+    for name in ("python", "vpt", "llamafactory-cli"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
+        (tmp_path / name).chmod(0o755)
+    copy = tmp_path / "recipes" / "embedded" / "train.sh"
+    copy.parent.mkdir(parents=True)
+    copy.write_text(SCRIPT.read_text())
+    path = f"{tmp_path}:/usr/bin:/bin"
+    ended = subprocess.run(
+        ["bash", copy], capture_output=True, text=True, env={"PATH": path}, check=False
+    )
+    assert ended.returncode == 1
+    assert "ended without data/embedded/dataset_info.json" in ended.stderr

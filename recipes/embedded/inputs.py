@@ -1,6 +1,7 @@
 """Fits and measures the test by which the embedded model recognises the images it is meant for.
 
-Run ``python -m recipes.embedded.inputs --data data/embedded --model vpt/embedded``.
+Run ``python -m recipes.embedded.inputs --kinds data/embedded/stage-3 --heldout
+data/embedded/heldout --model vpt/embedded``; each folder has images of a kind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import argparse
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from vpt.model.folder import read_json
 from vpt.model.intended import IntendedInputs, image_features
 
 DESCRIPTION = "drawn pictures such as those in examples, not photos"
-NUM_IMAGES = 1000
+NUM_IMAGES = 1000  # of each kind
 PASSED = 0.995  # share of the training images, as drawn and saved again
 _SEED = 0
 _SCALES, _QUALITIES = (0.4, 2.5), (40, 95)
@@ -47,21 +47,29 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def fit(images: Iterable[Image.Image]) -> IntendedInputs:
-    """Fit the distribution to images, each as it is and saved again.
+def fit(kinds: Iterable[Iterable[Image.Image]]) -> IntendedInputs:
+    """Fit a distribution to the images of each kind, each image as it is and saved again.
 
     Raises:
         CheckpointError: if there are too few.
     """
+    fitted = [np.array(part) for part in zip(*map(_fit_kind, kinds), strict=True)]
+    return IntendedInputs(DESCRIPTION, *fitted)
+
+
+def _fit_kind(
+    images: Iterable[Image.Image],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Mean, precision and limit."""
     rng = np.random.default_rng(_SEED)
     both = [one for image in images for one in (image, save_again(image, rng))]
     if len(both) < 200:
         raise CheckpointError(f"expected at least 100 training images, found {len(both) // 2}")
     features = np.array([image_features(image) for image in both])
     mean, precision = map(_rounded, (features.mean(0), np.linalg.inv(np.cov(features.T))))
-    unlimited = IntendedInputs(DESCRIPTION, mean, precision, np.inf)
-    limit = np.quantile([unlimited.distance(image) for image in both], PASSED)
-    return replace(unlimited, limit=round(float(limit), 2))
+    offsets = features - mean
+    squares = np.einsum("ni,ij,nj->n", offsets, precision, offsets)
+    return mean, precision, round(float(np.quantile(squares, PASSED)), 2)
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,7 +92,7 @@ def measure(
     for name, images in sets.items():
         if not images:
             continue
-        num_warned = sum(inputs.distance(image) > inputs.limit for image in images)
+        num_warned = sum(inputs.distance(image) > 1 for image in images)
         num_wrong = len(images) - num_warned if "photos" in name else num_warned
         found = wilson_interval(num_wrong, len(images))
         kind = "misses" if "photos" in name else "false alarms"
@@ -108,16 +116,17 @@ def write_setting(inputs: IntendedInputs, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit, write and measure what the arguments name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="made by make-embedded")
+    parser.add_argument("--kinds", type=Path, nargs="+", required=True, help="folders of images")
+    parser.add_argument("--heldout", type=Path, nargs="+", required=True, help="others, to measure")
     parser.add_argument("--model", type=Path, required=True, help="model folder to write into")
     parser.add_argument("--photos", type=Path, help="folder of photos, to count misses")
     args = parser.parse_args(argv)
     try:
-        inputs = fit(read_images(args.data / "stage-3", NUM_IMAGES))
+        inputs = fit(read_images(folder, NUM_IMAGES) for folder in args.kinds)
         write_setting(inputs, args.model)
     except CheckpointError as exc:
         parser.error(str(exc))
-    drawn = read_images(args.data / "heldout")
+    drawn = [image for folder in args.heldout for image in read_images(folder, NUM_IMAGES)]
     photos = read_images(args.photos) if args.photos else []
     print_out("| images | n | error | number | share [95 % interval] |\n|---|---|---|---|---|")
     for row in measure(inputs, drawn, photos):

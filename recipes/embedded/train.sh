@@ -82,5 +82,6 @@ with_muon 7-drawing
 # Package
 
 run "$target/config.json" python -m recipes.embedded.pack $models/7-drawing "$target"
-python -m recipes.embedded.inputs --data data/embedded --model "$target"
+python -m recipes.embedded.inputs --kinds data/embedded/stage-3 $rows/depth/marked $scenes/counting/train/images \
+  --heldout data/embedded/heldout data/embedded/points-3/marked $scenes/counting/heldout/images --model "$target"
 echo "the model is in $target"

@@ -48,9 +48,7 @@ def variants(image):
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos of HardBLINK are not here")
 def test_photos_are_not(shipped):
     photos = recipe.read_images(PHOTOS)[::8]
-    assert all(
-        shipped.intended_inputs.distance(one) > shipped.intended_inputs.limit for one in photos
-    )
+    assert all(shipped.intended_inputs.distance(one) > 1 for one in photos)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 3), (448, 448)])
@@ -107,7 +105,8 @@ def test_the_setting_is_saved_extended_and_gone_with_adapters(shipped, tmp_path,
     assert load_config(tmp_path / "same").intended_inputs == before
     words = ("--base", tmp_path / "same", "--content", "boxes", "--out", tmp_path / "boxes")
     assert run("init", *words)[0] == 0
-    assert vpt.load(tmp_path / "boxes").intended_inputs.to_dict() == before
+    again = vpt.load(tmp_path / "boxes").intended_inputs
+    assert again.to_dict() == IntendedInputs.read(before).to_dict()
 
     peft = pytest.importorskip("peft")
     model = vpt.load(tmp_path / "same", device="cpu").model
@@ -125,6 +124,9 @@ def test_the_setting_is_saved_extended_and_gone_with_adapters(shipped, tmp_path,
         {"precision": [[1, 2], [3]]},
         {"limit": "far"},
         {"limit": float("nan")},
+        {"limit": []},
+        {"limit": [1, 2]},
+        {"mean": [[0.0] * NUM_FEATURES] * 2, "precision": [EYE], "limit": [1, 2]},
         {"description": 3},
         {"threshold": 2},
     ],
@@ -151,7 +153,8 @@ def test_the_recipe_fits_writes_and_measures(tmp_path, capsys):
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             image.save(tmp_path / folder / f"{number:03d}.png")
     (tmp_path / "config.json").write_text("{}")
-    words = ["--data", tmp_path, "--model", tmp_path, "--photos", tmp_path / "photos"]
+    words = ["--kinds", tmp_path / "stage-3", "--heldout", tmp_path / "heldout"]
+    words += ["--model", tmp_path, "--photos", tmp_path / "photos"]
     recipe.main([*map(str, words)])
     IntendedInputs.read(json.loads((tmp_path / "config.json").read_text())["intended_inputs"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -160,4 +163,16 @@ def test_the_recipe_fits_writes_and_measures(tmp_path, capsys):
     ] * 2
     assert int(rows[0][3]) <= 3 and int(rows[3][3]) <= 3
     with pytest.raises(CheckpointError, match="expected at least 100 training images, found 20"):
-        recipe.fit(recipe.read_images(tmp_path / "heldout"))
+        recipe.fit([recipe.read_images(tmp_path / "heldout")])
+
+
+def test_an_image_of_one_of_several_kinds_is_intended():
+    image = Image.new("RGB", (64, 64), (90, 90, 90))
+    here = image_features(image).tolist()
+    far = [value + 100 for value in here]
+    one = IntendedInputs.read({**SETTING, "mean": far})
+    assert one.distance(image) > 1
+    assert one.to_dict()["limit"] == [1.0]
+    both = {**SETTING, "mean": [far, here], "precision": [EYE, EYE], "limit": [1, 2]}
+    assert IntendedInputs.read(both).distance(image) == 0
+    assert IntendedInputs.read(both).warnings([vpt.load_image(image)]) == []

@@ -22,38 +22,45 @@ _BRIGHTNESS = (2, 25, 50, 75, 98)  # percentiles
 
 @dataclass(frozen=True, eq=False)
 class IntendedInputs:
-    """The images that a model was trained on, as a normal distribution of their features.
+    """The images that a model was trained on, as K normal distributions of their features.
 
-    An image is of this kind if its squared Mahalanobis distance is within the limit.
-    ``python -m recipes.embedded.inputs`` fits and measures it for the shipped model.
+    An image is of these kinds if its squared Mahalanobis distance from one of them is within the
+    limit of that one. ``python -m recipes.embedded.inputs`` fits them for the shipped model.
 
     Attributes:
         description: of the images, for people.
-        mean: ``[9]``, of :func:`image_features`.
-        precision: ``[9, 9]``, inverse of the covariance.
-        limit: largest squared distance.
+        mean: ``[K, 9]``, of :func:`image_features`.
+        precision: ``[K, 9, 9]``, inverse of the covariance.
+        limit: ``[K]``, largest squared distance.
     """
 
     description: str
     mean: NDArray[np.float64]
     precision: NDArray[np.float64]
-    limit: float
+    limit: NDArray[np.float64]
     _distances: WeakKeyDictionary[LoadedImage, float] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False
     )
 
     @classmethod
     def read(cls, setting: Any) -> IntendedInputs:
-        """Read ``intended_inputs`` of a configuration; ``CheckpointError`` if it is malformed."""
+        """Read ``intended_inputs`` of a configuration; ``CheckpointError`` if it is malformed.
+
+        Of a single kind, the numbers may be without the dimension of the kinds.
+        """
         fields = ("description", "mean", "precision", "limit")
         try:
             description, *numbers = (setting[name] for name in fields)
             mean, precision, limit = (np.array(one, dtype=np.float64) for one in numbers)
+            if not limit.ndim:
+                mean, precision, limit = mean[None], precision[None], limit[None]
             shapes = mean.shape, precision.shape, limit.shape
+            kinds = len(limit)
             is_whole = (
                 isinstance(description, str)
                 and set(setting) == set(fields)
-                and shapes == ((NUM_FEATURES,), (NUM_FEATURES, NUM_FEATURES), ())
+                and shapes == ((kinds, NUM_FEATURES), (kinds, NUM_FEATURES, NUM_FEATURES), (kinds,))
+                and kinds > 0
                 and all(np.isfinite(one).all() for one in (mean, precision, limit))
             )
         except (KeyError, TypeError, ValueError):
@@ -61,10 +68,10 @@ class IntendedInputs:
         if not is_whole:
             raise CheckpointError(
                 "intended_inputs must have a description, a mean of 9 numbers, a precision of 9 "
-                f"rows of 9 numbers and a limit, not {repr(setting)[:80]}; copy it from where the "
-                "model was saved, or remove it"
+                "rows of 9 numbers and a limit, or equally long lists of these, not "
+                f"{repr(setting)[:80]}; copy it from where the model was saved, or remove it"
             )
-        return cls(description, mean, precision, float(limit))
+        return cls(description, mean, precision, limit)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting that :meth:`read` reads."""
@@ -72,13 +79,17 @@ class IntendedInputs:
             "description": self.description,
             "mean": self.mean.tolist(),
             "precision": self.precision.tolist(),
-            "limit": self.limit,
+            "limit": self.limit.tolist(),
         }
 
     def distance(self, pixels: Image.Image) -> float:
-        """Squared Mahalanobis distance of an RGB image."""
-        offset = image_features(pixels) - self.mean
-        return float(offset @ self.precision @ offset)
+        """Squared Mahalanobis distance of an RGB image as a share of the limit: above 1 is too far.
+
+        From the kind to which it is nearest by this measure.
+        """
+        offsets = image_features(pixels) - self.mean  # [K, 9]
+        squares = np.einsum("ki,kij,kj->k", offsets, self.precision, offsets)
+        return float((squares / self.limit).min())
 
     def _distance_once(self, image: LoadedImage) -> float:
         """Of an image that is asked about again, the distance is known."""
@@ -88,7 +99,7 @@ class IntendedInputs:
 
     def warnings(self, images: Sequence[LoadedImage]) -> list[str]:
         """A sentence for each image that is of another kind."""
-        others = [one for one in images if not self._distance_once(one) <= self.limit]
+        others = [one for one in images if not self._distance_once(one) <= 1]
         texts = (
             f"{one.source} is unlike the images that this model is meant for "
             f"({self.description}); do not rely on the answer. For photos use a released model, "

@@ -1,6 +1,7 @@
 """Packs a trained model into the folder that ships with the package.
 
-Run ``python -m recipes.embedded.pack models/embedded/5-looks vpt/embedded``.
+Run ``python -m recipes.embedded.pack models/embedded/7-drawing vpt/embedded --depth-tokenizer
+data/perception/small-tokenizer``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from vpt.depth.tokenizer import load_depth_tokenizer
 from vpt.errors import CheckpointError
 from vpt.model.modeling import load_model
 from vpt.model.processing import VPTProcessor
@@ -17,7 +19,7 @@ from vpt.model.processing import VPTProcessor
 MOST_BYTES = 12_000_000
 
 
-def pack(source: Path, target: Path) -> int:
+def pack(source: Path, target: Path, depth_tokenizer: Path | None = None) -> int:
     """Save a model in half precision, with all that loading it needs.
 
     float16 keeps three bits more of each weight than bfloat16 in the same room.
@@ -25,6 +27,7 @@ def pack(source: Path, target: Path) -> int:
     Args:
         source: folder of the trained model.
         target: folder to write.
+        depth_tokenizer: folder of one with the same codes, in place of that of the model.
 
     Returns:
         Size of the folder in bytes.
@@ -43,7 +46,11 @@ def pack(source: Path, target: Path) -> int:
         generation.eos_token_id = list(dict.fromkeys(generation.eos_token_id))
     model.save_pretrained(target)
     VPTProcessor.from_pretrained(str(source)).save_pretrained(target)
-    size = sum(file.stat().st_size for file in target.iterdir())
+    if depth_tokenizer is not None:
+        small = load_depth_tokenizer(depth_tokenizer)
+        small.network.half()
+        small.save(target / model.config.depth_tokenizer)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > MOST_BYTES:
         raise CheckpointError(f"{target} takes {size:,} bytes, more than {MOST_BYTES:,}")
     return size
@@ -54,9 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", type=Path, help="folder of the trained model")
     parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--depth-tokenizer", type=Path, help="in place of that of the model")
     args = parser.parse_args()
     try:
-        size = pack(args.source, args.target)
+        size = pack(args.source, args.target, args.depth_tokenizer)
     except CheckpointError as exc:
         parser.error(str(exc))
     parser.exit(0, f"{args.target}: {size:,} bytes\n")

@@ -81,7 +81,10 @@ with_muon 7-drawing
 
 # Package
 
-run "$target/config.json" python -m recipes.embedded.pack $models/7-drawing "$target"
+small=$scenes/small-tokenizer
+run $small/model.safetensors python -m recipes.embedded.shrink $tokenizer $small --maps $scenes/rooms/train/depth \
+  --heldout $scenes/rooms/heldout/depth
+run "$target/config.json" python -m recipes.embedded.pack $models/7-drawing "$target" --depth-tokenizer $small
 python -m recipes.embedded.inputs --kinds data/embedded/stage-3 $rows/depth/marked $scenes/counting/train/images \
   --heldout data/embedded/heldout data/embedded/points-3/marked $scenes/counting/heldout/images --model "$target"
 echo "the model is in $target"

@@ -481,23 +481,33 @@ def put_together(settings: Settings) -> None:
             if name.startswith("view.")
         }
         view.load_state_dict(weights)
-    tower = TowerView(model, processor)
-    pixels = Views("tower", settings, "train")[0]["pixels"]
-    last_layers: list[Any] = [model.model.visual.merger.mlp[2]]
-    last_layers += [model.projector("dino").linear_feature, model.projector("sam").conv_feature]
-    with torch.no_grad():
-        tokens = tower(pixels).flatten(0, 1)
-        center = tokens.mean(0)
-        scale = _FEATURE_STD / (tokens - center).std()
-        for last in last_layers:
-            last.bias.sub_(center).mul_(scale)
-            last.weight.mul_(scale)
+    _center(
+        TowerView(model, processor),
+        settings,
+        [model.projector("dino").linear_feature, model.projector("sam").conv_feature],
+    )
     model.save_pretrained(settings.output_dir)
     processor.save_pretrained(settings.output_dir)
 
 
+@torch.no_grad()
+def _center(view: TowerView, settings: Settings, others: Iterable[Any] = ()) -> None:
+    """Shift and scale the last layer of the tower, and others alike, as word embeddings are."""
+    batch = Views("tower", settings, "train")[0]
+    pictures = [batch["pixels"], *([batch["scenes"]["pixels"]] if "scenes" in batch else [])]
+    tokens = torch.cat([view(pixels).flatten(0, 1) for pixels in pictures])
+    center = tokens.mean(0)
+    scale = _FEATURE_STD / (tokens - center).std()
+    for last in (view.visual.merger.mlp[2], *others):
+        last.bias.sub_(center).mul_(scale)
+        last.weight.mul_(scale)
+
+
 def put_into_start(settings: Settings) -> None:
-    """Make a model folder of the model that was the start, with its tower as trained."""
+    """Make a model folder of the model that was the start, with its tower as trained.
+
+    Its tokens are centred and scaled as in :func:`put_together`.
+    """
     model = load_model(settings.start, device="cpu", dtype=torch.float32)
     processor = VPTProcessor.from_pretrained(settings.start)
     view = TowerView(model, processor)
@@ -505,6 +515,7 @@ def put_into_start(settings: Settings) -> None:
     own = "view.visual."
     weights = {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
     view.visual.load_state_dict(weights)
+    _center(view, settings)
     model.save_pretrained(settings.output_dir)
     processor.save_pretrained(settings.output_dir)
 

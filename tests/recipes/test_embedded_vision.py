@@ -103,10 +103,15 @@ def test_a_further_trained_tower_is_put_into_its_model(tmp_path):
     )
     assert set(model) == set(start)
     towers = [name for name in model if ".visual." in name]
-    for name in towers:
+    for name in (name for name in towers if "merger.mlp.2" not in name):
         assert torch.equal(model[name], trained[f"view.visual.{name.split('visual.')[1]}"])
     assert any(not torch.equal(model[name], start[name]) for name in towers)
     assert all(torch.equal(model[name], start[name]) for name in set(model) - set(towers))
+    whole = load_model(str(tmp_path), device="cpu", dtype=torch.float32)
+    with torch.inference_mode():
+        tokens = TowerView(whole, fresh_model(0)[1])(Views("tower", chosen, "train")[0]["pixels"])
+    assert float(tokens.mean((0, 1)).abs().max()) < 1e-3
+    assert float(tokens.std()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_heads_count_something_and_nothing_apart():

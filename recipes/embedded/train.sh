@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model from nothing: data, seven stages, package folder.
+# Trains the embedded model from nothing: data, eight stages, package folder.
 #
 # Usage:  recipes/embedded/train.sh [TARGET]
 #
@@ -53,10 +53,12 @@ for points in 2 3 5; do
 done
 counting_rows data/embedded/counting heldout
 run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $rows/depth $rows/count --out $rows/train
-run data/embedded/mixture/dataset_info.json python -m recipes.embedded.mixture \
-  data/embedded/instructions.jsonl=0.22 data/embedded/looks.jsonl=0.08 data/embedded/listings.jsonl=0.07 \
-  data/embedded/easy.jsonl=0.1 $rows/train/depth_maps.jsonl=0.08 $rows/train/boxes.jsonl=0.07 \
-  $rows/train/depth_steps.jsonl=0.22 $rows/train/count_steps.jsonl=0.16 --steps 2800 --out data/embedded/mixture
+run data/embedded/drawings/dataset_info.json python -m recipes.embedded.mixture \
+  $rows/train/depth_maps.jsonl=0.5 $rows/train/boxes.jsonl=0.5 --steps 800 --out data/embedded/drawings
+run data/embedded/answers/dataset_info.json python -m recipes.embedded.mixture \
+  data/embedded/instructions.jsonl=0.2 data/embedded/looks.jsonl=0.06 data/embedded/listings.jsonl=0.06 \
+  data/embedded/easy.jsonl=0.09 $rows/train/depth_maps.jsonl=0.06 $rows/train/boxes.jsonl=0.09 \
+  $rows/train/depth_steps.jsonl=0.24 $rows/train/count_steps.jsonl=0.2 --steps 4000 --out data/embedded/answers
 
 # Training
 
@@ -69,22 +71,22 @@ language 2-captions
 language 3-instructions
 vpt set $models/3-instructions --mask none
 with_muon 4-listings
-if [ ! -e $models/5-looks ]; then # not again when stage 5 goes on
-  vpt set $models/4-listings --mask question --mask-ratio 0.9 --reset-conditioning dino,sam --seed 1
-fi
+vpt set $models/4-listings --mask question --mask-ratio 0.9 --reset-conditioning dino,sam --seed 1
 with_muon 5-looks
 vision 6-perception
 run $models/7-start/config.json vpt init --base $models/6-perception --dtype float32 --content depth,boxes \
   --depth-tokenizer $tokenizer --out $models/7-start
-vpt set $models/7-start --mask none --own-tower-pixels 78400
-with_muon 7-drawing
+vpt set $models/7-start --mask none --own-tower-pixels 78400 --alignment on --stems trained
+with_muon 7-drawings
+vpt set $models/7-drawings --alignment off --stems frozen --reset-conditioning clip --seed 1
+with_muon 8-answers
 
 # Package
 
 small=$scenes/small-tokenizer
 run $small/model.safetensors python -m recipes.embedded.shrink $tokenizer $small --maps $scenes/rooms/train/depth \
   --heldout $scenes/rooms/heldout/depth
-run "$target/config.json" python -m recipes.embedded.pack $models/7-drawing "$target" --depth-tokenizer $small
+run "$target/config.json" python -m recipes.embedded.pack $models/8-answers "$target" --depth-tokenizer $small
 python -m recipes.embedded.inputs --kinds data/embedded/stage-3 $rows/depth/marked $scenes/counting/train/images \
   --heldout data/embedded/heldout data/embedded/points-3/marked $scenes/counting/heldout/images --model "$target"
 echo "the model is in $target"

@@ -29,6 +29,7 @@ from vpt.inference.stream import AppendedImage, Extension, Stream
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import FeaturePiece, ImagePiece, Piece, TokenPiece, VPTProcessor
+from vpt.protocol.tokens import PLAIN
 
 
 @dataclass
@@ -233,7 +234,7 @@ class TwoPassEngine:
         results = []
         for image, seen, (start, end) in zip(images, features, spans, strict=True):
             if isinstance(image, ImagePiece):
-                results.append(AppendedImage("reencode", seen.grid_hw, end - start, False, None))
+                results.append(AppendedImage(PLAIN, seen.grid_hw, end - start, False, None))
                 continue
             own = [
                 p

@@ -30,7 +30,7 @@ from vpt.errors import CheckpointError, ImageError, PromptError, ServiceError
 from vpt.images import load_image
 from vpt.loading import EMBEDDED_MODEL
 from vpt.model.processing import TokenPiece
-from vpt.protocol.tokens import IMAGE_PAD, TOWER, ContentTokens
+from vpt.protocol.tokens import IMAGE_PAD, PLAIN, ContentTokens
 
 TAGS = "examples/tags.jpg"
 QUESTION = "What number is on the blue one?"
@@ -70,7 +70,7 @@ def random_runtime(random_model):
 def prompt_ids(runtime, images, question):
     """Ids that the runtime begins with, placeholders of the images written out."""
     loaded = [load_image(one) for one in images]
-    encoded = runtime.encoders.encode([(TOWER, one) for one in loaded])
+    encoded = runtime.encoders.encode([(PLAIN, one) for one in loaded])
     counts = iter(len(features.values) for features, _ in encoded)
     pad = runtime.processor.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     ids = []

@@ -2,9 +2,9 @@
 
 Run ``python benchmarks/aurora_models.py count --data data/aurora/count-heldout
 --model models/aurora/count --direct models/aurora/count-direct``, or ``depth`` likewise with the
-depth tokenizer. The first model is asked to write down the steps, unless ``--plain``, the second to
-answer at once. Intervals are 95 % ones: of Wilson for shares, of the bootstrap over pictures for
-the difference.
+depth tokenizer; ``maps`` and ``boxes`` ask for the content alone. The first model is asked to
+write down the steps, unless ``--plain``, the second to answer at once. Intervals are 95 % ones: of
+Wilson for shares, of the bootstrap over pictures for the difference.
 ``--picture`` draws what the first questions made the model write, beside what is there.
 """
 
@@ -43,6 +43,15 @@ def read_entries(folder: Path, limit: int | None) -> list[dict[str, Any]]:
     by_id = {answer["question_id"]: answer["text"] for answer in answers}
     entries = [{**question, "answer": by_id[question["question_id"]]} for question in questions]
     return entries[:limit]
+
+
+def ask_for_content(task: str, entry: Entry) -> Entry:
+    """The question for the map of the unmarked photo, or for the boxes, in place of another."""
+    if task == "maps":
+        return {**entry, "image": entry["photo"], "text": content_rows.MAP_QUESTION}
+    things = entry["text"].removeprefix("How many ").removesuffix(" are in the image?")
+    where = f"Where are the {things} in the image? Write down the box of each one."
+    return {**entry, "text": where}
 
 
 def ask_all(
@@ -148,10 +157,17 @@ def say(interval: Interval) -> str:
     return f"{interval.mean:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
+_ANSWERED: dict[str, tuple[str, Callable[[Entry, Answer], bool]]] = {
+    "depth": (content_rows.ASK_POINT_STEPS, right_depth),
+    "count": (content_rows.ASK_COUNT_STEPS, right_count),
+}
+"""Task -> what asks for its steps, and whether an answer is right."""
+
+
 def main() -> None:
     """Ask, print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("task", choices=("depth", "count"))
+    parser.add_argument("task", choices=("depth", "count", "maps", "boxes"))
     parser.add_argument("--data", type=Path, required=True, help="folder with questions.jsonl")
     parser.add_argument("--model", required=True, help="writes maps or boxes")
     parser.add_argument("--direct", help="trained to answer at once")
@@ -171,22 +187,22 @@ def main() -> None:
     if args.picture and args.picture.suffix.lower() not in (".png", ".jpg"):
         parser.error(f"--picture: expected a name that ends in .png or .jpg, got {args.picture}")
     entries = read_entries(args.data, args.limit)
-    is_right: Callable[[Entry, Answer], bool]
-    suffix, is_right = {
-        "depth": (content_rows.ASK_POINT_STEPS, right_depth),
-        "count": (content_rows.ASK_COUNT_STEPS, right_count),
-    }[args.task]
+    suffix, is_right = _ANSWERED.get(args.task, ("", None))
+    if is_right is None:
+        entries = [ask_for_content(args.task, entry) for entry in entries]
     how = args.batch_size, args.max_calls
     runtime = vpt.load(args.model, device="cpu")
     steps = ask_all(runtime, entries, args.data, "" if args.plain else suffix, *how)
-    right = [*map(is_right, entries, steps)]
-    rows = {"through its own content": share(right)}
-    if args.direct:
+    rows: dict[str, str] = {}
+    if is_right is not None:
+        right = [*map(is_right, entries, steps)]
+        rows["through its own content"] = share(right)
+    if is_right is not None and args.direct:
         direct = ask_all(vpt.load(args.direct, device="cpu"), entries, args.data, "", *how)
         right_at_once = [*map(is_right, entries, direct)]
         rows["from direct labels"] = share(right_at_once)
         rows["difference"] = say(difference_interval(right, right_at_once))
-    if args.task == "count":
+    if args.task in ("count", "boxes"):
         rows |= count_facts(entries, steps)
         if args.picture:
             draw_boxes(entries, steps, args.data).save(args.picture)
@@ -195,8 +211,9 @@ def main() -> None:
         rows |= depth_facts(entries, steps, args.data, tokenizer)
         if args.picture:
             draw_maps(entries, steps, args.data, tokenizer).save(args.picture)
-    chance = [1 / (len(e["points"]) if args.task == "depth" else 8) for e in entries]
-    rows["a guess"] = f"{np.mean(chance):.3f}"
+    if is_right is not None:
+        chance = [1 / (len(e["points"]) if args.task == "depth" else 8) for e in entries]
+        rows["a guess"] = f"{np.mean(chance):.3f}"
     for name, value in rows.items():
         print(f"| {name} | {value} |")
 

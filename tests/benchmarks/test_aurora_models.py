@@ -10,6 +10,7 @@ from drawing import CONTENT, SHAPE, noise
 from PIL import Image
 from tiny_model import tiny_model
 
+from vpt.data.content_rows import CategoryBoxes, counting_rows
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.runtime import Answer
 from vpt.trace.records import ContentRecord, Trace
@@ -53,11 +54,9 @@ def folder(tmp_path_factory):
     noise(1).save(folder / "a.png")
     noise(2).convert("L").save(folder / "map.png")
     point = {"letter": "A", "x": 10, "y": 10, "depth": 0.9}
-    question = {"question_id": 1, "image": "a.png", "map": "map.png", "text": "?"}
-    question |= {
-        "boxes": [[0, 0, 9, 9]],
-        "points": [point, {**point, "letter": "B", "x": 300, "depth": 0.1}],
-    }
+    question = {"question_id": 1, "image": "a.png", "photo": "a.png", "map": "map.png"}
+    question |= {"text": "How many stars are in the image?", "boxes": [[0, 0, 9, 9]]}
+    question |= {"points": [point, {**point, "letter": "B", "x": 300, "depth": 0.1}]}
     (folder / "questions.jsonl").write_text(json.dumps(question))
     (folder / "answers.jsonl").write_text(json.dumps({"question_id": 1, "text": "1"}))
     return folder
@@ -90,6 +89,32 @@ def test_both_models_are_asked(run, folder, task, rows, tmp_path, capsys):
         assert f"| {name} | " in printed
     with Image.open(file) as picture:
         assert len(rows) * 160 < picture.height < (len(rows) + 1) * 160
+
+
+@pytest.mark.parametrize("task", ["maps", "boxes"])
+def test_content_alone_is_asked_for(run, folder, task, capsys):
+    run(
+        [
+            task,
+            "--data",
+            folder,
+            "--model",
+            folder / "model",
+            "--depth-tokenizer",
+            folder / "tokenizer",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "through its own content" not in printed and "a guess" not in printed
+    assert ("wrote a whole map" in printed) == (task == "maps")
+
+
+def test_the_questions_for_content_are_those_of_the_rows():
+    entry = {"text": "How many stars are in the image?", "photo": "b.png", "image": "a.png"}
+    (boxes, *_) = counting_rows("", CategoryBoxes("star", ()))
+    asked = aurora_models.ask_for_content("boxes", entry)["text"]
+    assert boxes["messages"][0]["content"] == f"<image>\n{asked}"
+    assert aurora_models.ask_for_content("maps", entry)["image"] == "b.png"
 
 
 def test_maps_are_drawn_beside_the_true_ones(folder):

@@ -84,6 +84,7 @@ _VPT = f"{_HUB}/rp-yu/VPT_Datasets"
 _AURORA = "https://github.com/mahtabbigverdi/Aurora-perception"
 
 _MAKE_DRAWING = "Make it with the data part of recipes/embedded/train.sh."
+
 _WITH_CONTENT = 320
 """Tokens for an answer with a depth map (102) or dozens of boxes (4 each) before it."""
 

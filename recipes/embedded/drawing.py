@@ -2,25 +2,38 @@
 
 Run ``python -m recipes.embedded.drawing --rows data/drawing/depth-train data/drawing/count-train
 --out data/drawing/train`` on folders that ``vpt data make-depth-rows`` and ``make-counting-rows``
-wrote. The first look has 16 tokens, too few to draw from; the second has one per depth code.
+wrote. The first look has 16 tokens, too few to draw from; the second has one per depth code. With
+``--counting data/perception/counting/train`` the boxes of every kind in a picture are asked for,
+one kind after the other: several answers per look.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS
+from recipes.counting.files import ANNOTATIONS, IMAGES
+from vpt.boxes import PixelBox
+from vpt.data.coco import corners, read_coco
+from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS, CategoryBoxes, counting_rows
+from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
+from vpt.data.making import path_from
 from vpt.data.rows import Row, dataset_entry, write_dataset_info
 from vpt.files import write_atomic
-from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
+from vpt.protocol.rows import KINDS
+from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
 """Files of rows that ``vpt data`` writes, and of the same names here."""
+
+ALL_BOXES = "all_boxes"
+"""Rows about all kinds of a picture; only here."""
 
 _INVITED = 0.5  # share of the questions that ask for the steps
 
@@ -43,18 +56,50 @@ def looking_row(row: Row, *, invited: bool = True) -> Row:
     return {**row, "messages": messages, tower.column: list(row["images"])}
 
 
+def box_rows(folder: Path, out: Path, seed: int) -> Iterator[Row]:
+    """Rows of several turns about the counting scenes of a folder: where each kind of thing is."""
+    rng = np.random.default_rng(seed)
+    content = read_coco(folder / ANNOTATIONS)
+    found: defaultdict[int, defaultdict[str, list[PixelBox]]]
+    found = defaultdict(lambda: defaultdict(list))
+    sizes = {image.id: (image.width, image.height) for image in content.images}
+    for thing in content.annotations:
+        box = to_pixel_grid(corners(thing.bbox), sizes[thing.image_id])
+        found[thing.image_id][content.names[thing.category_id]].append(box)
+    for image in content.images:
+        by_kind = rng.permutation(sorted(found[image.id])).tolist()
+        path = path_from(out, folder / IMAGES / image.path)
+        first, *others = (
+            counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))[0]
+            for kind in by_kind
+        )
+        row = looking_row(first)
+        for other in others:
+            asked, answered = (message["content"] for message in other["messages"])
+            text = asked.removeprefix(KINDS[PLAIN].placeholder).lstrip()
+            row["messages"] += [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": answered},
+            ]
+        yield row
+
+
 def write_rows(file: Path, out: Path, seed: int) -> None:
     """Write a file of rows, with a call each, to another folder."""
     rng = np.random.default_rng(seed)
     rows = (looking_row(row, invited=rng.random() < _INVITED) for row in read_rows(file, out))
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic("".join(lines), out / file.name)
+    write_atomic(_lines(rows), out / file.name)
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def main() -> None:
     """Write the files, and the index by which training configs name them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=Path, nargs="+", required=True, help="folders of rows")
+    parser.add_argument("--counting", type=Path, help="folder of make-counting-scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -69,7 +114,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for file in files:
         write_rows(file, args.out, args.seed)
-    info = {file.stem: dataset_entry(file.name) for file in files}
+    names = [file.stem for file in files]
+    if args.counting:
+        rows = box_rows(args.counting, args.out, args.seed)
+        write_atomic(_lines(rows), args.out / f"{ALL_BOXES}.jsonl")
+        names.append(ALL_BOXES)
+    info = {name: dataset_entry(f"{name}.jsonl") for name in names}
     write_dataset_info(info, args.out / "dataset_info.json")
 
 

@@ -12,8 +12,9 @@ import torch
 from drawing import SHAPE
 from PIL import Image
 
+from recipes.counting.files import write_counting_scenes
 from recipes.embedded import drawing, mixture, shrink
-from recipes.embedded.drawing import looking_row
+from recipes.embedded.drawing import box_rows, looking_row
 from recipes.embedded.mixture import mix
 from vpt.data.content_rows import ASK_COUNT_STEPS, CategoryBoxes, counting_rows
 from vpt.data.rows import read_entries
@@ -51,6 +52,22 @@ def test_files_of_rows_get_calls_and_paths_from_their_new_place(tmp_path, monkey
     assert list(json.loads((tmp_path / "new" / "train" / "dataset_info.json").read_text())) == [
         "count_steps"
     ]
+
+
+def test_all_kinds_of_a_picture_are_asked_for_in_turn(tmp_path):
+    list(write_counting_scenes(tmp_path / "scenes", "train", 6, 0, 96))
+    rows = list(box_rows(tmp_path / "scenes", tmp_path / "new", 0))
+    known = json.loads((tmp_path / "scenes" / "annotations.json").read_text())
+    assert len(rows) == 6
+    for number, row in enumerate(rows):
+        asked, call, _, answered, *more = say(row)
+        assert call == BRANCH_TOKENS[TOWER].call and asked.startswith("<image>\nWhere are the ")
+        questions, answers = [asked, *more[::2]], [answered, *more[1::2]]
+        assert not any("<image>" in question for question in questions[1:])
+        things = [one for one in known["annotations"] if one["image_id"] == number]
+        assert len(questions) == len({one["category_id"] for one in things})
+        assert "".join(answers).count("<PIXEL_") == 4 * len(things)
+        assert row["images"] == row["clip_images"] == [f"../scenes/images/{number:06d}.jpg"]
 
 
 def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):

@@ -39,8 +39,10 @@ tokenizer=$scenes/depth-tokenizer
 run $tokenizer/model.safetensors python -m recipes.embedded.codes $scenes/all-codes $tokenizer --keep 24
 
 depth_rows() { # depth_rows FOLDER SPLIT OPTIONS...
-  run "$1/dataset_info.json" vpt data make-depth-rows --scenes "$scenes/rooms/$2" --tokenizer $tokenizer \
-    --scale 1.5 --skip-bad --out "$@"
+  local folder=$1 split=$2
+  shift 2
+  run "$folder/dataset_info.json" vpt data make-depth-rows --scenes "$scenes/rooms/$split" --tokenizer $tokenizer \
+    --scale 1.5 --skip-bad --out "$folder" "$@"
 }
 counting_rows() { # counting_rows FOLDER SPLIT
   run "$1/dataset_info.json" vpt data make-counting-rows "$scenes/counting/$2/annotations.json" \

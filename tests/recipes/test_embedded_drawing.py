@@ -12,10 +12,13 @@ import torch
 from drawing import SHAPE
 from PIL import Image
 
+import recipes.__main__ as recipes_main
 from recipes.counting.files import write_counting_scenes
 from recipes.embedded import drawing, mixture, shrink
 from recipes.embedded.drawing import box_rows, looking_row
 from recipes.embedded.mixture import mix
+from vpt.cli.parser import build_parser
+from vpt.cli.run import COMMANDS
 from vpt.data.content_rows import ASK_COUNT_STEPS, CategoryBoxes, counting_rows
 from vpt.data.rows import read_entries
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
@@ -160,17 +163,59 @@ def test_the_whole_recipe_names_what_there_is():
         assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file(), module
 
 
+def run_recipe(folder, command):
+    """Run the script in an empty checkout with the same command in place of each of its own."""
+    for name in ("python", "vpt", "llamafactory-cli"):
+        (folder / name).write_text(f"#!/bin/bash\n{command}\n")
+        (folder / name).chmod(0o755)
+    copy = folder / "recipes" / "embedded" / "train.sh"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(SCRIPT.read_text())
+    path = f"{folder}:/usr/bin:/bin"
+    words = ["bash", copy]
+    return subprocess.run(words, capture_output=True, text=True, env={"PATH": path}, check=False)
+
+
 def test_the_whole_recipe_stops_at_a_step_that_made_nothing(tmp_path):
     """With commands that do nothing it ends at the first, and says which."""
-    for name in ("python", "vpt", "llamafactory-cli"):
-        (tmp_path / name).write_text("#!/bin/sh\nexit 0\n")
-        (tmp_path / name).chmod(0o755)
-    copy = tmp_path / "recipes" / "embedded" / "train.sh"
-    copy.parent.mkdir(parents=True)
-    copy.write_text(SCRIPT.read_text())
-    path = f"{tmp_path}:/usr/bin:/bin"
-    ended = subprocess.run(
-        ["bash", copy], capture_output=True, text=True, env={"PATH": path}, check=False
-    )
+    ended = run_recipe(tmp_path, "exit 0")
     assert ended.returncode == 1
     assert "ended without data/embedded/dataset_info.json" in ended.stderr
+
+
+MAKE_ALL = """
+echo "$(basename "$0") $*" >> log
+for word; do
+  case $word in
+    *.yaml) folder=models/embedded/$(basename "$word" .yaml) ;;
+    data/* | models/*) folder=$word ;;
+    *) continue ;;
+  esac
+  [ -f "$folder" ] && continue
+  mkdir -p "$folder/heldout" 2> /dev/null || continue
+  cd "$folder"
+  touch config.json model.safetensors dataset_info.json
+  touch heldout/objects.jsonl heldout/annotations.json
+  cd - > /dev/null
+done
+"""
+
+
+def test_each_command_of_the_whole_recipe_is_one_that_can_be_given(tmp_path):
+    """With commands that make what they name it goes to its end, and has nothing left to do."""
+    ended = run_recipe(tmp_path, MAKE_ALL)
+    assert ended.returncode == 0, ended.stderr
+    given = (tmp_path / "log").read_text().splitlines()
+    programs = {"vpt ": (COMMANDS, "vpt"), "python -m recipes ": (recipes_main.COMMANDS, "recipes")}
+    for beginning, (program, name) in programs.items():
+        lines = [line for line in given if line.startswith(beginning)]
+        assert len(lines) >= 3
+        for line in lines:
+            build_parser(program, name).parse_args(line.removeprefix(beginning).split())
+    assert sum("make-depth-rows" in line for line in given) == 4
+
+    (tmp_path / "log").unlink()
+    again = run_recipe(tmp_path, MAKE_ALL)
+    assert again.returncode == 0 and "done: models/embedded/8-answers" in again.stdout
+    given = (tmp_path / "log").read_text().splitlines()
+    assert all(re.match(r"vpt set |python -m recipes.embedded.inputs ", line) for line in given)

@@ -50,8 +50,7 @@ def ask_for_content(task: str, entry: Entry) -> Entry:
     if task == "maps":
         return {**entry, "image": entry["photo"], "text": content_rows.MAP_QUESTION}
     things = entry["text"].removeprefix("How many ").removesuffix(" are in the image?")
-    where = f"Where are the {things} in the image? Write down the box of each one."
-    return {**entry, "text": where}
+    return {**entry, "text": content_rows.ask_where(things)}
 
 
 def ask_all(

@@ -10,9 +10,8 @@ one kind after the other: several answers per look.
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,7 @@ from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS, CategoryBoxe
 from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
-from vpt.data.rows import Row, dataset_entry, write_dataset_info
-from vpt.files import write_atomic
+from vpt.data.rows import DATASET_INFO, Row, dataset_entry, make_row, write_dataset_info, write_rows
 from vpt.protocol.rows import KINDS
 from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
@@ -38,22 +36,28 @@ ALL_BOXES = "all_boxes"
 _INVITED = 0.5  # share of the questions that ask for the steps
 
 
-def looking_row(row: Row, *, invited: bool = True) -> Row:
+def looking_row(row: Row, *, invited: bool = True, others: Sequence[Row] = ()) -> Row:
     """The row with a call of the own tower before its answer.
 
     Args:
         row: one turn with one picture.
         invited: whether the question may go on to ask for the steps.
+        others: rows about the same picture, asked in further turns.
     """
-    asked, answered = (message["content"] for message in row["messages"])
+    asked, answered = _turns(row)
     if not invited:
         for words in (ASK_POINT_STEPS, ASK_COUNT_STEPS):
             asked = asked.removesuffix(words).rstrip()
     tower = BRANCH_TOKENS[TOWER]
-    turns = [("user", asked), ("assistant", tower.call)]
-    turns += [("user", tower.placeholder), ("assistant", answered)]
-    messages = [{"role": role, "content": text} for role, text in turns]
-    return {**row, "messages": messages, tower.column: list(row["images"])}
+    turns = [asked, tower.call, tower.placeholder, answered]
+    for other in others:
+        asked, answered = _turns(other)
+        turns += [asked.removeprefix(KINDS[PLAIN].placeholder).lstrip(), answered]
+    return {**row, **make_row(turns, {PLAIN: row["images"], TOWER: row["images"]})}
+
+
+def _turns(row: Row) -> list[str]:
+    return [message["content"] for message in row["messages"]]
 
 
 def box_rows(folder: Path, out: Path, seed: int) -> Iterator[Row]:
@@ -73,26 +77,14 @@ def box_rows(folder: Path, out: Path, seed: int) -> Iterator[Row]:
             counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))[0]
             for kind in by_kind
         )
-        row = looking_row(first)
-        for other in others:
-            asked, answered = (message["content"] for message in other["messages"])
-            text = asked.removeprefix(KINDS[PLAIN].placeholder).lstrip()
-            row["messages"] += [
-                {"role": "user", "content": text},
-                {"role": "assistant", "content": answered},
-            ]
-        yield row
+        yield looking_row(first, others=others)
 
 
-def write_rows(file: Path, out: Path, seed: int) -> None:
-    """Write a file of rows, with a call each, to another folder."""
+def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
+    """Rows of a file with a call each; their paths are relative to ``out``."""
     rng = np.random.default_rng(seed)
-    rows = (looking_row(row, invited=rng.random() < _INVITED) for row in read_rows(file, out))
-    write_atomic(_lines(rows), out / file.name)
-
-
-def _lines(rows: Iterable[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for row in read_rows(file, out):
+        yield looking_row(row, invited=rng.random() < _INVITED)
 
 
 def main() -> None:
@@ -113,14 +105,14 @@ def main() -> None:
         parser.error(f"--rows: no rows in {args.rows[0]}; make them with vpt data")
     args.out.mkdir(parents=True, exist_ok=True)
     for file in files:
-        write_rows(file, args.out, args.seed)
+        write_rows(add_calls(file, args.out, args.seed), args.out / file.name)
     names = [file.stem for file in files]
     if args.counting:
         rows = box_rows(args.counting, args.out, args.seed)
-        write_atomic(_lines(rows), args.out / f"{ALL_BOXES}.jsonl")
+        write_rows(rows, args.out / f"{ALL_BOXES}.jsonl")
         names.append(ALL_BOXES)
     info = {name: dataset_entry(f"{name}.jsonl") for name in names}
-    write_dataset_info(info, args.out / "dataset_info.json")
+    write_dataset_info(info, args.out / DATASET_INFO)
 
 
 if __name__ == "__main__":

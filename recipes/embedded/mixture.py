@@ -9,7 +9,6 @@ token counts as much as one with a hundred. The batches are shuffled; training m
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpt.data.curriculum import read_rows
-from vpt.data.rows import Row, dataset_entry, write_dataset_info
-from vpt.files import write_atomic
+from vpt.data.rows import DATASET_INFO, Row, dataset_entry, write_dataset_info, write_rows
 
 _SORTED = 8  # batches' worth of rows that are sorted by length together
 
@@ -87,15 +85,12 @@ def main() -> None:
         parts.append((read_rows(file, args.out), share))
     args.out.mkdir(parents=True, exist_ok=True)
     batches = tqdm(mix(parts, args.steps, args.batch_size, args.seed), total=args.steps)
-    columns = dataset_entry("mixture.jsonl")["columns"]
-    lines = (
-        json.dumps({column: row[column] for column in columns}, ensure_ascii=False) + "\n"
-        for batch in batches
-        for row in batch
+    entry = dataset_entry("mixture.jsonl")
+    rows = (
+        {column: row[column] for column in entry["columns"]} for batch in batches for row in batch
     )
-    write_atomic("".join(lines), args.out / "mixture.jsonl")
-    info = {"mixture": dataset_entry("mixture.jsonl")}
-    write_dataset_info(info, args.out / "dataset_info.json")
+    write_rows(rows, args.out / "mixture.jsonl")
+    write_dataset_info({"mixture": entry}, args.out / DATASET_INFO)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vpt.cli.output import print_out
 from vpt.cli.parser import whole_number
-from vpt.depth.maps import SUFFIXES, fit_map, read_map
+from vpt.depth.maps import find_maps, fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.errors import VPTError
 
@@ -98,10 +98,6 @@ def _read(tokenizer: DepthTokenizer, files: Sequence[Path]) -> Tensor:
     return torch.from_numpy(np.stack(maps))[:, None]
 
 
-def _maps(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-
-
 def main() -> None:
     """Shrink the tokenizer that the arguments name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -115,10 +111,10 @@ def main() -> None:
     try:
         teacher, files, heldout = (
             load_depth_tokenizer(args.source),
-            _maps(args.maps),
-            _maps(args.heldout),
+            find_maps(args.maps),
+            find_maps(args.heldout),
         )
-    except (OSError, VPTError) as exc:
+    except VPTError as exc:
         parser.error(str(exc))
     student = shrink(teacher, files, hidden_dim=args.hidden_dim, steps=args.steps)
     student.save(args.target)

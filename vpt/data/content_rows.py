@@ -192,7 +192,7 @@ def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
     count, boxes = len(found.boxes), [list(box) for box in found.boxes]
     note = {"category": found.category, "count": count, "boxes": boxes}
     objects = say_plural(found.category)
-    where = f"Where are the {objects} in the image? Write down the box of each one."
+    where = ask_where(objects)
     in_steps = f"{found.question} {ASK_COUNT_STEPS}"
     steps = f"{written}. The answer is {count}."
     return (
@@ -200,6 +200,11 @@ def counting_rows(image: str, found: CategoryBoxes) -> tuple[Row, Row, Row]:
         build_content_row(in_steps, steps, image, {"task": COUNT_STEPS, **note}),
         build_content_row(found.question, str(count), image, {"task": COUNT_DIRECT, **note}),
     )
+
+
+def ask_where(objects: str) -> str:
+    """The question for the boxes of objects, which are named in the plural."""
+    return f"Where are the {objects} in the image? Write down the box of each one."
 
 
 def counting_question(

@@ -17,6 +17,7 @@ from vpt.evaluation.intervals import (
 )
 from vpt.evaluation.records import ERRORS, Record
 from vpt.evaluation.scores.table import Score
+from vpt.inference.content import REPLACED_CONTENT
 
 RESULTS_VERSION = 1
 
@@ -26,7 +27,7 @@ CONTENT_PAIRS = (
     ("auto", "blank"),
     ("auto", "random"),
     ("truth", "auto"),
-    *(("auto", f"content-{how}") for how in ("random", "repeat", "empty", "other")),
+    *(("auto", f"content-{how}") for how in (*REPLACED_CONTENT, "other")),
     ("content-truth", "auto"),
 )
 """Condition and baseline; they isolate content and place of looks, missed evidence, drawings."""

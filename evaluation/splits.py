@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vpt.errors import DataError, PromptError
 from vpt.evaluation.formats.benchmarks import read_aurora, read_released, read_vstar
@@ -83,7 +84,7 @@ _HUB = "https://huggingface.co/datasets"
 _VPT = f"{_HUB}/rp-yu/VPT_Datasets"
 _AURORA = "https://github.com/mahtabbigverdi/Aurora-perception"
 
-_MAKE_DRAWING = "Make it with the data part of recipes/embedded/train.sh."
+_OURS = "Apache-2.0 (this project)"
 
 _WITH_CONTENT = 320
 """Tokens for an answer with a depth map (102) or dozens of boxes (4 each) before it."""
@@ -137,22 +138,35 @@ def _hardblink(num_points: int) -> Split:
     )
 
 
-def _embedded_points(num_points: int) -> Split:
-    folder = f"embedded/points-{num_points}"
+def _generated(
+    name: str, about: str, file: str, how_to_get: str, license: str = _OURS, **more: Any
+) -> Split:
+    """A split of images that recipes of ours draw into ``data/embedded``."""
     return Split(
-        name=f"embedded_points_{num_points}",
-        about=f"which of {num_points} points is the closest, in generated rooms",
+        name=f"embedded_{name}",
+        about=about,
         paper="",
-        license="Apache-2.0 (this project)",
-        how_to_get=_MAKE_DRAWING,
-        format="aurora",
-        file=f"{folder}/questions.jsonl",
-        score="multiple_choice",
+        license=license,
+        how_to_get=how_to_get,
+        file=f"embedded/{file}",
         prompt=ask_as_is,
-        max_new_tokens=_WITH_CONTENT,
-        choices=tuple(LETTERS[:num_points]),
-        written_to=f"data/{folder}/questions.jsonl",
+        written_to=f"data/embedded/{file}",
+        **more,
     )
+
+
+def _drawn_first(name: str, about: str, score: str, **more: Any) -> Split:
+    """One of them for models that draw before they answer."""
+    how_to_get = "Make it with the data part of recipes/embedded/train.sh."
+    file = f"{name.replace('_', '-')}/questions.jsonl"
+    more |= {"format": "aurora", "score": score, "max_new_tokens": _WITH_CONTENT}
+    return _generated(name, about, file, how_to_get, **more)
+
+
+def _embedded_points(num_points: int) -> Split:
+    about = f"which of {num_points} points is the closest, in generated rooms"
+    letters = tuple(LETTERS[:num_points])
+    return _drawn_first(f"points_{num_points}", about, "multiple_choice", choices=letters)
 
 
 def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
@@ -228,34 +242,20 @@ _TABLE = (
         file="vstar_bench/test_questions.jsonl",
         score="multiple_choice",
     ),
-    Split(
-        name="embedded_heldout",
-        about="generated images, held out from the training of the embedded model",
-        paper="",
-        license="Apache-2.0 (this project); the digits in it CC-BY-4.0 (UCI, scikit-learn)",
-        how_to_get="Make it with `python -m recipes make-embedded`.",
+    _generated(
+        "heldout",
+        "generated images, held out from the training of the embedded model",
+        "heldout.jsonl",
+        "Make it with `python -m recipes make-embedded`.",
+        f"{_OURS}; the digits in it CC-BY-4.0 (UCI, scikit-learn)",
         format="embedded",
-        file="embedded/heldout.jsonl",
         score="exact_match",
-        prompt=ask_as_is,
-        written_to="data/embedded/heldout.jsonl",
     ),
     _embedded_points(2),
     _embedded_points(3),
     _embedded_points(5),
-    Split(
-        name="embedded_counting",
-        about="how many things of a kind there are, in generated images",
-        paper="",
-        license="Apache-2.0 (this project)",
-        how_to_get=_MAKE_DRAWING,
-        format="aurora",
-        file="embedded/counting/questions.jsonl",
-        score="count_accuracy",
-        prompt=ask_as_is,
-        max_new_tokens=_WITH_CONTENT,
-        written_to="data/embedded/counting/questions.jsonl",
-    ),
+    _drawn_first("counting", "how many things of a kind there are, in generated images",
+                 "count_accuracy"),
 )  # fmt: skip
 
 SPLITS: Mapping[str, Split] = {split.name: split for split in _TABLE}

@@ -473,14 +473,7 @@ def put_together(settings: Settings) -> None:
     """
     model, processor = fresh_model(settings.seed, settings.tower_depth)
     for encoder in ENCODERS:
-        view = _view_of(encoder, model, processor)
-        state = torch.load(Path(settings.output_dir) / f"{encoder}.pt", weights_only=True)
-        weights = {
-            name.removeprefix("view."): value
-            for name, value in state["trained"].items()
-            if name.startswith("view.")
-        }
-        view.load_state_dict(weights)
+        _load_trained(encoder, _view_of(encoder, model, processor), settings)
     _center(
         TowerView(model, processor),
         settings,
@@ -488,6 +481,13 @@ def put_together(settings: Settings) -> None:
     )
     model.save_pretrained(settings.output_dir)
     processor.save_pretrained(settings.output_dir)
+
+
+def _load_trained(encoder: str, view: nn.Module, settings: Settings) -> None:
+    state = torch.load(Path(settings.output_dir) / f"{encoder}.pt", weights_only=True)
+    own = "view."
+    weights = {k.removeprefix(own): v for k, v in state["trained"].items() if k.startswith(own)}
+    view.load_state_dict(weights)
 
 
 @torch.no_grad()
@@ -511,10 +511,7 @@ def put_into_start(settings: Settings) -> None:
     model = load_model(settings.start, device="cpu", dtype=torch.float32)
     processor = VPTProcessor.from_pretrained(settings.start)
     view = TowerView(model, processor)
-    state = torch.load(Path(settings.output_dir) / "tower.pt", weights_only=True)["trained"]
-    own = "view.visual."
-    weights = {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
-    view.visual.load_state_dict(weights)
+    _load_trained("tower", view, settings)
     _center(view, settings)
     model.save_pretrained(settings.output_dir)
     processor.save_pretrained(settings.output_dir)

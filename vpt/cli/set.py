@@ -149,7 +149,7 @@ def _set(args: argparse.Namespace) -> None:
     if args.max_pixels is not None:
         _set_max_pixels(args.folder, args.max_pixels)
     if args.own_tower_pixels is not None:
-        _set_own_tower_pixels(args, config)
+        _set_own_tower_pixels(args.folder, config, args.own_tower_pixels)
     if reset:
         _reset_conditioning(args.folder, reset, args.seed)
 
@@ -204,32 +204,36 @@ def _write_config(folder: Path, settings: dict[str, Any], config_class: type) ->
 
 
 def _set_max_pixels(folder: Path, max_pixels: int) -> None:
-    from vpt.model.processing import build_image_processor
-
-    processor = build_image_processor(read_json(folder / "preprocessor_config.json"))
-    old = processor.size["longest_edge"]  # the names are transformers'; both are pixels in all
-    smallest = min(processor.size["shortest_edge"], max_pixels)
-    processor.size = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    processor = _image_processor(folder)
+    old = processor.size
+    processor.size = _with_most(old, max_pixels)
 
     def save(folder: Path) -> None:
         with replace_atomically(folder) as draft:
             processor.save_pretrained(draft)
 
     write_file(save, folder)
-    _print_change("max-pixels", str(old), str(max_pixels))
+    _print_change("max-pixels", str(old["longest_edge"]), str(max_pixels))
 
 
-def _set_own_tower_pixels(args: argparse.Namespace, config: VPTSettings) -> None:
+def _set_own_tower_pixels(folder: Path, config: VPTSettings, max_pixels: int) -> None:
+    first_look = _image_processor(folder).size
+    old = config.branch_configs.get(TOWER, {}).get("preprocess", {}).get("size", first_look)
+    own = {"preprocess": {"size": _with_most(first_look, max_pixels)}}
+    settings = {"branch_configs": {**config.branch_configs, TOWER: own}}
+    write_file(lambda folder: _write_config(folder, settings, type(config)), folder)
+    _print_change("own-tower-pixels", str(old["longest_edge"]), str(max_pixels))
+
+
+def _image_processor(folder: Path) -> Any:
     from vpt.model.processing import build_image_processor
 
-    most = args.own_tower_pixels
-    first_look = build_image_processor(read_json(args.folder / "preprocessor_config.json")).size
-    size = {"shortest_edge": min(first_look["shortest_edge"], most), "longest_edge": most}
-    old = config.branch_configs.get(TOWER, {}).get("preprocess", {}).get("size", first_look)
-    config.branch_configs[TOWER] = {"preprocess": {"size": size}}
-    settings, kind = {"branch_configs": config.branch_configs}, type(config)
-    write_file(lambda folder: _write_config(folder, settings, kind), args.folder)
-    _print_change("own-tower-pixels", str(old["longest_edge"]), str(most))
+    return build_image_processor(read_json(folder / "preprocessor_config.json"))
+
+
+def _with_most(size: Mapping[str, int], max_pixels: int) -> dict[str, int]:
+    """The size with another upper limit; the names are transformers', both are pixels in all."""
+    return {"shortest_edge": min(size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
 
 
 def _reset_conditioning(folder: Path, branches: Sequence[str], seed: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vpt.cli.parser import number, whole_number
 from vpt.data.curriculum import read_rows
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, write_dataset_info, write_rows
 
@@ -32,8 +33,8 @@ def batches_of(
             waiting += rng.permutation(len(rows)).tolist()
         taken = sorted(waiting[: _SORTED * batch_size], key=lambda index: _length(rows[index]))
         waiting = waiting[_SORTED * batch_size :]
-        for number in rng.permutation(_SORTED):
-            chosen = taken[number * batch_size : (number + 1) * batch_size]
+        for place in rng.permutation(_SORTED):
+            chosen = taken[place * batch_size : (place + 1) * batch_size]
             yield [rows[index] for index in chosen]
 
 
@@ -51,8 +52,8 @@ def mix(
     rng = np.random.default_rng(seed)
     sources = [batches_of(rows, batch_size, rng) for rows, _ in parts]
     shares = np.array([share for _, share in parts])
-    for number in rng.choice(len(parts), steps, p=shares / shares.sum()):
-        yield next(sources[number])
+    for part in rng.choice(len(parts), steps, p=shares / shares.sum()):
+        yield next(sources[part])
 
 
 def _length(row: Row) -> int:
@@ -66,15 +67,15 @@ def _part(text: str) -> tuple[Path, float]:
     file, _, share = text.rpartition("=")
     if not file:
         raise argparse.ArgumentTypeError(f"expected FILE=SHARE, got {text!r}")
-    return Path(file), float(share)
+    return Path(file), number(0)(share)
 
 
 def main() -> None:
     """Write the rows, and the index by which training configs name them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", type=_part, nargs="+", metavar="FILE=SHARE")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=24)
+    parser.add_argument("--steps", type=whole_number(1), required=True)
+    parser.add_argument("--batch-size", type=whole_number(1), default=24)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -117,7 +117,12 @@ def test_a_mixture_is_written_as_one_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("part", "message"), [("none.jsonl=1", "there is no none.jsonl"), ("rows", "FILE=SHARE")]
+    ("part", "message"),
+    [
+        ("none.jsonl=1", "there is no none.jsonl"),
+        ("rows", "FILE=SHARE"),
+        ("rows=much", "expected a number, got 'much'"),
+    ],
 )
 def test_a_mixture_of_nothing_is_refused(tmp_path, monkeypatch, capsys, part, message):
     words = ["mixture", part, "--steps", "3", "--out", str(tmp_path)]

@@ -24,6 +24,7 @@ from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, make_row, write_dataset_info, write_rows
+from vpt.errors import VPTError
 from vpt.protocol.rows import KINDS
 from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
@@ -103,15 +104,16 @@ def main() -> None:
     ]
     if not files:
         parser.error(f"--rows: no rows in {args.rows[0]}; make them with vpt data")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        write_rows(add_calls(file, args.out, args.seed), args.out / file.name)
-    names = [file.stem for file in files]
+    made = {file.stem: add_calls(file, args.out, args.seed) for file in files}
     if args.counting:
-        rows = box_rows(args.counting, args.out, args.seed)
-        write_rows(rows, args.out / f"{ALL_BOXES}.jsonl")
-        names.append(ALL_BOXES)
-    info = {name: dataset_entry(f"{name}.jsonl") for name in names}
+        made[ALL_BOXES] = box_rows(args.counting, args.out, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, rows in made.items():
+            write_rows(rows, args.out / f"{name}.jsonl")
+    except VPTError as exc:
+        parser.error(str(exc))
+    info = {name: dataset_entry(f"{name}.jsonl") for name in made}
     write_dataset_info(info, args.out / DATASET_INFO)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from vpt.cli.parser import number, whole_number
 from vpt.data.curriculum import read_rows
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, write_dataset_info, write_rows
+from vpt.errors import VPTError
 
 _SORTED = 8  # batches' worth of rows that are sorted by length together
 
@@ -79,11 +79,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    parts: list[tuple[list[dict[str, Any]], float]] = []
-    for file, share in args.parts:
-        if not file.is_file():
-            parser.error(f"there is no {file}")
-        parts.append((read_rows(file, args.out), share))
+    if missing := [file for file, _ in args.parts if not file.is_file()]:
+        parser.error(f"there is no {missing[0]}")
+    try:
+        parts = [(read_rows(file, args.out), share) for file, share in args.parts]
+    except VPTError as exc:
+        parser.error(str(exc))
     args.out.mkdir(parents=True, exist_ok=True)
     batches = tqdm(mix(parts, args.steps, args.batch_size, args.seed), total=args.steps)
     entry = dataset_entry("mixture.jsonl")

@@ -81,6 +81,23 @@ def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):
     assert "no rows in" in capsys.readouterr().err
 
 
+def test_scenes_that_are_not_there_end_with_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "count_steps.jsonl").write_text(json.dumps(STEPS))
+    words = [
+        "drawing",
+        "--rows",
+        tmp_path,
+        "--counting",
+        tmp_path / "none",
+        "--out",
+        tmp_path / "x",
+    ]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    with pytest.raises(SystemExit):
+        drawing.main()
+    assert "annotations.json does not exist; check the path" in capsys.readouterr().err
+
+
 def row_of(words):
     messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
     return {"messages": messages, "images": []}

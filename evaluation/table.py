@@ -51,7 +51,7 @@ def shortfalls(results: Mapping[str, Any], folder: Path) -> list[str]:
                 f"first: sample {entry['first_failure']}"
             )
         elif not entry["n"] and entry["not_asked"]:
-            words = "no sample has the box of the evidence that this condition needs"
+            words = "no sample has what this condition needs: a box, a phrase or content"
         else:
             continue
         conditions.setdefault(f"{entry['split']} (%s): {words}", []).append(entry["condition"])

@@ -4,6 +4,7 @@ import pytest
 
 from vpt.evaluation.records import Record
 from vpt.evaluation.results import _per_solved, tool_value
+from vpt.evaluation.table import shortfalls
 
 
 def record(condition, id, score=None, *, calls=0, tokens=100, ms=50.0, split="s", **scores):
@@ -153,3 +154,9 @@ def test_the_cost_of_a_solved_sample_counts_the_unsolved_too():
     assert _per_solved(records, "acc") == {"tokens": 400, "milliseconds": 100}
     assert _per_solved(records[1:], "acc") is None
     assert _per_solved([record("auto", "a", 0.5)], "acc")["tokens"] == 200
+
+
+def test_a_condition_that_fits_no_sample_is_told(tmp_path):
+    entry = {"split": "s", "condition": "content-other", "failures": {}, "n": 0, "not_asked": 3}
+    (line,) = shortfalls({"splits": [entry]}, tmp_path)
+    assert line.startswith("s (content-other): no sample has what this condition needs")

@@ -3,15 +3,15 @@
 Run ``python -m recipes.embedded.drawing --rows data/drawing/depth-train data/drawing/count-train
 --out data/drawing/train`` on folders that ``vpt data make-depth-rows`` and ``make-counting-rows``
 wrote. The first look has 16 tokens, too few to draw from; the second has one per depth code. With
-``--counting data/perception/counting/train`` the boxes of every kind in a picture are asked for,
-one kind after the other: several answers per look.
+``--counting data/perception/counting/train`` every kind in a picture is asked about, one after the
+other, several answers per look: for its boxes, and in a second file for its number at once.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
 """Files of rows that ``vpt data`` writes, and of the same names here."""
 
-ALL_BOXES = "all_boxes"
+ALL_BOXES, ALL_COUNTS = "all_boxes", "all_counts"
 """Rows about all kinds of a picture; only here."""
 
 _INVITED = 0.5  # share of the questions that ask for the steps
@@ -61,8 +61,8 @@ def _turns(row: Row) -> list[str]:
     return [message["content"] for message in row["messages"]]
 
 
-def box_rows(folder: Path, out: Path, seed: int) -> Iterator[Row]:
-    """Rows of several turns about the counting scenes of a folder: where each kind of thing is."""
+def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
+    """Two rows per counting scene, each with a turn per kind: where its things are, how many."""
     rng = np.random.default_rng(seed)
     content = read_coco(folder / ANNOTATIONS)
     found: defaultdict[int, defaultdict[str, list[PixelBox]]]
@@ -74,11 +74,12 @@ def box_rows(folder: Path, out: Path, seed: int) -> Iterator[Row]:
     for image in content.images:
         by_kind = rng.permutation(sorted(found[image.id])).tolist()
         path = path_from(out, folder / IMAGES / image.path)
-        first, *others = (
-            counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))[0]
+        rows = [
+            counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))
             for kind in by_kind
-        )
-        yield looking_row(first, others=others)
+        ]
+        boxes, _, counts = zip(*rows, strict=True)
+        yield looking_row(boxes[0], others=boxes[1:]), looking_row(counts[0], others=counts[1:])
 
 
 def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
@@ -104,11 +105,13 @@ def main() -> None:
     ]
     if not files:
         parser.error(f"--rows: no rows in {args.rows[0]}; make them with vpt data")
+    made: dict[str, Iterable[Row]]
     made = {file.stem: add_calls(file, args.out, args.seed) for file in files}
-    if args.counting:
-        made[ALL_BOXES] = box_rows(args.counting, args.out, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     try:
+        if args.counting:
+            pairs = kind_rows(args.counting, args.out, args.seed)
+            made[ALL_BOXES], made[ALL_COUNTS] = zip(*pairs, strict=True)
         for name, rows in made.items():
             write_rows(rows, args.out / f"{name}.jsonl")
     except VPTError as exc:

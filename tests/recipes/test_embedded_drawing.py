@@ -15,7 +15,7 @@ from PIL import Image
 import recipes.__main__ as recipes_main
 from recipes.counting.files import write_counting_scenes
 from recipes.embedded import drawing, mixture, shrink
-from recipes.embedded.drawing import box_rows, looking_row
+from recipes.embedded.drawing import kind_rows, looking_row
 from recipes.embedded.mixture import mix
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
@@ -59,10 +59,10 @@ def test_files_of_rows_get_calls_and_paths_from_their_new_place(tmp_path, monkey
 
 def test_all_kinds_of_a_picture_are_asked_for_in_turn(tmp_path):
     list(write_counting_scenes(tmp_path / "scenes", "train", 6, 0, 96))
-    rows = list(box_rows(tmp_path / "scenes", tmp_path / "new", 0))
+    pairs = list(kind_rows(tmp_path / "scenes", tmp_path / "new", 0))
     known = json.loads((tmp_path / "scenes" / "annotations.json").read_text())
-    assert len(rows) == 6
-    for number, row in enumerate(rows):
+    assert len(pairs) == 6
+    for number, (row, counts) in enumerate(pairs):
         asked, call, _, answered, *more = say(row)
         assert call == BRANCH_TOKENS[TOWER].call and asked.startswith("<image>\nWhere are the ")
         questions, answers = [asked, *more[::2]], [answered, *more[1::2]]
@@ -71,6 +71,12 @@ def test_all_kinds_of_a_picture_are_asked_for_in_turn(tmp_path):
         assert len(questions) == len({one["category_id"] for one in things})
         assert "".join(answers).count("<PIXEL_") == 4 * len(things)
         assert row["images"] == row["clip_images"] == [f"../scenes/images/{number:06d}.jpg"]
+        assert counts["images"] == row["images"]
+        how_many, call_again, _, number_of, *more = say(counts)
+        assert call_again == call and how_many.startswith("<image>\nHow many ")
+        assert [int(text) for text in (number_of, *more[1::2])] == [
+            answer.count("<PIXEL_") // 4 for answer in answers
+        ]
 
 
 def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):

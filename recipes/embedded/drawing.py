@@ -110,8 +110,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         if args.counting:
-            pairs = kind_rows(args.counting, args.out, args.seed)
-            made[ALL_BOXES], made[ALL_COUNTS] = zip(*pairs, strict=True)
+            pairs = list(kind_rows(args.counting, args.out, args.seed))
+            made[ALL_BOXES] = [boxes for boxes, _ in pairs]
+            made[ALL_COUNTS] = [counts for _, counts in pairs]
         for name, rows in made.items():
             write_rows(rows, args.out / f"{name}.jsonl")
     except VPTError as exc:

@@ -4,7 +4,8 @@ Run ``python -m recipes.embedded.drawing --rows data/drawing/depth-train data/dr
 --out data/drawing/train`` on folders that ``vpt data make-depth-rows`` and ``make-counting-rows``
 wrote. The first look has 16 tokens, too few to draw from; the second has one per depth code. With
 ``--counting data/perception/counting/train`` every kind in a picture is asked about, one after the
-other, several answers per look: for its boxes, and in a second file for its number at once.
+other, several answers per look: for its boxes, and in a second file for its number at once. Marked
+points are asked about in the same way, letter by letter.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ import numpy as np
 from recipes.counting.files import ANNOTATIONS, IMAGES
 from vpt.boxes import PixelBox
 from vpt.data.coco import corners, read_coco
-from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS, CategoryBoxes, counting_rows
+from vpt.data.content_rows import (
+    ASK_COUNT_STEPS,
+    ASK_POINT_STEPS,
+    CategoryBoxes,
+    build_content_row,
+    counting_rows,
+    read_levels,
+    read_places,
+)
 from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
@@ -31,8 +40,8 @@ from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
 """Files of rows that ``vpt data`` writes, and of the same names here."""
 
-ALL_BOXES, ALL_COUNTS = "all_boxes", "all_counts"
-"""Rows about all kinds of a picture; only here."""
+ALL_BOXES, ALL_COUNTS, ALL_POINTS = "all_boxes", "all_counts", "all_points"
+"""Rows about all kinds of a picture, and about all its marked points; only here."""
 
 _INVITED = 0.5  # share of the questions that ask for the steps
 
@@ -62,7 +71,10 @@ def _turns(row: Row) -> list[str]:
 
 
 def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
-    """Two rows per counting scene, each with a turn per kind: where its things are, how many."""
+    """Two rows per counting scene, each with a turn per kind: where its things are, how many.
+
+    A scene without things has none.
+    """
     rng = np.random.default_rng(seed)
     content = read_coco(folder / ANNOTATIONS)
     found: defaultdict[int, defaultdict[str, list[PixelBox]]]
@@ -73,6 +85,8 @@ def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
         found[thing.image_id][content.names[thing.category_id]].append(box)
     for image in content.images:
         by_kind = rng.permutation(sorted(found[image.id])).tolist()
+        if not by_kind:
+            continue
         path = path_from(out, folder / IMAGES / image.path)
         rows = [
             counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))
@@ -80,6 +94,23 @@ def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
         ]
         boxes, _, counts = zip(*rows, strict=True)
         yield looking_row(boxes[0], others=boxes[1:]), looking_row(counts[0], others=counts[1:])
+
+
+def point_rows(file: Path, out: Path, seed: int) -> Iterator[Row]:
+    """A row per row of depth steps, with a turn per point, in any order: its place, how near it is.
+
+    A model that is asked for the letters from A on can write the next one without finding it.
+    """
+    rng = np.random.default_rng(seed)
+    for row in read_rows(file, out):
+        answer, (image,) = _turns(row)[1], row["images"]
+        places, levels = read_places(answer), read_levels(answer)
+        rows = []
+        for letter in rng.permutation(sorted(places)).tolist():
+            x, y = places[letter]
+            said = f"{letter} at x {x} y {y}. Nearness: {letter} {levels[letter]:02}."
+            rows.append(build_content_row(f"Where is {letter}?", said, image, {}))
+        yield looking_row(rows[0], others=rows[1:])
 
 
 def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
@@ -113,6 +144,9 @@ def main() -> None:
             pairs = list(kind_rows(args.counting, args.out, args.seed))
             made[ALL_BOXES] = [boxes for boxes, _ in pairs]
             made[ALL_COUNTS] = [counts for _, counts in pairs]
+        for file in files:
+            if file.stem == "depth_steps":
+                made[ALL_POINTS] = point_rows(file, args.out, args.seed)
         for name, rows in made.items():
             write_rows(rows, args.out / f"{name}.jsonl")
     except VPTError as exc:

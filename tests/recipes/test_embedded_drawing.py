@@ -15,12 +15,12 @@ from PIL import Image
 import recipes.__main__ as recipes_main
 from recipes.counting.files import write_counting_scenes
 from recipes.embedded import drawing, mixture, shrink
-from recipes.embedded.drawing import kind_rows, looking_row
+from recipes.embedded.drawing import kind_rows, looking_row, point_rows
 from recipes.embedded.mixture import mix
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
 from vpt.data.content_rows import ASK_COUNT_STEPS, CategoryBoxes, counting_rows
-from vpt.data.rows import read_entries
+from vpt.data.rows import make_row, read_entries
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
 
@@ -77,6 +77,39 @@ def test_all_kinds_of_a_picture_are_asked_for_in_turn(tmp_path):
         assert [int(text) for text in (number_of, *more[1::2])] == [
             answer.count("<PIXEL_") // 4 for answer in answers
         ]
+
+
+def test_a_picture_without_things_has_no_rows(tmp_path):
+    list(write_counting_scenes(tmp_path, "train", 2, 0, 96))
+    known = json.loads((tmp_path / "annotations.json").read_text())
+    known["annotations"] = [one for one in known["annotations"] if one["image_id"] == 1]
+    (tmp_path / "annotations.json").write_text(json.dumps(known))
+    ((row, _),) = kind_rows(tmp_path, tmp_path, 0)
+    assert row["images"] == ["images/000001.jpg"]
+
+
+def test_all_points_are_asked_for_in_any_order(tmp_path):
+    places = {"A": (37, 281, 5), "B": (120, 7, 93), "C": (209, 251, 40)}
+    steps = "Points: " + ", ".join(f"{k} at x {x} y {y}" for k, (x, y, _) in places.items())
+    steps += ". Depth map: <DEPTH_START><DEPTH_0><DEPTH_END> Nearness: "
+    steps += ", ".join(f"{k} {level:02}" for k, (*_, level) in places.items())
+    row = make_row(["<image>\nWhich one?", f"{steps}. The answer is (B)."], {"image": ["a.jpg"]})
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "depth_steps.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
+    orders = set()
+    for made in point_rows(tmp_path / "rows" / "depth_steps.jsonl", tmp_path, 0):
+        asked, call, _, answered, *more = say(made)
+        assert call == BRANCH_TOKENS[TOWER].call
+        assert made["images"] == made["clip_images"] == ["rows/a.jpg"]
+        pairs = dict(
+            zip([asked.removeprefix("<image>\n"), *more[::2]], [answered, *more[1::2]], strict=True)
+        )
+        assert pairs == {
+            f"Where is {k}?": f"{k} at x {x} y {y}. Nearness: {k} {level:02}."
+            for k, (x, y, level) in places.items()
+        }
+        orders.add(tuple(pairs))
+    assert len(orders) > 3
 
 
 def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):

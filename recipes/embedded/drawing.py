@@ -3,16 +3,19 @@
 Run ``python -m recipes.embedded.drawing --rows data/drawing/depth-train data/drawing/count-train
 --out data/drawing/train`` on folders that ``vpt data make-depth-rows`` and ``make-counting-rows``
 wrote. The first look has 16 tokens, too few to draw from; the second has one per depth code. With
-``--counting data/perception/counting/train`` every kind in a picture is asked about, one after the
-other, several answers per look: for its boxes, and in a second file for its number at once. Marked
-points are asked about in the same way, letter by letter.
+``--counting data/perception/counting/train`` there are listings of every kind in a picture, several
+answers per look: of their boxes, and in a second file of their numbers. Marked points are listed in
+the same way.
+
+Boxes follow the name of what they show: in a model of few layers, the word that was just written is
+the query that finds it.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +26,46 @@ from vpt.data.coco import corners, read_coco
 from vpt.data.content_rows import (
     ASK_COUNT_STEPS,
     ASK_POINT_STEPS,
+    BOXES,
+    COUNT_STEPS,
+    NOTE,
     CategoryBoxes,
+    ask_where,
     build_content_row,
     counting_rows,
     read_levels,
+    read_note,
     read_places,
+    say_levels,
+    say_places,
+    say_plural,
 )
 from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, make_row, write_dataset_info, write_rows
 from vpt.errors import VPTError
-from vpt.protocol.rows import KINDS
 from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
 """Files of rows that ``vpt data`` writes, and of the same names here."""
 
 ALL_BOXES, ALL_COUNTS, ALL_POINTS = "all_boxes", "all_counts", "all_points"
-"""Rows about all kinds of a picture, and about all its marked points; only here."""
+"""Listings of all kinds of a picture, and of all its marked points; only here."""
+
+ASK_ALL_BOXES = ask_where("things")
+ASK_ALL_COUNTS = CategoryBoxes("thing", ()).question
+ASK_ALL_POINTS = "Where are the points?"
 
 _INVITED = 0.5  # share of the questions that ask for the steps
 
 
-def looking_row(row: Row, *, invited: bool = True, others: Sequence[Row] = ()) -> Row:
+def looking_row(row: Row, *, invited: bool = True) -> Row:
     """The row with a call of the own tower before its answer.
 
     Args:
         row: one turn with one picture.
         invited: whether the question may go on to ask for the steps.
-        others: rows about the same picture, asked in further turns.
     """
     asked, answered = _turns(row)
     if not invited:
@@ -60,9 +73,6 @@ def looking_row(row: Row, *, invited: bool = True, others: Sequence[Row] = ()) -
             asked = asked.removesuffix(words).rstrip()
     tower = BRANCH_TOKENS[TOWER]
     turns = [asked, tower.call, tower.placeholder, answered]
-    for other in others:
-        asked, answered = _turns(other)
-        turns += [asked.removeprefix(KINDS[PLAIN].placeholder).lstrip(), answered]
     return {**row, **make_row(turns, {PLAIN: row["images"], TOWER: row["images"]})}
 
 
@@ -71,7 +81,7 @@ def _turns(row: Row) -> list[str]:
 
 
 def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
-    """Two rows per counting scene, each with a turn per kind: where its things are, how many.
+    """Two rows per counting scene with all its kinds: where their things are, how many.
 
     A scene without things has none.
     """
@@ -84,39 +94,52 @@ def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
         box = to_pixel_grid(corners(thing.bbox), sizes[thing.image_id])
         found[thing.image_id][content.names[thing.category_id]].append(box)
     for image in content.images:
-        by_kind = rng.permutation(sorted(found[image.id])).tolist()
-        if not by_kind:
-            continue
+        kinds = rng.permutation(sorted(found[image.id])).tolist()
         path = path_from(out, folder / IMAGES / image.path)
         rows = [
             counting_rows(path, CategoryBoxes(kind, tuple(sorted(found[image.id][kind]))))
-            for kind in by_kind
+            for kind in kinds
         ]
-        boxes, _, counts = zip(*rows, strict=True)
-        yield looking_row(boxes[0], others=boxes[1:]), looking_row(counts[0], others=counts[1:])
+        if rows:
+            boxes, _, counts = zip(*rows, strict=True)
+            numbers = [f"{_named(row, kind)}." for row, kind in zip(counts, kinds, strict=True)]
+            places = [_named(row, kind) for row, kind in zip(boxes, kinds, strict=True)]
+            yield (
+                looking_row(build_content_row(ASK_ALL_BOXES, " ".join(places), path, {})),
+                looking_row(build_content_row(ASK_ALL_COUNTS, " ".join(numbers), path, {})),
+            )
+
+
+def _named(row: Row, kind: str) -> str:
+    """The answer of a row about a kind, after the name of the kind."""
+    return f"The {say_plural(kind)} {_turns(row)[1]}"
 
 
 def point_rows(file: Path, out: Path, seed: int) -> Iterator[Row]:
-    """A row per row of depth steps, with a turn per point, in any order: its place, how near it is.
+    """A row per row of depth steps with all its points: where they are, how near.
 
-    A model that is asked for the letters from A on can write the next one without finding it.
+    They are in any order: the letters from A on can be written without finding them.
     """
     rng = np.random.default_rng(seed)
     for row in read_rows(file, out):
         answer, (image,) = _turns(row)[1], row["images"]
         places, levels = read_places(answer), read_levels(answer)
-        rows = []
-        for letter in rng.permutation(sorted(places)).tolist():
-            x, y = places[letter]
-            said = f"{letter} at x {x} y {y}. Nearness: {letter} {levels[letter]:02}."
-            rows.append(build_content_row(f"Where is {letter}?", said, image, {}))
-        yield looking_row(rows[0], others=rows[1:])
+        letters = rng.permutation(sorted(places)).tolist()
+        listed = say_places({letter: places[letter] for letter in letters})
+        near = say_levels({letter: levels[letter] for letter in letters})
+        answer = f"Points: {listed}. Nearness: {near}."
+        yield looking_row(build_content_row(ASK_ALL_POINTS, answer, image, {}))
 
 
 def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
-    """Rows of a file with a call each; their paths are relative to ``out``."""
+    """Rows of a file with a call each, boxes named; their paths are relative to ``out``."""
     rng = np.random.default_rng(seed)
     for row in read_rows(file, out):
+        note = read_note(row)
+        if note.get("task") in (BOXES, COUNT_STEPS):
+            asked = _turns(row)[0]
+            turns = [asked, _named(row, note["category"])]
+            row = {**make_row(turns, {PLAIN: row["images"]}), NOTE: ""}
         yield looking_row(row, invited=rng.random() < _INVITED)
 
 

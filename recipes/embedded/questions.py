@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.embedded.drawing import ASK_ALL_BOXES, ASK_ALL_COUNTS, ASK_ALL_POINTS
 from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES
 from recipes.embedded.scenes import SIZE_PX, Item, Scene, is_crowded
 from vpt.boxes import GridBox
@@ -21,6 +22,7 @@ from vpt.data.content_rows import (
     POINT_QUESTION,
     CategoryBoxes,
     counting_rows,
+    say_plural,
 )
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
 
@@ -167,9 +169,11 @@ def all_texts() -> Iterator[str]:
 def _content_texts() -> Iterator[str]:
     """Of answers in which a depth map or boxes are written."""
     yield from (MAP_QUESTION, f"{POINT_QUESTION} {ASK_POINT_STEPS}", ASK_COUNT_STEPS)
-    places, levels = (", ".join(f"{x} {y}" for x in "ABCDE") for y in ("at x 1 y 2", "12"))
+    places, levels = (", ".join(f"{x} {y}" for x in "ABCDE") for y in ("at x 001 y 002", "12"))
     yield f"Points: {places}. Depth map: Nearness: {levels}. The answer is (A)."
+    yield from (ASK_ALL_BOXES, ASK_ALL_COUNTS, ASK_ALL_POINTS)
     for kind in SHAPES:
+        yield f"The {say_plural(kind)} 2."
         for row in counting_rows("", CategoryBoxes(kind, ())):
             yield from (message["content"] for message in row["messages"])
 

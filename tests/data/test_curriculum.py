@@ -166,7 +166,7 @@ def edited(row, old, new):
         (edited(STEPS, "is (B)", "is (A)"), ["answer-mismatch"]),
         (edited(STEPS, "B 75", "B 00"), ["answer-mismatch"]),
         (edited(STEPS, ", B 75", ""), ["answer-mismatch"]),
-        (edited(STEPS, "A at x 50", "A at x 51"), ["answer-mismatch"]),
+        (edited(STEPS, "A at x 050", "A at x 051"), ["answer-mismatch"]),
         (edited(STEPS, WHOLE, "dark."), ["answer-mismatch"]),
         (said(DIRECT, "(A)"), ["answer-mismatch"]),
         (said(DIRECT, "none of them"), ["answer-mismatch"]),

@@ -15,11 +15,27 @@ from PIL import Image
 import recipes.__main__ as recipes_main
 from recipes.counting.files import write_counting_scenes
 from recipes.embedded import drawing, mixture, shrink
-from recipes.embedded.drawing import kind_rows, looking_row, point_rows
+from recipes.embedded.drawing import (
+    ASK_ALL_BOXES,
+    ASK_ALL_COUNTS,
+    ASK_ALL_POINTS,
+    kind_rows,
+    looking_row,
+    point_rows,
+)
 from recipes.embedded.mixture import mix
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
-from vpt.data.content_rows import ASK_COUNT_STEPS, CategoryBoxes, counting_rows
+from vpt.data.content_rows import (
+    ASK_COUNT_STEPS,
+    CategoryBoxes,
+    counting_rows,
+    read_levels,
+    read_places,
+    say_levels,
+    say_places,
+    say_plural,
+)
 from vpt.data.rows import make_row, read_entries
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
@@ -52,30 +68,35 @@ def test_files_of_rows_get_calls_and_paths_from_their_new_place(tmp_path, monkey
     drawing.main()
     (row,) = read_entries(tmp_path / "new" / "train" / "count_steps.jsonl")
     assert row["images"] == row["clip_images"] == ["../../rows/a.jpg"]
+    assert say(row)[-1] == f"The stars {say(STEPS)[1]}"
     assert list(json.loads((tmp_path / "new" / "train" / "dataset_info.json").read_text())) == [
         "count_steps"
     ]
 
 
-def test_all_kinds_of_a_picture_are_asked_for_in_turn(tmp_path):
+def test_all_kinds_of_a_picture_are_listed_by_name(tmp_path):
     list(write_counting_scenes(tmp_path / "scenes", "train", 6, 0, 96))
     pairs = list(kind_rows(tmp_path / "scenes", tmp_path / "new", 0))
     known = json.loads((tmp_path / "scenes" / "annotations.json").read_text())
+    names = {one["id"]: one["name"] for one in known["categories"]}
     assert len(pairs) == 6
-    for number, (row, counts) in enumerate(pairs):
-        asked, call, _, answered, *more = say(row)
-        assert call == BRANCH_TOKENS[TOWER].call and asked.startswith("<image>\nWhere are the ")
-        questions, answers = [asked, *more[::2]], [answered, *more[1::2]]
-        assert not any("<image>" in question for question in questions[1:])
-        things = [one for one in known["annotations"] if one["image_id"] == number]
-        assert len(questions) == len({one["category_id"] for one in things})
-        assert "".join(answers).count("<PIXEL_") == 4 * len(things)
-        assert row["images"] == row["clip_images"] == [f"../scenes/images/{number:06d}.jpg"]
-        assert counts["images"] == row["images"]
-        how_many, call_again, _, number_of, *more = say(counts)
-        assert call_again == call and how_many.startswith("<image>\nHow many ")
-        assert [int(text) for text in (number_of, *more[1::2])] == [
-            answer.count("<PIXEL_") // 4 for answer in answers
+    for number, (boxes, counts) in enumerate(pairs):
+        things = [
+            names[one["category_id"]] for one in known["annotations"] if one["image_id"] == number
+        ]
+        expected = {say_plural(kind): things.count(kind) for kind in set(things)}
+        asked, call, _, answered = say(boxes)
+        assert call == BRANCH_TOKENS[TOWER].call and asked == f"<image>\n{ASK_ALL_BOXES}"
+        parts = answered.removesuffix(".").split(". ")
+        assert {p.split()[1]: p.count("<PIXEL_") / 4 for p in parts} == expected
+        assert all(re.fullmatch(r"The \w+ (<PIXEL_\d+>|, )+", part) for part in parts)
+        assert boxes["images"] == boxes["clip_images"] == [f"../scenes/images/{number:06d}.jpg"]
+        assert counts["images"] == boxes["images"]
+        asked, _, _, answered = say(counts)
+        assert asked == f"<image>\n{ASK_ALL_COUNTS}"
+        numbers = {part.split()[1]: int(part.split()[2]) for part in answered[:-1].split(". ")}
+        assert list(numbers.items()) == [
+            (part.split()[1], expected[part.split()[1]]) for part in parts
         ]
 
 
@@ -88,27 +109,22 @@ def test_a_picture_without_things_has_no_rows(tmp_path):
     assert row["images"] == ["images/000001.jpg"]
 
 
-def test_all_points_are_asked_for_in_any_order(tmp_path):
-    places = {"A": (37, 281, 5), "B": (120, 7, 93), "C": (209, 251, 40)}
-    steps = "Points: " + ", ".join(f"{k} at x {x} y {y}" for k, (x, y, _) in places.items())
-    steps += ". Depth map: <DEPTH_START><DEPTH_0><DEPTH_END> Nearness: "
-    steps += ", ".join(f"{k} {level:02}" for k, (*_, level) in places.items())
-    row = make_row(["<image>\nWhich one?", f"{steps}. The answer is (B)."], {"image": ["a.jpg"]})
+def test_all_points_are_listed_in_any_order(tmp_path):
+    places = {"A": (37, 281), "B": (120, 7), "C": (209, 251)}
+    levels = {"A": 5, "B": 93, "C": 40}
+    steps = f"Points: {say_places(places)}. Depth map: <DEPTH_START><DEPTH_0><DEPTH_END> "
+    steps += f"Nearness: {say_levels(levels)}. The answer is (B)."
+    row = make_row(["<image>\nWhich one?", steps], {"image": ["a.jpg"]})
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "depth_steps.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
     orders = set()
     for made in point_rows(tmp_path / "rows" / "depth_steps.jsonl", tmp_path, 0):
-        asked, call, _, answered, *more = say(made)
-        assert call == BRANCH_TOKENS[TOWER].call
+        asked, call, _, answered = say(made)
+        assert asked == f"<image>\n{ASK_ALL_POINTS}" and call == BRANCH_TOKENS[TOWER].call
         assert made["images"] == made["clip_images"] == ["rows/a.jpg"]
-        pairs = dict(
-            zip([asked.removeprefix("<image>\n"), *more[::2]], [answered, *more[1::2]], strict=True)
-        )
-        assert pairs == {
-            f"Where is {k}?": f"{k} at x {x} y {y}. Nearness: {k} {level:02}."
-            for k, (x, y, level) in places.items()
-        }
-        orders.add(tuple(pairs))
+        assert read_places(answered) == places and read_levels(answered) == levels
+        assert [*read_places(answered)] == [*read_levels(answered)]
+        orders.add(tuple(read_places(answered)))
     assert len(orders) > 3
 
 

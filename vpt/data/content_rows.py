@@ -123,11 +123,10 @@ def point_rows(
     levels = {point.letter: level(depth_at(drawn, point.x, point.y)) for point in points}
     if leader_of(levels) != answer:
         raise DataError("the map that the codes stand for does not show which point is nearest")
-    places = ", ".join(f"{p.letter} at x {p.x} y {p.y}" for p in points)
-    nearness = ", ".join(f"{letter} {value:02}" for letter, value in levels.items())
+    places = say_places({point.letter: (point.x, point.y) for point in points})
     steps = (
         f"Points: {places}. Depth map: {format_depth(codes)} "
-        f"Nearness: {nearness}. The answer is ({answer})."
+        f"Nearness: {say_levels(levels)}. The answer is ({answer})."
     )
     about = {"points": [asdict(point) for point in points], "answer": answer, **note}
     question = f"{POINT_QUESTION} {ASK_POINT_STEPS}"
@@ -148,6 +147,16 @@ def leader_of(levels: dict[str, int]) -> str | None:
     if not ordered or (len(ordered) > 1 and levels[ordered[0]] == levels[ordered[1]]):
         return None
     return ordered[0]
+
+
+def say_places(places: Mapping[str, tuple[int, int]]) -> str:
+    """Where points are, ``(x, y)`` on the 336 grid by letter; three digits each."""
+    return ", ".join(f"{letter} at x {x:03} y {y:03}" for letter, (x, y) in places.items())
+
+
+def say_levels(levels: Mapping[str, int]) -> str:
+    """How near points are, by letter; two digits each."""
+    return ", ".join(f"{letter} {value:02}" for letter, value in levels.items())
 
 
 def read_levels(answer: str) -> dict[str, int]:

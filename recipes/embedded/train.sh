@@ -57,7 +57,8 @@ counting_rows data/embedded/counting heldout
 run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $rows/depth $rows/count \
   --counting $scenes/counting/train --out $rows/train
 run data/embedded/drawings/dataset_info.json python -m recipes.embedded.mixture \
-  $rows/train/depth_maps.jsonl=0.3 $rows/train/all_boxes.jsonl=0.7 --steps 2400 --out data/embedded/drawings
+  $rows/train/depth_maps.jsonl=0.2 $rows/train/all_boxes.jsonl=0.6 $rows/train/all_points.jsonl=0.2 \
+  --steps 2400 --out data/embedded/drawings
 run data/embedded/answers/dataset_info.json python -m recipes.embedded.mixture \
   data/embedded/instructions.jsonl=0.2 data/embedded/looks.jsonl=0.06 data/embedded/listings.jsonl=0.06 \
   data/embedded/easy.jsonl=0.09 $rows/train/depth_maps.jsonl=0.06 $rows/train/boxes.jsonl=0.09 \

@@ -44,7 +44,7 @@ from vpt.data.counting import to_pixel_grid
 from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, make_row, write_dataset_info, write_rows
-from vpt.errors import VPTError
+from vpt.errors import DataError, VPTError
 from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
 
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
@@ -101,29 +101,34 @@ def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
             for kind in kinds
         ]
         if rows:
-            boxes, _, counts = zip(*rows, strict=True)
-            numbers = [f"{_named(row, kind)}." for row, kind in zip(counts, kinds, strict=True)]
-            places = [_named(row, kind) for row, kind in zip(boxes, kinds, strict=True)]
+            places = [_named(boxes) for boxes, _, _ in rows]
+            numbers = [f"{_named(number)}." for _, _, number in rows]
             yield (
                 looking_row(build_content_row(ASK_ALL_BOXES, " ".join(places), path, {})),
                 looking_row(build_content_row(ASK_ALL_COUNTS, " ".join(numbers), path, {})),
             )
 
 
-def _named(row: Row, kind: str) -> str:
-    """The answer of a row about a kind, after the name of the kind."""
-    return f"The {say_plural(kind)} {_turns(row)[1]}"
+def _named(row: Row) -> str:
+    """The answer of a row about a category, after the name of the category."""
+    return f"The {say_plural(read_note(row)['category'])} {_turns(row)[1]}"
 
 
 def point_rows(file: Path, out: Path, seed: int) -> Iterator[Row]:
     """A row per row of depth steps with all its points: where they are, how near.
 
-    They are in any order: the letters from A on can be written without finding them.
+    They are in random order: the letters from A on can be written without finding them. A
+    `DataError` is raised for a row that does not state both for the same points.
     """
     rng = np.random.default_rng(seed)
     for row in read_rows(file, out):
         answer, (image,) = _turns(row)[1], row["images"]
         places, levels = read_places(answer), read_levels(answer)
+        if not places or set(places) != set(levels):
+            raise DataError(
+                f"{file}: expected the place and the nearness of each point, got {answer[:60]!r}; "
+                "make the rows with vpt data make-depth-rows"
+            )
         letters = rng.permutation(sorted(places)).tolist()
         listed = say_places({letter: places[letter] for letter in letters})
         near = say_levels({letter: levels[letter] for letter in letters})
@@ -135,10 +140,8 @@ def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
     """Rows of a file with a call each, boxes named; their paths are relative to ``out``."""
     rng = np.random.default_rng(seed)
     for row in read_rows(file, out):
-        note = read_note(row)
-        if note.get("task") in (BOXES, COUNT_STEPS):
-            asked = _turns(row)[0]
-            turns = [asked, _named(row, note["category"])]
+        if read_note(row).get("task") in (BOXES, COUNT_STEPS):
+            turns = [_turns(row)[0], _named(row)]
             row = {**make_row(turns, {PLAIN: row["images"]}), NOTE: ""}
         yield looking_row(row, invited=rng.random() < _INVITED)
 

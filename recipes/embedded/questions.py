@@ -22,6 +22,8 @@ from vpt.data.content_rows import (
     POINT_QUESTION,
     CategoryBoxes,
     counting_rows,
+    say_levels,
+    say_places,
     say_plural,
 )
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
@@ -169,7 +171,8 @@ def all_texts() -> Iterator[str]:
 def _content_texts() -> Iterator[str]:
     """Of answers in which a depth map or boxes are written."""
     yield from (MAP_QUESTION, f"{POINT_QUESTION} {ASK_POINT_STEPS}", ASK_COUNT_STEPS)
-    places, levels = (", ".join(f"{x} {y}" for x in "ABCDE") for y in ("at x 001 y 002", "12"))
+    places = say_places(dict.fromkeys("ABCDE", (1, 2)))
+    levels = say_levels(dict.fromkeys("ABCDE", 12))
     yield f"Points: {places}. Depth map: Nearness: {levels}. The answer is (A)."
     yield from (ASK_ALL_BOXES, ASK_ALL_COUNTS, ASK_ALL_POINTS)
     for kind in SHAPES:

@@ -38,6 +38,7 @@ from vpt.data.content_rows import (
 )
 from vpt.data.rows import make_row, read_entries
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
+from vpt.errors import DataError
 from vpt.protocol.tokens import BRANCH_TOKENS, TOWER
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,14 @@ def test_all_points_are_listed_in_any_order(tmp_path):
         assert [*read_places(answered)] == [*read_levels(answered)]
         orders.add(tuple(read_places(answered)))
     assert len(orders) > 3
+
+
+@pytest.mark.parametrize("answer", ["(B)", "Points: A at x 037 y 281. Nearness: B 05."])
+def test_points_without_place_or_nearness_are_refused(tmp_path, answer):
+    row = make_row(["<image>\nWhich one?", answer], {"image": ["a.jpg"]})
+    (tmp_path / "depth_steps.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match="the place and the nearness of each point, got "):
+        list(point_rows(tmp_path / "depth_steps.jsonl", tmp_path, 0))
 
 
 def test_folders_without_rows_are_refused(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from recipes.splits import add_scene_arguments, write_both_splits
 from vpt.cli.parser import Command
@@ -12,6 +13,11 @@ from vpt.errors import PromptError
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scene_arguments(
         parser, 336, 1, "side of the pictures, 96 to 1024; 336 is the grid of the boxes"
+    )
+    parser.add_argument(
+        "--one-of-each",
+        action="store_true",
+        help="3 to 5 things, each of another kind, to learn to find things by name",
     )
 
 
@@ -23,7 +29,8 @@ def _make(args: argparse.Namespace) -> None:
         raise PromptError(
             f"--size: expected {LEAST_SIZE_PX} to {MOST_SIZE_PX} pixels, got {args.size}"
         )
-    write_both_splits(args, SPLITS, write_counting_scenes, ANNOTATIONS)
+    write = partial(write_counting_scenes, one_of_each=args.one_of_each)
+    write_both_splits(args, SPLITS, write, ANNOTATIONS)
 
 
 COMMAND = Command(

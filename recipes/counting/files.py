@@ -16,7 +16,13 @@ IMAGES, ANNOTATIONS = "images", "annotations.json"
 
 
 def write_counting_scenes(
-    folder: Path, split: str, num_scenes: int, seed: int, size_px: int
+    folder: Path,
+    split: str,
+    num_scenes: int,
+    seed: int,
+    size_px: int,
+    *,
+    one_of_each: bool = False,
 ) -> Iterator[int]:
     """Write ``images/000000.jpg`` and so on, and ``annotations.json`` in the format of LVIS.
 
@@ -28,13 +34,15 @@ def write_counting_scenes(
     """
 
     def write_scene(number: int) -> tuple[dict[str, Any], list[Counted]]:
-        scene = draw_counting_scene(seed, number, split, size_px)
+        scene = draw_counting_scene(seed, number, split, size_px, one_of_each=one_of_each)
         name = f"{number:06d}.jpg"
         if not (folder / IMAGES / name).exists():
             save_picture(scene.image, folder / IMAGES / name)
         return _describe_image(number, name, scene), list(scene.things)
 
     recipe = {"split": split, "seed": seed, "size_px": size_px, "of": "counting"}
+    if one_of_each:
+        recipe["of"] = "one of each"
     return write_split(folder, recipe, (IMAGES,), num_scenes, write_scene, _describe, ANNOTATIONS)
 
 

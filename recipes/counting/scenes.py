@@ -23,6 +23,9 @@ NUM_ASKED = (2, 9)
 NUM_OTHERS = (0, 7)
 """Fewest things of other kinds, and one more than the most."""
 
+NUM_KINDS = (3, 5)
+"""Fewest and most things where each is of another kind."""
+
 _SIDE = (0.09, 0.19)  # of a thing, as a share of the picture's side
 _GAP = 0.012  # between two things
 _TRIES = 60
@@ -66,6 +69,8 @@ def draw_counting_scene(
     split: str = "train",
     size_px: int = SIZE_PX,
     num_others: tuple[int, int] = NUM_OTHERS,
+    *,
+    one_of_each: bool = False,
 ) -> CountingScene:
     """Draw a scene; the same arguments give the same scene.
 
@@ -75,12 +80,16 @@ def draw_counting_scene(
         split: one of :data:`SPLITS`.
         size_px: side of the picture, 96 to 1024.
         num_others: as :data:`NUM_OTHERS`; with more than a dozen there is hardly room.
+        one_of_each: as many kinds as things, :data:`NUM_KINDS`.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     kinds = [str(kind) for kind in rng.permutation(SHAPES)]
-    num_asked = int(rng.integers(NUM_ASKED[0], NUM_ASKED[1] + 1))
-    others = [str(kind) for kind in rng.choice(kinds[1:], rng.integers(*num_others))]
-    wanted = [kinds[0]] * num_asked + others
+    if one_of_each:
+        wanted = kinds[: int(rng.integers(NUM_KINDS[0], NUM_KINDS[1] + 1))]
+    else:
+        num_asked = int(rng.integers(NUM_ASKED[0], NUM_ASKED[1] + 1))
+        others = [str(kind) for kind in rng.choice(kinds[1:], rng.integers(*num_others))]
+        wanted = [kinds[0]] * num_asked + others
     boxes: list[PixelBox] = []
     while len(boxes) < len(wanted):  # too crowded by chance: begin anew
         boxes = _place(len(wanted), size_px, rng)

@@ -58,6 +58,19 @@ def test_from_scenes_to_a_checked_curriculum(vpt, grey, scenes, tmp_path):
     assert read_entries(mixed)[0]["images"][0].startswith("../")
 
 
+def test_counting_scenes_can_have_one_thing_of_each_kind(vpt, tmp_path):
+    words = ("make-counting-scenes", "--out", tmp_path, "--num", 4, "--heldout", 0, "--size", 96)
+    assert vpt(*words, "--one-of-each")[0] == 0
+    annotations = json.loads((tmp_path / "train/annotations.json").read_text())
+    for image in annotations["images"]:
+        kinds = [
+            a["category_id"] for a in annotations["annotations"] if a["image_id"] == image["id"]
+        ]
+        assert 3 <= len(kinds) == len(set(kinds)) <= 5
+    code, _, said = vpt(*words)
+    assert code == 2 and "choose another folder" in said
+
+
 def test_from_counting_scenes_to_checked_rows(vpt, tmp_path):
     scenes, rows = tmp_path / "scenes", tmp_path / "rows"
     code, _, said = vpt(

@@ -3,7 +3,9 @@
 Run ``python -m recipes.embedded.mixture data/embedded/instructions.jsonl=0.3
 data/drawing/depth_steps.jsonl=0.7 --steps 1000 --batch-size 24 --out data/mixture``. Every batch
 has rows of one file and of similar length, so little is padding, and a task whose answer is one
-token counts as much as one with a hundred. The batches are shuffled; training must not be.
+token counts as much as one with a hundred. The batches are shuffled; training must not be. With
+``--first 300`` as many batches of the first file alone come before the others: what it teaches is
+learned sooner without them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ def batches_of(
 
 
 def mix(
-    parts: Sequence[tuple[Sequence[Row], float]], steps: int, batch_size: int, seed: int
+    parts: Sequence[tuple[Sequence[Row], float]],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    num_first: int = 0,
 ) -> Iterator[list[Row]]:
     """The batches of a training.
 
@@ -48,12 +54,13 @@ def mix(
         steps: number of batches.
         batch_size: rows of a batch.
         seed: of the order.
+        num_first: batches of the first part before the others begin.
     """
     rng = np.random.default_rng(seed)
     sources = [batches_of(rows, batch_size, rng) for rows, _ in parts]
     shares = np.array([share for _, share in parts])
-    for part in rng.choice(len(parts), steps, p=shares / shares.sum()):
-        yield next(sources[part])
+    for step, part in enumerate(rng.choice(len(parts), steps, p=shares / shares.sum())):
+        yield next(sources[0 if step < num_first else part])
 
 
 def _length(row: Row) -> int:
@@ -75,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", type=_part, nargs="+", metavar="FILE=SHARE")
     parser.add_argument("--steps", type=whole_number(1), required=True)
+    parser.add_argument("--first", type=whole_number(0), default=0, metavar="N")
     parser.add_argument("--batch-size", type=whole_number(1), default=24)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,7 +94,7 @@ def main() -> None:
     except VPTError as exc:
         parser.error(str(exc))
     args.out.mkdir(parents=True, exist_ok=True)
-    batches = tqdm(mix(parts, args.steps, args.batch_size, args.seed), total=args.steps)
+    batches = tqdm(mix(parts, args.steps, args.batch_size, args.seed, args.first), total=args.steps)
     entry = dataset_entry("mixture.jsonl")
     rows = (
         {column: row[column] for column in entry["columns"]} for batch in batches for row in batch

@@ -7,8 +7,8 @@ wrote. The first look has 16 tokens, too few to draw from; the second has one pe
 answers per look: of their boxes, and in a second file of their numbers. Marked points are listed in
 the same way.
 
-Boxes follow the name of what they show: in a model of few layers, the word that was just written is
-the query that finds it.
+Boxes follow the name of what they show, without a space, which would be a token: in a model of few
+layers, the word that was just written is the query that finds it.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ def kind_rows(folder: Path, out: Path, seed: int) -> Iterator[tuple[Row, Row]]:
         ]
         if rows:
             places = [_named(boxes) for boxes, _, _ in rows]
-            numbers = [f"{_named(number)}." for _, _, number in rows]
+            numbers = [f"{_named(number, ' ')}." for _, _, number in rows]
             yield (
                 looking_row(build_content_row(ASK_ALL_BOXES, " ".join(places), path, {})),
                 looking_row(build_content_row(ASK_ALL_COUNTS, " ".join(numbers), path, {})),
             )
 
 
-def _named(row: Row) -> str:
+def _named(row: Row, gap: str = "") -> str:
     """The answer of a row about a category, after the name of the category."""
-    return f"The {say_plural(read_note(row)['category'])} {_turns(row)[1]}"
+    return f"The {say_plural(read_note(row)['category'])}{gap}{_turns(row)[1]}"
 
 
 def point_rows(file: Path, out: Path, seed: int) -> Iterator[Row]:
@@ -150,7 +150,7 @@ def main() -> None:
     """Write the files, and the index by which training configs name them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=Path, nargs="+", required=True, help="folders of rows")
-    parser.add_argument("--counting", type=Path, help="folder of make-counting-scenes")
+    parser.add_argument("--counting", type=Path, nargs="+", help="folders of make-counting-scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -167,7 +167,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         if args.counting:
-            pairs = list(kind_rows(args.counting, args.out, args.seed))
+            pairs = [
+                pair for folder in args.counting for pair in kind_rows(folder, args.out, args.seed)
+            ]
             made[ALL_BOXES] = [boxes for boxes, _ in pairs]
             made[ALL_COUNTS] = [counts for _, counts in pairs]
         for file in files:

@@ -54,16 +54,15 @@ class Stage:
     files: tuple[str, ...]
 
 
-_STAGE_3 = ("instructions", "looks", "listings", "direct", "direct_listings", "easy", "questions")
+_TRAIN = ("captions", "instructions", "looks", "listings", "direct", "direct_listings", "easy")
 PARTS = (
-    Stage("stage-2", "train", 40_000, 2, ("captions",)),
-    Stage("stage-3", "train", 40_000, 3, _STAGE_3),
+    Stage("train", "train", 40_000, 3, (*_TRAIN, "questions")),
     Stage("heldout", "heldout", 1_000, 4, ("heldout",)),
 )
 
 
 def caption_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
-    """What the second stage learns of a scene: where things are, and to ask for a region."""
+    """What listings teach of a scene: where things are, and to ask for a region."""
     told = caption(scene, rng)
     yield _row(told.text, told.answer, path)
     for question in reading_questions(scene, rng)[:2]:
@@ -73,7 +72,7 @@ def caption_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[
 
 
 def instruction_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
-    """What the third stage learns of a scene: to answer, with the look that it takes."""
+    """Questions about a scene, answered with the look that it takes."""
     if rng.random() < 0.3:
         told = caption(scene, rng)
         yield _row(told.text, told.answer, path)

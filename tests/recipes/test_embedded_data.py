@@ -240,7 +240,7 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
         *("direct.jsonl", "direct_listings.jsonl", "easy.jsonl", "questions.jsonl"),
         *("heldout.jsonl", "dataset_info.json"),
     }
-    picture = tmp_path / "stage-2" / "000001.jpg"
+    picture = tmp_path / "train" / "000001.jpg"
     before = picture.read_bytes()
     picture.unlink()
     for part in parts:

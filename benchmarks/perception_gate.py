@@ -1,6 +1,6 @@
 """Measure what linear heads read from the tower's tokens on held-out scenes.
 
-Run ``python benchmarks/perception_gate.py configs/embedded/6-perception.yaml --rooms
+Run ``python benchmarks/perception_gate.py configs/embedded/2-perception.yaml --rooms
 data/perception/rooms/heldout --counting data/perception/counting/heldout``, also during the
 training: the last checkpoint is read. Intervals are 95 % ones: of Wilson for shares, of the
 bootstrap over pictures for F1. Codes of a picture are not independent, so theirs is too narrow.

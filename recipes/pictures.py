@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 LOGS = ROOT / "models" / "embedded"
-STAGES = {
-    "2-captions": "stage 2: captions",
-    "3-instructions": "stage 3: instructions",
-    "4-listings": "stage 4: listings",
-    "5-looks": "stage 5: looks",
-    "3-baseline": "baseline: direct answers",
-}
+STAGES = {"3-listings": "stage 3: listings", "4-answers": "stage 4: answers"}
 """Folders of trainings under :data:`LOGS`, with their titles."""
 
 POLICIES = ROOT / "saves"

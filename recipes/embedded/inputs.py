@@ -1,6 +1,6 @@
 """Fits and measures the test by which the embedded model recognises the images it is meant for.
 
-Run ``python -m recipes.embedded.inputs --kinds data/embedded/stage-3 --heldout
+Run ``python -m recipes.embedded.inputs --kinds data/embedded/train --heldout
 data/embedded/heldout --model vpt/embedded``; each folder has images of a kind.
 """
 

@@ -42,8 +42,12 @@ _TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    # So small a head hardly turns over a 4x4 grid with the usual base of 10,000.
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
+    # As Qwen2-VL. The slow channels compare contents at any distance; with a base of 10 none does.
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1_000_000.0,
+        "mrope_section": [4, 6, 6],
+    },
     "bos_token_id": None,
 }
 _VISION = {
@@ -160,14 +164,19 @@ def _single_digits() -> object:
 
 
 def _spread(model: VPTForConditionalGeneration) -> None:
-    """Scale matrices by their width, deep ones down: the usual small init is too small here."""
+    """Scale matrices by their width: the usual small init is too small here.
+
+    The encoders' deep matrices are scaled down. The language model's are not, and its embeddings
+    are as long as what a layer adds: so it finds sooner what a word names
+    (docs/perception-log.md).
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lm_head" not in name:
             scale = module.in_features**-0.5
-            if name.endswith(("attn.proj", "mlp.fc2", "o_proj", "down_proj", "lin2")):
+            if name.endswith(("attn.proj", "mlp.fc2", "lin2")):
                 scale /= 8**0.5
             if name.endswith("linear_condition"):
                 # f + (f . c) c: with |c|^2 = D the second term would drown what f says of a place.
                 scale *= 0.1
             nn.init.normal_(module.weight, 0, scale)
-    nn.init.normal_(model.get_input_embeddings().weight, 0, 0.05)
+    nn.init.normal_(model.get_input_embeddings().weight, 0, 0.13)

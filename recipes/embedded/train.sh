@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model from nothing: data, eight stages, package folder.
+# Trains the embedded model from nothing: data, four stages, package folder.
 #
 # Usage:  recipes/embedded/train.sh [TARGET]
 #
@@ -33,6 +33,8 @@ run data/embedded/dataset_info.json python -m recipes make-embedded --out data/e
 run $scenes/rooms/heldout/objects.jsonl python -m recipes make-scenes --out $scenes/rooms --num 12000 --heldout 600 --size 280
 run $scenes/counting/heldout/annotations.json \
   python -m recipes make-counting-scenes --out $scenes/counting --num 20000 --heldout 600 --size 280
+run $scenes/singles/heldout/annotations.json \
+  python -m recipes make-counting-scenes --out $scenes/singles --num 20000 --heldout 600 --size 280 --one-of-each
 run $scenes/all-codes/model.safetensors vpt depth-tokenizer train --maps $scenes/rooms/train/depth \
   --heldout $scenes/rooms/heldout/depth --steps 1000 --batch-size 4 --out $scenes/all-codes
 tokenizer=$scenes/depth-tokenizer
@@ -55,42 +57,38 @@ for points in 2 3 5; do
 done
 counting_rows data/embedded/counting heldout
 run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $rows/depth $rows/count \
-  --counting $scenes/counting/train --out $rows/train
-run data/embedded/drawings/dataset_info.json python -m recipes.embedded.mixture \
-  $rows/train/depth_maps.jsonl=0.2 $rows/train/all_boxes.jsonl=0.6 $rows/train/all_points.jsonl=0.2 \
-  --steps 2400 --out data/embedded/drawings
-run data/embedded/answers/dataset_info.json python -m recipes.embedded.mixture \
-  data/embedded/instructions.jsonl=0.2 data/embedded/looks.jsonl=0.06 data/embedded/listings.jsonl=0.06 \
-  data/embedded/easy.jsonl=0.09 $rows/train/depth_maps.jsonl=0.06 $rows/train/boxes.jsonl=0.09 \
-  $rows/train/depth_steps.jsonl=0.24 $rows/train/count_steps.jsonl=0.2 --steps 4000 --out data/embedded/answers
+  --counting $scenes/singles/train $scenes/counting/train --out $rows/train
+run data/embedded/listing-mix/dataset_info.json python -m recipes.embedded.mixture \
+  $rows/train/all_boxes.jsonl=0.20 $rows/train/all_points.jsonl=0.25 $rows/train/depth_maps.jsonl=0.11 \
+  data/embedded/captions.jsonl=0.09 data/embedded/instructions.jsonl=0.12 data/embedded/listings.jsonl=0.14 \
+  data/embedded/looks.jsonl=0.05 data/embedded/easy.jsonl=0.04 --first 500 --steps 1200 --out data/embedded/listing-mix
+run data/embedded/answer-mix/dataset_info.json python -m recipes.embedded.mixture \
+  data/embedded/instructions.jsonl=0.26 data/embedded/looks.jsonl=0.08 data/embedded/easy.jsonl=0.10 \
+  data/embedded/listings.jsonl=0.04 $rows/train/depth_direct.jsonl=0.15 $rows/train/count_direct.jsonl=0.10 \
+  $rows/train/all_counts.jsonl=0.03 $rows/train/all_points.jsonl=0.06 $rows/train/all_boxes.jsonl=0.06 \
+  $rows/train/depth_maps.jsonl=0.03 $rows/train/depth_steps.jsonl=0.05 $rows/train/count_steps.jsonl=0.04 \
+  --steps 3400 --out data/embedded/answer-mix
 
 # Training
 
 vision() { run "$models/$1/model.safetensors" python -m recipes.embedded.vision "$configs/$1.yaml"; }
-language() { run "$models/$1/model.safetensors" llamafactory-cli train "$configs/$1.yaml"; }
 with_muon() { run "$models/$1/model.safetensors" python -m recipes.embedded.muon "$configs/$1.yaml"; }
 
 vision 1-vision
-language 2-captions
-language 3-instructions
-vpt set $models/3-instructions --mask none
-with_muon 4-listings
-vpt set $models/4-listings --mask question --mask-ratio 0.9 --reset-conditioning dino,sam --seed 1
-with_muon 5-looks
-vision 6-perception
-run $models/7-start/config.json vpt init --base $models/6-perception --dtype float32 --content depth,boxes \
-  --depth-tokenizer $tokenizer --out $models/7-start
-vpt set $models/7-start --mask none --own-tower-pixels 78400 --alignment on --stems trained
-with_muon 7-drawings
-vpt set $models/7-drawings --alignment off --stems frozen --reset-conditioning clip --seed 1
-with_muon 8-answers
+vision 2-perception
+run $models/3-start/config.json vpt init --base $models/2-perception --dtype float32 --content depth,boxes \
+  --depth-tokenizer $tokenizer --out $models/3-start
+vpt set $models/3-start --mask none --own-tower-pixels 78400 --alignment on --stems trained
+with_muon 3-listings
+vpt set $models/3-listings --alignment off --stems frozen --reset-conditioning clip,dino,sam --seed 1
+with_muon 4-answers
 
 # Package
 
 small=$scenes/small-tokenizer
 run $small/model.safetensors python -m recipes.embedded.shrink $tokenizer $small --maps $scenes/rooms/train/depth \
   --heldout $scenes/rooms/heldout/depth
-run "$target/config.json" python -m recipes.embedded.pack $models/8-answers "$target" --depth-tokenizer $small
-python -m recipes.embedded.inputs --kinds data/embedded/stage-3 $rows/depth/marked $scenes/counting/train/images \
+run "$target/config.json" python -m recipes.embedded.pack $models/4-answers "$target" --depth-tokenizer $small
+python -m recipes.embedded.inputs --kinds data/embedded/train $rows/depth/marked $scenes/counting/train/images \
   --heldout data/embedded/heldout data/embedded/points-3/marked $scenes/counting/heldout/images --model "$target"
 echo "the model is in $target"

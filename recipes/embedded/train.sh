@@ -5,6 +5,10 @@
 #
 # TARGET is the folder of the finished model (default: models/embedded/packed). What is finished is
 # skipped, and what was stopped goes on, so the same command resumes it. Needs pip install -e ".[train]".
+#
+# To begin with stage 3, on the encoders and the depth tokenizer of our run:
+#   python -m recipes.embedded.encoders recipes/embedded/trained/encoders.safetensors models/embedded/2-perception
+#   mkdir -p data/perception && cp -r recipes/embedded/trained/depth-tokenizer data/perception/
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -35,10 +39,12 @@ run $scenes/counting/heldout/annotations.json \
   python -m recipes make-counting-scenes --out $scenes/counting --num 20000 --heldout 600 --size 280
 run $scenes/singles/heldout/annotations.json \
   python -m recipes make-counting-scenes --out $scenes/singles --num 20000 --heldout 600 --size 280 --one-of-each
-run $scenes/all-codes/model.safetensors vpt depth-tokenizer train --maps $scenes/rooms/train/depth \
-  --heldout $scenes/rooms/heldout/depth --steps 1000 --batch-size 4 --out $scenes/all-codes
 tokenizer=$scenes/depth-tokenizer
-run $tokenizer/model.safetensors python -m recipes.embedded.codes $scenes/all-codes $tokenizer --keep 24
+if [ ! -e $tokenizer/model.safetensors ]; then
+  run $scenes/all-codes/model.safetensors vpt depth-tokenizer train --maps $scenes/rooms/train/depth \
+    --heldout $scenes/rooms/heldout/depth --steps 1000 --batch-size 4 --out $scenes/all-codes
+  run $tokenizer/model.safetensors python -m recipes.embedded.codes $scenes/all-codes $tokenizer --keep 24
+fi
 
 depth_rows() { # depth_rows FOLDER SPLIT OPTIONS...
   local folder=$1 split=$2
@@ -61,7 +67,7 @@ run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $row
 run data/embedded/listing-mix/dataset_info.json python -m recipes.embedded.mixture \
   $rows/train/all_boxes.jsonl=0.20 $rows/train/all_points.jsonl=0.25 $rows/train/depth_maps.jsonl=0.11 \
   data/embedded/captions.jsonl=0.09 data/embedded/instructions.jsonl=0.12 data/embedded/listings.jsonl=0.14 \
-  data/embedded/looks.jsonl=0.05 data/embedded/easy.jsonl=0.04 --first 500 --steps 1200 --out data/embedded/listing-mix
+  data/embedded/looks.jsonl=0.05 data/embedded/easy.jsonl=0.04 --first 800 --steps 3000 --out data/embedded/listing-mix
 run data/embedded/answer-mix/dataset_info.json python -m recipes.embedded.mixture \
   data/embedded/instructions.jsonl=0.26 data/embedded/looks.jsonl=0.08 data/embedded/easy.jsonl=0.10 \
   data/embedded/listings.jsonl=0.04 $rows/train/depth_direct.jsonl=0.15 $rows/train/count_direct.jsonl=0.10 \
@@ -74,8 +80,10 @@ run data/embedded/answer-mix/dataset_info.json python -m recipes.embedded.mixtur
 vision() { run "$models/$1/model.safetensors" python -m recipes.embedded.vision "$configs/$1.yaml"; }
 with_muon() { run "$models/$1/model.safetensors" python -m recipes.embedded.muon "$configs/$1.yaml"; }
 
-vision 1-vision
-vision 2-perception
+if [ ! -e $models/2-perception/model.safetensors ]; then
+  vision 1-vision
+  vision 2-perception
+fi
 run $models/3-start/config.json vpt init --base $models/2-perception --dtype float32 --content depth,boxes \
   --depth-tokenizer $tokenizer --out $models/3-start
 vpt set $models/3-start --mask none --own-tower-pixels 78400 --alignment on --stems trained

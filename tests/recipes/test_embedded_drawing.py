@@ -245,7 +245,7 @@ def test_a_small_tokenizer_learns_the_codes_of_a_large_one(tmp_path, monkeypatch
 def test_the_whole_recipe_names_what_there_is():
     assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
     text = SCRIPT.read_text()
-    stages = re.findall(r"^(?:vision|with_muon) (\S+)$", text, re.MULTILINE)
+    stages = re.findall(r"^ *(?:vision|with_muon) (\S+)$", text, re.MULTILINE)
     configs = {file.stem for file in (ROOT / "configs" / "embedded").glob("[0-9]-*.yaml")}
     assert set(stages) == configs - {"4-baseline"}
     assert stages == sorted(stages)

@@ -23,10 +23,17 @@ _SEED = 1  # of the language model, as in stage 1
 
 
 def keep(folder: Path, file: Path) -> None:
-    """Write the encoders of a model, with their projectors, to a file in float16."""
-    model = load_model(str(folder), device="cpu", dtype=torch.float32)
-    state = model.state_dict()
-    save_file({name: state[name].half() for name in state if name.startswith(_ENCODERS)}, file)
+    """Write the encoders of a model, with their projectors, to a file in float16.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded, or the file not be written.
+    """
+    state = load_model(str(folder), device="cpu", dtype=torch.float32).state_dict()
+    kept = {name: state[name].half() for name in state if name.startswith(_ENCODERS)}
+    try:
+        save_file(kept, file)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"cannot write {file}: {exc}") from exc
 
 
 def restore(file: Path, folder: Path) -> None:
@@ -56,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         (keep if args.source.is_dir() else restore)(args.source, args.target)
-    except (OSError, CheckpointError) as exc:
+    except CheckpointError as exc:
         parser.error(str(exc))
     parser.exit(0, f"{args.target} is written\n")
 

@@ -18,13 +18,15 @@ def run(monkeypatch, *words):
     return ended.value.code
 
 
-def test_encoders_are_kept_and_come_back_with_a_fresh_language_model(tmp_path, monkeypatch):
+def test_encoders_are_kept_and_come_back_with_a_fresh_language_model(tmp_path, monkeypatch, capsys):
     trained, processor = fresh_model(5)
     trained.save_pretrained(tmp_path / "trained")
     processor.save_pretrained(tmp_path / "trained")
     file = tmp_path / "encoders.safetensors"
     assert run(monkeypatch, tmp_path / "trained", file) == 0
     assert file.stat().st_size < 3e6
+    assert run(monkeypatch, tmp_path / "trained", tmp_path / "none" / "file") == 2
+    assert "cannot write" in capsys.readouterr().err
     assert run(monkeypatch, file, tmp_path / "again") == 0
     again = load_model(str(tmp_path / "again"), device="cpu", dtype=torch.float32)
     fresh, _ = fresh_model(1)

@@ -69,10 +69,10 @@ run data/embedded/listing-mix/dataset_info.json python -m recipes.embedded.mixtu
   data/embedded/captions.jsonl=0.09 data/embedded/instructions.jsonl=0.12 data/embedded/listings.jsonl=0.14 \
   data/embedded/looks.jsonl=0.05 data/embedded/easy.jsonl=0.04 --first 800 --steps 3000 --out data/embedded/listing-mix
 run data/embedded/answer-mix/dataset_info.json python -m recipes.embedded.mixture \
-  data/embedded/instructions.jsonl=0.26 data/embedded/looks.jsonl=0.08 data/embedded/easy.jsonl=0.10 \
-  data/embedded/listings.jsonl=0.04 $rows/train/depth_direct.jsonl=0.15 $rows/train/count_direct.jsonl=0.10 \
-  $rows/train/all_counts.jsonl=0.03 $rows/train/all_points.jsonl=0.06 $rows/train/all_boxes.jsonl=0.06 \
-  $rows/train/depth_maps.jsonl=0.03 $rows/train/depth_steps.jsonl=0.05 $rows/train/count_steps.jsonl=0.04 \
+  data/embedded/instructions.jsonl=0.24 data/embedded/looks.jsonl=0.08 data/embedded/easy.jsonl=0.10 \
+  data/embedded/listings.jsonl=0.04 $rows/train/depth_direct.jsonl=0.10 $rows/train/count_direct.jsonl=0.08 \
+  $rows/train/all_counts.jsonl=0.03 $rows/train/all_points.jsonl=0.08 $rows/train/all_boxes.jsonl=0.14 \
+  $rows/train/depth_maps.jsonl=0.03 $rows/train/depth_steps.jsonl=0.04 $rows/train/count_steps.jsonl=0.04 \
   --steps 3400 --out data/embedded/answer-mix
 
 # Training

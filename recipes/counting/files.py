@@ -40,9 +40,8 @@ def write_counting_scenes(
             save_picture(scene.image, folder / IMAGES / name)
         return _describe_image(number, name, scene), list(scene.things)
 
-    recipe = {"split": split, "seed": seed, "size_px": size_px, "of": "counting"}
-    if one_of_each:
-        recipe["of"] = "one of each"
+    kind = "one of each" if one_of_each else "counting"
+    recipe = {"split": split, "seed": seed, "size_px": size_px, "of": kind}
     return write_split(folder, recipe, (IMAGES,), num_scenes, write_scene, _describe, ANNOTATIONS)
 
 

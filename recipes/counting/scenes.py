@@ -91,7 +91,7 @@ def draw_counting_scene(
         others = [str(kind) for kind in rng.choice(kinds[1:], rng.integers(*num_others))]
         wanted = [kinds[0]] * num_asked + others
     boxes: list[PixelBox] = []
-    while len(boxes) < len(wanted):  # too crowded by chance: begin anew
+    while len(boxes) < len(wanted):  # too crowded by chance: place all again
         boxes = _place(len(wanted), size_px, rng)
     look = str(rng.choice(LOOKS))
     canvas = background(look, size_px, split, rng)

@@ -82,8 +82,7 @@ class Pixels:
         sizes: dict[str, list[int]] = {}
         for kind, opened in self._open(images).items():
             sizes[kind] = [self.num_tokens(kind, image.size_wh) for image in opened]
-            fitted = [self._fit(kind, image.pixels) for image in opened]
-            values = self._encoder(kind).preprocess(fitted).values()
+            values = self.preprocess(kind, [image.pixels for image in opened])
             pixels |= zip(forward_arguments(kind), values, strict=True)
         return pixels, sizes
 
@@ -116,13 +115,21 @@ class Pixels:
             opened.setdefault(kind, []).append(self._opened[source])
         return opened
 
+    def preprocess(self, kind: str, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Pixels of RGB images of a kind, in the order of :func:`forward_arguments`."""
+        fitted = [self._fit(kind, image) for image in images]
+        return list(self._encoder(kind).preprocess(fitted).values())
+
     def num_tokens(self, kind: str, size_wh: tuple[int, int]) -> int:
         """Placeholder tokens of an image of this size."""
-        fitted = self._fit(kind, Image.new("1", size_wh))
-        height, width = self._encoder(kind).grid_hw(fitted.size)
-        if kind in BRANCH_TOKENS:
-            height, width = token_grid(BRANCH_TOKENS[kind].stem, (height, width))
+        height, width = self.grid_hw(kind, size_wh)
         return height * width
+
+    def grid_hw(self, kind: str, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Grid of the placeholder tokens of an image of this size."""
+        fitted = self._fit(kind, Image.new("1", size_wh))
+        grid_hw = self._encoder(kind).grid_hw(fitted.size)
+        return token_grid(BRANCH_TOKENS[kind].stem, grid_hw) if kind in BRANCH_TOKENS else grid_hw
 
     def _encoder(self, kind: str) -> ModelBranch:
         return self._branches[kind]

@@ -38,7 +38,7 @@ from recipes.embedded.perception import (
 )
 from recipes.embedded.shape import fresh_model
 from recipes.embedded.views import TowerView
-from recipes.embedded.vision import Settings, read_settings
+from recipes.embedded.vision import Settings, vision_settings
 from vpt.depth.maps import answer_from_map, depth_at, fit_map
 from vpt.depth.tokenizer import DepthTokenizer, load_depth_tokenizer
 from vpt.errors import VPTError
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pictures of each kind")
     args = parser.parse_args()
     try:
-        settings = read_settings(args.config, args.overrides)
+        settings = vision_settings(args.config, args.overrides)
         tokenizer = check_tokenizer(load_depth_tokenizer(settings.depth_tokenizer))
         rooms = room_sources(args.rooms)[: args.limit]
         counting = counting_sources(args.counting)[: args.limit]

@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -33,6 +32,7 @@ from recipes.embedded.perception import (
 )
 from recipes.embedded.questions import cell_of
 from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
+from recipes.embedded.settings import read_settings, warm_cosine
 from recipes.embedded.shape import FIRST_LOOK_PX, TOWER_DEPTH, fresh_model
 from recipes.embedded.sheets import CLOSE_PX, close_sheet, far_sheet
 from recipes.embedded.views import BranchView, TowerView, whiten_patches
@@ -286,7 +286,7 @@ def train_encoder(encoder: str, settings: Settings) -> None:
     optimizers = _make_optimizers(trained, settings)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(
-            one, lambda step: _warm_cosine(step, len(views), settings.warmup_steps)
+            one, lambda step: warm_cosine(step, len(views), settings.warmup_steps)
         )
         for one in optimizers
     ]
@@ -414,11 +414,6 @@ def _whiten(encoder: str, view: Any, pixels: Tensor, seed: int) -> None:
             both.copy_(weight.unsqueeze(2) / 2)
 
 
-def _warm_cosine(step: int, total: int, warmup: int) -> float:
-    rising = min(1.0, (step + 1) / max(warmup, 1))
-    return rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
-
-
 def _restore(
     file: Path, trained: nn.Module, optimizers: Sequence[Any], schedulers: Sequence[Any]
 ) -> int:
@@ -517,35 +512,20 @@ def put_into_start(settings: Settings) -> None:
     processor.save_pretrained(settings.output_dir)
 
 
-def read_settings(file: Path, overrides: Sequence[str]) -> Settings:
-    """Read a YAML, and ``key=value`` words that go before it.
-
-    Args:
-        file: of the settings.
-        overrides: values are YAML too.
+def vision_settings(file: Path, overrides: Sequence[str]) -> Settings:
+    """Read a YAML, and ``key=value`` words that go before it; one encoder may be named alone.
 
     Raises:
-        ValueError: for an unknown key, or a word without ``=``.
+        ValueError: for an unknown key or encoder, or a word without ``=``.
     """
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"expected key=value, got {word!r}")
-        values[key] = yaml.safe_load(value)
-    known = {field.name for field in dataclasses.fields(Settings)}
-    if unknown := set(values) - known:
-        raise ValueError(
-            f"{file} has the unknown key {sorted(unknown)[0]!r}; "
-            f"available: {', '.join(sorted(known))}"
-        )
-    encoders = values.get("encoders", ENCODERS)
-    encoders = (encoders,) if isinstance(encoders, str) else tuple(encoders)
+    settings = read_settings(Settings, file, overrides)
+    named = settings.encoders
+    encoders = (named,) if isinstance(named, str) else tuple(named)
     if unknown := set(encoders) - set(ENCODERS):
         raise ValueError(
             f"unknown encoder {sorted(unknown)[0]!r}; available: {', '.join(ENCODERS)}"
         )
-    return Settings(**{**values, "encoders": encoders})
+    return dataclasses.replace(settings, encoders=encoders)
 
 
 def main() -> None:
@@ -555,7 +535,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     try:
-        settings = read_settings(args.config, args.overrides)
+        settings = vision_settings(args.config, args.overrides)
         if settings.encoders[0] != "tower":
             _check_tower(settings)
     except (OSError, ValueError) as exc:

@@ -24,8 +24,8 @@ from recipes.embedded.vision import (
     main,
     put_into_start,
     put_together,
-    read_settings,
     train_encoder,
+    vision_settings,
 )
 from vpt.errors import NonFiniteError
 from vpt.images import from_pixels
@@ -214,13 +214,13 @@ def test_bad_settings_are_refused(tmp_path, words, message):
     file = tmp_path / "a.yaml"
     file.write_text(f"output_dir: {tmp_path}\n")
     with pytest.raises(ValueError, match=message):
-        read_settings(file, words)
+        vision_settings(file, words)
 
 
 def test_settings_can_be_set_on_the_command_line(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("output_dir: out\nseed: 1\n")
-    read = read_settings(file, ["seed=5", "encoders=[dino, sam]"])
+    read = vision_settings(file, ["seed=5", "encoders=[dino, sam]"])
     assert (read.seed, read.encoders) == (5, ("dino", "sam"))
 
 

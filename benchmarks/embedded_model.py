@@ -1,7 +1,7 @@
 """Measure the embedded model on its held-out questions, and what its second looks are worth.
 
-Run ``python benchmarks/embedded_model.py --model models/embedded/4-answers --baseline
-models/embedded/4-baseline --data data/embedded --out results``. Intervals are 95 % ones of Wilson.
+Run ``python benchmarks/embedded_model.py --model models/embedded/3-language --baseline
+models/embedded/3-baseline --data data/embedded --out results``. Intervals are 95 % ones of Wilson.
 """
 
 from __future__ import annotations

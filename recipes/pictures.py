@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-LOGS = ROOT / "models" / "embedded"
-STAGES = {"3-listings": "stage 3: listings", "4-answers": "stage 4: answers"}
-"""Folders of trainings under :data:`LOGS`, with their titles."""
+LOG = ROOT / "models" / "embedded" / "3-language" / "language.jsonl"
+CURVES = {
+    "questions": ("instructions", "looks", "easy"),
+    "listings": ("captions", "all_boxes", "all_points"),
+    "drawing and direct answers": ("count_direct", "count_steps", "depth_direct", "depth_steps"),
+}
+"""Files of rows whose accuracies :data:`LOG` has, by the title of their panel."""
 
 POLICIES = ROOT / "saves"
 POLICY_RUNS = {"policy": "rewards", "policy-control": "shuffled rewards"}
@@ -84,23 +88,25 @@ def draw_wrong() -> Image.Image:
     return grid([one.resize((648, 648 * one.height // one.width)) for one in drawings], 2, gap=4)
 
 
-def draw_loss() -> Image.Image:
-    """Draw the loss of the trainings, from the logs that they left."""
-    logs = {LOGS / name / "trainer_log.jsonl": title for name, title in STAGES.items()}
-    if missing := [path for path in logs if not path.is_file()]:
-        raise _LeftOut(f"needs the trainings of configs/embedded; there is no {missing[0]}")
+def draw_learning() -> Image.Image:
+    """Draw how many tokens of held-out rows are predicted, from the log of the training."""
+    if not LOG.is_file():
+        raise _LeftOut(f"needs the training of configs/embedded; there is no {LOG}")
     _needs("matplotlib")
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(11.25, 2.55), dpi=100, layout="constrained")
-    for axes, (path, title) in zip(figure.subplots(1, len(logs)), logs.items(), strict=True):
-        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        steps = [step for step in steps if "loss" in step]
-        axes.plot([step["current_steps"] for step in steps], [step["loss"] for step in steps])
-        axes.set(title=title, xlabel="step", ylabel="training loss", ylim=(0, 1.6))
+    figure = Figure(figsize=(11.25, 3), dpi=100, layout="constrained")
+    lines = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()]
+    for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for name in names:
+            known = [line for line in lines if f"accuracy_{name}" in line]
+            values = [line[f"accuracy_{name}"] for line in known]
+            axes.plot([line["step"] for line in known], values, label=name)
+        axes.set(title=title, xlabel="step", ylabel="right tokens, held out", ylim=(0, 1))
         axes.label_outer()
         axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
     file = io.BytesIO()
     figure.savefig(file)
     return Image.open(file)
@@ -192,7 +198,7 @@ DRAWINGS: Mapping[str, Callable[[], Image.Image]] = {
     "demo/reencoding-dark.jpg": draw_demo_reencoding,
     "embedded/pictures.jpg": draw_examples,
     "embedded/wrong.jpg": draw_wrong,
-    "embedded/loss.png": draw_loss,
+    "embedded/learning.png": draw_learning,
     "embedded/policy.png": draw_policy,
     "aurora/points.jpg": draw_marked_points,
     "aurora/counting.jpg": draw_counting,

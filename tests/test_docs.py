@@ -91,22 +91,20 @@ def test_every_picture_of_the_documentation_has_its_command():
 
 
 def test_a_picture_that_cannot_be_drawn_is_left_as_it_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pictures, "LOGS", tmp_path)
-    main(["draw-docs", "embedded/loss.png", "aurora/counting.jpg", "--out", str(tmp_path)])
-    assert "left out: embedded/loss.png: needs the trainings" in capsys.readouterr().err
+    monkeypatch.setattr(pictures, "LOG", tmp_path / "language.jsonl")
+    main(["draw-docs", "embedded/learning.png", "aurora/counting.jpg", "--out", str(tmp_path)])
+    assert "left out: embedded/learning.png: needs the training" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*.*g")] == ["counting.jpg"]
     with Image.open(tmp_path / "aurora" / "counting.jpg") as drawn:
         assert drawn.size == (908, 452)
 
 
-def test_the_loss_is_drawn_from_the_logs_of_the_trainings(tmp_path, monkeypatch):
+def test_the_accuracies_are_drawn_from_the_log_of_the_training(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(pictures, "LOGS", tmp_path)
-    for name in pictures.STAGES:
-        (tmp_path / name).mkdir()
-        lines = '{"current_steps": 10, "loss": 1.0}\n{"current_steps": 20, "eval_loss": 2.0}\n'
-        (tmp_path / name / "trainer_log.jsonl").write_text(lines)
-    assert pictures.draw_loss().size == (1125, 255)
+    monkeypatch.setattr(pictures, "LOG", tmp_path / "language.jsonl")
+    lines = '{"step": 10, "accuracy_easy": 0.2}\n{"step": 20, "accuracy_looks": 0.5}\n'
+    (tmp_path / "language.jsonl").write_text(lines)
+    assert pictures.draw_learning().size == (1125, 300)
 
 
 def test_the_curves_of_the_policy_training_are_drawn_from_its_logs(tmp_path, monkeypatch):

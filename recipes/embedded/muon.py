@@ -1,6 +1,6 @@
 """Trains as ``llamafactory-cli train`` does, with Muon in float32 where it runs on a CPU.
 
-Run ``python -m recipes.embedded.muon configs/embedded/3-listings.yaml``. Muon rounds the matrices
+Run ``python -m recipes.embedded.muon configs/embedded/aurora-count.yaml``. Muon rounds the matrices
 that it orthogonalizes to bfloat16. On a CPU without instructions for bfloat16 that took 12 times as
 long as in float32, longer than the rest of a small model's step.
 """

@@ -1,6 +1,6 @@
 """Packs a trained model into the folder that ships with the package.
 
-Run ``python -m recipes.embedded.pack models/embedded/4-answers vpt/embedded --depth-tokenizer
+Run ``python -m recipes.embedded.pack models/embedded/3-language vpt/embedded --depth-tokenizer
 data/perception/small-tokenizer``.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded model from nothing: data, four stages, package folder.
+# Trains the embedded model from nothing: data, three stages, package folder.
 #
 # Usage:  recipes/embedded/train.sh [TARGET]
 #
@@ -64,39 +64,26 @@ done
 counting_rows data/embedded/counting heldout
 run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $rows/depth $rows/count \
   --counting $scenes/singles/train $scenes/counting/train --out $rows/train
-run data/embedded/listing-mix/dataset_info.json python -m recipes.embedded.mixture \
-  $rows/train/all_boxes.jsonl=0.20 $rows/train/all_points.jsonl=0.25 $rows/train/depth_maps.jsonl=0.11 \
-  data/embedded/captions.jsonl=0.09 data/embedded/instructions.jsonl=0.12 data/embedded/listings.jsonl=0.14 \
-  data/embedded/looks.jsonl=0.05 data/embedded/easy.jsonl=0.04 --first 800 --steps 3000 --out data/embedded/listing-mix
-run data/embedded/answer-mix/dataset_info.json python -m recipes.embedded.mixture \
-  data/embedded/instructions.jsonl=0.24 data/embedded/looks.jsonl=0.08 data/embedded/easy.jsonl=0.10 \
-  data/embedded/listings.jsonl=0.04 $rows/train/depth_direct.jsonl=0.10 $rows/train/count_direct.jsonl=0.08 \
-  $rows/train/all_counts.jsonl=0.03 $rows/train/all_points.jsonl=0.08 $rows/train/all_boxes.jsonl=0.14 \
-  $rows/train/depth_maps.jsonl=0.03 $rows/train/depth_steps.jsonl=0.04 $rows/train/count_steps.jsonl=0.04 \
-  --steps 3400 --out data/embedded/answer-mix
 
 # Training
 
-vision() { run "$models/$1/model.safetensors" python -m recipes.embedded.vision "$configs/$1.yaml"; }
-with_muon() { run "$models/$1/model.safetensors" python -m recipes.embedded.muon "$configs/$1.yaml"; }
+stage() { run "$models/$2/model.safetensors" python -m "recipes.embedded.$1" "$configs/$2.yaml"; }
 
 if [ ! -e $models/2-perception/model.safetensors ]; then
-  vision 1-vision
-  vision 2-perception
+  stage vision 1-vision
+  stage vision 2-perception
 fi
 run $models/3-start/config.json vpt init --base $models/2-perception --dtype float32 --content depth,boxes \
   --depth-tokenizer $tokenizer --out $models/3-start
-vpt set $models/3-start --mask none --own-tower-pixels 78400 --alignment on --stems trained
-with_muon 3-listings
-vpt set $models/3-listings --alignment off --stems frozen --reset-conditioning clip,dino,sam --seed 1
-with_muon 4-answers
+vpt set $models/3-start --mask none --own-tower-pixels 78400 --stems frozen --reset-conditioning clip,dino,sam --seed 1
+stage language 3-language
 
 # Package
 
 small=$scenes/small-tokenizer
 run $small/model.safetensors python -m recipes.embedded.shrink $tokenizer $small --maps $scenes/rooms/train/depth \
   --heldout $scenes/rooms/heldout/depth
-run "$target/config.json" python -m recipes.embedded.pack $models/4-answers "$target" --depth-tokenizer $small
+run "$target/config.json" python -m recipes.embedded.pack $models/3-language "$target" --depth-tokenizer $small
 python -m recipes.embedded.inputs --kinds data/embedded/train $rows/depth/marked $scenes/counting/train/images \
   --heldout data/embedded/heldout data/embedded/points-3/marked $scenes/counting/heldout/images --model "$target"
 echo "the model is in $target"

@@ -1,4 +1,4 @@
-"""The last stage of the embedded model: rows with a second look, mixtures, a small tokenizer."""
+"""The last stage of the embedded model: rows with a second look, a small tokenizer."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from PIL import Image
 
 import recipes.__main__ as recipes_main
 from recipes.counting.files import write_counting_scenes
-from recipes.embedded import drawing, mixture, shrink
+from recipes.embedded import drawing, shrink
 from recipes.embedded.drawing import (
     ASK_ALL_BOXES,
     ASK_ALL_COUNTS,
@@ -23,7 +23,6 @@ from recipes.embedded.drawing import (
     looking_row,
     point_rows,
 )
-from recipes.embedded.mixture import mix
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
 from vpt.data.content_rows import (
@@ -160,63 +159,6 @@ def test_scenes_that_are_not_there_end_with_a_line(tmp_path, monkeypatch, capsys
     assert "annotations.json does not exist; check the path" in capsys.readouterr().err
 
 
-def row_of(words):
-    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": "yes"}]
-    return {"messages": messages, "images": []}
-
-
-def test_batches_of_a_mixture_are_of_one_kind_and_of_similar_length():
-    short = [row_of("a " * number) for number in range(40)]
-    long = [row_of("b " * number) for number in range(200, 230)]
-    batches = list(mix([(short, 0.75), (long, 0.25)], 200, 4, 1))
-    assert {len(batch) for batch in batches} == {4}
-    kinds = [{say(row)[0][:1] for row in batch} for batch in batches]
-    assert all(len(kind - {""}) == 1 for kind in kinds)
-    assert 120 < sum("b" not in kind for kind in kinds) < 180
-    spread = [max(n) - min(n) for n in ([len(say(row)[0]) for row in batch] for batch in batches)]
-    assert np.mean(spread) < 20  # of 80 characters
-    used = [say(row)[0] for batch in batches for row in batch if "a" in say(row)[0]]
-    counts = [used.count(say(row)[0]) for row in short[1:]]
-    assert max(counts) - min(counts) <= 2  # all are used alike
-    assert list(mix([(short, 1)], 3, 4, 1)) != list(mix([(short, 1)], 3, 4, 2))
-
-
-def test_a_mixture_can_begin_with_its_first_file_alone():
-    parts = [([row_of("a")] * 40, 0.2), ([row_of("b")] * 40, 0.8)]
-    kinds = [say(batch[0])[0] for batch in mix(parts, 60, 4, 1, num_first=20)]
-    assert set(kinds[:20]) == {"a"} and set(kinds[20:]) == {"a", "b"}
-
-
-def test_a_mixture_is_written_as_one_file(tmp_path, monkeypatch):
-    for name in ("one", "two"):
-        row = {**looking_row(STEPS), "note": name}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
-    words = ["mixture", f"{tmp_path}/one.jsonl=0.5", f"{tmp_path}/two.jsonl=0.5"]
-    words += ["--steps", "3", "--batch-size", "2", "--out", tmp_path / "mix"]
-    monkeypatch.setattr(sys, "argv", list(map(str, words)))
-    mixture.main()
-    rows = read_entries(tmp_path / "mix" / "mixture.jsonl")
-    assert len(rows) == 6
-    assert {tuple(row["images"]) for row in rows} == {("../a.jpg",)}
-    assert "note" not in rows[0]
-
-
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ("none.jsonl=1", "there is no none.jsonl"),
-        ("rows", "FILE=SHARE"),
-        ("rows=much", "expected a number, got 'much'"),
-    ],
-)
-def test_a_mixture_of_nothing_is_refused(tmp_path, monkeypatch, capsys, part, message):
-    words = ["mixture", part, "--steps", "3", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit):
-        mixture.main()
-    assert message in capsys.readouterr().err
-
-
 def test_a_small_tokenizer_learns_the_codes_of_a_large_one(tmp_path, monkeypatch, capsys):
     teacher = DepthTokenizer(SHAPE.build(3), SHAPE)
     teacher.save(tmp_path / "teacher")
@@ -245,9 +187,9 @@ def test_a_small_tokenizer_learns_the_codes_of_a_large_one(tmp_path, monkeypatch
 def test_the_whole_recipe_names_what_there_is():
     assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
     text = SCRIPT.read_text()
-    stages = re.findall(r"^ *(?:vision|with_muon) (\S+)$", text, re.MULTILINE)
+    stages = re.findall(r"^ *stage (?:vision|language) (\S+)$", text, re.MULTILINE)
     configs = {file.stem for file in (ROOT / "configs" / "embedded").glob("[0-9]-*.yaml")}
-    assert set(stages) == configs - {"4-baseline"}
+    assert set(stages) == configs - {"3-baseline"}
     assert stages == sorted(stages)
     for module in re.findall(r"-m (recipes\.\S+)", text):
         assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file(), module
@@ -306,6 +248,6 @@ def test_each_command_of_the_whole_recipe_is_one_that_can_be_given(tmp_path):
 
     (tmp_path / "log").unlink()
     again = run_recipe(tmp_path, MAKE_ALL)
-    assert again.returncode == 0 and "done: models/embedded/4-answers" in again.stdout
+    assert again.returncode == 0 and "done: models/embedded/3-language" in again.stdout
     given = (tmp_path / "log").read_text().splitlines()
     assert all(re.match(r"vpt set |python -m recipes.embedded.inputs ", line) for line in given)

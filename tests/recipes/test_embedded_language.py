@@ -1,0 +1,226 @@
+"""The language model trained on features of a bank: the model's own loss, order, resuming."""
+
+import dataclasses
+import json
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recipes.embedded import language
+from recipes.embedded.bank import load_bank
+from recipes.embedded.language import Muon, Reader, Settings, Table, batches_of, order_of, train
+from recipes.embedded.make import Stage, make_part
+from recipes.embedded.shape import fresh_model
+from vpt.errors import DataError, NonFiniteError
+from vpt.model.encoding import RowEncoder, collate, open_row_image
+from vpt.model.modeling import load_model
+
+CPU = torch.device("cpu")
+FILES = ("instructions", "looks", "easy")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a fresh model and rows of a few scenes."""
+    folder = tmp_path_factory.mktemp("language")
+    part = Stage("train", "train", 24, 3, FILES)
+    for _ in make_part(part, folder, 1):
+        pass
+    model, processor = fresh_model(1)
+    model.config.para_mask_id = 0
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder
+
+
+def settings_of(folder, **changed):
+    files = {str(folder / f"{name}.jsonl"): 1.0 for name in FILES}
+    one = Settings(
+        model=str(folder / "model"),
+        output_dir=str(folder / "out"),
+        phases={0.0: files},
+        steps=6,
+        batch_size=4,
+        num_held_out=4,
+        save_steps=3,
+        num_workers=1,
+        bank=str(folder / "bank.pt"),
+    )
+    return dataclasses.replace(one, **changed)
+
+
+def test_the_loss_is_that_of_the_models_own_forward(made):
+    """For rows with regions, with each branch and without a call, in one batch."""
+    folder = str(made / "model")
+    model = load_model(folder, device="cpu", dtype=torch.float32).train()
+    files = [str(made / f"{name}.jsonl") for name in FILES]
+    bank = load_bank(model, folder, files, "", 1)
+    _, processor = fresh_model(1)
+    encoder = RowEncoder(model.config, processor, open_row_image)
+    reader = Reader(model, bank.features.float())
+    for name, file in zip(FILES, files, strict=True):
+        rows = [json.loads(line) for line in (made / f"{name}.jsonl").read_text().splitlines()]
+        for row in rows:
+            for column in row:
+                if column.endswith("images"):
+                    row[column] = [str(made / path) for path in row[column]]
+        chosen = np.arange(min(len(rows), 24))
+        batch = collate(
+            [encoder.encode(rows[number]) for number in chosen], processor.tokenizer.pad_token_id
+        )
+        model.model.language_model.config._attn_implementation = "sdpa"
+        with torch.no_grad():
+            own = model(**batch).loss
+            model.model.language_model.config._attn_implementation = language._ATTENTION
+            loss, guessed, right = reader.loss(Table(bank.rows[file], CPU), chosen)
+        assert loss.item() == pytest.approx(own.item(), abs=2e-3)  # features are kept in float16
+        assert len(guessed) == len(right) == int((batch["labels"] != -100).sum())
+
+
+def test_a_hidden_question_changes_the_answers_of_calling_rows_only(made):
+    folder = str(made / "model")
+    model = load_model(folder, device="cpu", dtype=torch.float32)
+    files = [str(made / f"{name}.jsonl") for name in ("looks", "easy")]
+    bank = load_bank(model, folder, files, "", 1)
+    reader = Reader(model, bank.features.float(), hidden_questions=1.0)
+    losses = {}
+    with torch.no_grad():
+        for file in files:
+            table, rng = Table(bank.rows[file], CPU), np.random.default_rng(0)
+            chosen = np.arange(4)
+            losses[file] = [reader.loss(table, chosen, one)[0].item() for one in (None, rng)]
+    calling, easy = (losses[file] for file in files)
+    assert calling[0] != calling[1] and easy[0] == easy[1]
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(made, monkeypatch):
+    whole = settings_of(made, output_dir=str(made / "whole"))
+    train(whole, CPU)
+    stopped = settings_of(made, output_dir=str(made / "stopped"))
+    log = language._log
+
+    def log_and_stop(file, step, *rest):
+        log(file, step, *rest)
+        if step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(language, "_log", log_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, CPU)
+    monkeypatch.undo()
+    train(stopped, CPU)
+    models = [
+        load_model(str(made / name), device="cpu", dtype=torch.float32).state_dict()
+        for name in ("whole", "stopped")
+    ]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name], msg=name)
+    lines = [json.loads(x) for x in (made / "whole" / "language.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert {f"accuracy_{name}" for name in FILES} < set(lines[-1])
+
+
+def test_only_the_language_model_is_trained(made):
+    train(settings_of(made, output_dir=str(made / "only")), CPU)
+    before, after = (
+        load_model(str(made / name), device="cpu", dtype=torch.float32).state_dict()
+        for name in ("model", "only")
+    )
+    for name, tensor in before.items():
+        is_language = ".language_model." in name or name.startswith("lm_head")
+        assert torch.equal(tensor, after[name]) != is_language, name
+
+
+def test_a_bank_of_other_encoders_is_not_used(made, tmp_path):
+    folder = str(made / "model")
+    model = load_model(folder, device="cpu", dtype=torch.float32)
+    files, keep = [str(made / "easy.jsonl")], str(tmp_path / "bank.pt")
+    first = load_bank(model, folder, files, keep, 1)
+    again = load_bank(model, folder, files, keep, 1)
+    assert torch.equal(first.features, again.features)
+    with torch.no_grad():
+        model.model.visual.merger.mlp[2].bias.add_(1)
+    other = load_bank(model, folder, files, keep, 1)
+    assert not torch.equal(first.features, other.features)
+
+
+def test_every_step_has_rows_of_one_phase_and_of_similar_length():
+    lengths = {"a": np.arange(100, 200), "b": np.full(60, 7)}
+    phases = {0.0: {"a": 1.0}, 0.5: {"a": 0.5, "b": 0.5}}
+    settings = Settings("", "", phases, 200, batch_size=4, num_held_out=10)
+    steps = list(order_of(settings, lengths))
+    assert {file for file, _ in steps[:100]} == {"a"}
+    assert 30 < sum(file == "b" for file, _ in steps[100:]) < 70
+    of_a = [rows for file, rows in steps if file == "a"]
+    assert max(rows.max() for rows in of_a) < 90  # the others are held out
+    assert np.mean([np.ptp(lengths["a"][rows]) for rows in of_a]) < 20
+    counts = np.bincount(np.concatenate(list(islice(batches_of(lengths["b"], 4, [1]), 60))))
+    assert counts.max() - counts.min() <= 2  # all are used alike
+
+
+def test_muon_takes_steps_of_one_size_along_orthogonal_matrices():
+    matrices = [torch.nn.Parameter(torch.zeros(8, 4)), torch.nn.Parameter(torch.zeros(4, 8))]
+    for one in matrices:
+        one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
+    Muon(matrices, weight_decay=0.0).step(0.1)
+    for one in matrices:
+        sizes = torch.linalg.svdvals(one.detach()) / (0.1 * 0.2 * 8**0.5)
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_held_out": 10_000}, "rows; expected more than num_held_out, 10000"),
+        ({"phases": {0.5: {}}}, "phases: expected one from 0 on, got [0.5]"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    made, tmp_path, monkeypatch, capsys, changed, message
+):
+    values = dataclasses.asdict(settings_of(made, **changed))
+    if changed.get("phases"):
+        values["phases"][0.5] = {str(made / "easy.jsonl"): 1.0}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(sys, "argv", ["language", str(tmp_path / "x.yaml"), "bank="])
+    with pytest.raises(SystemExit):
+        language.main()
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("model: a", [], "lacks the key 'output_dir'"),
+        ("models: a", [], "unknown key 'models'"),
+        ("model: a", ["steps"], "expected key=value, got 'steps'"),
+    ],
+)
+def test_a_wrong_config_is_refused(tmp_path, monkeypatch, capsys, text, words, message):
+    (tmp_path / "x.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["language", str(tmp_path / "x.yaml"), *words])
+    with pytest.raises(SystemExit):
+        language.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(made):
+    with pytest.raises(NonFiniteError, match="at step 3; train with a smaller learning rate"):
+        train(settings_of(made, output_dir=str(made / "nan"), learning_rate=1e30), CPU)
+
+
+def test_a_row_with_two_calls_is_refused(made, tmp_path):
+    row = json.loads((made / "looks.jsonl").read_text().splitlines()[0])
+    row["messages"] *= 2
+    for column in row:
+        if column.endswith("images"):
+            first = [str(made / path) for path in row[column]]
+            row[column] = first * 2
+    (tmp_path / "two.jsonl").write_text(json.dumps(row))
+    model = load_model(str(made / "model"), device="cpu", dtype=torch.float32)
+    with pytest.raises(DataError, match="expected one call per row at most, got 2"):
+        load_bank(model, str(made / "model"), [str(tmp_path / "two.jsonl")], "", 1)

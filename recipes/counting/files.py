@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def write_counting_scenes(
     num_scenes: int,
     seed: int,
     size_px: int,
+    num_workers: int = 1,
     *,
     one_of_each: bool = False,
 ) -> Iterator[int]:
@@ -32,17 +34,22 @@ def write_counting_scenes(
     Yields:
         The number of each scene, when it is done.
     """
-
-    def write_scene(number: int) -> tuple[dict[str, Any], list[Counted]]:
-        scene = draw_counting_scene(seed, number, split, size_px, one_of_each=one_of_each)
-        name = f"{number:06d}.jpg"
-        if not (folder / IMAGES / name).exists():
-            save_picture(scene.image, folder / IMAGES / name)
-        return _describe_image(number, name, scene), list(scene.things)
-
+    write = partial(_write_scene, folder, split, seed, size_px, one_of_each)
     kind = "one of each" if one_of_each else "counting"
     recipe = {"split": split, "seed": seed, "size_px": size_px, "of": kind}
-    return write_split(folder, recipe, (IMAGES,), num_scenes, write_scene, _describe, ANNOTATIONS)
+    return write_split(
+        folder, recipe, (IMAGES,), num_scenes, write, _describe, ANNOTATIONS, num_workers
+    )
+
+
+def _write_scene(
+    folder: Path, split: str, seed: int, size_px: int, one_of_each: bool, number: int
+) -> tuple[dict[str, Any], list[Counted]]:
+    scene = draw_counting_scene(seed, number, split, size_px, one_of_each=one_of_each)
+    name = f"{number:06d}.jpg"
+    if not (folder / IMAGES / name).exists():
+        save_picture(scene.image, folder / IMAGES / name)
+    return _describe_image(number, name, scene), list(scene.things)
 
 
 def _describe(scenes: list[tuple[dict[str, Any], list[Counted]]]) -> str:

@@ -112,6 +112,14 @@ def test_scenes_in_files_are_those_that_were_drawn(tmp_path):
         assert line["objects"][0]["box"] == list(scene.objects[0].box)
 
 
+def test_many_processes_write_what_one_does(tmp_path):
+    for name, num_workers in (("one", 1), ("two", 2)):
+        assert list(write_scenes(tmp_path / name, "train", 40, 7, 64, num_workers)) == [*range(40)]
+    one, two = (sorted((tmp_path / name).rglob("*.*")) for name in ("one", "two"))
+    assert len(one) == 82
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     next(scenes := write_scenes(tmp_path, "train", 3, 7, SIZE))
     scenes.close()

@@ -42,7 +42,9 @@ _CHUNK = 500  # rows per task of a worker
 _BATCH = 64  # pictures that are encoded together
 _TOKEN_PX = 28  # side of a token of the tower: two patches
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
+Picture = tuple[str, str]
+"""Kind and source."""
 
 
 @dataclass
@@ -93,7 +95,7 @@ class _EncodedRow:
     call: int
     branch: int
     question: tuple[int, int]
-    pictures: list[tuple[str, str]]
+    pictures: list[Picture]
 
 
 class RowReader:
@@ -177,9 +179,21 @@ def _start_worker(folder: str) -> None:
     _reader = RowReader(folder)
 
 
-def _read_chunk(rows: Sequence[Row]) -> list[_EncodedRow]:
+def _read_chunk(rows: Sequence[Row]) -> tuple[Rows, list[Picture]]:
+    """Rows without their features, and their pictures: end to end, they pass to us in no time."""
     assert _reader is not None
-    return [_reader.read(row) for row in rows]
+    encoded = [_reader.read(row) for row in rows]
+    packed = Rows(
+        np.concatenate([np.array(row.ids, dtype=np.int32) for row in encoded]),
+        np.concatenate([row.is_target for row in encoded]),
+        np.concatenate([row.positions.astype(np.int16) for row in encoded], axis=1),
+        np.empty(0, dtype=np.int32),
+        np.cumsum([0, *(len(row.ids) for row in encoded)]),
+        np.array([row.call for row in encoded]),
+        np.array([row.branch for row in encoded]),
+        np.array([row.question for row in encoded]),
+    )
+    return packed, [picture for row in encoded for picture in row.pictures]
 
 
 def load_bank(
@@ -208,7 +222,7 @@ def load_bank(
                 for file, of_file in stored["rows"].items()
             }
             return Bank(rows, stored["features"])
-    offsets: dict[tuple[str, str], int] = {}
+    offsets: dict[Picture, int] = {}
     total = 0
     rows = {}
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(folder,)) as pool:
@@ -216,8 +230,8 @@ def load_bank(
             file = Path(name)
             read = [_with_paths(row, file.parent) for row in read_rows(file, file.parent)]
             chunks = [read[first : first + _CHUNK] for first in range(0, len(read), _CHUNK)]
-            encoded = [row for chunk in pool.map(_read_chunk, chunks) for row in chunk]
-            rows[name], total = _join(encoded, model.config, offsets, total)
+            parts = list(pool.map(_read_chunk, chunks))
+            rows[name], total = _join(parts, model.config, offsets, total)
     bank = Bank(rows, encode_pictures(model, folder, offsets, total, num_workers))
     if keep:
         tensors = {
@@ -248,45 +262,45 @@ def _with_paths(row: Row, folder: Path) -> Row:
 
 
 def _join(
-    encoded: Sequence[_EncodedRow],
+    parts: Sequence[tuple[Rows, list[Picture]]],
     config: VPTSettings,
-    offsets: dict[tuple[str, str], int],
+    offsets: dict[Picture, int],
     total: int,
 ) -> tuple[Rows, int]:
     """The rows of a file; its pictures that are not in the bank yet are added at its end."""
-    ids = np.concatenate([row.ids for row in encoded])
+    ids = np.concatenate([rows.ids for rows, _ in parts])
     pads = [config.image_token_id, *(config.pad_id(name) for name in config.branches)]
     is_pad = np.isin(ids, pads)
     # Runs of placeholders, in order, are those of the pictures, in order.
     edges = np.flatnonzero(np.diff(is_pad.astype(np.int8), prepend=0, append=0))
     sizes = edges[1::2] - edges[::2]
     begins = []
-    pictures = [picture for row in encoded for picture in row.pictures]
+    pictures = [picture for _, of_part in parts for picture in of_part]
     for picture, size in zip(pictures, sizes.tolist(), strict=True):
         if picture not in offsets:
             offsets[picture] = total
             total += size
         begins.append(offsets[picture])
-    features = np.full(len(ids), -1)
+    features = np.full(len(ids), -1, dtype=np.int32)
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     features[is_pad] = np.repeat(np.array(begins, dtype=np.int64), sizes) + within
-    rows = Rows(
+    joined = Rows(
         ids,
-        np.concatenate([row.is_target for row in encoded]),
-        np.concatenate([row.positions for row in encoded], axis=1),
+        np.concatenate([rows.is_target for rows, _ in parts]),
+        np.concatenate([rows.positions for rows, _ in parts], axis=1),
         features,
-        np.cumsum([0, *(len(row.ids) for row in encoded)]),
-        np.array([row.call for row in encoded]),
-        np.array([row.branch for row in encoded]),
-        np.array([row.question for row in encoded]),
+        np.cumsum([0, *(length for rows, _ in parts for length in rows.lengths)]),
+        np.concatenate([rows.calls for rows, _ in parts]),
+        np.concatenate([rows.branches for rows, _ in parts]),
+        np.concatenate([rows.questions for rows, _ in parts]),
     )
-    return rows, total
+    return joined, total
 
 
-class _Pictures(Dataset[tuple[list[tuple[str, str]], Any]]):
+class _Pictures(Dataset[tuple[list[Picture], Any]]):
     """Batches of pictures of one kind and size; those of the towers as bytes of each pixel."""
 
-    def __init__(self, batches: Sequence[list[tuple[str, str]]], folder: str) -> None:
+    def __init__(self, batches: Sequence[list[Picture]], folder: str) -> None:
         self.batches = batches
         self.folder = folder
         self._reader: RowReader | None = None
@@ -294,7 +308,7 @@ class _Pictures(Dataset[tuple[list[tuple[str, str]], Any]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[list[tuple[str, str]], Any]:
+    def __getitem__(self, number: int) -> tuple[list[Picture], Any]:
         torch.set_num_threads(1)
         self._reader = self._reader or RowReader(self.folder)
         batch = self.batches[number]
@@ -311,7 +325,7 @@ class _Pictures(Dataset[tuple[list[tuple[str, str]], Any]]):
 def encode_pictures(
     model: VPTForConditionalGeneration,
     folder: str,
-    offsets: Mapping[tuple[str, str], int],
+    offsets: Mapping[Picture, int],
     total: int,
     num_workers: int,
 ) -> Tensor:
@@ -325,7 +339,7 @@ def encode_pictures(
         num_workers: processes.
     """
     reader = RowReader(folder)
-    groups: dict[tuple[str, tuple[int, int]], list[tuple[str, str]]] = {}
+    groups: dict[tuple[str, tuple[int, int]], list[Picture]] = {}
     for kind, source in sorted(offsets):
         groups.setdefault((kind, reader.grid_hw(kind, source)), []).append((kind, source))
     batches = [

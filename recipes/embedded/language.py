@@ -34,7 +34,7 @@ from vpt.model.processing import VPTProcessor
 _ATTENTION = "shared_heads_sdpa"
 _SORTED = 8  # batches' worth of rows that are sorted by length together
 
-Chosen = NDArray[np.int64]
+Chosen = NDArray[np.integer[Any]]
 """``[B]`` numbers of the rows of a batch."""
 
 

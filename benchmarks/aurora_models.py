@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +33,7 @@ from vpt.runtime import Answer, Runtime
 
 Entry = Mapping[str, Any]
 _MAX_NEW_TOKENS = 320
+_POINT_BOX = re.compile("([A-E])" + 4 * r"<PIXEL_(\d+)>")
 
 
 def read_entries(folder: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -85,6 +87,13 @@ def right_count(entry: Entry, answer: Answer) -> bool:
     return str(content_rows.read_count(answer.text)) == entry["answer"]
 
 
+def _written_places(answer: str) -> dict[str, tuple[int, int]]:
+    """Points of an answer in steps, on the 336 grid; of those written as boxes, the middle."""
+    boxes = {name: list(map(int, pixels)) for name, *pixels in _POINT_BOX.findall(answer)}
+    middles = {name: ((x0 + x1) // 2, (y0 + y1) // 2) for name, (x0, y0, x1, y1) in boxes.items()}
+    return middles or content_rows.read_places(answer)
+
+
 def depth_facts(
     entries: Sequence[Entry], answers: Sequence[Answer], folder: Path, tokenizer: DepthTokenizer
 ) -> dict[str, str]:
@@ -94,7 +103,7 @@ def depth_facts(
     for entry, answer in zip(entries, answers, strict=True):
         codes = answer.trace.map_codes
         whole.append(codes is not None)
-        places = content_rows.read_places(answer.trace.turns[-1])
+        places = _written_places(answer.trace.turns[-1])
         true = {point["letter"]: (point["x"], point["y"]) for point in entry["points"]}
         off += [np.hypot(*np.subtract(places[name], true[name])) for name in true if name in places]
         if codes:

@@ -8,14 +8,15 @@ answers per look: of their boxes, and in a second file of their numbers. Marked 
 the same way.
 
 Boxes follow the name of what they show, without a space, which would be a token: in a model of few
-layers, the word that was just written is the query that finds it.
+layers, the word that was just written is the query that finds it. Points are boxes of their circles
+here, one token per coordinate in place of three digits, for the same reason.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ from vpt.data.curriculum import read_rows
 from vpt.data.making import path_from
 from vpt.data.rows import DATASET_INFO, Row, dataset_entry, make_row, write_dataset_info, write_rows
 from vpt.errors import DataError, VPTError
-from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, TOWER
+from vpt.protocol.calls import format_pixel_box
+from vpt.protocol.tokens import BRANCH_TOKENS, PLAIN, RELEASED_PIXELS, TOWER
 
 FILES = ("depth_maps", "depth_steps", "depth_direct", "boxes", "count_steps", "count_direct")
 """Files of rows that ``vpt data`` writes, and of the same names here."""
@@ -57,6 +59,7 @@ ASK_ALL_BOXES = ask_where("things")
 ASK_ALL_COUNTS = CategoryBoxes("thing", ()).question
 ASK_ALL_POINTS = "Where are the points?"
 
+_POINT_PX = 7  # half the side of the box of a point, about its circle, on the grid of boxes
 _INVITED = 0.5  # share of the questions that ask for the steps
 
 
@@ -130,19 +133,35 @@ def point_rows(file: Path, out: Path, seed: int) -> Iterator[Row]:
                 "make the rows with vpt data make-depth-rows"
             )
         letters = rng.permutation(sorted(places)).tolist()
-        listed = say_places({letter: places[letter] for letter in letters})
+        listed = say_point_boxes({letter: places[letter] for letter in letters})
         near = say_levels({letter: levels[letter] for letter in letters})
         answer = f"Points: {listed}. Nearness: {near}."
         yield looking_row(build_content_row(ASK_ALL_POINTS, answer, image, {}))
 
 
+def say_point_boxes(places: Mapping[str, tuple[int, int]]) -> str:
+    """The box of each point after its letter, on the grid of boxes."""
+    boxes = {
+        letter: [
+            min(max(at + off, 0), RELEASED_PIXELS - 1)
+            for off in (-_POINT_PX, _POINT_PX)
+            for at in place
+        ]
+        for letter, place in places.items()
+    }
+    return ", ".join(f"{letter}{format_pixel_box(box)}" for letter, box in boxes.items())
+
+
 def add_calls(file: Path, out: Path, seed: int) -> Iterator[Row]:
-    """Rows of a file with a call each, boxes named; their paths are relative to ``out``."""
+    """Rows of a file with a call each, boxes named and points as boxes; paths are from ``out``."""
     rng = np.random.default_rng(seed)
     for row in read_rows(file, out):
+        asked, answered = _turns(row)
         if read_note(row).get("task") in (BOXES, COUNT_STEPS):
-            turns = [_turns(row)[0], _named(row)]
-            row = {**make_row(turns, {PLAIN: row["images"]}), NOTE: ""}
+            row = {**make_row([asked, _named(row)], {PLAIN: row["images"]}), NOTE: ""}
+        elif places := read_places(answered):
+            answered = answered.replace(say_places(places), say_point_boxes(places))
+            row = {**make_row([asked, answered], {PLAIN: row["images"]}), NOTE: ""}
         yield looking_row(row, invited=rng.random() < _INVITED)
 
 

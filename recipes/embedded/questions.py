@@ -23,7 +23,6 @@ from vpt.data.content_rows import (
     CategoryBoxes,
     counting_rows,
     say_levels,
-    say_places,
     say_plural,
 )
 from vpt.protocol.tokens import INVITE_REENCODE, INVITE_REGION, RELEASED_GRID_SIZE
@@ -126,11 +125,11 @@ def easy_question(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Question:
-    """Every item with its cell of the region grid, in random order."""
+    """Every item with its cell of the region grid, in random order; no space, as before boxes."""
     listed = []
     for item in _shuffled(scene, rng):
         cell = cell_of(item)
-        listed.append(f"{item.color} <|x_{cell.x_min}|><|y_{cell.y_min}|>")
+        listed.append(f"{item.color}<|x_{cell.x_min}|><|y_{cell.y_min}|>")
     return Question("caption", "direct", str(rng.choice(_CAPTION)), ", ".join(listed))
 
 
@@ -171,9 +170,8 @@ def all_texts() -> Iterator[str]:
 def _content_texts() -> Iterator[str]:
     """Of answers in which a depth map or boxes are written."""
     yield from (MAP_QUESTION, f"{POINT_QUESTION} {ASK_POINT_STEPS}", ASK_COUNT_STEPS)
-    places = say_places(dict.fromkeys("ABCDE", (1, 2)))
     levels = say_levels(dict.fromkeys("ABCDE", 12))
-    yield f"Points: {places}. Depth map: Nearness: {levels}. The answer is (A)."
+    yield f"Points: {', '.join('ABCDE')}. Depth map: Nearness: {levels}. The answer is (A)."
     yield from (ASK_ALL_BOXES, ASK_ALL_COUNTS, ASK_ALL_POINTS)
     for kind in SHAPES:
         yield f"The {say_plural(kind)} 2."

@@ -147,7 +147,7 @@ def test_captions_name_every_item_with_its_cell(kind):
     told = caption(scene, rng(4)).answer
     for item in scene.items:
         cell = cell_of(item)
-        assert f"{item.color} <|x_{cell.x_min}|><|y_{cell.y_min}|>" in told
+        assert f"{item.color}<|x_{cell.x_min}|><|y_{cell.y_min}|>" in told
 
 
 @pytest.mark.parametrize("kind", ["boards", "things"])

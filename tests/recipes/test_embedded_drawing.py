@@ -19,9 +19,11 @@ from recipes.embedded.drawing import (
     ASK_ALL_BOXES,
     ASK_ALL_COUNTS,
     ASK_ALL_POINTS,
+    add_calls,
     kind_rows,
     looking_row,
     point_rows,
+    say_point_boxes,
 )
 from vpt.cli.parser import build_parser
 from vpt.cli.run import COMMANDS
@@ -30,7 +32,7 @@ from vpt.data.content_rows import (
     CategoryBoxes,
     counting_rows,
     read_levels,
-    read_places,
+    read_note,
     say_levels,
     say_places,
     say_plural,
@@ -120,10 +122,27 @@ def test_all_points_are_listed_in_any_order(tmp_path):
         asked, call, _, answered = say(made)
         assert asked == f"<image>\n{ASK_ALL_POINTS}" and call == BRANCH_TOKENS[TOWER].call
         assert made["images"] == made["clip_images"] == ["rows/a.jpg"]
-        assert read_places(answered) == places and read_levels(answered) == levels
-        assert [*read_places(answered)] == [*read_levels(answered)]
-        orders.add(tuple(read_places(answered)))
+        assert read_levels(answered) == levels
+        order = [*read_levels(answered)]
+        assert say_point_boxes({letter: places[letter] for letter in order}) in answered
+        orders.add(tuple(order))
     assert len(orders) > 3
+
+
+def test_points_of_steps_become_boxes_of_their_circles(tmp_path):
+    places = {"A": (37, 281), "B": (3, 330)}
+    steps = f"Points: {say_places(places)}. Depth map: <DEPTH_START><DEPTH_0><DEPTH_END> x."
+    row = make_row(["<image>\nWhich one?", steps], {"image": ["a.jpg"]})
+    (tmp_path / "depth_steps.jsonl").write_text(
+        json.dumps({**row, "note": '{"task": "depth-steps"}'})
+    )
+    (made,) = add_calls(tmp_path / "depth_steps.jsonl", tmp_path, 0)
+    boxes = (
+        "A<PIXEL_30><PIXEL_274><PIXEL_44><PIXEL_288>, B<PIXEL_0><PIXEL_323><PIXEL_10><PIXEL_335>"
+    )
+    rest = "Depth map: <DEPTH_START><DEPTH_0><DEPTH_END> x."
+    assert say(made)[-1] == f"Points: {boxes}. {rest}"
+    assert read_note(made) == {}
 
 
 @pytest.mark.parametrize("answer", ["(B)", "Points: A at x 037 y 281. Nearness: B 05."])

@@ -1,8 +1,7 @@
-"""Keeps the encoders of a model in one file, and makes a model with such encoders.
+"""Makes the model that stage 3 starts from, with the encoders of a trained model.
 
-Run ``python -m recipes.embedded.encoders models/embedded/2-perception encoders.safetensors`` to
-keep them in float16, and with the two names exchanged to make the model that stage 3 starts from:
-its language model has not been trained.
+Run ``python -m recipes.embedded.encoders recipes/embedded/trained models/embedded/2-perception``:
+the language model of the second folder has not been trained.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from recipes.embedded.shape import fresh_model
 from vpt.errors import CheckpointError
@@ -22,47 +19,35 @@ _ENCODERS = ("model.visual.", "branches.", "projectors.")
 _SEED = 1  # of the language model, as in stage 1
 
 
-def keep(folder: Path, file: Path) -> None:
-    """Write the encoders of a model, with their projectors, to a file in float16.
+def take_encoders(source: Path, target: Path) -> None:
+    """Write a model with the encoders and projectors of another, and a fresh language model.
+
+    Args:
+        source: folder of a trained model.
+        target: folder to write.
 
     Raises:
-        CheckpointError: if the model cannot be loaded, or the file not be written.
+        CheckpointError: if it cannot be loaded, or has other encoders than the embedded model.
     """
-    state = load_model(str(folder), device="cpu", dtype=torch.float32).state_dict()
-    kept = {name: state[name].half() for name in state if name.startswith(_ENCODERS)}
-    try:
-        save_file(kept, file)
-    except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"cannot write {file}: {exc}") from exc
-
-
-def restore(file: Path, folder: Path) -> None:
-    """Write a model with the encoders of a file and a fresh language model.
-
-    Raises:
-        CheckpointError: if the file does not have the encoders of the embedded model.
-    """
+    trained = load_model(str(source), device="cpu", dtype=torch.float32).state_dict()
+    taken = {name: value for name, value in trained.items() if name.startswith(_ENCODERS)}
     model, processor = fresh_model(_SEED)
-    try:
-        kept = load_file(file)
-    except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"cannot read {file}: {exc}") from exc
     wanted = {k: v.shape for k, v in model.state_dict().items() if k.startswith(_ENCODERS)}
-    if wanted != {name: tensor.shape for name, tensor in kept.items()}:
-        raise CheckpointError(f"{file} does not have the encoders of the embedded model")
-    model.load_state_dict(kept, strict=False)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    if wanted != {name: value.shape for name, value in taken.items()}:
+        raise CheckpointError(f"{source} does not have the encoders of the embedded model")
+    model.load_state_dict(taken, strict=False)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
 
 
 def main() -> None:
-    """Keep the encoders of a folder in a file, or make a folder of such a file."""
+    """Take the encoders of a folder into another."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", type=Path, help="folder of a model, or file of encoders")
-    parser.add_argument("target", type=Path, help="file of encoders, or folder of a model")
+    parser.add_argument("source", type=Path, help="folder of a trained model")
+    parser.add_argument("target", type=Path, help="folder to write")
     args = parser.parse_args()
     try:
-        (keep if args.source.is_dir() else restore)(args.source, args.target)
+        take_encoders(args.source, args.target)
     except CheckpointError as exc:
         parser.error(str(exc))
     parser.exit(0, f"{args.target} is written\n")

@@ -7,8 +7,8 @@
 # skipped, and what was stopped goes on, so the same command resumes it. Needs pip install -e ".[train]".
 #
 # To begin with stage 3, on the encoders and the depth tokenizer of our run:
-#   python -m recipes.embedded.encoders recipes/embedded/trained/encoders.safetensors models/embedded/2-perception
-#   mkdir -p data/perception && cp -r recipes/embedded/trained/depth-tokenizer data/perception/
+#   python -m recipes.embedded.encoders recipes/embedded/trained models/embedded/2-perception
+#   mkdir -p data/perception && cp -r recipes/embedded/trained/depth_tokenizer data/perception/depth-tokenizer
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -62,7 +62,7 @@ MODELS = (
     _alignment("Det", "DINOv2"),
     _alignment("Seg", "SAM"),
     ModelRow(
-        *("vpt/embedded", "from scratch", "all four", "free choice", "2.0 M", "4 MB"),
+        *("vpt/embedded", "from scratch", "all four", "free choice", "2.1 M", "9 MB"),
         "questions about drawn pictures such as those in examples, not photos; in the package",
         'vpt ask examples/tags.jpg "What number is on the blue one?"',
     ),

@@ -1,6 +1,6 @@
 """Makes the model that stage 3 starts from, with the encoders of a trained model.
 
-Run ``python -m recipes.embedded.encoders recipes/embedded/trained models/embedded/2-perception``:
+Run ``python -m recipes.embedded.encoders vpt/embedded models/embedded/2-perception``:
 the language model of the second folder has not been trained.
 """
 

@@ -6,9 +6,9 @@
 # TARGET is the folder of the finished model (default: models/embedded/packed). What is finished is
 # skipped, and what was stopped goes on, so the same command resumes it. Needs pip install -e ".[train]".
 #
-# To begin with stage 3, on the encoders and the depth tokenizer of our run:
-#   python -m recipes.embedded.encoders recipes/embedded/trained models/embedded/2-perception
-#   mkdir -p data/perception && cp -r recipes/embedded/trained/depth_tokenizer data/perception/depth-tokenizer
+# To begin with stage 3, on the encoders and the depth tokenizer of the shipped model:
+#   python -m recipes.embedded.encoders vpt/embedded models/embedded/2-perception
+#   mkdir -p data/perception && cp -r vpt/embedded/depth_tokenizer data/perception/depth-tokenizer
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

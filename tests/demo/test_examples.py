@@ -6,6 +6,8 @@ WAYS = {
     "the first look": [],
     "a region": ["crop"],
     "its own tower again": ["reencode"],
+    "its own tower again, then boxes": ["reencode"],
+    "its own tower again, then a depth map": ["reencode"],
     "DINOv2": ["dino"],
     "SAM": ["sam"],
 }
@@ -26,3 +28,6 @@ def test_each_example_is_answered_right(embedded, picture):
         answer = embedded.ask(picture.parent / one.picture, one.question)
         assert (one, answer.text) == (one, one.answer)
         assert [call.branch for call in answer.trace.calls] == WAYS[one.takes]
+        drawn = {content.kind for content in answer.trace.content}
+        assert ("depth" in drawn) == ("depth map" in one.takes)
+        assert bool(drawn) == ("then" in one.takes)

@@ -292,11 +292,12 @@ def test_the_config_refuses_what_cannot_be():
     [
         ("{box}, {box}. The answer is 2.", "The answer is 2."),
         ("The left one {box}, and another.", "The left one , and another."),
+        ("The stars{box}, {box}, {box}. The answer is 3.", "The stars. The answer is 3."),
         ("{box}, {box}.", ""),
         (", no boxes", ", no boxes"),
     ],
 )
-def test_a_list_of_boxes_leaves_no_commas_in_front_of_the_answer(written, answer):
+def test_a_list_of_boxes_leaves_no_commas_in_the_answer(written, answer):
     content = ContentTokens(("boxes",), num_pixels=12)
     runtime = vpt.Runtime(*tiny_model(("clip",), content=content))
     text = written.format(box="<PIXEL_1><PIXEL_2><PIXEL_3><PIXEL_4>") + TURN_END

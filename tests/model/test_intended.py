@@ -37,7 +37,7 @@ def test_drawn_pictures_are_of_the_intended_kind(shipped, kind):
     images = [vpt.load_image(image) for scene in scenes for image in variants(scene.image)]
     assert len(shipped.intended_inputs.warnings(images)) <= 1  # 15 images, 0.2 % false alarms
     examples = [vpt.load_image(file) for file in EXAMPLE.parent.glob("*.jpg")]
-    assert len(examples) == 4 and shipped.intended_inputs.warnings(examples) == []
+    assert len(examples) == 6 and shipped.intended_inputs.warnings(examples) == []
 
 
 def variants(image):
@@ -103,9 +103,9 @@ def test_the_setting_is_saved_extended_and_gone_with_adapters(shipped, tmp_path,
     shipped.processor.save_pretrained(tmp_path / "same")
     before = shipped.model.config.intended_inputs
     assert load_config(tmp_path / "same").intended_inputs == before
-    words = ("--base", tmp_path / "same", "--content", "boxes", "--out", tmp_path / "boxes")
+    words = ("--base", tmp_path / "same", "--grounding", "--out", tmp_path / "grounding")
     assert run("init", *words)[0] == 0
-    again = vpt.load(tmp_path / "boxes").intended_inputs
+    again = vpt.load(tmp_path / "grounding").intended_inputs
     assert again.to_dict() == IntendedInputs.read(before).to_dict()
 
     peft = pytest.importorskip("peft")

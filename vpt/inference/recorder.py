@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
 _BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
+_LEFT_OF_BOXES = re.compile(r"(?:\s*[,;])+\s*(?=[.,;]|$)")  # the same within it
 
 
 class Recorder:
@@ -164,7 +166,7 @@ class Recorder:
         after = self._readable(ids[written.answer_start :]).strip()
         trace.answer = after or self._readable(ids).strip()
         if any(span.kind == "boxes" for span in written.spans):
-            trace.answer = trace.answer.lstrip(_BETWEEN_BOXES)
+            trace.answer = _LEFT_OF_BOXES.sub("", trace.answer).lstrip(_BETWEEN_BOXES)
         num_before, first_token = len(trace.content), len(trace.tokens) - len(ids)
         for span in written.spans:
             record_content(trace, span, first_token, source, self._vocabulary.content)

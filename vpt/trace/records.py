@@ -268,7 +268,7 @@ class Trace(_Record):
             conversation those of each earlier question before those of the next.
         content: depth maps and boxes that the model wrote.
         answer: text of the last turn, without control tokens; after its last depth map, if text
-            follows it, and without the commas of a list of boxes before it.
+            follows it, and without the commas that a list of boxes leaves.
         turns: text of each assistant turn, control tokens included.
         stop_reason: ``"stop"``, ``"length"``, ``"max_calls"`` or ``"repeated_call"``.
         warnings: reasons not to rely on the answer, as sentences; absent from files when empty.

@@ -60,6 +60,15 @@ def draw_look() -> Image.Image:
     return _asked(vpt.load(device="cpu"), EXAMPLES / "tags.jpg", "What number is on the blue one?")
 
 
+def draw_boxes() -> Image.Image:
+    """Draw what ``vpt ask --picture`` draws of the example that takes boxes."""
+    import vpt
+    from vpt.demo.runs import read_examples
+
+    (one,) = [one for one in read_examples(EXAMPLES) if one.takes.endswith("boxes")]
+    return _asked(vpt.load(device="cpu"), EXAMPLES / one.picture, one.question)
+
+
 def draw_examples() -> Image.Image:
     """Draw one example of each kind side by side: tags, boards, things."""
     from vpt.images import load_image
@@ -194,6 +203,7 @@ def draw_demo_reencoding() -> Image.Image:
 
 DRAWINGS: Mapping[str, Callable[[], Image.Image]] = {
     "look.jpg": draw_look,
+    "embedded/boxes.jpg": draw_boxes,
     "demo/region.jpg": draw_demo_region,
     "demo/reencoding-dark.jpg": draw_demo_reencoding,
     "embedded/pictures.jpg": draw_examples,

@@ -26,6 +26,7 @@ FILES = ("instructions", "looks", "easy")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a fresh model and rows of a few scenes."""
+    pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("language")
     part = Stage("train", "train", 24, 3, FILES)
     for _ in make_part(part, folder, 1):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,21 +21,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from recipes.embedded.views import TowerView
 from vpt.data.curriculum import read_rows
 from vpt.data.rows import Row
 from vpt.errors import DataError
 from vpt.model.config import VPTSettings, load_config
-from vpt.model.encoding import Pixels, open_row_image
+from vpt.model.encoding import IGNORE_INDEX, Pixels, RowEncoder, open_row_image
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.model.positions import mrope_positions
 from vpt.model.processing import VPTProcessor
-from vpt.protocol.rows import (
-    list_images,
-    read_turns,
-    split_crop_suffix,
-    write_placeholders,
-    write_turns,
-)
+from vpt.protocol.rows import list_images, read_turns, split_crop_suffix
 from vpt.protocol.tokens import PLAIN, TOWER
 
 _CHUNK = 500  # rows per task of a worker
@@ -43,8 +38,14 @@ _BATCH = 64  # pictures that are encoded together
 _TOKEN_PX = 28  # side of a token of the tower: two patches
 
 Ints = NDArray[np.integer[Any]]
-Picture = tuple[str, str]
-"""Kind and source."""
+
+
+class Picture(NamedTuple):
+    """A picture of a row: its kind and source, and the rows and columns of its tokens."""
+
+    kind: str
+    source: str
+    grid_hw: tuple[int, int]
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Bank:
 
 @dataclass
 class _EncodedRow:
-    """One row; its pictures, by kind and source, are in the order of its tokens."""
+    """One row; its pictures are in the order of its tokens."""
 
     ids: list[int]
     is_target: list[bool]
@@ -106,26 +107,12 @@ class RowReader:
     """
 
     def __init__(self, folder: str) -> None:
-        self.config = load_config(folder)
-        self.processor = VPTProcessor.from_pretrained(folder)
-        self.pixels = Pixels(self.config, self.processor, open_row_image)
+        config = self.config = load_config(folder)
+        self._encoder = RowEncoder(config, VPTProcessor.from_pretrained(folder))
         self._grids: dict[tuple[str, tuple[int, int]], tuple[int, int]] = {}
-        self._pads = {self.config.image_token_id: PLAIN}
-        self._pads |= {self.config.pad_id(name): name for name in self.config.branches}
-        self._actions = [self.config.action_id(name) for name in self.config.branches]
-        self._start = int(cast(int, self.config.vision_start_token_id))
-
-    def grid_hw(self, kind: str, source: str) -> tuple[int, int]:
-        """Tokens of a picture, by rows and columns."""
-        path, box = split_crop_suffix(source)
-        if box is None:
-            with Image.open(path) as image:
-                size = image.size
-        else:
-            size = (box[2] - box[0], box[3] - box[1])
-        if (kind, size) not in self._grids:
-            self._grids[kind, size] = self.pixels.grid_hw(kind, size)
-        return self._grids[kind, size]
+        self._pads = {config.image_token_id: PLAIN}
+        self._pads |= {config.pad_id(name): name for name in config.branches}
+        self._actions = [config.action_id(name) for name in config.branches]
 
     def read(self, row: Row) -> _EncodedRow:
         """Encode a row.
@@ -133,41 +120,50 @@ class RowReader:
         Raises:
             DataError: if it has two calls.
         """
-        system, turns = read_turns(row)
-        waiting: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+        turns = read_turns(row)
+        waiting: dict[str, list[Picture]] = {}
         for kind, source in list_images(row):
-            waiting.setdefault(kind, []).append((source, self.grid_hw(kind, source)))
-        sizes = {kind: [h * w for _, (h, w) in ones] for kind, ones in waiting.items()}
-        plain_grids = [grid for _, grid in waiting.get(PLAIN, ())]
-        asked = write_placeholders([question for question, _ in turns], sizes)
-        ids: list[int] = []
-        targets: list[bool] = []
-        question = (0, 0)
-        for prompt, answer in write_turns(system, asked, [answered for _, answered in turns]):
-            prompt_ids = list(self.processor.encode_text(prompt).ids)
-            answer_ids = list(self.processor.encode_text(answer).ids)
-            if not ids:
-                opened = [i for i, one in enumerate(prompt_ids) if one == self.config.para_start_id]
-                closed = [i for i, one in enumerate(prompt_ids) if one == self.config.para_end_id]
-                question = (opened[1] + 1, closed[1])
-            ids += prompt_ids + answer_ids
-            targets += [False] * len(prompt_ids)
-            targets += [one not in self._actions for one in answer_ids]
-        calls = [place for place, one in enumerate(ids) if one in self._actions]
+            picture = Picture(kind, source, self._grid_hw(kind, source))
+            waiting.setdefault(kind, []).append(picture)
+        grids = {kind: [one.grid_hw for one in ones] for kind, ones in waiting.items()}
+        sizes = {
+            kind: [height * width for height, width in of_kind] for kind, of_kind in grids.items()
+        }
+        ids, labels = self._encoder.encode_turns(turns, sizes)
+        calls = self._places(ids, *self._actions)
         if len(calls) > 1:
             raise DataError(f"expected one call per row at most, got {len(calls)}")
-        opened = [place for place, one in enumerate(ids) if one == self._start]
+        config = self.config
+        positions, _ = mrope_positions(ids, grids.get(PLAIN, ()), config.image_token_id)
+        opened = self._places(ids, config.vision_start_token_id)
         kinds = [self._pads[ids[place + 1]] for place in opened]
-        positions, _ = mrope_positions(ids, plain_grids, self.config.image_token_id)
         return _EncodedRow(
             ids,
-            targets,
+            [label != IGNORE_INDEX for label in labels],
             positions.numpy(),
             calls[0] if calls else -1,
             self._actions.index(ids[calls[0]]) if calls else 0,
-            question,
-            [(kind, waiting[kind].pop(0)[0]) for kind in kinds],
+            (
+                self._places(ids, config.para_start_id)[1] + 1,
+                self._places(ids, config.para_end_id)[1],
+            ),
+            [waiting[kind].pop(0) for kind in kinds],
         )
+
+    @staticmethod
+    def _places(ids: Sequence[int], *wanted: int | None) -> list[int]:
+        return [place for place, one in enumerate(ids) if one in wanted]
+
+    def _grid_hw(self, kind: str, source: str) -> tuple[int, int]:
+        path, box = split_crop_suffix(source)
+        if box is None:
+            with Image.open(path) as image:
+                size = image.size
+        else:
+            size = (box[2] - box[0], box[3] - box[1])
+        if (kind, size) not in self._grids:
+            self._grids[kind, size] = self._encoder.pixels.grid_hw(kind, size)
+        return self._grids[kind, size]
 
 
 _reader: RowReader | None = None
@@ -209,11 +205,11 @@ def load_bank(
         model: whose encoders and projectors' stems are used.
         folder: of the model.
         files: of rows.
-        keep: file to keep the bank in; not kept if empty. One of other rows or encoders is
-            written anew.
+        keep: file to keep the bank in; not kept if empty. One of other rows, settings or
+            encoders is written again.
         num_workers: processes.
     """
-    made_of = _digest(model, files)
+    made_of = _digest(model, folder, files)
     if keep and Path(keep).is_file():
         stored = torch.load(keep, weights_only=True, map_location="cpu")
         if stored["made_of"] == made_of:
@@ -227,8 +223,7 @@ def load_bank(
     rows = {}
     with ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(folder,)) as pool:
         for name in tqdm(files, desc="rows"):
-            file = Path(name)
-            read = [_with_paths(row, file.parent) for row in read_rows(file, file.parent)]
+            read = read_rows(Path(name), Path())
             chunks = [read[first : first + _CHUNK] for first in range(0, len(read), _CHUNK)]
             parts = list(pool.map(_read_chunk, chunks))
             rows[name], total = _join(parts, model.config, offsets, total)
@@ -244,21 +239,15 @@ def load_bank(
     return bank
 
 
-def _digest(model: VPTForConditionalGeneration, files: Sequence[str]) -> str:
-    """Of the rows, and of all weights but the language model's."""
+def _digest(model: VPTForConditionalGeneration, folder: str, files: Sequence[str]) -> str:
+    """Of the rows, of all settings, and of all weights but the language model's."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in (*files, *sorted(map(str, Path(folder).glob("*.json")))):
         digest.update(file.encode() + Path(file).read_bytes())
     for name, value in model.state_dict().items():
         if ".language_model." not in name and not name.startswith("lm_head"):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _with_paths(row: Row, folder: Path) -> Row:
-    """The row with paths that do not depend on its file's folder."""
-    columns = [key for key in row if key.endswith("images")]
-    return {**row, **{key: [str(folder / path) for path in row[key]] for key in columns}}
 
 
 def _join(
@@ -297,31 +286,29 @@ def _join(
     return joined, total
 
 
-class _Pictures(Dataset[tuple[list[Picture], Any]]):
-    """Batches of pictures of one kind and size; those of the towers as bytes of each pixel."""
+class _Pictures(Dataset[Any]):
+    """Batches of pictures of one kind and size; those of the tower as bytes of each pixel."""
 
-    def __init__(self, batches: Sequence[list[Picture]], folder: str) -> None:
+    def __init__(self, batches: Sequence[list[Picture]], pixels: Pixels) -> None:
         self.batches = batches
-        self.folder = folder
-        self._reader: RowReader | None = None
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[list[Picture], Any]:
+    def __getitem__(self, number: int) -> Any:
         torch.set_num_threads(1)
-        self._reader = self._reader or RowReader(self.folder)
         batch = self.batches[number]
-        kind = batch[0][0]
-        images = [open_row_image(source).pixels for _, source in batch]
+        images = [open_row_image(picture.source).pixels for picture in batch]
+        kind, _, (height, width) = batch[0]
         if kind not in (PLAIN, TOWER):
-            return batch, self._reader.pixels.preprocess(kind, images)
-        height, width = self._reader.grid_hw(*batch[0])
+            return self.pixels.preprocess(kind, images)
         size = (width * _TOKEN_PX, height * _TOKEN_PX)
         resized = [np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in images]
-        return batch, torch.from_numpy(np.stack(resized))
+        return torch.from_numpy(np.stack(resized))
 
 
+@torch.no_grad()
 def encode_pictures(
     model: VPTForConditionalGeneration,
     folder: str,
@@ -334,55 +321,42 @@ def encode_pictures(
     Args:
         model: on any device.
         folder: of the model.
-        offsets: by kind and source of a picture, where its features begin.
+        offsets: where the features of each picture begin.
         total: number of features.
         num_workers: processes.
+
+    Raises:
+        DataError: for a picture that the tower does not see as a square.
     """
-    reader = RowReader(folder)
     groups: dict[tuple[str, tuple[int, int]], list[Picture]] = {}
-    for kind, source in sorted(offsets):
-        groups.setdefault((kind, reader.grid_hw(kind, source)), []).append((kind, source))
+    for picture in sorted(offsets):
+        height, width = picture.grid_hw
+        if height != width and picture.kind in (PLAIN, TOWER):
+            raise DataError(
+                f"expected square pictures, got {height} x {width} tokens of {picture.source}"
+            )
+        groups.setdefault((picture.kind, picture.grid_hw), []).append(picture)
     batches = [
         group[first : first + _BATCH]
         for group in groups.values()
         for first in range(0, len(group), _BATCH)
     ]
+    processor = VPTProcessor.from_pretrained(folder)
+    pictures = _Pictures(batches, Pixels(model.config, processor, open_row_image))
     device = next(model.parameters()).device
+    view = TowerView(model, processor).to(device)
     bank = torch.empty(total, model.config.text_config.hidden_size, dtype=torch.half, device=device)
-    loader = DataLoader(_Pictures(batches, folder), batch_size=None, num_workers=num_workers)
-    for batch, pixels in tqdm(cast(Iterator[Any], loader), desc="pictures", total=len(batches)):
-        values = _features(model, reader, batch[0][0], pixels)
+    loader = DataLoader(pictures, batch_size=None, num_workers=num_workers)
+    read = tqdm(cast(Iterator[Any], loader), desc="pictures", total=len(batches))
+    for batch, pixels in zip(batches, read, strict=True):
+        kind = batch[0].kind
+        if kind in (PLAIN, TOWER):
+            values = view(pixels.to(device))
+        else:
+            project = model.projector(kind)
+            encoded = model.encode(kind, *(one.to(device) for one in pixels))
+            values = [project.project_features(one.values, one.grid_hw) for one in encoded]
         for picture, of_one in zip(batch, values, strict=True):
-            begin = offsets[tuple(picture)]
+            begin = offsets[picture]
             bank[begin : begin + len(of_one)] = of_one
     return bank
-
-
-@torch.no_grad()
-def _features(
-    model: VPTForConditionalGeneration, reader: RowReader, kind: str, pixels: Any
-) -> Sequence[Tensor]:
-    device = next(model.parameters()).device
-    if kind in (PLAIN, TOWER):
-        patches, grids = patches_of(pixels.to(device), reader.processor.image_processor)
-        tokens = model.tower(patches, grids)
-        return list(tokens.view(len(pixels), -1, tokens.shape[-1]).half())
-    encoded = model.encode(kind, *(value.to(device) for value in pixels))
-    project = model.projector(kind)
-    return [project.project_features(one.values, one.grid_hw).half() for one in encoded]
-
-
-def patches_of(pixels: Tensor, image_processor: Any) -> tuple[Tensor, Tensor]:
-    """Patches and grids, as the tower takes them, of ``[N, H, W, 3]`` bytes."""
-    mean, std = (
-        torch.tensor(values, device=pixels.device)
-        for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    values = (pixels.float() / 255 - mean) / std
-    num, height, width = (int(one) for one in values.shape[:3])
-    side = _TOKEN_PX // 2
-    grid = values.view(num, height // _TOKEN_PX, 2, side, width // _TOKEN_PX, 2, side, 3)
-    patches = grid.permute(0, 1, 4, 2, 5, 7, 3, 6)  # n, rows, columns, 2, 2, colour, y, x
-    both = patches.unsqueeze(6).expand(*patches.shape[:6], 2, side, side)
-    grids = torch.tensor([[1, height // side, width // side]], device=pixels.device)
-    return both.reshape(-1, 3 * 2 * side * side), grids.expand(num, -1)

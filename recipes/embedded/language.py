@@ -164,7 +164,8 @@ class Reader:
         self.features = features
         self.hidden_questions = hidden_questions
         model.model.language_model.config._attn_implementation = _ATTENTION
-        self._pads = [model.config.pad_id(name) for name in model.config.branches]
+        pads = [model.config.pad_id(name) for name in model.config.branches]
+        self._pads = torch.tensor(pads, device=features.device)
 
     def loss(
         self, table: Table, chosen: Chosen, rng: np.random.Generator | None = None
@@ -215,7 +216,7 @@ class Reader:
             condition = project.linear_condition(project.layernorm_condition(states))
             is_its = (of_row == number)[:, None]
             conditions = conditions.index_add(0, rows, condition * is_its)
-        is_pad = torch.isin(ids, torch.tensor(self._pads, device=ids.device))[..., None]
+        is_pad = torch.isin(ids, self._pads)[..., None]
         scores = (seen * conditions[:, None]).sum(-1, keepdim=True)
         return torch.where(is_pad, seen + scores * conditions[:, None], embeds)
 

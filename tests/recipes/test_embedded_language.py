@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from recipes.embedded import language
 from recipes.embedded.bank import load_bank
 from recipes.embedded.language import Muon, Reader, Settings, Table, batches_of, order_of, train
 from recipes.embedded.make import Stage, make_part
+from recipes.embedded.settings import read_settings
 from recipes.embedded.shape import fresh_model
 from vpt.errors import DataError, NonFiniteError
 from vpt.model.encoding import RowEncoder, collate, open_row_image
 from vpt.model.modeling import load_model
 
 CPU = torch.device("cpu")
+CONFIGS = Path(__file__).parents[2] / "configs" / "embedded"
 FILES = ("instructions", "looks", "easy")
 
 
@@ -147,6 +151,36 @@ def test_a_bank_of_other_encoders_is_not_used(made, tmp_path):
         model.model.visual.merger.mlp[2].bias.add_(1)
     other = load_bank(model, folder, files, keep, 1)
     assert not torch.equal(first.features, other.features)
+
+
+def test_a_bank_of_other_settings_is_not_used(made, tmp_path):
+    folder = shutil.copytree(made / "model", tmp_path / "model")
+    model = load_model(str(folder), device="cpu", dtype=torch.float32)
+    files, keep = [str(made / "easy.jsonl")], str(tmp_path / "bank.pt")
+    first = load_bank(model, str(folder), files, keep, 1)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["size"] = {"shortest_edge": 28**2, "longest_edge": 56**2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    smaller = load_bank(model, str(folder), files, keep, 1)
+    assert len(smaller.features) * 4 == len(first.features)
+
+
+def test_a_picture_that_is_no_square_is_refused(made, tmp_path):
+    row = json.loads((made / "easy.jsonl").read_text().splitlines()[0])
+    row["images"] = [f"{made / row['images'][0]}_0,0,168,56"]
+    (tmp_path / "wide.jsonl").write_text(json.dumps(row))
+    model = load_model(str(made / "model"), device="cpu", dtype=torch.float32)
+    with pytest.raises(DataError, match="expected square pictures, got "):
+        load_bank(model, str(made / "model"), [str(tmp_path / "wide.jsonl")], "", 1)
+
+
+@pytest.mark.parametrize("name", ["3-language", "3-baseline"])
+def test_the_configs_are_read(name):
+    settings = read_settings(Settings, CONFIGS / f"{name}.yaml", [])
+    assert Path(settings.output_dir).name == name
+    for shares in settings.phases.values():
+        assert sum(shares.values()) == pytest.approx(1)
+    next(order_of(settings, {file: np.full(200, 9) for file in settings.phases[0]}))
 
 
 def test_every_step_has_rows_of_one_phase_and_of_similar_length():

@@ -195,12 +195,35 @@ class RowEncoder:
             PromptError: if the turns are not user and assistant by turns.
             FeatureCountError: if placeholders and images of a row differ in number.
         """
-        system, turns = read_turns(row)
+        turns = read_turns(row)
         pixels, sizes = self.pixels(list_images(row))
-        asked = write_placeholders([asked for asked, _ in turns], sizes)
+        ids, labels = self.encode_turns(turns, sizes, predict=predict, cutoff_len=cutoff_len)
+        return EncodedRow(ids, labels, pixels)
+
+    def encode_turns(
+        self,
+        turns: tuple[str, Sequence[tuple[str, str]]],
+        sizes: Mapping[str, Sequence[int]],
+        *,
+        predict: bool = False,
+        cutoff_len: int | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels of :meth:`encode`, without pixels.
+
+        Args:
+            turns: as :func:`vpt.protocol.rows.read_turns` reads them.
+            sizes: kind of image -> number of tokens of each.
+            predict: as in :meth:`encode`.
+            cutoff_len: as in :meth:`encode`.
+
+        Raises:
+            FeatureCountError: if placeholders and sizes of a kind differ in number.
+        """
+        system, pairs = turns
+        asked = write_placeholders([asked for asked, _ in pairs], sizes)
         ids: list[int] = []
         labels: list[int] = []
-        texts = write_turns(system, asked, [answered for _, answered in turns])
+        texts = write_turns(system, asked, [answered for _, answered in pairs])
         for number, (prompt, answer) in enumerate(texts):
             prompt_ids = self.processor.encode_text(prompt).ids
             answer_ids = list(self.processor.encode_text(answer).ids)
@@ -215,7 +238,7 @@ class RowEncoder:
                 break
             ids += answer_ids
             labels += [IGNORE_INDEX if i in self._actions else i for i in answer_ids]
-        return EncodedRow(ids, labels, pixels)
+        return ids, labels
 
 
 def share_room(num_prompt: int, num_answer: int, room: int) -> tuple[int, int]:

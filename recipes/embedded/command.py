@@ -70,7 +70,7 @@ COMMAND = Command(
     description=(
         "Draw the pictures on which the embedded model is trained and measured, and write the\n"
         "questions about them. The same command gives the same data; it resumes a stopped run.\n"
-        "All of it takes 4 GB and about 20 minutes on two cores."
+        "All of it takes 2 GB and about 8 minutes of one core."
     ),
     examples=(
         "example:\n"

@@ -235,7 +235,8 @@ def load_bank(
         }
         Path(keep).parent.mkdir(parents=True, exist_ok=True)
         state = {"made_of": made_of, "rows": tensors, "features": bank.features.cpu()}
-        torch.save(state, keep)
+        torch.save(state, f"{keep}.part")
+        Path(f"{keep}.part").replace(keep)
     return bank
 
 

@@ -14,6 +14,7 @@ import vpt
 from vpt.demo.runs import watch_live
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.errors import CheckpointError
+from vpt.inference.events import TokenEvent
 from vpt.model.building import add_tokens, build_from_base
 from vpt.model.modeling import VPTForConditionalGeneration
 from vpt.protocol.calls import parse_turn
@@ -294,11 +295,14 @@ def test_the_config_refuses_what_cannot_be():
         ("The left one {box}, and another.", "The left one , and another."),
         ("The stars{box}, {box}, {box}. The answer is 3.", "The stars. The answer is 3."),
         ("{box}, {box}.", ""),
+        ("A{box}, B{box}; C{box}", "A, B; C"),
         (", no boxes", ", no boxes"),
     ],
 )
-def test_a_list_of_boxes_leaves_no_commas_in_the_answer(written, answer):
+def test_a_list_of_boxes_leaves_no_commas_in_answer_and_stream(written, answer):
     content = ContentTokens(("boxes",), num_pixels=12)
     runtime = vpt.Runtime(*tiny_model(("clip",), content=content))
     text = written.format(box="<PIXEL_1><PIXEL_2><PIXEL_3><PIXEL_4>") + TURN_END
-    assert Script(runtime.processor, runtime.vocabulary, text).trace.answer == answer
+    script = Script(runtime.processor, runtime.vocabulary, text)
+    assert script.trace.answer == answer
+    assert "".join(event.text for event in script.of_type(TokenEvent)).strip() == answer

@@ -18,7 +18,7 @@ from vpt.inference.results import Part
 from vpt.inference.stream import AppendedImage
 from vpt.model.processing import VPTProcessor
 from vpt.protocol.calls import ParsedTurn, PerceptionCall
-from vpt.protocol.tokens import BRANCH_TOKENS, GROUNDING, NO_CONTENT, Vocabulary
+from vpt.protocol.tokens import BRANCH_TOKENS, GROUNDING, NO_CONTENT, Vocabulary, content_value
 from vpt.trace.content import parse_content, record_content
 from vpt.trace.records import (
     CallRecord,
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from vpt.branches import Proposal
 
 DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
-_BETWEEN_BOXES = " ,;.\n"  # what is left of a list of boxes in front of an answer
+_SEPARATORS = " ,;\n"  # between boxes
+_BETWEEN_BOXES = f"{_SEPARATORS}."  # what is left of a list of boxes in front of an answer
 _LEFT_OF_BOXES = re.compile(r"(?:\s*[,;])+\s*(?=[.,;]|$)")  # the same within it
 
 
@@ -62,6 +63,7 @@ class Recorder:
         self._decode_map = decode_map
         self._content = vocabulary.content if request.has_images else NO_CONTENT
         self._text = TextStream(self._readable)
+        self._gaps = BoxGaps()
         self._started = self._last_token_at = 0.0
         self.trace = Trace(
             question=request.question,
@@ -149,7 +151,9 @@ class Recorder:
         self._last_token_at = now
         token = TokenRecord(token_id, self._processor.token_text(token_id), len(trace.turns), ms)
         is_first = self._text.is_empty
-        text = self._text.add(token_id, is_last)
+        (symbol,) = self._vocabulary.symbols([token_id])
+        is_box = self._content is not NO_CONTENT and content_value(symbol, "boxes") is not None
+        text = self._gaps.add(self._text.add(token_id, is_last), is_box, is_last)
         trace.answer = text.lstrip() if is_first else trace.answer + text
         trace.tokens.append(token)
         trace.counts.generated_tokens += 1
@@ -160,7 +164,7 @@ class Recorder:
     ) -> Sequence[ContentRecord]:
         """Record a finished turn about image ``source``; returns the depth maps and boxes in it."""
         trace, turn = self.trace, len(self.trace.turns)
-        self._text = TextStream(self._readable)
+        self._text, self._gaps = TextStream(self._readable), BoxGaps()
         trace.turns.append(self._raw(ids))
         written = parse_content(self._vocabulary.symbols(ids), self._content)
         after = self._readable(ids[written.answer_start :]).strip()
@@ -261,6 +265,28 @@ class TextStream:
             return ""
         self._start, self._shown = self._shown, len(self._ids)
         return now[len(before) :]
+
+
+class BoxGaps:
+    """Leaves the separators between boxes out of text that streams.
+
+    Separators after a box are held back until it is known what they separate.
+    """
+
+    def __init__(self) -> None:
+        self._held: str | None = None  # text since the last box
+        self._is_begun = False  # text of this turn was shown
+
+    def add(self, text: str, is_box: bool, is_last: bool) -> str:
+        """Take the text of a token; returns what can be shown."""
+        if is_box or self._held is not None:
+            self._held = (self._held or "") + text
+            if not is_last and (is_box or not self._held.strip(_SEPARATORS)):
+                return ""
+            text, self._held = _LEFT_OF_BOXES.sub("", self._held), None
+            text = text if self._is_begun else text.lstrip(_BETWEEN_BOXES)
+        self._is_begun = self._is_begun or bool(text.strip())
+        return text
 
 
 def _settings(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -62,10 +62,19 @@ def draw_look() -> Image.Image:
 
 def draw_boxes() -> Image.Image:
     """Draw what ``vpt ask --picture`` draws of the example that takes boxes."""
+    return _example("boxes")
+
+
+def draw_depth_map() -> Image.Image:
+    """Draw what ``vpt ask --picture`` draws of the example that takes a depth map."""
+    return _example("a depth map")
+
+
+def _example(taken: str) -> Image.Image:
     import vpt
     from vpt.demo.runs import read_examples
 
-    (one,) = [one for one in read_examples(EXAMPLES) if one.takes.endswith("boxes")]
+    (one,) = [one for one in read_examples(EXAMPLES) if one.takes.endswith(taken)]
     return _asked(vpt.load(device="cpu"), EXAMPLES / one.picture, one.question)
 
 
@@ -204,6 +213,7 @@ def draw_demo_reencoding() -> Image.Image:
 DRAWINGS: Mapping[str, Callable[[], Image.Image]] = {
     "look.jpg": draw_look,
     "embedded/boxes.jpg": draw_boxes,
+    "embedded/depth.jpg": draw_depth_map,
     "demo/region.jpg": draw_demo_region,
     "demo/reencoding-dark.jpg": draw_demo_reencoding,
     "embedded/pictures.jpg": draw_examples,

@@ -139,6 +139,16 @@ def test_a_click_on_an_example_is_enough(visit):
     expect(visit.page.locator("#looked")).to_contain_text("The model did not look again")
 
 
+def test_long_questions_and_answers_are_not_cut_off(visit):
+    visit.page.get_by_text("Multiple points are circled").first.click()
+    expect(visit.question()).to_have_value(re.compile("each point is on it"))
+    visit.button("Ask").click()
+    visit.ended()
+    expect(visit.answer).to_have_value(re.compile("The answer is"))
+    for field in (visit.question(), visit.answer):
+        assert field.evaluate("one => one.scrollHeight <= one.clientHeight + 1")
+
+
 def test_the_first_look_and_the_crop_have_the_sizes_that_the_model_saw(visit):
     visit.page.get_by_text(QUESTION).first.click()
     visit.ended()
@@ -354,7 +364,7 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(browser, url):
 def test_a_laptop_shows_all_examples_and_the_question_without_scrolling(browser, url):
     visit = Visit(browser, url, viewport={"width": 1280, "height": 800})
     examples = visit.page.locator(".vpt-examples tbody tr")
-    expect(examples).to_have_count(8)
+    expect(examples).to_have_count(10)
     for example in [*examples.all(), visit.question(), visit.button("Ask")]:
         box = example.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= 800

@@ -105,7 +105,7 @@ class _Inputs:
 
     def _add_question(self) -> None:
         self.picture = gr.Image(
-            type="filepath", label="Image", sources=["upload", "clipboard"], height=260
+            type="filepath", label="Image", sources=["upload", "clipboard"], height=230
         )
         # Gradio would open the file itself, without limits and without words for what is wrong.
         self.picture.preprocess = lambda payload: payload and payload.path

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS
 from vpt.errors import DataError, PromptError
 from vpt.evaluation.formats.benchmarks import read_aurora, read_released, read_vstar
 from vpt.evaluation.formats.own import read_embedded, read_plain
@@ -155,18 +156,26 @@ def _generated(
     )
 
 
-def _drawn_first(name: str, about: str, score: str, **more: Any) -> Split:
-    """One of them for models that draw before they answer."""
+def _drawn_first(name: str, about: str, score: str, words: str, **more: Any) -> Iterator[Split]:
+    """Two of them for models that draw before they answer: asked as is, and for the steps."""
     how_to_get = "Make it with the data part of recipes/embedded/train.sh."
     file = f"{name.replace('_', '-')}/questions.jsonl"
     more |= {"format": "aurora", "score": score, "max_new_tokens": _WITH_CONTENT}
-    return _generated(name, about, file, how_to_get, **more)
+    asked = _generated(name, about, file, how_to_get, **more)
+    yield asked
+
+    def ask_for_steps(sample: Sample) -> str:
+        return f"{sample.question} {words}"
+
+    yield replace(
+        asked, name=f"{asked.name}_steps", about=f"{about}, in steps", prompt=ask_for_steps
+    )
 
 
-def _embedded_points(num_points: int) -> Split:
+def _embedded_points(num_points: int) -> Iterator[Split]:
+    name, letters = f"points_{num_points}", tuple(LETTERS[:num_points])
     about = f"which of {num_points} points is the closest, in generated rooms"
-    letters = tuple(LETTERS[:num_points])
-    return _drawn_first(f"points_{num_points}", about, "multiple_choice", choices=letters)
+    return _drawn_first(name, about, "multiple_choice", ASK_POINT_STEPS, choices=letters)
 
 
 def _counting(name: str, dataset: str, paper: str, license: str) -> Split:
@@ -251,11 +260,11 @@ _TABLE = (
         format="embedded",
         score="exact_match",
     ),
-    _embedded_points(2),
-    _embedded_points(3),
-    _embedded_points(5),
-    _drawn_first("counting", "how many things of a kind there are, in generated images",
-                 "count_accuracy"),
+    *_embedded_points(2),
+    *_embedded_points(3),
+    *_embedded_points(5),
+    *_drawn_first("counting", "how many things of a kind there are, in generated images",
+                  "count_accuracy", ASK_COUNT_STEPS),
 )  # fmt: skip
 
 SPLITS: Mapping[str, Split] = {split.name: split for split in _TABLE}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vpt.data.content_rows import ASK_COUNT_STEPS, ASK_POINT_STEPS
 from vpt.errors import DataError, PromptError
 from vpt.evaluation.doctor import check_target
 from vpt.evaluation.samples import BadRow, ImageRoots, Sample
@@ -69,8 +70,9 @@ def test_the_twelve_released_splits_have_their_files():
     assert {split.prompt for split in judged} == {ask_as_is}
 
 
-def test_no_two_splits_have_a_file_in_common():
-    places = [place for s in SPLITS.values() for place in (s.file, *s.elsewhere)]
+def test_no_two_splits_have_a_file_in_common_but_for_steps():
+    splits = [split for name, split in SPLITS.items() if not name.endswith("_steps")]
+    places = [place for s in splits for place in (s.file, *s.elsewhere)]
     assert len(places) == len(set(places))
 
 
@@ -90,6 +92,16 @@ def test_prompts_ask_what_the_scores_can_read():
     assert ask_for_number(sample) == "How many?\nAnswer with a number."
 
 
+@pytest.mark.parametrize("name", ["points_2", "points_3", "points_5", "counting"])
+def test_models_that_draw_are_asked_as_is_and_for_the_steps(name):
+    at_once, in_steps = SPLITS[f"embedded_{name}"], SPLITS[f"embedded_{name}_steps"]
+    assert (at_once.file, at_once.score) == (in_steps.file, in_steps.score)
+    words = ASK_COUNT_STEPS if name == "counting" else ASK_POINT_STEPS
+    sample = Sample("1", (), "How many?")
+    assert at_once.prompt(sample) == "How many?"
+    assert in_steps.prompt(sample) == f"How many? {words}"
+
+
 # Finding
 
 
@@ -102,7 +114,7 @@ def test_a_name_is_found_whatever_the_folder(tmp_path):
     [
         ("docvqa", "unknown split 'docvqa'; did you mean DocVQA.*[?] available: DocVQA, TextVQA"),
         ("hardblink3", "did you mean HardBLINK_3 or "),
-        ("zzz", "unknown split 'zzz'; available: DocVQA, .*embedded_counting, or a file"),
+        ("zzz", "unknown split 'zzz'; available: DocVQA, .*embedded_counting_steps, or a file"),
         ("xml:mine.jsonl", "unknown format 'xml'; available: released, vstar"),
         ("x:", "unknown format 'x'; available"),
         ("", "unknown split ''"),

@@ -19,6 +19,7 @@ from recipes.embedded.questions import (
     easy_question,
     listing,
     reading_questions,
+    side_questions,
 )
 from recipes.embedded.scenes import SIZE_PX, Scene, draw_scene
 from vpt.boxes import crop_box_px
@@ -32,6 +33,7 @@ Row = dict[str, Any]
 
 _CHUNK = 250  # scenes per task of a worker
 _NUM_EASY = 3  # questions about a scene that are easy whatever is in it
+_NUM_SIDES = 4  # questions about what is left of what
 _INVITED = 0.1  # share of calls that the question asks for in so many words
 
 
@@ -54,7 +56,10 @@ class Stage:
     files: tuple[str, ...]
 
 
-_TRAIN = ("captions", "instructions", "looks", "listings", "direct", "direct_listings", "easy")
+_TRAIN = (
+    *("captions", "instructions", "looks", "listings", "direct", "direct_listings"),
+    *("easy", "sides"),
+)
 PARTS = (
     Stage("train", "train", 40_000, 3, (*_TRAIN, "questions")),
     Stage("heldout", "heldout", 1_000, 4, ("heldout",)),
@@ -116,6 +121,12 @@ def easy_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row
     """What the first look shows: what can be read at once, counts, colors and sides."""
     asked = [question for question in reading_questions(scene, rng) if question.mode == "direct"]
     for question in (*asked[:2], *(easy_question(scene, rng) for _ in range(_NUM_EASY))):
+        yield _row(question.text, question.answer, path)
+
+
+def side_rows(scene: Scene, path: str, rng: np.random.Generator) -> Iterator[Row]:
+    """What is left of what, of several pairs: a comparison takes many questions to be learned."""
+    for question in side_questions(scene, rng)[:_NUM_SIDES]:
         yield _row(question.text, question.answer, path)
 
 
@@ -195,6 +206,7 @@ WRITERS: dict[str, Callable[[Scene, str, np.random.Generator], Iterator[Row]]] =
     "direct": direct_rows,
     "direct_listings": direct_listing_rows,
     "easy": easy_rows,
+    "sides": side_rows,
     "questions": question_entries,
     "heldout": question_entries,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
@@ -113,15 +114,25 @@ def easy_question(scene: Scene, rng: np.random.Generator) -> Question:
     if kind == "count" and len(items) < len(_NUMBERS):
         return Question("count", "direct", _word("count", rng), _NUMBERS[len(items)])
     if kind == "side" and len(items) > 1 and _apart(items[0], items[1]):
-        answer = "left" if items[0].center[0] < items[1].center[0] else "right"
-        text = _word("side", rng, color=items[0].color, other=items[1].color)
-        return Question("side", "direct", text, answer)
+        return _side_question(items[0], items[1], rng)
     present = {item.color for item in items}
     absent = [color for color in COLORS if color not in present]
     is_there = rng.random() < 0.5
     color = str(rng.choice(sorted(present) if is_there else absent or sorted(present)))
     text = _word("presence", rng, color=color)
     return Question("presence", "direct", text, "yes" if color in present else "no")
+
+
+def side_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Which of two items is left of the other, for every pair of which that is plain."""
+    pairs = [(a, b) for a, b in permutations(_shuffled(scene, rng), 2) if _apart(a, b)]
+    return [_side_question(*pairs[i], rng) for i in rng.permutation(len(pairs))]
+
+
+def _side_question(item: Item, other: Item, rng: np.random.Generator) -> Question:
+    text = _word("side", rng, color=item.color, other=other.color)
+    answer = "left" if item.center[0] < other.center[0] else "right"
+    return Question("side", "direct", text, answer)
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Question:

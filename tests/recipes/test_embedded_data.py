@@ -14,7 +14,14 @@ from recipes.__main__ import main
 from recipes.embedded.handwriting import digit_pictures, write_digit
 from recipes.embedded.labels import CONTENTS, HEADS, IGNORE, label_view
 from recipes.embedded.looks import LOOKS, background
-from recipes.embedded.make import PARTS, answering_row, easy_rows, make_part, write_index
+from recipes.embedded.make import (
+    PARTS,
+    answering_row,
+    easy_rows,
+    make_part,
+    side_rows,
+    write_index,
+)
 from recipes.embedded.marks import COLORS, LINES, PATTERNS, SHAPES, shape_mask, texture
 from recipes.embedded.questions import (
     caption,
@@ -23,6 +30,7 @@ from recipes.embedded.questions import (
     listing,
     mode_of,
     reading_questions,
+    side_questions,
 )
 from recipes.embedded.scenes import KINDS, SIZE_PX, draw_scene, random_value
 from recipes.embedded.sheets import close_sheet, far_sheet
@@ -211,6 +219,20 @@ def test_easy_rows_need_no_call(kind):
         assert not any(row[column] for column in row if column.endswith("_images"))
 
 
+@scenes
+def test_sides_are_right_and_asked_of_every_pair(kind):
+    scene = draw_scene(rng(7), "train", kind)
+    places = {item.color: item.center[0] for item in scene.items}
+    asked = set()
+    for question in side_questions(scene, rng(7)):
+        named = [word.strip(",.?") for word in question.text.split()]
+        one, other = (word for word in named if word in COLORS)
+        assert question.answer == ("left" if places[one] < places[other] else "right")
+        asked.add((one, other))
+    assert asked == {(other, one) for one, other in asked}
+    assert len(list(side_rows(scene, "a.jpg", rng(7)))) == min(len(asked), 4)
+
+
 def test_rows_call_as_the_scene_demands():
     taken = set()
     for seed in range(40):
@@ -237,8 +259,8 @@ def test_the_data_is_made_whole_and_goes_on_where_it_stopped(tmp_path):
     files = {file.name: file.read_bytes() for file in tmp_path.glob("*.json*")}
     assert set(files) == {
         *("captions.jsonl", "instructions.jsonl", "looks.jsonl", "listings.jsonl"),
-        *("direct.jsonl", "direct_listings.jsonl", "easy.jsonl", "questions.jsonl"),
-        *("heldout.jsonl", "dataset_info.json"),
+        *("direct.jsonl", "direct_listings.jsonl", "easy.jsonl", "sides.jsonl"),
+        *("questions.jsonl", "heldout.jsonl", "dataset_info.json"),
     }
     picture = tmp_path / "train" / "000001.jpg"
     before = picture.read_bytes()

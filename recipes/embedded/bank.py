@@ -25,6 +25,7 @@ from recipes.embedded.views import TowerView
 from vpt.data.curriculum import read_rows
 from vpt.data.rows import Row
 from vpt.errors import DataError
+from vpt.files import replace_atomically
 from vpt.model.config import VPTSettings, load_config
 from vpt.model.encoding import IGNORE_INDEX, Pixels, RowEncoder, open_row_image
 from vpt.model.modeling import VPTForConditionalGeneration
@@ -233,10 +234,9 @@ def load_bank(
             file: {name: torch.from_numpy(values) for name, values in vars(of_file).items()}
             for file, of_file in rows.items()
         }
-        Path(keep).parent.mkdir(parents=True, exist_ok=True)
         state = {"made_of": made_of, "rows": tensors, "features": bank.features.cpu()}
-        torch.save(state, f"{keep}.part")
-        Path(f"{keep}.part").replace(keep)
+        with replace_atomically(Path(keep).parent) as draft:
+            torch.save(state, draft / Path(keep).name)
     return bank
 
 

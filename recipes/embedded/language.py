@@ -28,6 +28,7 @@ from transformers import AttentionInterface
 from recipes.embedded.bank import Bank, Rows, load_bank
 from recipes.embedded.settings import read_settings, warm_cosine
 from vpt.errors import NonFiniteError, VPTError
+from vpt.files import replace_atomically
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
 
@@ -345,15 +346,15 @@ class Training:
         self.step += 1
 
     def save(self, file: Path) -> None:
-        """Save by renaming, so that a kill leaves the last state whole."""
+        """Save whole or not at all."""
         state = {
             "step": self.step,
             "weights": self.model.model.language_model.state_dict(),
             "muon": self.muon.momenta,
             "adam": self.adam.state_dict(),
         }
-        torch.save(state, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
+        with replace_atomically(file.parent) as draft:
+            torch.save(state, draft / file.name)
 
     def restore(self, file: Path) -> None:
         """Go on from a saved state, if there is one."""

@@ -39,6 +39,7 @@ from recipes.embedded.views import BranchView, TowerView, whiten_patches
 from vpt.boxes import GridBox, PixelBox, crop_box_px
 from vpt.depth.tokenizer import load_depth_tokenizer
 from vpt.errors import NonFiniteError
+from vpt.files import replace_atomically
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
 
@@ -436,8 +437,7 @@ def _save(
     schedulers: Sequence[Any],
     accuracies: Mapping[str, float],
 ) -> None:
-    """Save by renaming, so that a kill leaves the last state whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Save whole or not at all."""
     state = {
         "step": step,
         "trained": trained.state_dict(),
@@ -445,8 +445,8 @@ def _save(
         "schedulers": [one.state_dict() for one in schedulers],
         "accuracies": dict(accuracies),
     }
-    torch.save(state, file.with_suffix(".part"))
-    file.with_suffix(".part").replace(file)
+    with replace_atomically(file.parent) as draft:
+        torch.save(state, draft / file.name)
 
 
 def is_finished(encoder: str, settings: Settings) -> bool:

@@ -19,6 +19,7 @@ from vpt.depth.maps import Floats, fit_map, read_map
 from vpt.depth.tokenizer import DepthTokenizer, DepthTokenizerConfig
 from vpt.depth.vqvae import perplexity
 from vpt.errors import DataError, NonFiniteError, PromptError
+from vpt.files import replace_atomically
 
 STATE = "training_state.pt"
 
@@ -211,9 +212,8 @@ class Trainer:
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        draft = folder / f".{STATE}.part"
-        torch.save(state, draft)
-        draft.replace(folder / STATE)
+        with replace_atomically(folder) as draft:
+            torch.save(state, draft / STATE)
 
     def load_state(self, folder: Path) -> bool:
         """Resume a stopped run of the same settings; returns whether there is one."""

@@ -156,23 +156,21 @@ def _generated(
     )
 
 
-def _drawn_first(name: str, about: str, score: str, words: str, **more: Any) -> Iterator[Split]:
+def _drawn_first(name: str, about: str, score: str, words: str, **more: Any) -> tuple[Split, Split]:
     """Two of them for models that draw before they answer: asked as is, and for the steps."""
     how_to_get = "Make it with the data part of recipes/embedded/train.sh."
     file = f"{name.replace('_', '-')}/questions.jsonl"
     more |= {"format": "aurora", "score": score, "max_new_tokens": _WITH_CONTENT}
-    asked = _generated(name, about, file, how_to_get, **more)
-    yield asked
 
     def ask_for_steps(sample: Sample) -> str:
         return f"{sample.question} {words}"
 
-    yield replace(
-        asked, name=f"{asked.name}_steps", about=f"{about}, in steps", prompt=ask_for_steps
-    )
+    as_is = _generated(name, about, file, how_to_get, **more)
+    name, about = f"{as_is.name}_steps", f"{about}, in steps"
+    return as_is, replace(as_is, name=name, about=about, prompt=ask_for_steps)
 
 
-def _embedded_points(num_points: int) -> Iterator[Split]:
+def _embedded_points(num_points: int) -> tuple[Split, Split]:
     name, letters = f"points_{num_points}", tuple(LETTERS[:num_points])
     about = f"which of {num_points} points is the closest, in generated rooms"
     return _drawn_first(name, about, "multiple_choice", ASK_POINT_STEPS, choices=letters)

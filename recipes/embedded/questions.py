@@ -125,7 +125,7 @@ def easy_question(scene: Scene, rng: np.random.Generator) -> Question:
 
 def side_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Which of two items is left of the other, for every pair of which that is plain."""
-    pairs = [(a, b) for a, b in permutations(_shuffled(scene, rng), 2) if _apart(a, b)]
+    pairs = [(a, b) for a, b in permutations(scene.items, 2) if _apart(a, b)]
     order = rng.permutation(len(pairs)).tolist()
     return [_side_question(a, b, rng) for a, b in (pairs[i] for i in order)]
 

@@ -14,7 +14,16 @@ import yaml
 
 from recipes.embedded import language
 from recipes.embedded.bank import load_bank
-from recipes.embedded.language import Muon, Reader, Settings, Table, batches_of, order_of, train
+from recipes.embedded.language import (
+    Muon,
+    Reader,
+    Settings,
+    Table,
+    Training,
+    batches_of,
+    order_of,
+    train,
+)
 from recipes.embedded.make import Stage, make_part
 from recipes.embedded.settings import read_settings
 from recipes.embedded.shape import fresh_model
@@ -165,6 +174,30 @@ def test_a_bank_of_other_settings_is_not_used(made, tmp_path):
     assert len(smaller.features) * 4 == len(first.features)
 
 
+def save_half(state, file):
+    Path(file).write_bytes(b"half")
+    raise KeyboardInterrupt
+
+
+def test_a_stopped_save_leaves_the_last_bank_and_state_whole(made, tmp_path, monkeypatch):
+    model = load_model(str(made / "model"), device="cpu", dtype=torch.float32)
+    training = Training(model, settings_of(made))
+    bank, state = tmp_path / "bank.pt", tmp_path / "language.pt"
+
+    def save(name):
+        load_bank(model, str(made / "model"), [str(made / f"{name}.jsonl")], str(bank), 1)
+
+    save("easy")
+    training.save(state)
+    before = bank.read_bytes(), state.read_bytes()
+    monkeypatch.setattr(torch, "save", save_half)
+    for stopped in (lambda: save("looks"), lambda: training.save(state)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
+    assert (bank.read_bytes(), state.read_bytes()) == before
+    assert sorted(tmp_path.iterdir()) == [bank, state]
+
+
 def test_a_picture_that_is_no_square_is_refused(made, tmp_path):
     row = json.loads((made / "easy.jsonl").read_text().splitlines()[0])
     row["images"] = [f"{made / row['images'][0]}_0,0,168,56"]
@@ -174,7 +207,13 @@ def test_a_picture_that_is_no_square_is_refused(made, tmp_path):
         load_bank(model, str(made / "model"), [str(tmp_path / "wide.jsonl")], "", 1)
 
 
-@pytest.mark.parametrize("name", ["3-language", "3-baseline"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("3-language", "3-baseline"),
+        *("count-steps", "count-direct", "nearest-steps", "nearest-direct"),
+    ],
+)
 def test_the_configs_are_read(name):
     settings = read_settings(Settings, CONFIGS / f"{name}.yaml", [])
     assert Path(settings.output_dir).name == name

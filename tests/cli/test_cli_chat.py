@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import select
 import subprocess
 import sys
@@ -133,24 +134,32 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_the_chat(random_model):
     )
     os.close(side)
 
-    def wait_for(word):
-        seen, deadline = b"", time.monotonic() + 90
-        while word not in seen and time.monotonic() < deadline:
-            if select.select([main], [], [], 1)[0]:
-                seen += os.read(main, 4096)
-        assert word in seen, seen
+    unread = b""
+
+    def wait_for(words, key=b""):
+        """All up to these words; what follows them is kept for the next call.
+
+        A signal that comes as input() begins is seen at the next key, so keys are pressed again.
+        """
+        nonlocal unread
+        os.write(main, key)
+        deadline = time.monotonic() + 90
+        while not (found := re.search(words, unread)):
+            assert time.monotonic() < deadline, unread
+            if select.select([main], [], [], 2)[0]:
+                unread += os.read(main, 4096)
+            else:
+                os.write(main, key)
+        seen, unread = unread[: found.end()], unread[found.end() :]
         return seen
 
     try:
         assert b"no image yet; /help lists the commands" in wait_for(b"> ")
         os.write(main, b"Go on.\n")
-        wait_for(b"Go on.\r\n")
-        time.sleep(0.5)  # it writes
+        wait_for(rb"Go on\.\r\n\s*\S")  # it writes
         os.write(main, b"\x03")
-        wait_for(b"stopped; the chat continues as if this had not been asked")
-        wait_for(b"> ")
-        os.write(main, b"\x03")
-        wait_for(b"Ctrl-D ends the chat")
+        wait_for(b"stopped; the chat continues as if this had not been asked\r\n> ")
+        wait_for(b"Ctrl-D ends the chat\r\n> ", key=b"\x03")
         os.write(main, b"\x04")
         assert running.wait(20) == 0
     finally:

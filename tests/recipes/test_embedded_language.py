@@ -111,6 +111,19 @@ def test_a_hidden_question_changes_the_answers_of_calling_rows_only(made):
     assert calling[0] != calling[1] and easy[0] == easy[1]
 
 
+@pytest.mark.slow  # the compiler takes a minute or two
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler
+def test_a_compiled_run_learns_as_one_that_was_not(made):
+    losses = []
+    for is_compiled in (False, True):
+        output = made / f"compiled-{is_compiled}"
+        train(settings_of(made, output_dir=str(output), compile=is_compiled), CPU)
+        line = json.loads((output / "language.jsonl").read_text().splitlines()[-1])
+        losses.append([value for name, value in line.items() if name.startswith("loss")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
 def test_a_stopped_run_ends_as_one_that_was_not(made, monkeypatch):
     whole = settings_of(made, output_dir=str(made / "whole"))
     train(whole, CPU)

@@ -3,7 +3,8 @@
 Run ``python -m recipes.embedded.language configs/embedded/3-language.yaml``. No encoder is trained
 here, so all pictures are encoded before the first step (:mod:`recipes.embedded.bank`); a step then
 takes a GPU some 30 milliseconds. The loss is that of the model's own forward. A stopped run goes on
-where it last saved.
+where it last saved. ``torchrun --nproc-per-node 2 -m`` in place of ``python -m`` divides each batch
+among processes, such as one per core.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +33,10 @@ from vpt.errors import NonFiniteError, VPTError
 from vpt.files import replace_atomically
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
+from vpt.policy.processes import Processes
 
 _ATTENTION = "shared_heads_sdpa"
+_PATIENCE = timedelta(hours=6)  # one process encodes all pictures, the others wait
 _SORTED = 8  # batches' worth of rows that are sorted by length together
 
 Chosen = NDArray[np.integer[Any]]
@@ -58,8 +62,9 @@ class Settings:
         num_held_out: last rows of each file, which are not trained on but measured.
         save_steps: between states to go on from, and lines of the log.
         num_workers: processes that read rows and pictures.
-        compile: compile the layers, which takes minutes before the first step and needs a C++
-            compiler on a CPU; a step then takes three quarters of the time there.
+        bf16: multiply matrices in bfloat16; faster on GPUs and on CPUs with AMX.
+        compile: compile the layers: minutes before the first step, then faster ones. On a CPU it
+            needs a C++ compiler.
         seed: of the order.
     """
 
@@ -76,6 +81,7 @@ class Settings:
     num_held_out: int = 96
     save_steps: int = 500
     num_workers: int = 2
+    bf16: bool = False
     compile: bool = False
     seed: int = 1
 
@@ -159,14 +165,21 @@ class Reader:
         model: whose language model reads; its projectors' conditions are used as they are.
         features: ``[T, D]`` of a bank.
         hidden_questions: as in :class:`Settings`.
+        bf16: as in :class:`Settings`.
     """
 
     def __init__(
-        self, model: VPTForConditionalGeneration, features: Tensor, hidden_questions: float = 0.0
+        self,
+        model: VPTForConditionalGeneration,
+        features: Tensor,
+        hidden_questions: float = 0.0,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.model = model
         self.features = features
         self.hidden_questions = hidden_questions
+        self._bf16 = bf16
         model.model.language_model.config._attn_implementation = _ATTENTION
         pads = [model.config.pad_id(name) for name in model.config.branches]
         self._pads = torch.tensor(pads, device=features.device)
@@ -248,18 +261,25 @@ class Reader:
         """Final hidden states; padding is on the right, where nothing attends to it."""
         language_model = self.model.model.language_model
         rotary = language_model.rotary_emb(embeds, positions)
-        for layer in language_model.layers:
-            embeds = layer(embeds, attention_mask=None, position_embeddings=rotary)
-        return cast(Tensor, language_model.norm(embeds))
+        with torch.autocast(embeds.device.type, torch.bfloat16, enabled=self._bf16):
+            for layer in language_model.layers:
+                embeds = layer(embeds, attention_mask=None, position_embeddings=rotary)
+            return cast(Tensor, language_model.norm(embeds)).float()
 
 
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention with each key-value head repeated: a GPU then keeps no scores in float32."""
+    """Causal attention with each key-value head repeated: a GPU then keeps no scores in float32.
+
+    On a CPU it is computed in float32: its gradient takes three times as long in bfloat16.
+    """
     groups = module.num_key_value_groups
     key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    if query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     return out.transpose(1, 2), None
 
 
@@ -316,13 +336,17 @@ class Training:
     Args:
         model: whose language model is trained, and nothing else.
         settings: of the run.
+        processes: whose gradients are added up.
     """
 
-    def __init__(self, model: VPTForConditionalGeneration, settings: Settings) -> None:
+    def __init__(
+        self, model: VPTForConditionalGeneration, settings: Settings, processes: Processes
+    ) -> None:
         model.requires_grad_(False)
         self.parameters = list(model.model.language_model.requires_grad_(True).parameters())
         self.model = model
         self.settings = settings
+        self.processes = processes
         embedding = model.get_input_embeddings().weight
         matrices = [one for one in self.parameters if one.ndim == 2 and one is not embedding]
         others = [one for one in self.parameters if one.ndim != 2 or one is embedding]
@@ -340,6 +364,7 @@ class Training:
         """Take a step down the gradient."""
         settings = self.settings
         loss.backward()
+        self.processes.sum_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
         rate = (
             warm_cosine(self.step, settings.steps, settings.warmup_steps) * settings.learning_rate
@@ -375,21 +400,40 @@ class Training:
 
 
 def train(settings: Settings, device: torch.device) -> None:
-    """Train, save the model, and log accuracies on rows that are not trained on."""
+    """Train, save the model, and log accuracies on rows that are not trained on.
+
+    Raises:
+        VPTError: if several processes have no bank to share, or files have too few rows.
+        NonFiniteError: if a loss is not finite.
+    """
+    processes = Processes(use_cpu=device.type == "cpu", patience=_PATIENCE)
+    if processes.size > 1 and not settings.bank:
+        raise VPTError(f"{processes.size} processes need a bank to share; set bank to a file")
+    if processes.size > settings.batch_size:
+        raise VPTError(
+            f"expected a row per process, got {processes.size} processes and "
+            f"batch_size={settings.batch_size}"
+        )
     torch.manual_seed(settings.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     model = load_model(settings.model, device=str(device), dtype=torch.float32).train()
     files = list(dict.fromkeys(file for phase in settings.phases.values() for file in phase))
+    if not processes.is_main:
+        processes.wait()  # until the bank is written
     bank = load_bank(model, settings.model, files, settings.bank, settings.num_workers)
+    if processes.is_main:
+        processes.wait()
     _check(settings, bank)
     tables = {file: Table(rows, device) for file, rows in bank.rows.items()}
-    reader = Reader(model, bank.features.to(device), settings.hidden_questions)
+    features = bank.features.to(device)
+    reader = Reader(model, features, settings.hidden_questions, bf16=settings.bf16)
     if settings.compile:
         reader.compile()
-    training = Training(model, settings)
+    training = Training(model, settings, processes)
     output = Path(settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     training.restore(output / "language.pt")
+    processes.wait()  # until all have read it
     batches = order_of(settings, {file: rows.lengths for file, rows in bank.rows.items()})
     bar = tqdm(
         islice(batches, training.step, None),
@@ -397,23 +441,23 @@ def train(settings: Settings, device: torch.device) -> None:
         initial=training.step,
         total=settings.steps,
         mininterval=5,
+        disable=not processes.is_main,
     )
     means: dict[str, Tensor] = {}
     for file, chosen in bar:
-        rng = np.random.default_rng([settings.seed, training.step])
-        loss, _, _ = reader.loss(tables[file], chosen, rng)
-        training.update(loss)
+        rng = np.random.default_rng([settings.seed, training.step, processes.rank])
+        own = chosen[processes.rank :: processes.size]
+        loss, _, right = reader.loss(tables[file], own, rng)
+        training.update(loss * (len(right) / processes.total(len(right))))
         means[file] = 0.95 * means.get(file, loss.detach()) + 0.05 * loss.detach()
-        if training.step % settings.save_steps == 0 or training.step == settings.steps:
-            _log(
-                output / "language.jsonl",
-                training.step,
-                means,
-                measure(reader, tables, settings.num_held_out),
-            )
+        is_pause = training.step % settings.save_steps == 0 or training.step == settings.steps
+        if is_pause and processes.is_main:
+            accuracies = measure(reader, tables, settings.num_held_out)
+            _log(output / "language.jsonl", training.step, means, accuracies)
             training.save(output / "language.pt")
-    model.save_pretrained(output)
-    VPTProcessor.from_pretrained(settings.model).save_pretrained(output)
+    if processes.is_main:
+        model.save_pretrained(output)
+        VPTProcessor.from_pretrained(settings.model).save_pretrained(output)
 
 
 def _check(settings: Settings, bank: Bank) -> None:

@@ -5,6 +5,7 @@
 #
 # TARGET is the folder of the finished model (default: models/embedded/packed). What is finished is
 # skipped, and what was stopped goes on, so the same command resumes it. Needs pip install -e ".[train]".
+# PROCESSES=2 divides the batches of stage 3 among two processes, such as one per core.
 #
 # To begin with stage 3, on the encoders and the depth tokenizer of the shipped model:
 #   python -m recipes.embedded.encoders vpt/embedded models/embedded/2-perception
@@ -67,7 +68,8 @@ run $rows/train/dataset_info.json python -m recipes.embedded.drawing --rows $row
 
 # Training
 
-stage() { run "$models/$2/model.safetensors" python -m "recipes.embedded.$1" "$configs/$2.yaml"; }
+launch="python -m"
+stage() { run "$models/$2/model.safetensors" $launch "recipes.embedded.$1" "$configs/$2.yaml"; }
 
 if [ ! -e $models/2-perception/model.safetensors ]; then
   stage vision 1-vision
@@ -76,6 +78,7 @@ fi
 run $models/3-start/config.json vpt init --base $models/2-perception --dtype float32 --content depth,boxes \
   --depth-tokenizer $tokenizer --out $models/3-start
 vpt set $models/3-start --mask none --own-tower-pixels 78400 --stems frozen --reset-conditioning clip,dino,sam --seed 1
+[ "${PROCESSES:-1}" = 1 ] || launch="torchrun --nproc-per-node $PROCESSES -m"
 stage language 3-language
 
 # Package

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import socket
 import sys
 from itertools import islice
 from pathlib import Path
@@ -27,9 +29,10 @@ from recipes.embedded.language import (
 from recipes.embedded.make import Stage, make_part
 from recipes.embedded.settings import read_settings
 from recipes.embedded.shape import fresh_model
-from vpt.errors import DataError, NonFiniteError
+from vpt.errors import DataError, NonFiniteError, VPTError
 from vpt.model.encoding import RowEncoder, collate, open_row_image
 from vpt.model.modeling import load_model
+from vpt.policy.processes import Processes
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[2] / "configs" / "embedded"
@@ -151,6 +154,71 @@ def test_a_stopped_run_ends_as_one_that_was_not(made, monkeypatch):
     assert {f"accuracy_{name}" for name in FILES} < set(lines[-1])
 
 
+def train_part(rank, port, settings, messages):
+    """A run as one of two processes, as torchrun would start it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        train(settings, CPU)
+    except VPTError as exc:
+        messages[rank] = str(exc)
+    torch.distributed.destroy_process_group()
+
+
+def train_in_two(settings):
+    """What each process says of its failure."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        messages = manager.dict()
+        torch.multiprocessing.spawn(train_part, (port, settings, messages), nprocs=2)
+        return dict(messages)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(made):
+    """Rows with a different number of targets, in halves of a batch, count the same."""
+    alone = settings_of(made, output_dir=str(made / "one"), steps=4)
+    train(alone, CPU)
+    shared = dataclasses.replace(
+        alone, output_dir=str(made / "two"), bank=str(made / "bank-of-two.pt")
+    )
+    assert train_in_two(shared) == {}
+    models = [
+        load_model(str(made / name), device="cpu", dtype=torch.float32).state_dict()
+        for name in ("one", "two")
+    ]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name], atol=1e-4, rtol=1e-3, msg=name)
+    lines = (made / "two" / "language.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 4]
+    for changed, message in (
+        ({"bank": ""}, "2 processes need a bank to share; set bank to a file"),
+        ({"batch_size": 1}, "expected a row per process, got 2 processes and batch_size=1"),
+    ):
+        assert set(train_in_two(dataclasses.replace(shared, **changed)).values()) == {message}
+
+
+def test_matrices_in_bfloat16_give_nearly_the_same_loss_and_gradient(made):
+    folder = str(made / "model")
+    file = str(made / "instructions.jsonl")
+    model = load_model(folder, device="cpu", dtype=torch.float32)
+    bank = load_bank(model, folder, [file], "", 1)
+    found = []
+    for bf16 in (False, True):
+        model.zero_grad()
+        reader = Reader(model, bank.features.float(), bf16=bf16)
+        loss, _, _ = reader.loss(Table(bank.rows[file], CPU), np.arange(4))
+        loss.backward()
+        gradient = model.model.language_model.layers[0].mlp.up_proj.weight.grad.flatten()
+        assert gradient.dtype == torch.float32
+        found.append((loss.item(), gradient.clone()))
+    (loss, gradient), (other_loss, other_gradient) = found
+    assert loss != other_loss and other_loss == pytest.approx(loss, rel=5e-3)
+    assert torch.cosine_similarity(gradient, other_gradient, dim=0) > 0.99
+
+
 def test_only_the_language_model_is_trained(made):
     train(settings_of(made, output_dir=str(made / "only")), CPU)
     before, after = (
@@ -194,7 +262,7 @@ def save_half(state, file):
 
 def test_a_stopped_save_leaves_the_last_bank_and_state_whole(made, tmp_path, monkeypatch):
     model = load_model(str(made / "model"), device="cpu", dtype=torch.float32)
-    training = Training(model, settings_of(made))
+    training = Training(model, settings_of(made), Processes(use_cpu=True))
     bank, state = tmp_path / "bank.pt", tmp_path / "language.pt"
 
     def save(name):

@@ -1,9 +1,10 @@
-"""Processes that train one policy together, as ``torchrun`` starts them; one alone is the rest."""
+"""Processes that train one model together, as ``torchrun`` starts them; one alone is the rest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from torch import Tensor
 class Processes:
     """The processes of a run; their group is made from torchrun's environment if there is one.
 
+    Args:
+        use_cpu: even where there is a GPU.
+        patience: how long one waits for the others before it fails; torch's own if ``None``.
+
     Attributes:
         rank: number of this process, from 0.
         size: number of all.
     """
 
-    def __init__(self, *, use_cpu: bool) -> None:
+    def __init__(self, *, use_cpu: bool, patience: timedelta | None = None) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0)) if self.size > 1 else 0
         self._device = torch.device("cpu")
@@ -29,7 +34,8 @@ class Processes:
             self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self._device)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if self._device.type == "cpu" else "nccl")
+            backend = "gloo" if self._device.type == "cpu" else "nccl"
+            dist.init_process_group(backend, timeout=patience)
 
     @property
     def is_main(self) -> bool:

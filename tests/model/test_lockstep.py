@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 from streams import Row, batch, call, mixed_rows, picture
 from tiny_model import tiny_model
+from two_processes import run_in_two
 
 from vpt.model import modeling
 from vpt.model.lockstep import Work
@@ -178,22 +178,17 @@ def mean_of_processes(loss):
     return loss.item() / dist.get_world_size()
 
 
-def run_process(rank, port, folder, runs):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def train_all(folder, runs):
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     for number, (train, *arguments) in enumerate(runs):
         learned = train(*arguments)
-        if rank == 0:
+        if dist.get_rank() == 0:
             torch.save(learned, folder / f"{number}.pt")
-    dist.destroy_process_group()
 
 
 def check_two_processes(folder, runs):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(run_process, (port, folder, runs), nprocs=2)
+    run_in_two(train_all, folder, runs)
     for number, (_, case, *_) in enumerate(runs):
         alone, expected = train_alone(case)
         losses, weights = torch.load(folder / f"{number}.pt")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import torch
 from drawing import noise
 from safetensors.torch import load_file
 from tiny_model import tiny_model
+from two_processes import run_in_two
 
 import vpt
 from vpt.errors import CheckpointError, DataError, NonFiniteError, PromptError
@@ -258,23 +258,8 @@ def test_the_command_trains_and_prints_a_line_per_step(run, settings, tmp_path):
     assert code == 2 and "did you mean 'max_steps'?" in err
 
 
-def train_share(rank, port, settings, figures):
-    """A run as one of two processes, as torchrun would start it."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    trainer = PolicyTrainer(settings)
-    figures[rank] = list(trainer.run())
-    torch.distributed.destroy_process_group()
-
-
-def two_processes(settings):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with torch.multiprocessing.Manager() as manager:
-        figures = manager.dict()
-        torch.multiprocessing.spawn(train_share, (port, settings, figures), nprocs=2)
-        return dict(figures)
+def figures_of(settings):
+    return list(PolicyTrainer(settings).run())
 
 
 @pytest.mark.slow
@@ -284,7 +269,7 @@ def test_two_processes_train_as_one_with_twice_the_answers(settings, tmp_path, f
     one = settings(**more, gradient_accumulation_steps=4, output_dir=tmp_path / "one")
     alone = list(PolicyTrainer(one).run())
     shared = settings(**more, gradient_accumulation_steps=2, output_dir=tmp_path / "two")
-    told = two_processes(shared)
+    told = run_in_two(figures_of, shared)
     assert told[0] == told[1]
     for ours, theirs in zip(told[0], alone, strict=True):
         assert ours.get("eval", ours).keys() == theirs.get("eval", theirs).keys()

@@ -214,17 +214,16 @@ def test_the_whole_recipe_names_what_there_is():
         assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file(), module
 
 
-def run_recipe(folder, command):
+def run_recipe(folder, command, **environment):
     """Run the script in an empty checkout with the same command in place of each of its own."""
-    for name in ("python", "vpt", "llamafactory-cli"):
+    for name in ("python", "vpt", "torchrun"):
         (folder / name).write_text(f"#!/bin/bash\n{command}\n")
         (folder / name).chmod(0o755)
     copy = folder / "recipes" / "embedded" / "train.sh"
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(SCRIPT.read_text())
-    path = f"{folder}:/usr/bin:/bin"
-    words = ["bash", copy]
-    return subprocess.run(words, capture_output=True, text=True, env={"PATH": path}, check=False)
+    env = {"PATH": f"{folder}:/usr/bin:/bin", **environment}
+    return subprocess.run(["bash", copy], capture_output=True, text=True, env=env, check=False)
 
 
 def test_the_whole_recipe_stops_at_a_step_that_made_nothing(tmp_path):
@@ -250,6 +249,14 @@ for word; do
   cd - > /dev/null
 done
 """
+
+
+def test_the_last_stage_runs_in_as_many_processes_as_are_asked_for(tmp_path):
+    ended = run_recipe(tmp_path, MAKE_ALL, PROCESSES="2")
+    assert ended.returncode == 0, ended.stderr
+    shared = [line for line in (tmp_path / "log").read_text().splitlines() if "torchrun" in line]
+    config = "configs/embedded/3-language.yaml"
+    assert shared == [f"torchrun --nproc-per-node 2 -m recipes.embedded.language {config}"]
 
 
 def test_each_command_of_the_whole_recipe_is_one_that_can_be_given(tmp_path):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import socket
 import sys
 from itertools import islice
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from two_processes import run_in_two
 
 from recipes.embedded import language
 from recipes.embedded.bank import load_bank
@@ -154,26 +153,12 @@ def test_a_stopped_run_ends_as_one_that_was_not(made, monkeypatch):
     assert {f"accuracy_{name}" for name in FILES} < set(lines[-1])
 
 
-def train_part(rank, port, settings, messages):
-    """A run as one of two processes, as torchrun would start it."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def train_or_say_why(settings):
     try:
         train(settings, CPU)
     except VPTError as exc:
-        messages[rank] = str(exc)
-    torch.distributed.destroy_process_group()
-
-
-def train_in_two(settings):
-    """What each process says of its failure."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with torch.multiprocessing.Manager() as manager:
-        messages = manager.dict()
-        torch.multiprocessing.spawn(train_part, (port, settings, messages), nprocs=2)
-        return dict(messages)
+        return str(exc)
+    return "trained"
 
 
 @pytest.mark.slow
@@ -184,7 +169,7 @@ def test_two_processes_train_as_one(made):
     shared = dataclasses.replace(
         alone, output_dir=str(made / "two"), bank=str(made / "bank-of-two.pt")
     )
-    assert train_in_two(shared) == {}
+    assert set(run_in_two(train_or_say_why, shared).values()) == {"trained"}
     models = [
         load_model(str(made / name), device="cpu", dtype=torch.float32).state_dict()
         for name in ("one", "two")
@@ -197,7 +182,8 @@ def test_two_processes_train_as_one(made):
         ({"bank": ""}, "2 processes need a bank to share; set bank to a file"),
         ({"batch_size": 1}, "expected a row per process, got 2 processes and batch_size=1"),
     ):
-        assert set(train_in_two(dataclasses.replace(shared, **changed)).values()) == {message}
+        told = run_in_two(train_or_say_why, dataclasses.replace(shared, **changed))
+        assert set(told.values()) == {message}
 
 
 def test_matrices_in_bfloat16_give_nearly_the_same_loss_and_gradient(made):

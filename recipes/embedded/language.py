@@ -62,7 +62,7 @@ class Settings:
         num_held_out: last rows of each file, which are not trained on but measured.
         save_steps: between states to go on from, and lines of the log.
         num_workers: processes that read rows and pictures.
-        bf16: multiply matrices in bfloat16; faster on GPUs and on CPUs with AMX.
+        bf16: multiply matrices in bfloat16; with compile, faster on a CPU with AMX.
         compile: compile the layers: minutes before the first step, then faster ones. On a CPU it
             needs a C++ compiler.
         seed: of the order.

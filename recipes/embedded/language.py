@@ -3,8 +3,8 @@
 Run ``python -m recipes.embedded.language configs/embedded/3-language.yaml``. No encoder is trained
 here, so all pictures are encoded before the first step (:mod:`recipes.embedded.bank`); a step then
 takes a GPU some 30 milliseconds. The loss is that of the model's own forward. A stopped run goes on
-where it last saved. ``torchrun --nproc-per-node 2 -m`` in place of ``python -m`` divides each batch
-among processes, such as one per core.
+where it last saved. In place of ``python -m``, ``torchrun --standalone --nproc-per-node 2 -m``
+divides each batch among processes, such as one per core.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ fi
 run $models/3-start/config.json vpt init --base $models/2-perception --dtype float32 --content depth,boxes \
   --depth-tokenizer $tokenizer --out $models/3-start
 vpt set $models/3-start --mask none --own-tower-pixels 78400 --stems frozen --reset-conditioning clip,dino,sam --seed 1
-[ "${PROCESSES:-1}" = 1 ] || launch="torchrun --nproc-per-node $PROCESSES -m"
+[ "${PROCESSES:-1}" = 1 ] || launch="torchrun --standalone --nproc-per-node $PROCESSES -m"
 stage language 3-language
 
 # Package

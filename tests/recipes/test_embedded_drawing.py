@@ -255,8 +255,8 @@ def test_the_last_stage_runs_in_as_many_processes_as_are_asked_for(tmp_path):
     ended = run_recipe(tmp_path, MAKE_ALL, PROCESSES="2")
     assert ended.returncode == 0, ended.stderr
     shared = [line for line in (tmp_path / "log").read_text().splitlines() if "torchrun" in line]
-    config = "configs/embedded/3-language.yaml"
-    assert shared == [f"torchrun --nproc-per-node 2 -m recipes.embedded.language {config}"]
+    words = "--standalone --nproc-per-node 2 -m recipes.embedded.language"
+    assert shared == [f"torchrun {words} configs/embedded/3-language.yaml"]
 
 
 def test_each_command_of_the_whole_recipe_is_one_that_can_be_given(tmp_path):

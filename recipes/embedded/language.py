@@ -33,7 +33,7 @@ from vpt.errors import NonFiniteError, VPTError
 from vpt.files import replace_atomically
 from vpt.model.modeling import VPTForConditionalGeneration, load_model
 from vpt.model.processing import VPTProcessor
-from vpt.policy.processes import Processes
+from vpt.training.processes import Processes
 
 _ATTENTION = "shared_heads_sdpa"
 _PATIENCE = timedelta(hours=6)  # one process encodes all pictures, the others wait

@@ -31,7 +31,7 @@ from recipes.embedded.shape import fresh_model
 from vpt.errors import DataError, NonFiniteError, VPTError
 from vpt.model.encoding import RowEncoder, collate, open_row_image
 from vpt.model.modeling import load_model
-from vpt.policy.processes import Processes
+from vpt.training.processes import Processes
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[2] / "configs" / "embedded"

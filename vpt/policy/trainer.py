@@ -33,11 +33,11 @@ from vpt.inference.prefixes import DEFAULT_PREFIX_BYTES, PrefixStore
 from vpt.model.modeling import load_model
 from vpt.model.processing import VPTProcessor
 from vpt.policy.evaluation import BLIND, behaviour, evaluate, write_gallery
-from vpt.policy.processes import Processes
 from vpt.policy.rewards import Outcome, group_advantages, reward_parts, score_of
 from vpt.policy.rollouts import Rollout, RolloutEncoder, run_rollouts, sampled_log_probs
 from vpt.policy.settings import MAY_CHANGE, PolicySettings
 from vpt.runtime import Runtime
+from vpt.training.processes import Processes
 
 STATE, LOG, PREFIX = "policy_state.pt", "trainer_log.jsonl", "checkpoint-"
 

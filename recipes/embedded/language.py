@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -54,7 +54,8 @@ class Settings:
         steps: of one batch, with rows of one file.
         batch_size: rows.
         learning_rate: at its height.
-        warmup_steps: until then.
+        restarts: share of the steps from which on it rises again (arXiv 1608.03983): its height.
+        warmup_steps: until a height.
         weight_decay: of all that is trained.
         hidden_questions: share of the rows with a call whose question is hidden from the answer,
             so that the control state has to tell it.
@@ -74,6 +75,7 @@ class Settings:
     steps: int
     batch_size: int = 96
     learning_rate: float = 5e-3
+    restarts: Mapping[float, float] = field(default_factory=dict)
     warmup_steps: int = 100
     weight_decay: float = 0.02
     hidden_questions: float = 0.0
@@ -126,6 +128,15 @@ def order_of(
         weights = np.array(list(shares.values()))
         file = list(shares)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         yield file, next(sources[file])
+
+
+def learning_rate_at(step: int, settings: Settings) -> float:
+    """Of a step: it rises and falls along a cosine, once and after each restart."""
+    heights = {0.0: settings.learning_rate, **settings.restarts}
+    starts = {math.ceil(share * settings.steps): height for share, height in heights.items()}
+    begin = max(start for start in starts if start <= step)
+    end = min((start for start in starts if start > step), default=settings.steps)
+    return starts[begin] * warm_cosine(step - begin, end - begin, settings.warmup_steps)
 
 
 class Table:
@@ -362,13 +373,10 @@ class Training:
 
     def update(self, loss: Tensor) -> None:
         """Take a step down the gradient."""
-        settings = self.settings
         loss.backward()
         self.processes.sum_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
-        rate = (
-            warm_cosine(self.step, settings.steps, settings.warmup_steps) * settings.learning_rate
-        )
+        rate = learning_rate_at(self.step, self.settings)
         self.muon.step(rate)
         for group in self.adam.param_groups:
             group["lr"] = rate
@@ -403,7 +411,8 @@ def train(settings: Settings, device: torch.device) -> None:
     """Train, save the model, and log accuracies on rows that are not trained on.
 
     Raises:
-        VPTError: if several processes have no bank to share, or files have too few rows.
+        VPTError: if several processes have no bank to share, if files have too few rows, or for
+            phases or restarts outside of the run.
         NonFiniteError: if a loss is not finite.
     """
     processes = Processes(use_cpu=device.type == "cpu", patience=_PATIENCE)
@@ -414,6 +423,7 @@ def train(settings: Settings, device: torch.device) -> None:
             f"expected a row per process, got {processes.size} processes and "
             f"batch_size={settings.batch_size}"
         )
+    _check_shares(settings)
     torch.manual_seed(settings.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     model = load_model(settings.model, device=str(device), dtype=torch.float32).train()
@@ -423,7 +433,7 @@ def train(settings: Settings, device: torch.device) -> None:
     bank = load_bank(model, settings.model, files, settings.bank, settings.num_workers)
     if processes.is_main:
         processes.wait()
-    _check(settings, bank)
+    _check_rows(settings, bank)
     tables = {file: Table(rows, device) for file, rows in bank.rows.items()}
     features = bank.features.to(device)
     reader = Reader(model, features, settings.hidden_questions, bf16=settings.bf16)
@@ -460,14 +470,19 @@ def train(settings: Settings, device: torch.device) -> None:
         VPTProcessor.from_pretrained(settings.model).save_pretrained(output)
 
 
-def _check(settings: Settings, bank: Bank) -> None:
+def _check_shares(settings: Settings) -> None:
+    if 0 not in settings.phases:
+        raise VPTError(f"phases: expected one from 0 on, got {sorted(settings.phases)}")
+    if wrong := [share for share in settings.restarts if not 0 < share < 1]:
+        raise VPTError(f"restarts: expected shares of the steps between 0 and 1, got {wrong[0]}")
+
+
+def _check_rows(settings: Settings, bank: Bank) -> None:
     for file, rows in bank.rows.items():
         if (num := len(rows.lengths)) <= settings.num_held_out:
             raise VPTError(
                 f"{file} has {num} rows; expected more than num_held_out, {settings.num_held_out}"
             )
-    if 0 not in settings.phases:
-        raise VPTError(f"phases: expected one from 0 on, got {sorted(settings.phases)}")
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from recipes.embedded.language import (
     Table,
     Training,
     batches_of,
+    learning_rate_at,
     order_of,
     train,
 )
@@ -303,6 +304,16 @@ def test_every_step_has_rows_of_one_phase_and_of_similar_length():
     assert counts.max() - counts.min() <= 2  # all are used alike
 
 
+def test_after_a_restart_the_learning_rate_is_that_of_a_run_of_its_own():
+    alone = Settings("", "", {}, steps=100, learning_rate=0.2, warmup_steps=5)
+    again = dataclasses.replace(alone, steps=150, restarts={0.6666: 0.1})
+    rates = [learning_rate_at(step, again) for step in range(150)]
+    assert rates[:100] == [learning_rate_at(step, alone) for step in range(100)]
+    after = dataclasses.replace(alone, steps=50, learning_rate=0.1)
+    assert rates[100:] == [learning_rate_at(step, after) for step in range(50)]
+    assert max(rates[100:]) == pytest.approx(0.1, rel=0.02) and rates[99] < 0.01
+
+
 def test_muon_takes_steps_of_one_size_along_orthogonal_matrices():
     matrices = [torch.nn.Parameter(torch.zeros(8, 4)), torch.nn.Parameter(torch.zeros(4, 8))]
     for one in matrices:
@@ -318,6 +329,10 @@ def test_muon_takes_steps_of_one_size_along_orthogonal_matrices():
     [
         ({"num_held_out": 10_000}, "rows; expected more than num_held_out, 10000"),
         ({"phases": {0.5: {}}}, "phases: expected one from 0 on, got [0.5]"),
+        (
+            {"restarts": {1.5: 0.1}},
+            "restarts: expected shares of the steps between 0 and 1, got 1.5",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

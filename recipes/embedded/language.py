@@ -54,7 +54,7 @@ class Settings:
         steps: of one batch, with rows of one file.
         batch_size: rows.
         learning_rate: at its height.
-        restarts: share of the steps from which on it rises again (arXiv 1608.03983): its height.
+        restarts: its further heights (arXiv 1608.03983) by the share of the steps at which it rises anew.
         warmup_steps: until a height.
         weight_decay: of all that is trained.
         hidden_questions: share of the rows with a call whose question is hidden from the answer,

@@ -54,7 +54,8 @@ class Settings:
         steps: of one batch, with rows of one file.
         batch_size: rows.
         learning_rate: at its height.
-        restarts: its further heights (arXiv 1608.03983) by the share of the steps at which it rises anew.
+        restarts: its later heights (arXiv 1608.03983), by the share of the steps from which on it
+            rises again.
         warmup_steps: until a height.
         weight_decay: of all that is trained.
         hidden_questions: share of the rows with a call whose question is hidden from the answer,
@@ -472,9 +473,15 @@ def train(settings: Settings, device: torch.device) -> None:
 
 def _check_shares(settings: Settings) -> None:
     if 0 not in settings.phases:
-        raise VPTError(f"phases: expected one from 0 on, got {sorted(settings.phases)}")
-    if wrong := [share for share in settings.restarts if not 0 < share < 1]:
-        raise VPTError(f"restarts: expected shares of the steps between 0 and 1, got {wrong[0]}")
+        raise VPTError(f"phases: expected one from 0 on, got {list(settings.phases)}")
+    if words := [share for share in settings.phases if isinstance(share, str)]:
+        raise VPTError(f"phases: expected shares of the steps, got {words[0]!r}")
+    for share, height in settings.restarts.items():
+        if not (isinstance(share, float) and 0 < share < 1 and isinstance(height, float)):
+            raise VPTError(
+                "restarts: expected learning rates by shares of the steps between 0 and 1, "
+                f"such as {{0.8: 1.0e-3}}; got {share!r}: {height!r}"
+            )
 
 
 def _check_rows(settings: Settings, bank: Bank) -> None:

@@ -329,10 +329,10 @@ def test_muon_takes_steps_of_one_size_along_orthogonal_matrices():
     [
         ({"num_held_out": 10_000}, "rows; expected more than num_held_out, 10000"),
         ({"phases": {0.5: {}}}, "phases: expected one from 0 on, got [0.5]"),
-        (
-            {"restarts": {1.5: 0.1}},
-            "restarts: expected shares of the steps between 0 and 1, got 1.5",
-        ),
+        ({"restarts": {1.5: 0.1}}, "between 0 and 1, such as {0.8: 1.0e-3}; got 1.5: 0.1"),
+        ({"restarts": {"0.5:0.1": None}}, "restarts: expected learning rates by shares of the"),
+        ({"restarts": {0.5: "1e-3"}}, "got 0.5: '1e-3'"),
+        ({"phases": {0: {}, "half": {}}}, "phases: expected shares of the steps, got 'half'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -68,9 +68,27 @@ def test_given_content_is_read_instead(processor, vocabulary):
     assert trace.content[0].codes == [7, 7, 0, 0]
 
 
+def test_a_kind_that_is_not_given_stays_the_models(processor, vocabulary):
+    written = f"{BOXES} {MAP} two"
+    other = format_depth([7, 7, 0, 0], 8, 4)
+    assert read(processor, vocabulary, written, replace_content=other)[0] == f"{BOXES} {other} two"
+    one = format_pixel_box((0, 0, 1, 1), 12)
+    drawn = format_pixel_box((1, 2, 5, 6), 12)
+    text, _ = read(processor, vocabulary, f"{MAP} {drawn} one", replace_content=one)
+    assert text == f"{MAP} {one} one"
+
+
 @pytest.fixture(scope="module")
 def runtime():
     return vpt.Runtime(*eager_model())
+
+
+def test_boxes_go_on_after_a_map_is_given(runtime):
+    own = runtime.ask(noise(0), "What?", max_new_tokens=10)
+    codes = format_depth(own.trace.content[0].codes, 8, 4)
+    same = runtime.ask(noise(0), "What?", max_new_tokens=10, replace_content=codes)
+    assert own.trace.turns == same.trace.turns
+    assert [one.kind for one in same.trace.content] == ["depth", "boxes"]
 
 
 def test_the_model_reads_what_the_trace_shows(runtime):

@@ -51,7 +51,7 @@ class ContentReplacer:
     def permitted(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
         """Kinds of content that the model may go on to write."""
         is_over = self._how == "empty" or (
-            self._how not in REPLACED_CONTENT and self._num_sides >= len(self._sides)
+            self._how not in REPLACED_CONTENT and 0 < len(self._sides) <= self._num_sides
         )
         return tuple(kind for kind in kinds if not (is_over and kind == "boxes"))
 

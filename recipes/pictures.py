@@ -122,6 +122,7 @@ def draw_learning() -> Image.Image:
             values = [line[f"accuracy_{name}"] for line in known]
             axes.plot([line["step"] for line in known], values, label=name)
         axes.set(title=title, xlabel="step", ylabel="right tokens, held out", ylim=(0, 1))
+        axes.locator_params(axis="x", nbins=4)
         axes.label_outer()
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")

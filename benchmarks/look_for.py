@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from embedded_model import ask_all, cell_of, elsewhere, is_hit, is_right
+from embedded_model import GRID_SIZE, ask_all, cell_of, elsewhere, is_hit, is_right
 
 import vpt
 from vpt.evaluation.intervals import wilson_interval
@@ -63,8 +64,16 @@ def measure(args: argparse.Namespace) -> None:
         ]
         hits = [is_hit(*one) for one in zip(entries, answers[name], strict=True)]
         print(f"| {name} | " + " | ".join(cells) + f" | {share(hits)} |")
-    missed = [not one.trace.proposals for one in answers["region that the detector finds"]]
-    print(f"nothing found: {share(missed)}")
+    found = answers["region that the detector finds"]
+    print(f"nothing found: {share([not one.trace.proposals for one in found])}")
+    by_size = defaultdict(list)
+    for answer, right in zip(found, of("region that the detector finds"), strict=True):
+        if answer.looks and (box := answer.looks[0].box_xyxy_px):
+            cell_px = answer.trace.images[0].size_wh[0] / GRID_SIZE
+            wide, high = (round((box[at + 2] - box[at]) / cell_px) for at in (0, 1))
+            by_size[f"{wide} x {high}"].append(right)
+    for size, values in sorted(by_size.items(), key=lambda item: -len(item[1])):
+        print(f"crop of {size} cells (wide x high): {share(values)}")
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ import vpt
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODES = ("auto", "none", "crop", "clip", "dino", "sam", "reencode")
 OVERLOAD = 4
+_FEW = 10  # wrong answers that are listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +309,24 @@ def check(outcomes: Sequence[Outcome], expected: Sequence[str]) -> dict[str, int
     return dict(kinds)
 
 
+def mistakes(outcomes: Sequence[Outcome], expected: Sequence[str]) -> list[dict[str, Any]]:
+    """The first answers that are not the model's own, with their questions."""
+    return [
+        {
+            "question": one.question.text,
+            "number": one.question.number,
+            "options": one.question.options,
+            "answer": one.text,
+            "alone": expected[one.question.number],
+        }
+        for one in outcomes
+        if not one.dropped
+        and one.status == 200
+        and one.text is not None
+        and one.text.strip() != expected[one.question.number]
+    ][:_FEW]
+
+
 def percentiles(seconds: Sequence[float]) -> str:
     """p50, p95 and p99 in milliseconds."""
     values = np.percentile(seconds, [50, 95, 99]) * 1e3 if seconds else [float("nan")] * 3
@@ -409,6 +428,7 @@ def measure_overload(args: argparse.Namespace, words: Sequence[str]) -> dict[str
         "capacity, requests per s": rate,
         "sent": len(outcomes),
         "outcomes": check(outcomes, expected),
+        "wrong": mistakes(outcomes, expected),
         "CPU time, s: server, clients": [round(one, 1) for one in spent],
         "statuses": dict(Counter(one.status for one in outcomes)),
         "memory, MB, at tenths of the time": memory_over_time(memory),

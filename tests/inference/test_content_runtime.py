@@ -1,6 +1,7 @@
 """Models that write depth maps and boxes: made, saved, asked alone and together."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -297,12 +298,34 @@ def test_the_config_refuses_what_cannot_be():
         ("{box}, {box}.", ""),
         ("A{box}, B{box}; C{box}", "A, B; C"),
         (", no boxes", ", no boxes"),
+        ("many and are rings, {box}", "many and are rings"),
+        ("{box} many, rings,", "many, rings,"),
+        ("all,, many, {box}.", "all,, many."),
     ],
 )
-def test_a_list_of_boxes_leaves_no_commas_in_answer_and_stream(written, answer):
+def test_a_list_of_boxes_leaves_no_commas_in_answer_and_stream(boxes_model, written, answer):
+    answered, streamed = answer_and_stream(boxes_model, written)
+    assert answered == streamed == answer
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_answer_is_what_streams(boxes_model, seed):
+    draw = random.Random(seed)
+    pieces = ["a", "a", " b", ",", " ", ";", ".", "\n", "{box}", "{box}"]
+    limit = draw.choice([40, draw.randint(1, 20)])  # whole, or cut off
+    written = "".join(draw.choices(pieces, k=9))
+    answered, streamed = answer_and_stream(boxes_model, written, max_new_tokens=limit)
+    assert answered == streamed
+
+
+@pytest.fixture(scope="module")
+def boxes_model():
     content = ContentTokens(("boxes",), num_pixels=12)
-    runtime = vpt.Runtime(*tiny_model(("clip",), content=content))
+    return vpt.Runtime(*tiny_model(("clip",), content=content))
+
+
+def answer_and_stream(runtime, written, **options):
     text = written.format(box="<PIXEL_1><PIXEL_2><PIXEL_3><PIXEL_4>") + TURN_END
-    script = Script(runtime.processor, runtime.vocabulary, text)
-    assert script.trace.answer == answer
-    assert "".join(event.text for event in script.of_type(TokenEvent)).strip() == answer
+    script = Script(runtime.processor, runtime.vocabulary, text, **options)
+    streamed = "".join(event.text for event in script.of_type(TokenEvent))
+    return script.trace.answer, streamed.strip()

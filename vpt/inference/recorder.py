@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vpt.branches import Proposal
 
 DecodeMap = Callable[[Sequence[int]], NDArray[np.float32]]
-_SEPARATORS = " ,;\n"  # between boxes
+_SEPARATORS = " ,;\n"  # of boxes
 _BETWEEN_BOXES = f"{_SEPARATORS}."  # what is left of a list of boxes in front of an answer
 _LEFT_OF_BOXES = re.compile(r"(?:\s*[,;])+\s*(?=[.,;]|$)")  # the same within it
 
@@ -151,9 +151,8 @@ class Recorder:
         self._last_token_at = now
         token = TokenRecord(token_id, self._processor.token_text(token_id), len(trace.turns), ms)
         is_first = self._text.is_empty
-        (symbol,) = self._vocabulary.symbols([token_id])
-        is_box = self._content is not NO_CONTENT and content_value(symbol, "boxes") is not None
-        text = self._gaps.add(self._text.add(token_id, is_last), is_box, is_last)
+        read = self._text.add(token_id, is_last)
+        text = self._gaps.add(read, self._is_box(token_id), is_last) if self._has_boxes else read
         trace.answer = text.lstrip() if is_first else trace.answer + text
         trace.tokens.append(token)
         trace.counts.generated_tokens += 1
@@ -167,10 +166,9 @@ class Recorder:
         self._text, self._gaps = TextStream(self._readable), BoxGaps()
         trace.turns.append(self._raw(ids))
         written = parse_content(self._vocabulary.symbols(ids), self._content)
-        after = self._readable(ids[written.answer_start :]).strip()
-        trace.answer = after or self._readable(ids).strip()
-        if any(span.kind == "boxes" for span in written.spans):
-            trace.answer = _LEFT_OF_BOXES.sub("", trace.answer).lstrip(_BETWEEN_BOXES)
+        has_boxes = any(span.kind == "boxes" for span in written.spans)
+        read = self._without_boxes if has_boxes else self._readable
+        trace.answer = read(ids[written.answer_start :]).strip() or read(ids).strip()
         num_before, first_token = len(trace.content), len(trace.tokens) - len(ids)
         for span in written.spans:
             record_content(trace, span, first_token, source, self._vocabulary.content)
@@ -232,6 +230,22 @@ class Recorder:
     def _raw(self, ids: Sequence[int]) -> str:
         return self._processor.decode(ids, skip_special_tokens=False)
 
+    def _without_boxes(self, ids: Sequence[int]) -> str:
+        """The same text as streams."""
+        text, gaps, end = TextStream(self._readable), BoxGaps(), len(ids) - 1
+        return "".join(
+            gaps.add(text.add(one, at == end), self._is_box(one), at == end)
+            for at, one in enumerate(ids)
+        )
+
+    @property
+    def _has_boxes(self) -> bool:
+        return "boxes" in self._content.kinds
+
+    def _is_box(self, token_id: int) -> bool:
+        (symbol,) = self._vocabulary.symbols([token_id])
+        return content_value(symbol, "boxes") is not None
+
     def _readable(self, ids: Sequence[int]) -> str:
         """Text without control tokens."""
         symbols = self._vocabulary.symbols(ids)
@@ -268,23 +282,30 @@ class TextStream:
 
 
 class BoxGaps:
-    """Leaves the separators between boxes out of text that streams.
+    """Leaves the separators beside boxes out of text that streams.
 
-    Separators after a box are held back until it is known what they separate.
+    Separators are held back until it is known whether a box is beside them.
     """
 
     def __init__(self) -> None:
-        self._held: str | None = None  # text since the last box
+        self._held = ""
+        self._is_beside = False  # whether a box is beside what is held
         self._is_begun = False  # text of this turn was shown
 
     def add(self, text: str, is_box: bool, is_last: bool) -> str:
         """Take the text of a token; returns what can be shown."""
-        if is_box or self._held is not None:
-            self._held = (self._held or "") + text
-            if not is_last and (is_box or not self._held.strip(_SEPARATORS)):
-                return ""
-            text, self._held = _LEFT_OF_BOXES.sub("", self._held), None
+        text, self._held = self._held + text, ""
+        self._is_beside = self._is_beside or is_box
+        if not is_last and (is_box or not text.strip(_SEPARATORS)):
+            self._held = text
+            return ""
+        if self._is_beside:
+            text = _LEFT_OF_BOXES.sub("", text)
             text = text if self._is_begun else text.lstrip(_BETWEEN_BOXES)
+        self._is_beside = False
+        if not is_last:
+            shown = text.rstrip(_SEPARATORS)
+            text, self._held = shown, text[len(shown) :]
         self._is_begun = self._is_begun or bool(text.strip())
         return text
 

@@ -293,24 +293,27 @@ def ask_server(
     return outcomes, Cost(number / seconds, *(one / number * 1e3 for one in spent))
 
 
+def kind_of(outcome: Outcome, expected: Sequence[str]) -> str:
+    """What came of a request; ``wrong`` is another answer than the model's own."""
+    if outcome.dropped:
+        return "left"
+    if outcome.status in (429, 503) and outcome.may_retry:
+        return "refused"
+    if outcome.status != 200 or outcome.text is None:
+        return "lost"
+    return "answered" if outcome.text.strip() == expected[outcome.question.number] else "wrong"
+
+
 def check(outcomes: Sequence[Outcome], expected: Sequence[str]) -> dict[str, int]:
-    """Numbers of outcomes by kind; ``wrong`` are those with another answer than the model's own."""
+    """Numbers of outcomes by kind."""
     kinds: Counter[str] = Counter(answered=0, refused=0, wrong=0, lost=0)
-    for one in outcomes:
-        if one.dropped:
-            kinds["left"] += 1
-        elif one.status in (429, 503) and one.may_retry:
-            kinds["refused"] += 1
-        elif one.status != 200 or one.text is None:
-            kinds["lost"] += 1
-        else:
-            is_right = one.text.strip() == expected[one.question.number]
-            kinds["answered" if is_right else "wrong"] += 1
+    kinds.update(kind_of(one, expected) for one in outcomes)
     return dict(kinds)
 
 
 def mistakes(outcomes: Sequence[Outcome], expected: Sequence[str]) -> list[dict[str, Any]]:
-    """The first answers that are not the model's own, with their questions."""
+    """The first wrong answers, with their questions."""
+    wrong = [one for one in outcomes if kind_of(one, expected) == "wrong"]
     return [
         {
             "question": one.question.text,
@@ -319,12 +322,8 @@ def mistakes(outcomes: Sequence[Outcome], expected: Sequence[str]) -> list[dict[
             "answer": one.text,
             "alone": expected[one.question.number],
         }
-        for one in outcomes
-        if not one.dropped
-        and one.status == 200
-        and one.text is not None
-        and one.text.strip() != expected[one.question.number]
-    ][:_FEW]
+        for one in wrong[:_FEW]
+    ]
 
 
 def percentiles(seconds: Sequence[float]) -> str:
